@@ -1,0 +1,187 @@
+"""Wiring: layers in sequence, around, and side by side; each a program of a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError, check_array
+from diffprog.layer import Layer, as_layer, described, factory, spec
+from diffprog.notation import show
+from diffprog.program import Children, check_names, wire
+
+__all__ = ["add", "branch", "concatenate", "parallel", "residual", "serial"]
+
+
+@factory
+def serial(*layers: Any, **named: Any) -> Layer:
+    """One after the other: ``y = f_n(... f_2(f_1(x)))``; also written ``f_1 >> f_2``.
+
+    Unnamed layers are named by kind and count, ``linear_0``, ``linear_1``; what has no parameters
+    takes no number, so that inserting an activation renames nothing.
+
+    Args:
+        layers: layers and plain functions, unnamed.
+        named: more of them after those, under names of your own.
+
+    Raises:
+        LayerError: for what is no layer, and for two children of one name.
+
+    Example:
+        >>> net = dp.serial(dp.linear(8), jax.nn.relu, head=dp.linear(3))
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> sorted(params)
+        ['head', 'linear_0']
+    """
+
+    def flow(children: Children, x: Any) -> Any:
+        for child in children:
+            x = child(x)
+        return x
+
+    return _several(serial, flow, layers, named)
+
+
+@factory
+def branch(*layers: Any, merge: Callable[[Any], Any] | None = None, **named: Any) -> Layer:
+    """The same input to all: ``y = merge((f_1(x), ..., f_n(x)))``; a tuple unless merged.
+
+    Args:
+        layers: layers and plain functions, unnamed.
+        merge: a function of the tuple of results, such as `concatenate` or `add`.
+        named: more layers, under names of your own.
+
+    Example:
+        >>> net = dp.branch(dp.linear(2), jax.nn.relu, merge=dp.concatenate)
+        >>> net.plan(jax.ShapeDtypeStruct((5, 3), jnp.float32)).y.shape
+        (5, 5)
+    """
+
+    def spread(children: Children, x: Any) -> Any:
+        y = tuple(child(x) for child in children)
+        return merge(y) if merge else y
+
+    return _several(branch, spread, layers, named, merge=merge)
+
+
+@factory
+def parallel(*layers: Any, **named: Any) -> Layer:
+    """Each its own input: ``(y_1, ..., y_n) = (f_1(x_1), ..., f_n(x_n))``.
+
+    Raises:
+        LayerError: at ``init``, if x is no tuple with one part for each layer.
+
+    Example:
+        >>> net = dp.parallel(dp.linear(2), jax.nn.relu) >> dp.concatenate
+        >>> net.plan((jnp.ones((5, 3)), jnp.ones((5, 4)))).y.shape
+        (5, 6)
+    """
+
+    def each(children: Children, x: Any) -> Any:
+        if not isinstance(x, (tuple, list)) or len(x) != len(children):
+            raise LayerError(f"a tuple of {len(children)} inputs, one for each layer", show(x))
+        return tuple(child(part) for child, part in zip(children, x, strict=True))
+
+    return _several(parallel, each, layers, named)
+
+
+@factory
+def residual(body: Any, shortcut: Any = None) -> Layer:
+    """Add the input to what is made of it: ``y = shortcut(x) + body(x)``.
+
+    Args:
+        body: a layer that keeps the shape, or one that gives the shape of `shortcut`.
+        shortcut: a layer for the other way, such as a 1x1 convolution; the identity if None.
+
+    Raises:
+        LayerError: at ``init``, if the two shapes or dtypes differ; nothing is broadcast.
+
+    Example:
+        >>> net = dp.residual(dp.serial(dp.linear(4), jax.nn.relu))
+        >>> net.plan(jnp.ones((2, 4))).y.shape
+        (2, 4)
+
+    Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, eq. 1 and 2.
+    """
+    ways = {"body": body} if shortcut is None else {"body": body, "shortcut": shortcut}
+    return _residual({name: as_layer(f) for name, f in ways.items()})
+
+
+def _residual(children: Mapping[str, Layer]) -> Layer:
+    def add_up(layers: Children, x: Any) -> Any:
+        y = layers.body(x)
+        x = layers.shortcut(x) if "shortcut" in children else x
+        if spec(x) != spec(y):
+            other = "the shortcut" if "shortcut" in children else "x"
+            raise LayerError(f"a body that keeps the shape of {other}, {show(x)}", show(y),
+                             "give it as many features, or a shortcut of the same shape")
+        return jax.tree.map(jnp.add, x, y)
+
+    layer = wire(add_up, children, name="residual", rebuild=_residual)
+    return described(layer, residual, {"shortcut": None, **children})
+
+
+def concatenate(xs: Any) -> jax.Array:
+    """Join a tuple of arrays along their last axis.
+
+    Example:
+        >>> dp.concatenate((jnp.ones((2, 3)), jnp.ones((2, 1)))).shape
+        (2, 4)
+    """
+    return jnp.concatenate(_alike(xs, slice(-1), "except on the last axis"), axis=-1)
+
+
+def add(xs: Any) -> jax.Array:
+    """Add up a tuple of arrays of one shape; nothing is broadcast.
+
+    Example:
+        >>> dp.add((jnp.ones(2), jnp.ones(2))).tolist()
+        [2.0, 2.0]
+    """
+    first, *rest = _alike(xs, slice(None), "throughout")
+    for x in rest:
+        first = first + x
+    return first
+
+
+def _alike(xs: Any, part: slice, where: str) -> Any:
+    if not isinstance(xs, (tuple, list)) or not xs:
+        raise LayerError("a tuple of arrays", show(xs), "put branch or parallel before it")
+    for x in xs:
+        check_array(x, rank=1, floating=False)
+        if x.shape[part] != xs[0].shape[part] or x.ndim != xs[0].ndim:
+            raise LayerError(f"arrays of equal shape {where}", show(xs))
+    return xs
+
+
+def _several(
+    made_by: Callable[..., Layer], function: Callable[..., Any], layers: tuple[Any, ...],
+    named: Mapping[str, Any], **options: Any,
+) -> Layer:
+    """Wire unnamed and named layers with `function`, described as a call of `made_by`."""
+    check_names(named)
+    children: dict[str, Layer] = {}
+    counts: dict[str, int] = {}
+    for layer in map(as_layer, layers):
+        mark = f"{layer.name}{'~' if layer.bare else '_'}"
+        children[f"{mark}{counts.setdefault(mark, 0)}"] = layer
+        counts[mark] += 1
+    if doubled := children.keys() & named.keys():
+        raise LayerError("children of different names", f"{show(sorted(doubled)[0])} twice")
+    unnamed = tuple(children)
+
+    def build(children: Mapping[str, Layer]) -> Layer:
+        parts = {
+            "layers": tuple(children[name] for name in unnamed),
+            "named": {name: child for name, child in children.items() if name not in unnamed},
+        }
+        layer = wire(function, children, name=made_by.__name__, rebuild=build)
+        return described(layer, made_by, parts | options)
+
+    return build(children | {name: as_layer(f) for name, f in named.items()})
+
+
+Layer.serial = staticmethod(serial)

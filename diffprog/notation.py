@@ -1,0 +1,77 @@
+"""How things are written down: arrays by dtype and shape, layers by the call that made them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+# Where a function is looked for, so that it is written as a user would: `jax.nn.relu`, `gelu`.
+_HOMES = (("jax.nn", "jax.nn."), ("jax.numpy", "jnp."), ("jax.lax", "jax.lax."), ("diffprog", ""))
+_LONGEST = 120  # characters; a whole network in an error would bury the message
+
+
+def clip(text: str) -> str:
+    """The text, shortened to what one reads at a glance."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+
+
+def show(x: Any) -> str:
+    """Dtypes and shapes of a pytree, ``float32[2,10]``; what is no array is written as it is."""
+    if isinstance(x, dict):
+        return f"{{{', '.join(f'{name}: {show(a)}' for name, a in x.items())}}}"
+    if isinstance(x, (tuple, list)) and not all(isinstance(a, int) for a in x):
+        left, right = "[]" if isinstance(x, list) else "()"
+        return f"{left}{', '.join(map(show, x))}{right}"
+    if not isinstance(x, (tuple, list)) and hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{x.dtype.name}[{','.join(map(str, x.shape))}]"
+    return clip(repr(x))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a sentence, sorted; ``none`` where there are none."""
+    return ", ".join(sorted(names)) or "none"
+
+
+def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """The call ``function(arguments)`` as code, without the arguments that equal their defaults."""
+    parts = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        value = arguments[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parts += map(code, value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            parts += keywords(value)
+        elif parameter.default is parameter.empty:
+            parts.append(code(value))
+        elif value is not parameter.default and value != parameter.default:
+            parts += keywords({name: value})
+    return f"{function.__name__}({', '.join(parts)})"
+
+
+def keywords(arguments: Mapping[str, Any]) -> list[str]:
+    """Each argument as ``name=value``."""
+    return [f"{name}={code(value)}" for name, value in arguments.items()]
+
+
+def code(value: Any) -> str:
+    """A value as one writes it: `jax.nn.relu`, ``(3, 3)``, ``<lambda file:line>``."""
+    if isinstance(value, functools.partial):
+        arguments = [*map(code, value.args), *keywords(value.keywords)]
+        return f"functools.partial({', '.join([code(value.func), *arguments])})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(code, value))}{',' if len(value) == 1 else ''})"
+    name = getattr(value, "__name__", None)
+    if name is None or not callable(value):
+        return show(value)
+    for module, prefix in _HOMES:
+        if vars(sys.modules.get(module, object)).get(name) is value:
+            return prefix + name
+    if name.isidentifier() and "<locals>" not in value.__qualname__:
+        return name
+    place = getattr(inspect.unwrap(value), "__code__", None)
+    where = f" {os.path.basename(place.co_filename)}:{place.co_firstlineno}" if place else ""
+    return f"<{name.strip('<>')}{where}>"
