@@ -15,8 +15,9 @@ from diffprog.layer import Layer, stateless
 from diffprog.program import program
 
 if TYPE_CHECKING:
-    from diffprog.checks import check, check_gradients
+    from diffprog.checks import check
     from diffprog.data import batches
+    from diffprog.derivatives import check_gradients
     from diffprog.layers.activation import gelu
     from diffprog.layers.conv import conv
     from diffprog.layers.dropout import dropout
@@ -49,7 +50,7 @@ _HOMES = {
     "Fit": "training", "Step": "training", "TrainState": "training",
     "evaluate": "training", "fit": "training", "make_step": "training", "predict": "training",
     # seeing and checking
-    "check": "checks", "check_gradients": "checks", "summary": "summaries",
+    "check": "checks", "check_gradients": "derivatives", "summary": "summaries",
 }
 
 __all__ = [

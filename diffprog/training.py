@@ -1,0 +1,284 @@
+"""Training is a pair too: a step has ``init`` and ``apply``, and `fit` is a loop around it.
+
+The step is pure, so that an epoch may be a `jax.lax.scan` and a sweep over seeds a `jax.vmap`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffprog import tree
+from diffprog.errors import LayerError, check_count
+from diffprog.layer import Layer, Params, State
+from diffprog.notation import listed, show
+from diffprog.objectives import Objective, parts
+
+__all__ = ["Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict"]
+
+Log = str | pathlib.Path | Callable[[int, dict[str, float]], None]
+
+
+class TrainState(NamedTuple):
+    """All that changes in training, as one pytree."""
+
+    params: Params
+    state: State
+    optimizer: Any
+    key: jax.Array
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step; ``init, apply = step``.
+
+    Attributes:
+        init: ``(key, x, **side) -> TrainState``.
+        apply: ``(state, batch) -> (state, metrics)``, jitted.
+        evaluate: ``(state, batch) -> metrics``, jitted, at rest.
+        net: what is trained.
+    """
+
+    init: Callable[..., TrainState]
+    apply: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[TrainState, Any], dict[str, jax.Array]]
+    net: Layer
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.init, self.apply))
+
+
+class Fit(NamedTuple):
+    """What `fit` gives: the last state, the one with the least validation loss, and the log."""
+
+    state: TrainState
+    best: TrainState | None
+    history: list[dict[str, float]]
+
+
+def make_step(
+    net: Layer, objective: Objective, optimizer: optax.GradientTransformation, *,
+    donate: bool = True,
+) -> Step:
+    """One step of gradient descent as a pair of pure functions.
+
+    Args:
+        net: the layer to train.
+        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``.
+        optimizer: any optax transformation.
+        donate: let `apply` reuse the memory of the state it is given, which is gone afterwards;
+            False keeps it, for notebooks.
+
+    Example:
+        >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
+        >>> x, y = jnp.ones((2, 4)), jnp.array([0, 2])
+        >>> state = step.init(jax.random.key(0), x)
+        >>> state, metrics = step.apply(state, (x, y))
+        >>> int(state.step)
+        1
+    """
+
+    def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
+        first, later = jax.random.split(key)
+        params, state = net.init(first, x, **side)
+        return TrainState(params, state, optimizer.init(params), later, jnp.zeros((), jnp.int32))
+
+    def apply(now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(now.key, now.step)
+
+        def loss(params: Params) -> Any:
+            return objective(net, params, now.state, batch, key=key, train=True)
+
+        grads, (state, metrics) = jax.grad(loss, has_aux=True)(now.params)
+        if jax.tree.structure(state) != jax.tree.structure(now.state):
+            raise LayerError(f"a state of one structure, {show(now.state)}", show(state))
+        updates, opt = optimizer.update(grads, now.optimizer, now.params)
+        params: Any = optax.apply_updates(now.params, updates)
+        return TrainState(params, state, opt, now.key, now.step + 1), metrics
+
+    def rest(now: TrainState, batch: Any) -> dict[str, jax.Array]:
+        return objective(net, now.params, now.state, batch, key=None, train=False)[1][1]
+
+    return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net)
+
+
+def fit(
+    step: Step, data: Iterable[Any], *, key: jax.Array, steps: int,
+    validation: Iterable[Any] | None = None, every: int = 50, log: Log | None = None,
+    progress: bool = True, state: TrainState | None = None,
+) -> Fit:
+    """Take `steps` training steps over the batches of `data`.
+
+    Every `every` steps, and after the last, metrics are read, averaged over the steps since, and
+    written down; `validation` is evaluated then. Between, nothing waits for the device.
+
+    Args:
+        step: what `make_step` gives.
+        data: batches; begun anew when it ends, unless it is a generator, which must not end.
+        key: of the initial parameters and of all randomness in training.
+        steps: how many; positive.
+        validation: batches, gone through once each time; gives metrics ``validation/...``.
+        every: steps between two readings.
+        log: a path, to which one JSON object a line is appended, or ``log(step, metrics)``.
+        progress: show a bar (needs tqdm, in the extra ``train``).
+        state: where to go on from; it is copied, so the caller keeps it. None begins anew.
+
+    Raises:
+        LayerError: `state` is of another net; the data ends; the loss is not finite, naming the
+            parameters that are not.
+
+    Example:
+        >>> x, y = jnp.eye(4), jnp.arange(4)
+        >>> step = dp.make_step(dp.linear(4), dp.classification(), optax.adam(0.1))
+        >>> result = dp.fit(step, dp.batches((x, y), 4, seed=0), key=jax.random.key(0),
+        ...                 steps=100, progress=False)
+        >>> result.history[-1]["accuracy"]
+        1.0
+    """
+    check_count("steps", steps)
+    check_count("every", every)
+    stream = _endless(data)
+    batch = next(stream)
+    x, _, side = parts(step.net, batch)
+    if state is None:
+        now = step.init(key, x, **side)
+    else:
+        tree.verify(step.net, state.params, x, state=state.state, **side)
+        now = jax.tree.map(jnp.copy, state)
+
+    first = int(now.step)
+    best, least, history, unread = None, float("inf"), [], []
+    with _bar(steps, progress) as bar, _writer(log) as write:
+        for number in range(first + 1, first + steps + 1):
+            now, metrics = step.apply(now, batch)
+            unread.append(metrics)
+            if number % every == 0 or number == first + steps:
+                seen = _averages(unread)
+                if not jnp.isfinite(seen.get("loss", 0.0)):
+                    raise LayerError("a finite loss", f"{seen['loss']} by step {number}, with "
+                                     f"non-finite {listed(tree.nonfinite(now.params))}",
+                                     "lower the learning rate; tree.nonfinite(gradients) names "
+                                     "the leaves that broke first")
+                if validation is not None:
+                    found = evaluate(step, now, validation)
+                    seen |= {f"validation/{name}": value for name, value in found.items()}
+                    if found.get("loss", float("inf")) < least:
+                        least, best = found["loss"], jax.tree.map(jnp.copy, now)
+                unread = []
+                history.append({"step": number, **seen})
+                write(number, seen)
+                bar.set_postfix({name: f"{value:.4g}" for name, value in seen.items()})
+            bar.update(1)
+            if number < first + steps:
+                batch = next(stream)
+    return Fit(now, best, history)
+
+
+def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, float]:
+    """The metrics of the objective at rest, averaged over all entries of all batches.
+
+    Example:
+        >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
+        >>> x, y = jnp.ones((5, 4)), jnp.zeros(5, jnp.int32)
+        >>> state = step.init(jax.random.key(0), x)
+        >>> sorted(dp.evaluate(step, state, dp.batches((x, y), 2)))
+        ['accuracy', 'loss']
+    """
+    metrics = [step.evaluate(state, batch) for batch in data]
+    if not metrics:
+        raise LayerError("at least one batch", "none", "a generator is spent after one pass")
+    return _averages(metrics)
+
+
+def predict(
+    net: Layer, params: Params, x: Any, *, state: State | None = None, size: int = 256, **side: Any
+) -> Any:
+    """The output of a net at rest on any number of examples, `size` at a time.
+
+    The last part is filled up with copies of its last example, so that one program is compiled.
+
+    Example:
+        >>> net = dp.linear(3)
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> dp.predict(net, params, jnp.ones((1000, 4)), size=64).shape
+        (1000, 3)
+    """
+    check_count("size", size)
+    side = {name: value for name, value in side.items() if value is not None}
+    length = jax.tree.leaves(x)[0].shape[0]
+    size = min(size, length)
+    apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept
+    outputs = []
+    for start in range(0, length, size):
+        rows = jnp.minimum(jnp.arange(start, start + size), length - 1)
+        part, beside = jax.tree.map(lambda a, rows=rows: jnp.asarray(a)[rows], (x, side))
+        outputs.append(apply(params, state or {}, part, **beside)[0])
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:length], *outputs)
+
+
+def _endless(data: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        stream = iter(data)
+        count = 0
+        for batch in stream:
+            count += 1
+            yield batch
+        if count == 0 or stream is data:
+            raise LayerError("a batch for every step", "data that ended",
+                             "pass an iterable that can be begun anew, such as batches(...)")
+
+
+def _averages(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Means over entries: ``count`` weighs each part, and leaves the result."""
+    read: list[Mapping[str, Any]] = jax.device_get(metrics)
+    weights = [float(part.get("count", 1)) for part in read]
+    total = sum(weights) or 1.0
+    return {
+        name: float(sum(w * part[name] for w, part in zip(weights, read, strict=True)) / total)
+        for name in read[0] if name != "count"
+    }
+
+
+@contextlib.contextmanager
+def _writer(log: Log | None) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    if isinstance(log, (str, pathlib.Path)):
+        with open(log, "a") as file:
+
+            def write(step: int, metrics: dict[str, float]) -> None:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+                file.flush()  # a killed run keeps what it learned
+
+            yield write
+    else:
+        yield log or (lambda step, metrics: None)
+
+
+def _bar(steps: int, progress: bool) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        if progress:
+            raise ImportError("the progress bar needs tqdm: pip install 'diffprog[train]', or "
+                              "pass progress=False") from error
+        return _NoBar()
+    return tqdm(total=steps, disable=not progress, unit="step")
+
+
+class _NoBar(contextlib.nullcontext):
+    def update(self, steps: int) -> None:
+        pass
+
+    def set_postfix(self, metrics: Any) -> None:
+        pass
+
+    def __enter__(self) -> _NoBar:
+        return self
