@@ -1,7 +1,7 @@
 """Laws that every layer keeps, to be run on any layer, the library's and one's own.
 
-A law is a small function of a `Trial`: one layer with its trees, its input and what it gave. All but
-the law on dtypes happens in float64, so that tolerances need no excuse.
+A law is a small function of a `Trial`: one layer with its trees, its input and what it gave. All
+but the law on dtypes happens in float64, so that tolerances need no excuse.
 """
 
 from __future__ import annotations

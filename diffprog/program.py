@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError, lengthen, sign
-from diffprog.layer import Layer, Params, Plan, State, as_layer, fold, remember, spec
+from diffprog.layer import Layer, Params, Plan, State, as_layer, remember, spec
 from diffprog.notation import listed, show
+from diffprog.parameters import fold
 
 _RESERVED = frozenset({"params", "state", "x", "key", "length"})
 _FORBIDDEN = "/*@~#"  # they mean something in paths

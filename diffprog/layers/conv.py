@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from diffprog.errors import LayerError, check_array, check_count
-from diffprog.layer import Layer, Params, State, factory, parameter
+from diffprog.layer import Layer, Params, State, factory
 from diffprog.layers.window import (
     AXES,
     cannot_stream,
@@ -17,6 +17,7 @@ from diffprog.layers.window import (
     sides,
     window,
 )
+from diffprog.parameters import parameter
 
 __all__ = ["conv"]
 

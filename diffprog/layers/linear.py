@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from diffprog.errors import check_array, check_count
-from diffprog.layer import Layer, Params, factory, parameter, stateless
+from diffprog.layer import Layer, Params, factory, stateless
+from diffprog.parameters import parameter
 
 __all__ = ["linear"]
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError, check_array, check_features, check_share
-from diffprog.layer import Layer, Params, State, factory, parameter, stateless
+from diffprog.layer import Layer, Params, State, factory, stateless
 from diffprog.notation import show
+from diffprog.parameters import parameter
 
 __all__ = ["batch_norm", "layer_norm"]
 

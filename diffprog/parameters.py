@@ -1,0 +1,49 @@
+"""A leaf is drawn from a key of its own, which depends on its path alone.
+
+So inserting a layer disturbs no sibling, and the same key gives the same network everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError
+from diffprog.notation import show
+
+
+def fold(key: jax.Array, name: str) -> jax.Array:
+    """The key of the child `name`: it depends on the name alone, so siblings never disturb it."""
+    return jax.random.fold_in(key, _number(name))
+
+
+def parameter(
+    key: jax.Array, name: str, initializer: Callable[..., jax.Array], shape: tuple[int, ...], x: Any
+) -> jax.Array:
+    """Draw the leaf `name` for input x: float64 if x is, else float32, from its own key.
+
+    The draw is jitted, so that it compiles once for an initializer and shape, and gives the same
+    bits whether the caller is eager, jitted, mapped or sharded.
+    """
+    if not callable(initializer):
+        raise LayerError(f"{name}_init as a function (key, shape, dtype)", show(initializer))
+    return _draw(key, _number(name), initializer, shape, parameter_dtype(x))
+
+
+def parameter_dtype(x: Any) -> Any:
+    """The dtype of parameters and statistics for input x: float64 if x is, else float32."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _draw(key: jax.Array, number: int, initializer: Any, shape: Any, dtype: Any) -> jax.Array:
+    return initializer(jax.random.fold_in(key, number), shape, dtype)
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF
