@@ -69,7 +69,8 @@ def check_gradients(
         The derivatives of each leaf; `worst` is the one with the largest error.
 
     Raises:
-        LayerError: the three ways disagree, naming the worst leaf.
+        LayerError: the three ways disagree, naming the worst leaf; f gives float32, because it
+            closes over arrays of that dtype.
 
     Example:
         >>> print(dp.check_gradients(jnp.sin, jnp.array(0.0)).worst.error < 1e-8)
@@ -80,7 +81,7 @@ def check_gradients(
         wide = jax.tree.map(widened, args)
         leaves, structure = jax.tree.flatten(wide)
         places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
-        paths = list(tree.paths(wide))
+        paths = list(tree.paths(wide if len(args) > 1 else wide[0]))
         if not places:
             raise LayerError("at least one floating-point argument", show(args))
         moved = [leaves[i] for i in places]
@@ -93,6 +94,9 @@ def check_gradients(
             return sum(map(jnp.vdot, weights, outputs), jnp.zeros(()))
 
         shapes = [y for y in jax.tree.leaves(jax.eval_shape(f, *wide)) if is_float(y)]
+        if any(y.dtype != jnp.float64 for y in shapes):
+            raise LayerError("a function that computes in float64", show(shapes),
+                             "pass it the arrays that it closes over as arguments")
         weights = [draw.normal(size=y.shape) for y in shapes]
         value = jax.jit(along)
         reverse = jax.jit(jax.grad(along))(moved, weights)

@@ -1,0 +1,112 @@
+"""What the core costs over hand-written JAX: import, dispatch, tracing, depth; all in one run.
+
+    python benchmarks/core.py
+
+Times are CPU seconds of this process, interleaved, so that a noisy machine disturbs both sides
+alike; each ratio is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import diffprog as dp
+
+KEY = jax.random.key(0)
+
+
+def cpu(f: Callable[[], Any]) -> float:
+    start = time.process_time()
+    f()
+    return time.process_time() - start
+
+
+def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> float:
+    """The median of ours / theirs over rounds that take turns in going first."""
+    found = []
+    for turn in range(rounds):
+        pair = (ours, theirs) if turn % 2 else (theirs, ours)
+        times = {f: cpu(f) for f in pair}
+        found.append(times[ours] / times[theirs])
+    return statistics.median(found)
+
+
+def dispatch() -> float:
+    """A jitted call of a tiny MLP of 60 layers, over the same nested dict of parameters."""
+    x = jnp.ones((1, 8))
+    net = dp.serial(*[f for _ in range(60) for f in (dp.linear(8), jax.nn.relu)])
+    params, _ = net.init(KEY, x)
+
+    def bare(params: Any, x: Any) -> Any:
+        for i in range(60):
+            layer = params[f"linear_{i}"]
+            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+        return x
+
+    ours, theirs = jax.jit(net), jax.jit(bare)
+    many = lambda f: [f(params, x) for _ in range(300)][-1].block_until_ready()  # noqa: E731
+    many(ours), many(theirs)
+    return ratio(lambda: many(ours), lambda: many(theirs), 41)
+
+
+def trace() -> float:
+    """Tracing and lowering that MLP, unrolled, against the same in plain JAX."""
+    x = jnp.ones((1, 8))
+    net = dp.serial(*[f for _ in range(60) for f in (dp.linear(8), jax.nn.relu)])
+    params, _ = net.init(KEY, x)
+
+    def bare(params: Any, x: Any) -> Any:
+        for i in range(60):
+            layer = params[f"linear_{i}"]
+            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+        return x
+
+    lower = lambda f: jax.jit(lambda p, x: f(p, x)).lower(params, x)  # noqa: E731
+    return ratio(lambda: lower(net), lambda: lower(bare), 21)
+
+
+def depth() -> float:
+    """Tracing and compiling the gradient of 48 repeated layers against 6."""
+    x = jnp.ones((4, 64))
+    block = dp.residual(dp.layer_norm() >> dp.linear(256) >> dp.gelu >> dp.linear(64))
+
+    def build(n: int) -> None:
+        net = dp.repeat(n, block)
+        plan = net.plan(x)
+        jax.jit(jax.grad(lambda p: net(p, x).sum())).lower(plan.params).compile()
+
+    build(2)  # what is compiled once for all belongs to neither side
+    return ratio(lambda: build(48), lambda: build(6), 5)
+
+
+def importing() -> float:
+    """CPU seconds of `import diffprog` after `import jax, optax`, in fresh interpreters."""
+    code = ("import jax, optax, time; t = time.process_time(); import diffprog; "
+            "print(time.process_time() - t)")
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            for _ in range(5)]
+    return statistics.median(float(run.stdout) for run in runs)
+
+
+def main() -> None:
+    """Print each figure beside its goal."""
+    print(f"jax {jax.__version__} on {jax.default_backend()}, diffprog {dp.__version__}")
+    for what, measured, goal in (
+        ("import, CPU seconds over jax and optax", importing(), "0.05"),
+        ("jitted call of 60 layers / plain JAX", dispatch(), "1.05"),
+        ("trace and lower 60 layers / plain JAX", trace(), "-"),
+        ("trace and compile repeat(48) / repeat(6)", depth(), "1.5"),
+    ):
+        print(f"{what:42s} {measured:7.3f}   goal {goal}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

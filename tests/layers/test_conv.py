@@ -1,0 +1,206 @@
+"""`conv` against loops, numpy.convolve, Toeplitz matrices and the arithmetic of output sizes."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffprog as dp
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def naive(x, kernel, stride, pads, dilation, groups=1):
+    """``y[p] = sum_q x[stride * p + dilation * q] @ kernel[q]``; x is (batch, *space, channels)."""
+    sizes, features = kernel.shape[:-2], kernel.shape[-1]
+    x = np.pad(x, [(0, 0), *pads, (0, 0)])
+    starts = [range(0, side - d * (size - 1), s)
+              for side, size, s, d in zip(x.shape[1:-1], sizes, stride, dilation, strict=True)]
+    inside, outside = x.shape[-1] // groups, features // groups
+    y = np.zeros((x.shape[0], *map(len, starts), features))
+    for p in np.ndindex(*y.shape[1:-1]):
+        for q in np.ndindex(*sizes):
+            at = tuple(s[i] + d * j for s, i, d, j in zip(starts, p, dilation, q, strict=True))
+            for g in range(groups):
+                seen = x[(slice(None), *at, slice(g * inside, (g + 1) * inside))]
+                out = slice(g * outside, (g + 1) * outside)
+                y[(slice(None), *p, out)] += seen @ kernel[q][:, out]
+    return y
+
+
+def test_the_letter_under_a_sobel_filter():
+    rows = ["00000000", "00000110", "01111110", "01111110",
+            "01111110", "00111000", "00111000", "00000000"]
+    x = jnp.array([[float(bit) for bit in row] for row in rows])[..., None]
+    kernel = jnp.array([[1.0, 2, 1], [0, 0, 0], [-1, -2, -1]]).reshape(3, 3, 1, 1)
+    net = dp.conv(1, 3, padding="VALID", bias=False)
+    wanted = [[-3, -4, -4, -4, -4, -3], [-3, -4, -4, -3, -1, 0], [0, 0, 0, 0, 0, 0],
+              [2, 1, 0, 1, 3, 3], [2, 1, 0, 1, 3, 3], [1, 3, 4, 3, 1, 0]]
+    assert net({"kernel": kernel}, x)[..., 0].tolist() == wanted
+
+
+@pytest.mark.parametrize(("mode", "padding"), [("valid", "VALID"), ("full", 3), ("full", ((3, 3),))])
+def test_a_flipped_kernel_gives_numpy_convolve(mode, padding):
+    x, kernel = drawn(9), drawn(4, seed=1)
+    net = dp.conv(1, 4, dims=1, padding=padding, bias=False)
+    with jax.enable_x64(True):
+        flipped = jnp.asarray(kernel[::-1].copy()).reshape(4, 1, 1)
+        y = net({"kernel": flipped}, jnp.asarray(x)[:, None])[:, 0]
+        np.testing.assert_allclose(y, np.convolve(x, kernel, mode), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("space", "size", "stride"), [((7,), (3,), (1,)), ((8,), (3,), (2,)), ((5, 4), (3, 2), (2, 1))])
+def test_it_is_linear_with_a_toeplitz_matrix(space, size, stride):
+    channels, features = 2, 3
+    kernel, bias = drawn(*size, channels, features, seed=1), drawn(features, seed=2)
+    places = tuple((h - k) // s + 1 for h, k, s in zip(space, size, stride, strict=True))
+    matrix = np.zeros((*space, channels, *places, features))
+    for p in np.ndindex(*places):
+        for q in np.ndindex(*size):
+            at = tuple(s * i + j for s, i, j in zip(stride, p, q, strict=True))
+            for c, f in itertools.product(range(channels), range(features)):
+                matrix[(*at, c, *p, f)] = kernel[(*q, c, f)]
+    outputs = int(np.prod(places)) * features
+    with jax.enable_x64(True):
+        x = jnp.asarray(drawn(2, *space, channels))
+        net = dp.conv(features, size, stride=stride, padding="VALID")
+        y = net({"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}, x)
+        flat = {"kernel": jnp.asarray(matrix.reshape(-1, outputs)),
+                "bias": jnp.asarray(np.tile(bias, int(np.prod(places))))}
+        same = dp.linear(outputs)(flat, x.reshape(2, -1)).reshape(2, *places, features)
+        assert y.shape == same.shape
+        np.testing.assert_allclose(y, same, rtol=0, atol=1e-12)
+
+
+def test_output_sizes_follow_the_formula():
+    for pad, size, stride, dilation in itertools.product((0, 1, 3), (1, 2, 3), (1, 2, 3), (1, 2)):
+        net = dp.conv(1, size, dims=1, padding=pad, stride=stride, dilation=dilation)
+        for length in (3, 5, 6, 7):
+            x = jax.ShapeDtypeStruct((length, 1), jnp.float32)
+            extent = dilation * (size - 1) + 1
+            if length + 2 * pad < extent:
+                with pytest.raises(dp.LayerError, match="at least as large"):
+                    net.plan(x)
+            else:
+                wanted = (length + 2 * pad - extent) // stride + 1
+                assert net.plan(x).y.shape == (wanted, 1), (length, pad, size, stride, dilation)
+
+
+CASES = {
+    "1-D": ((9,), (3,), dict()),
+    "1-D stride": ((9,), (4,), dict(stride=(3,), padding=((2, 0),))),
+    "1-D dilation": ((11,), (3,), dict(dilation=(3,), padding=((1, 4),))),
+    "2-D": ((5, 6), (3, 2), dict()),
+    "2-D stride, padding": ((5, 6), (3, 2), dict(stride=(2, 3), padding=((1, 0), (0, 2)))),
+    "2-D dilation": ((7, 6), (2, 3), dict(dilation=(3, 2), padding=((0, 1), (2, 1)))),
+    "2-D all": ((7, 8), (3, 2), dict(stride=(2, 1), dilation=(2, 3), padding=((2, 1), (0, 3)))),
+    "3-D": ((3, 4, 3), (2, 1, 3), dict(stride=(1, 2, 1), padding=((1, 0), (0, 0), (1, 1)))),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_it_equals_loops(name, groups):
+    space, size, options = CASES[name]
+    dims = len(size)
+    x, kernel = drawn(2, *space, 4), drawn(*size, 4 // groups, 8, seed=1)
+    bias = drawn(8, seed=2)
+    ones, zeros = (1,) * dims, ((0, 0),) * dims
+    wanted = bias + naive(x, kernel, options.get("stride", ones), options.get("padding", zeros),
+                          options.get("dilation", ones), groups)
+    net = dp.conv(8, size, groups=groups, **{"padding": "VALID"} | options)
+    with jax.enable_x64(True):
+        params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+        dp.tree.verify(net, params, jnp.asarray(x))
+        y = net(params, jnp.asarray(x))
+        assert y.shape == wanted.shape
+        np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
+
+
+def test_one_number_stands_for_every_axis():
+    x, kernel = drawn(1, 7, 8, 2), drawn(2, 2, 2, 3, seed=1)
+    net = dp.conv(3, 2, stride=2, padding=1, dilation=3, bias=False)
+    wanted = naive(x, kernel, (2, 2), ((1, 1), (1, 1)), (3, 3))
+    with jax.enable_x64(True):
+        y = net({"kernel": jnp.asarray(kernel)}, jnp.asarray(x))
+        np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
+
+
+def test_batch_axes_are_free():
+    net = dp.conv(3, 2)
+    x = jnp.asarray(drawn(2, 3, 5, 4, 2))
+    params, _ = net.init(jax.random.key(0), x)
+    one_by_one = [[net(params, image) for image in row] for row in x]
+    assert one_by_one[0][0].shape == (5, 4, 3)
+    y = net(params, x)
+    assert y.shape == (2, 3, 5, 4, 3)
+    np.testing.assert_allclose(y, np.asarray(one_by_one), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(net(params, x[1]), y[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_same_keeps_the_size(size, dilation):
+    net = dp.conv(3, size, dilation=dilation)
+    for height, width in ((5, 5), (4, 7), (1, 2)):
+        x = jax.ShapeDtypeStruct((2, height, width, 1), jnp.float32)
+        assert net.plan(x).y.shape == (2, height, width, 3)
+
+
+def test_same_pads_evenly_and_more_behind():
+    x, kernel = drawn(1, 7, 6, 1), drawn(4, 3, 1, 1, seed=1)
+    with jax.enable_x64(True):
+        given = {"kernel": jnp.asarray(kernel)}
+        y = dp.conv(1, (4, 3), bias=False)(given, jnp.asarray(x))
+        wanted = naive(x, kernel, (1, 1), ((1, 2), (1, 1)), (1, 1))
+        np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
+        y = dp.conv(1, (4, 3), bias=False, stride=2)(given, jnp.asarray(x))
+        assert y.shape == (1, 4, 3, 1)  # 7 / 2 and 6 / 2, rounded up
+        wanted = naive(x, kernel, (2, 2), ((1, 2), (0, 1)), (1, 1))
+        np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
+
+
+def test_parameters_have_the_shapes_of_the_docstring():
+    plan = dp.conv(6, (3, 2), groups=2).plan(jnp.ones((5, 5, 4)))
+    assert {name: leaf.shape for name, leaf in plan.params.items()} == {
+        "kernel": (3, 2, 2, 6), "bias": (6,)}
+    assert set(dp.conv(6, 3, bias=False).plan(jnp.ones((5, 5, 4))).params) == {"kernel"}
+
+
+def test_the_default_kernel_keeps_the_variance():
+    params, _ = dp.conv(200, 3).init(jax.random.key(0), jnp.ones((4, 4, 20)))
+    assert abs(float(jnp.var(params["kernel"])) * 9 * 20 - 1) < 0.05
+
+
+def test_bfloat16_comes_out_of_float32_parameters():
+    x = jnp.asarray(drawn(1, 5, 5, 2), jnp.bfloat16)
+    net = dp.conv(3, 3)
+    params, _ = net.init(jax.random.key(0), x)
+    y = net(params, x)
+    assert (params["kernel"].dtype, y.dtype) == (jnp.float32, jnp.bfloat16)
+    wide = naive(np.asarray(x, np.float64), np.asarray(params["kernel"], np.float64), (1, 1),
+                 ((1, 1), (1, 1)), (1, 1))
+    np.testing.assert_allclose(np.asarray(y, np.float64), wide, rtol=0.05, atol=0.05)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(dp.LayerError, match="2 equal groups"):
+        dp.conv(3, 3, groups=2)
+    with pytest.raises(dp.LayerError, match="2 equal groups"):
+        dp.conv(4, 3, groups=2).plan(jnp.ones((5, 5, 3)))
+    with pytest.raises(dp.LayerError, match="at least 3 axes"):
+        dp.conv(4, 3).plan(jnp.ones((5, 5)))
+    with pytest.raises(dp.LayerError, match="floating-point"):
+        dp.conv(4, 3).plan(jnp.ones((5, 5, 1), jnp.int32))
+    for wrong in (dict(stride=0), dict(stride=(1,)), dict(dilation=1.0), dict(padding="same"),
+                  dict(padding=-1), dict(padding=((1, 1),)), dict(padding=((1, -1), (0, 0)))):
+        with pytest.raises(dp.LayerError):
+            dp.conv(4, 3, **wrong)
+    for size in (0, (3, 3, 3, 3), (3, -1), ()):
+        with pytest.raises(dp.LayerError):
+            dp.conv(4, size)

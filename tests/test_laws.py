@@ -1,0 +1,188 @@
+"""Every law on every registered layer, and on faulty layers that each law must catch."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, floats
+
+import diffprog as dp
+from diffprog.checks import LAWS, Trial
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_law_holds(case):
+    report = dp.check(case.layer, case.x, **(case.options or {}))
+    assert set(LAWS) - {"nothing depends on the future"} <= set(report.laws)
+
+
+def test_every_layer_and_combinator_has_a_case():
+    shown = " ".join(repr(case.layer) for case in CASES)
+    makers = {n for n in dp.__all__ if getattr(getattr(dp, n), "makes_layers", False)}
+    assert makers and not {name for name in makers if f"{name}(" not in shown}
+
+
+def wide(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def scaling(apply, *, state=None, random=False, side=frozenset(), start=None, **fields):
+    """A layer with one parameter, whose apply is at fault."""
+    return dp.Layer(
+        lambda key, x, **_: ({"scale": jnp.ones(x.shape[-1], wide(x))}, dict(state or {})),
+        apply, random=random, side=side, **fields,
+    )
+
+
+def plain(forward):
+    return scaling(lambda p, s, x, **_: (forward(p["scale"].astype(x.dtype), x), s))
+
+
+def _other_shape_in_training():
+    return scaling(lambda p, s, x, train=False, **_: (
+        (p["scale"] * x)[..., :1] if train else p["scale"] * x, s))
+
+
+def _init_is_not_abstract():
+    """The dtype changes from call to call, so that shapes alone cannot tell it."""
+    calls = itertools.count()
+
+    def init(key, x):
+        dtype = jnp.float64 if next(calls) % 2 else jnp.float32
+        return {"scale": jnp.ones(x.shape[-1], dtype)}, {}
+
+    return dp.Layer(init, lambda p, s, x, **_: (x * p["scale"].astype(x.dtype), s))
+
+
+def _counts_in_python():
+    calls = itertools.count()
+    return plain(lambda scale, x: scale * x + next(calls))
+
+
+def _draws_unseeded():
+    def init(key, x):
+        return {"scale": jnp.asarray(np.random.default_rng().normal(size=x.shape[-1]))}, {}
+
+    return dp.Layer(init, lambda p, s, x, **_: (x * p["scale"].astype(x.dtype), s))
+
+
+def _state_appears_in_training():
+    return scaling(lambda p, s, x, train=False, **_: (
+        p["scale"] * x, {"seen": jnp.ones(())} if train else s))
+
+
+def _ignores_its_key():
+    return scaling(lambda p, s, x, **_: (p["scale"] * x, s), random=True)
+
+
+@jax.custom_jvp
+def _cube(x):
+    return x**3
+
+
+@_cube.defjvp
+def _cube_jvp(primals, tangents):
+    return _cube(*primals), 3.003 * primals[0] ** 2 * tangents[0]
+
+
+@jax.custom_jvp
+def _root(x):
+    return jnp.sqrt(jnp.abs(x))
+
+
+@_root.defjvp
+def _root_jvp(primals, tangents):
+    return _root(*primals), tangents[0] * jnp.sign(primals[0]) / (2 * _root(*primals))
+
+
+def _changes_with_its_neighbours():
+    made = itertools.count()
+
+    def init(key, x):
+        return {"scale": jnp.full(x.shape[-1], next(made), x.dtype)}, {}
+
+    return dp.Layer(init, lambda p, s, x, **_: (x * p["scale"], s))
+
+
+def _rebuilds_another():
+    inner = dp.serial(dp.linear(3))
+    return dp.Layer(inner.init, inner.apply, children=inner.children, name="inner",
+                    rebuild=lambda children: dp.serial(dp.linear(3), jnp.tanh))
+
+
+def _forgets_its_mask():
+    return scaling(lambda p, s, x, mask=None, **_: (p["scale"].astype(x.dtype) * x, s), side=frozenset({"mask"}))
+
+
+def _looks_ahead():
+    return plain(lambda scale, x: scale * x.sum(1, keepdims=True) + 0 * x)
+
+
+MASK = {"mask": jnp.array([[True, False], [True, True], [False, True]])}
+
+# law -> the faulty layer, and the side inputs under which it is at fault
+FAULTS = {
+    "declared shapes are real": _other_shape_in_training,
+    "init is abstract": _init_is_not_abstract,
+    "jit equals eager": _counts_in_python,
+    "state keeps its structure": _state_appears_in_training,
+    "results are determined": _draws_unseeded,
+    "keys matter in training": _ignores_its_key,
+    "gradients are finite": lambda: plain(lambda scale, x: _root(scale * x)),
+    "dtypes are kept": lambda: plain(lambda scale, x: x * jnp.float32(2)),
+    "siblings keep their values": _changes_with_its_neighbours,
+    "rebuild gives the same layer": _rebuilds_another,
+    "side inputs have effect": _forgets_its_mask,
+    "examples do not mix": lambda: plain(lambda scale, x: scale * (x - x.mean(0))),
+    "nothing depends on the future": _looks_ahead,
+    "gradients agree": lambda: plain(lambda scale, x: _cube(scale * x)),
+}
+SIDE = {"side inputs have effect": {"mask": jnp.ones((3, 2), bool)}}
+
+
+def test_every_law_has_a_faulty_layer():
+    assert FAULTS.keys() == LAWS.keys()
+
+
+def inside_program(layer):
+    @dp.program(inner=layer)
+    def around(layers, x):
+        return layers.inner(x)
+
+    return around
+
+
+PLACES = {"bare": lambda f: f, "in repeat": lambda f: dp.repeat(2, f), "in program": inside_program}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("law", FAULTS)
+def test_each_law_catches_its_fault(law, place):
+    layer, key = PLACES[place](FAULTS[law]()), jax.random.key(0)
+    with jax.enable_x64(True):
+        trial = Trial.of(layer, floats(3, 2, 3), key, SIDE.get(law, {}))
+        with pytest.raises((dp.LayerError, TypeError)):
+            LAWS[law](trial)
+
+
+def test_check_lists_every_law_that_fails():
+    with pytest.raises(dp.LayerError) as caught:
+        dp.check(plain(lambda scale, x: _cube(scale * x) - x.mean(0)), floats(3, 2))
+    assert "2 broken" in str(caught.value)
+    assert "examples do not mix" in str(caught.value) and "gradients agree" in str(caught.value)
+
+
+def test_check_reports_an_init_that_reads_values():
+    def init(key, x):
+        return {"scale": jnp.ones(3) * float(jax.random.uniform(key))}, {}
+
+    faulty = dp.Layer(init, lambda params, state, x, **_: (x * params["scale"], state))
+    with pytest.raises(dp.LayerError, match="init works on shapes alone"):
+        dp.check(faulty, floats(2, 3))
+
+
+def test_check_says_which_side_inputs_it_did_not_try():
+    report = dp.check(_forgets_its_mask(), floats(2, 3))
+    assert report.untried == ["mask"] and "not tried: mask" in str(report)
