@@ -115,12 +115,12 @@ def check(
             trial = Trial.of(layer, x, jax.random.key(0) if key is None else key, side)
         except Exception as error:
             failures.append(f"\n  init works on shapes alone: {type(error).__name__}: {error}")
-            laws = {}
-        for name, law in laws.items():
-            try:
-                law(trial)
-            except Exception as error:
-                failures.append(f"\n  {name}: {type(error).__name__}: {error}")
+        else:
+            for name, law in laws.items():
+                try:
+                    law(trial)
+                except Exception as error:
+                    failures.append(f"\n  {name}: {type(error).__name__}: {error}")
     if failures:
         error = LayerError("every law of a layer kept",
                            f"{len(failures)} broken:{''.join(failures)}")

@@ -84,7 +84,8 @@ def check_array(x: Any, rank: int = 0, axes: str = "", *, floating: bool = True)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         raise LayerError("one array", show(x), "pick one part of it with a lambda")
     if len(x.shape) < rank:
-        raise LayerError(f"at least {rank} axes {axes}", show(x), "add the missing axes")
+        raise LayerError(f"at least {rank} axes{axes and ' '}{axes}", show(x),
+                         "add the missing axes")
     if floating and not jnp.issubdtype(x.dtype, jnp.floating):
         raise LayerError("floating-point input", show(x), "convert it: x.astype(jnp.float32)")
 

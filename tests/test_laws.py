@@ -113,7 +113,8 @@ def _rebuilds_another():
 
 
 def _forgets_its_mask():
-    return scaling(lambda p, s, x, mask=None, **_: (p["scale"].astype(x.dtype) * x, s), side=frozenset({"mask"}))
+    return scaling(lambda p, s, x, mask=None, **_: (p["scale"].astype(x.dtype) * x, s),
+                   side=frozenset({"mask"}))
 
 
 def _looks_ahead():

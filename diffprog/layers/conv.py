@@ -96,6 +96,7 @@ def conv(
                 dimension_numbers=layout, feature_group_count=groups,
             )
 
+        check_array(x, rank=dims + 1, axes=AXES[dims])
         y = on_images(convolve, x, dims)
         check_fits(x, y, "kernel")
         return (y + params["bias"].astype(x.dtype) if bias else y), state

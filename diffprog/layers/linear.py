@@ -52,6 +52,7 @@ def linear(
         return params
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
+        check_array(x, rank=1, axes="(..., features)")  # integers would round the kernel to zeros
         y = x @ params["kernel"].astype(x.dtype)
         return y + params["bias"].astype(x.dtype) if bias else y
 

@@ -58,6 +58,7 @@ def layer_norm(
         return _affine(key, x, scale and scale_init, bias and bias_init)
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
+        check_array(x, rank=1, axes="(..., features)")
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean = wide.mean(-1, keepdims=True)
         centered = wide - mean
@@ -118,6 +119,7 @@ def batch_norm(
     def apply(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
     ) -> tuple[jax.Array, State]:
+        check_array(x, rank=1, axes="(..., features)")
         check_features(state["mean"].shape[-1], x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if not train:

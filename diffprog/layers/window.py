@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from diffprog.errors import LayerError, check_array
+from diffprog.errors import LayerError
 
 Sides = tuple[int, ...]
 Padding = str | Sequence[tuple[int, int]]
@@ -48,7 +48,6 @@ def margins(padding: Any, dims: int) -> Padding:
 
 def on_images(f: Callable[[jax.Array], jax.Array], x: jax.Array, dims: int) -> jax.Array:
     """Apply f, which wants one batch axis, to x with any number of them."""
-    check_array(x, rank=dims + 1, axes=AXES[dims])
     batch = x.shape[: x.ndim - dims - 1]
     if len(batch) == 1:
         return f(x)

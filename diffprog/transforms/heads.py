@@ -43,9 +43,13 @@ def heads(n: int, layer: Any) -> Layer:
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         one = layer.plan(x, **side)
-        params, state = stacked(n, one.params), stacked(n, one.state)
-        run = lambda *given: apply(*given[:3], **given[3])[0]  # noqa: E731
-        return Plan(params, state, jax.eval_shape(run, params, state, x, side), one.calls)
+        check_array(one.y, rank=1, floating=False)
+        y = jax.eval_shape(joined, stacked(n, one.y))
+        return Plan(stacked(n, one.params), stacked(n, one.state), y, one.calls)
+
+    def joined(y: Any) -> jax.Array:
+        y = jnp.moveaxis(y, 0, -2)
+        return y.reshape(*y.shape[:-2], -1)
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         return init_copies(n, layer, key, x, side)
@@ -53,13 +57,11 @@ def heads(n: int, layer: Any) -> Layer:
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
         def one(params: Params, state: State, i: Any) -> tuple[Any, State]:
-            y, new = layer.apply(params, state, x, key=key_of_copy(key, i), train=train, **side)
-            check_array(y, rank=1, floating=False)
-            return y, new
+            return layer.apply(params, state, x, key=key_of_copy(key, i), train=train, **side)
 
         counts = jnp.arange(n) if layer.random else None
-        y, state = jax.vmap(one, out_axes=(-2, 0), axis_size=n)(params, state, counts)
-        return y.reshape(*y.shape[:-2], -1), state
+        y, state = jax.vmap(one, axis_size=n)(params, state, counts)
+        return joined(y), state
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         one = lambda p, s: begin(p, s, x, length=length, **side)  # noqa: E731

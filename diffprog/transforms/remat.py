@@ -36,8 +36,12 @@ def remat(layer: Any) -> Layer:
 
         return jax.checkpoint(run)(params, state, x, key, side)
 
+    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        return begin(params, state, x, length=length, **side)
+
+    begin: Any = layer.start
     return Layer(
-        layer.init, apply, layer.start, layer.children,
+        layer.init, apply, begin and start, layer.children,
         lambda children: remat(rebuilt(layer, children)), name=layer.name,
         bare=layer.bare, random=layer.random, side=layer.side,
         planner=lambda x, side: layer.plan(x, **side),

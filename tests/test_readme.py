@@ -1,0 +1,68 @@
+"""What the README shows is run as it stands, block after block, in one namespace."""
+
+import os
+import pathlib
+import re
+
+import pytest
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+NOT_RUN = "<!-- not run -->"
+BLOCK = re.compile(
+    rf"^(?P<skip>{re.escape(NOT_RUN)}[ \t]*\n\s*)?^```python[ \t]*\n(?P<code>.*?)^```[ \t]*$",
+    re.MULTILINE | re.DOTALL)
+
+
+def blocks(text):
+    """(line, code) of every Python block that is to be run."""
+    for match in BLOCK.finditer(text):
+        if not match["skip"]:
+            yield text.count("\n", 0, match.start("code")) + 1, match["code"]
+
+
+def execute(text, name):
+    """Run the blocks of a text in order; tracebacks show its lines. Returns the namespace."""
+    names = {"__name__": "__readme__"}
+    for line, code in blocks(text):
+        exec(compile("\n" * (line - 1) + code, name, "exec"), names)
+    return names
+
+
+def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
+    text = README.read_text()
+    assert list(blocks(text)), "README.md shows no Python block that is run"
+    assert text.count("```python") == len(BLOCK.findall(text)), "a block is not closed"
+    monkeypatch.chdir(tmp_path)
+    execute(text, str(README))
+
+
+def test_blocks_share_a_namespace_and_some_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = f"""
+```python
+a = 1
+open("written", "w").close()
+```
+```bash
+a = 7
+```
+{NOT_RUN}
+
+```python
+a = 2
+```
+Text.
+```python
+b = a + 1
+```
+"""
+    assert [line for line, _ in blocks(text)] == [3, 16]
+    names = execute(text, "text")
+    assert (names["a"], names["b"]) == (1, 2)
+    assert os.listdir() == ["written"]
+
+
+def test_a_block_that_fails_is_found_by_its_line():
+    with pytest.raises(ZeroDivisionError) as caught:
+        execute("Text.\n\n```python\na = 1\na / 0\n```\n", "text")
+    assert caught.traceback[-1].lineno + 1 == 5

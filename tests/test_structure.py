@@ -1,0 +1,414 @@
+"""The shape of the code and of what it compiles to: floors, names, imports, equations, exports."""
+
+import ast
+import collections
+import contextlib
+import functools
+import importlib
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import diffprog as dp
+
+PACKAGE = pathlib.Path(dp.__file__).parent
+KEY = jax.random.key(0)
+
+# Floors. A new file fails the test below until it is given one; "tool" stands beside the floors.
+
+FLOORS = {
+    "notation": 0, "errors": 0, "tree": 0, "parameters": 0, "layer": 0,
+    "program": 1,
+    "combinators": 2, "transforms.*": 2,
+    "layers.*": 3,
+    "objectives": "tool", "data": "tool", "training": "tool", "summaries": "tool",
+    "checks": "tool", "derivatives": "tool",
+}
+
+
+def floor(module):
+    """The floor of a module, or None if it was given none."""
+    folder, _, _ = module.rpartition(".")
+    return FLOORS.get(module, FLOORS.get(f"{folder}.*") if folder else None)
+
+
+def imports(source, modules):
+    """The modules of the package that a source imports, also inside functions."""
+
+    def found(nodes):
+        for node in nodes:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                yield from found(node.orelse)
+                continue
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, "imports are written in full"
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    is_module = whole.removeprefix("diffprog.") in modules
+                    yield whole if is_module else node.module
+            else:
+                yield from found(ast.iter_child_nodes(node))
+
+    ours = (name for name in found(ast.parse(source).body) if name.split(".")[0] == "diffprog")
+    return {name.removeprefix("diffprog").removeprefix(".") or "__init__" for name in ours}
+
+
+def graph():
+    """module -> the modules of the package that it imports."""
+    files = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text()
+        for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"
+    }
+    return {module: imports(source, files) for module, source in files.items()}
+
+
+def may_import(module, other):
+    """Do the floors allow that `module` imports `other`?"""
+    above, below = floor(module), floor(other)
+    if above == "tool":
+        return below in (0, 1, 2, "tool")
+    if below == "tool":
+        return False
+    neighbours = module.rpartition(".")[0] == other.rpartition(".")[0] != ""
+    return below < above or (above == below and (above == 0 or neighbours))
+
+
+def faults(edges):
+    """What is wrong with a graph of imports, in words."""
+    wrong = [f"{module} has no floor" for module in edges if floor(module) is None]
+    for module, others in edges.items():
+        for other in sorted(others):
+            if other not in edges:
+                wrong.append(f"{module} imports {other}, which is no file")
+            elif None not in (floor(module), floor(other)) and not may_import(module, other):
+                wrong.append(f"{module} imports {other}")
+    return wrong + [f"a cycle through {module}" for module in cyclic(edges)]
+
+
+def cyclic(edges):
+    """The modules from which one can return to themselves."""
+
+    def reachable(start):
+        seen, waiting = set(), list(edges.get(start, ()))
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                waiting += edges.get(module, ())
+        return seen
+
+    return [module for module in sorted(edges) if module in reachable(module)]
+
+
+def test_imports_point_only_downwards():
+    edges = graph()
+    assert faults(edges) == []
+    assert "layer" in edges["program"] and "program" in edges["combinators"]  # it sees imports
+    assert {"transforms.repeat", "layers.conv", "training"} <= edges.keys()
+
+
+def test_every_floor_is_of_a_file():
+    modules = graph().keys()
+    for name in FLOORS:
+        folder = name.removesuffix("*")
+        assert any(m == name or (folder != name and m.startswith(folder)) for m in modules), name
+
+
+@pytest.mark.parametrize(("edges", "wrong"), [
+    ({"layer": {"notation"}, "notation": set()}, []),
+    ({"novel": set()}, ["novel has no floor"]),
+    ({"layers.novel": {"layers.linear"}, "layers.linear": {"layer"}, "layer": set()}, []),
+    ({"layer": {"program"}, "program": set()}, ["layer imports program"]),
+    ({"transforms.remat": {"combinators"}, "combinators": set()},
+     ["transforms.remat imports combinators"]),
+    ({"transforms.remat": {"layers.conv"}, "layers.conv": set()},
+     ["transforms.remat imports layers.conv"]),
+    ({"layers.conv": {"data"}, "data": set()}, ["layers.conv imports data"]),
+    ({"layer": {"checks"}, "checks": set()}, ["layer imports checks"]),
+    ({"training": {"layers.conv"}, "layers.conv": set()}, ["training imports layers.conv"]),
+    ({"training": {"data"}, "data": {"combinators"}, "combinators": set()}, []),
+    ({"layers.conv": {"layers.pool"}, "layers.pool": {"layers.conv"}},
+     ["a cycle through layers.conv", "a cycle through layers.pool"]),
+    ({"tree": {"errors"}, "errors": {"notation"}, "notation": {"tree"}},
+     ["a cycle through errors", "a cycle through notation", "a cycle through tree"]),
+    ({"training": {"data"}, "data": {"training"}},
+     ["a cycle through data", "a cycle through training"]),
+    ({"layer": {"__init__"}}, ["layer imports __init__, which is no file"]),
+], ids=str)
+def test_the_floors_can_fail(edges, wrong):
+    assert faults(edges) == wrong
+
+
+def test_imports_are_read_from_sources():
+    modules = {"tree", "layer", "layers.conv", "errors", "data"}
+    source = """
+import jax, diffprog.data
+from diffprog import tree, linear
+from diffprog.layers import conv
+if TYPE_CHECKING:
+    from diffprog.errors import LayerError
+def f():
+    from diffprog.layer import Layer
+"""
+    assert imports(source, modules) == {"data", "tree", "__init__", "layers.conv", "layer"}
+
+
+# Public names.
+
+PUBLIC = [
+    "Fit", "Layer", "LayerError", "Step", "TrainState", "accuracy", "add", "avg_pool",
+    "batch_norm", "batches", "branch", "check", "check_gradients", "classification",
+    "concatenate", "conv", "cross_entropy", "dropout", "evaluate", "fit", "flatten", "gelu",
+    "global_avg_pool", "global_max_pool", "heads", "layer_norm", "linear", "make_step",
+    "max_pool", "parallel", "predict", "program", "remat", "repeat", "residual", "serial",
+    "stateless", "summary", "tree",
+]
+
+
+def test_public_names_are_pinned():
+    assert sorted(dp.__all__) == PUBLIC
+    assert len(set(dp.__all__)) == len(dp.__all__)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_resolve_and_are_documented(name):
+    value = getattr(dp, name)
+    assert (value.__doc__ or "").strip()
+    assert name in dir(dp)
+    assert getattr(value, "__name__", name).rpartition(".")[2] == name
+
+
+def test_unknown_names_raise():
+    with pytest.raises(AttributeError, match="module 'diffprog' has no attribute 'liner'"):
+        _ = dp.liner
+
+
+def test_type_checkers_see_exactly_the_lazy_names():
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    guarded = [node for node in body if isinstance(node, ast.If)]
+    assert [ast.unparse(node.test) for node in guarded] == ["TYPE_CHECKING"]
+    shown = {
+        alias.name: node.module.removeprefix("diffprog.")
+        for node in guarded[0].body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert shown == dp._HOMES
+    eager = {
+        alias.name for node in body if isinstance(node, ast.ImportFrom)
+        and node.module.startswith("diffprog") for alias in node.names
+    }
+    assert eager | shown.keys() == set(PUBLIC)
+    assert not eager & shown.keys()
+
+
+def test_lazy_names_come_from_where_it_is_said():
+    for name, home in dp._HOMES.items():
+        module = importlib.import_module(f"diffprog.{home}")
+        assert getattr(module, name) is getattr(dp, name)
+        assert name in module.__all__
+
+
+def test_no_module_has_the_name_of_a_public_function():
+    found = [info.name for info in pkgutil.walk_packages([str(PACKAGE)], "diffprog.")]
+    assert "diffprog.layers.conv" in found
+    top = {name.split(".")[1] for name in found if name.count(".") == 1}
+    assert top & set(PUBLIC) == {"program", "tree"}
+    for name in found:
+        importlib.import_module(name)
+    assert callable(dp.program) and not callable(dp.tree)  # whatever was imported in between
+
+
+# The import is light.
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_import_is_light():
+    added = run("import sys, jax, optax; before = set(sys.modules); import diffprog; "
+                "print(*sorted(set(sys.modules) - before))")
+    assert "diffprog.layer" in added
+    assert len(added) <= 15, added
+
+
+def test_the_import_loads_no_optional_package():
+    loaded = run("import sys, diffprog; diffprog.linear, diffprog.fit, diffprog.check; "
+                 "print(*sys.modules)")
+    assert {"jax", "optax", "diffprog", "diffprog.training"} <= set(loaded)
+    assert not {"tqdm", "matplotlib", "sklearn"} & set(loaded)
+
+
+# No equation more than plain JAX would have.
+
+IMAGE = jax.random.normal(KEY, (2, 8, 8, 3))
+
+
+def residual_block():
+    return dp.residual(dp.serial(dp.batch_norm(), jax.nn.relu, dp.conv(4, 3)))
+
+
+NET = dp.serial(
+    dp.conv(4, 3), jax.nn.relu, dp.max_pool(2), residual_block(), dp.avg_pool(2),
+    dp.dropout(0.5), dp.flatten(), dp.linear(5), dp.layer_norm(), dp.linear(3),
+)
+
+
+def plain(params, state, x):
+    """The same net, written by hand."""
+
+    def conv(p, x):
+        y = jax.lax.conv_general_dilated(
+            x, p["kernel"], (1, 1), "SAME", rhs_dilation=(1, 1),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y + p["bias"]
+
+    def batch_norm(p, s, x):
+        return (x - s["mean"]) * (jax.lax.rsqrt(s["var"] + 1e-5) * p["scale"]) + p["bias"]
+
+    def layer_norm(p, x):
+        centered = x - x.mean(-1, keepdims=True)
+        var = jnp.square(centered).mean(-1, keepdims=True)
+        return centered * (jax.lax.rsqrt(var + 1e-5) * p["scale"]) + p["bias"]
+
+    def pool(x, start, combine):
+        return jax.lax.reduce_window(
+            x, np.float32(start), combine, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    def linear(p, x):
+        return x @ p["kernel"] + p["bias"]
+
+    block, kept = params["residual_0"]["body"], state["residual_0"]["body"]
+    x = pool(jax.nn.relu(conv(params["conv_0"], x)), -np.inf, jax.lax.max)
+    y = jax.nn.relu(batch_norm(block["batch_norm_0"], kept["batch_norm_0"], x))
+    x = x + conv(block["conv_0"], y)
+    x = pool(x, 0, jax.lax.add) / 4
+    x = x.reshape(x.shape[0], -1)
+    x = layer_norm(params["layer_norm_0"], linear(params["linear_0"], x))
+    return linear(params["linear_1"], x)
+
+
+def equations(jaxpr):
+    """How often each primitive occurs, also inside other equations."""
+    count = collections.Counter()
+    for equation in jaxpr.eqns:
+        count[equation.primitive.name] += 1
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                count += equations(inner)
+    return count
+
+
+def test_a_net_has_exactly_the_equations_of_plain_jax():
+    trees = NET.init(KEY, IMAGE)
+    ours = lambda params, state, x: NET(params, x, state=state)  # noqa: E731
+    np.testing.assert_allclose(*(jax.jit(f)(*trees, IMAGE) for f in (ours, plain)), atol=1e-5)
+    mine, theirs = (jax.make_jaxpr(f)(*trees, IMAGE) for f in (ours, plain))
+    assert equations(mine.jaxpr) == equations(theirs.jaxpr)
+    assert equations(mine.jaxpr)["conv_general_dilated"] == 2
+    assert equations(mine.jaxpr)["max"] == 2  # inside the jitted relu
+    mine, theirs = (
+        jax.make_jaxpr(jax.grad(lambda *args, f=f: jnp.sum(f(*args)), (0, 2)))(*trees, IMAGE)
+        for f in (ours, plain))
+    assert equations(mine.jaxpr) == equations(theirs.jaxpr)
+    assert equations(mine.jaxpr)["conv_general_dilated"] == 6
+
+
+def test_a_key_costs_nothing_where_nothing_is_random():
+    net = dp.serial(dp.linear(4), dp.residual(dp.batch_norm()), dp.repeat(2, dp.linear(4)),
+                    dp.heads(2, dp.linear(2)))
+    x = jnp.ones((2, 4))
+    trees = net.init(KEY, x)
+    for train in (False, True):
+        without, given = (
+            jax.make_jaxpr(functools.partial(net.apply, key=key, train=train))(*trees, x)
+            for key in (None, KEY))
+        assert equations(given.jaxpr) == equations(without.jaxpr)
+        assert equations(given.jaxpr)["scan"] == 1
+
+
+# Depth costs nothing.
+
+def lowered_gradient(net, x):
+    params, state = jax.eval_shape(net.init, KEY, x)
+    loss = lambda params, state, x: jnp.sum(net(params, x, state=state))  # noqa: E731
+    return jax.jit(jax.grad(loss)).lower(params, state, x)
+
+
+def operations(lowered):
+    return collections.Counter(re.findall(r"\b(?:stablehlo|func|chlo)\.\w+", lowered.as_text()))
+
+
+def test_the_program_of_repeat_does_not_grow():
+    block = dp.residual(dp.serial(dp.layer_norm(), dp.linear(16), dp.gelu, dp.linear(16)))
+    x = jax.ShapeDtypeStruct((2, 16), jnp.float32)
+    few, many, unrolled = (
+        operations(lowered_gradient(net, x))
+        for net in (dp.repeat(6, block), dp.repeat(48, block), block**6))
+    assert many == few
+    assert few["stablehlo.while"] == 2  # forward and backward
+    assert unrolled.total() > 2 * few.total()
+
+
+@contextlib.contextmanager
+def on_cpu():
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
+def test_a_repeated_convolution_has_no_loop_on_cpu():
+    def loops(layer, x):
+        with on_cpu():
+            return len(re.findall(r"\bwhile\(", lowered_gradient(
+                dp.repeat(3, layer), x).compile().as_text()))
+
+    conv = dp.residual(dp.serial(dp.conv(2, 3), jnp.tanh))
+    image = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32)
+    assert loops(conv, image) == 0
+    assert loops(dp.repeat(2, conv), image) == 0
+    assert loops(dp.serial(dp.linear(2), jnp.tanh), image) == 2
+
+
+# One export serves all platforms.
+
+SMALL = dp.serial(
+    dp.conv(2, 3), dp.batch_norm(), jax.nn.relu, dp.dropout(0.5),
+    dp.repeat(2, dp.residual(dp.serial(dp.conv(2, 3), dp.batch_norm()))),
+    dp.global_avg_pool(), dp.linear(3),
+)
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["rest", "train"])
+def test_lowering_for_all_platforms(train):
+    x = jax.random.normal(KEY, (2, 4, 4, 2))
+    params, state = SMALL.init(KEY, x)
+
+    def step(params, state, x):
+        def loss(params):
+            y, after = SMALL.apply(params, state, x, key=jax.random.key(1), train=train)
+            return jnp.sum(jnp.square(y)), after
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    exported = export.export(jax.jit(step), platforms=PLATFORMS)(params, state, x)
+    assert exported.platforms == PLATFORMS
+    assert "stablehlo.while" in exported.mlir_module()  # the loop of the accelerators
+    if not train:
+        return
+    with on_cpu():
+        got, wanted = exported.call(params, state, x), jax.jit(step)(params, state, x)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for u, v in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-4)
