@@ -82,7 +82,8 @@ def parallel(*layers: Any, **named: Any) -> Layer:
 
     def each(children: Children, x: Any) -> Any:
         if not isinstance(x, (tuple, list)) or len(x) != len(children):
-            raise LayerError(f"a tuple of {len(children)} inputs, one for each layer", show(x))
+            raise LayerError(f"a tuple of {len(children)} inputs, one for each layer", show(x),
+                             "give each layer its part, or use branch for one input")
         return tuple(child(part) for child, part in zip(children, x, strict=True))
 
     return _several(parallel, each, layers, named)
@@ -153,7 +154,7 @@ def _alike(xs: Any, part: slice, where: str) -> Any:
     for x in xs:
         check_array(x, rank=1, floating=False)
         if x.shape[part] != xs[0].shape[part] or x.ndim != xs[0].ndim:
-            raise LayerError(f"arrays of equal shape {where}", show(xs))
+            raise LayerError(f"arrays of equal shape {where}", show(xs), "bring them to one shape")
     return xs
 
 
@@ -170,7 +171,8 @@ def _several(
         children[f"{mark}{counts.setdefault(mark, 0)}"] = layer
         counts[mark] += 1
     if doubled := children.keys() & named.keys():
-        raise LayerError("children of different names", f"{show(sorted(doubled)[0])} twice")
+        raise LayerError("children of different names", f"{show(sorted(doubled)[0])} twice",
+                         "unnamed layers are named by kind and count; choose another name")
     unnamed = tuple(children)
 
     def build(children: Mapping[str, Layer]) -> Layer:

@@ -40,7 +40,8 @@ def batches(data: Any, size: int, *, seed: int | None = None) -> Batches:
     leaves = jax.tree.leaves(data)
     lengths = {leaf.shape[0] if leaf.shape else 0 for leaf in leaves}
     if len(lengths) != 1 or 0 in lengths:
-        raise LayerError("arrays of one length along the first axis", show(data))
+        raise LayerError("arrays of one length along the first axis", show(data),
+                         "cut them to one length")
     return Batches(jax.tree.map(np.asarray, data), size, seed, lengths.pop())
 
 

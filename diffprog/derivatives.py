@@ -81,9 +81,9 @@ def check_gradients(
         wide = jax.tree.map(widened, args)
         leaves, structure = jax.tree.flatten(wide)
         places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
-        paths = list(tree.paths(wide if len(args) > 1 else wide[0]))
+        paths = list(tree.paths(wide[0] if len(args) == 1 else wide))
         if not places:
-            raise LayerError("at least one floating-point argument", show(args))
+            raise LayerError("at least one floating-point argument", show(args), "convert one")
         moved = [leaves[i] for i in places]
 
         def along(moved: list[Any], weights: list[Any]) -> Any:
@@ -122,7 +122,8 @@ def check_gradients(
         rows.append(Derivative(paths[i], reverse, forward, difference, error))
     result = Gradients(rows)
     if not result.worst.error <= tolerance:
-        raise LayerError(f"derivatives that agree to {tolerance:g}", str(result.worst))
+        raise LayerError(f"derivatives that agree to {tolerance:g}", str(result.worst),
+                         "mend its derivative, or move away from a kink")
     return result
 
 

@@ -100,10 +100,10 @@ def check_features(wanted: int, x: Any) -> None:
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise unless `value` is a Python int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise LayerError(f"{name}, an int of at least {least}", repr(value))
+        raise LayerError(f"{name}, an int of at least {least}", repr(value), "pass a Python int")
 
 
 def check_share(name: str, value: Any) -> None:
     """Raise unless `value` is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise LayerError(f"{name} in [0, 1)", repr(value))
+        raise LayerError(f"{name} in [0, 1)", repr(value), "pass a share, not a percentage")

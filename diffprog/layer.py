@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -192,13 +193,14 @@ def as_layer(f: Any) -> Layer:
     """A layer as it is; a plain function of one input as the layer ``y = f(x)``."""
     if isinstance(f, Layer):
         return f
-    if getattr(f, "makes_layers", False):
+    if re.search(r"\bLayer\b", str(getattr(f, "__annotations__", {}).get("return"))):
         raise LayerError("a layer", f"the function {f.__name__}", f"call it: {f.__name__}(...)")
     if isinstance(f, (tuple, list)):
         raise LayerError("a layer", show(f), "write serial(a, b) for a sequence of layers, "
                          "and Layer(init, apply) for a pair of functions")
     if not callable(f) or isinstance(f, type):
-        raise LayerError("a layer or a function of one input", show(f))
+        raise LayerError("a layer or a function of one input", show(f),
+                         "for example dp.linear(8) or jax.nn.relu")
     name = getattr(getattr(f, "func", f), "__name__", type(f).__name__).strip("<>_")
     return described(stateless(None, lambda params, x: f(x), name=name), as_layer, {"f": f})
 
@@ -218,7 +220,6 @@ def factory(function: Callable[P, Layer]) -> Callable[P, Layer]:
             raise
         return described(layer, function, bound.arguments)
 
-    make.makes_layers = True  # type: ignore[attr-defined]
     return make
 
 
@@ -324,9 +325,10 @@ def _guarded_start(layer: Layer, raw: Any) -> Any:
 
 def _check_key(key: Any) -> None:
     dtype = getattr(key, "dtype", np.dtype(bool))
-    raw = dtype == np.uint32 and key.shape[-1:] in ((2,), (4,))  # as jax.random.PRNGKey makes them
-    if not raw and not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise LayerError("a key", show(key), "pass jax.random.key(seed)")
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
+    raw = dtype == np.uint32 and key.shape in ((2,), (4,))  # as jax.random.PRNGKey makes them
+    if not typed and not raw:
+        raise LayerError("a key", show(key), "pass jax.random.key(seed); map over several by vmap")
 
 
 def _check_call(
@@ -389,13 +391,15 @@ def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> Layer
 def _trees(pair: Any) -> tuple[Params, State]:
     two = isinstance(pair, tuple) and len(pair) == 2
     if not (two and isinstance(pair[0], dict) and isinstance(pair[1], dict)):
-        raise LayerError("init to return (params, state), two dicts", show(pair))
+        raise LayerError("init to return (params, state), two dicts", show(pair),
+                         "an empty dict stands for none")
     return pair
 
 
 def _result(pair: Any) -> tuple[Any, State]:
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], dict)):
-        raise LayerError("apply to return (y, state)", show(pair))
+        raise LayerError("apply to return (y, state)", show(pair),
+                         "return the state that came if it does not change")
     if pair[0] is None:
         raise LayerError("a result", "None", "end the function with return")
     if any(isinstance(leaf, Layer) for leaf in jax.tree.leaves(pair[0])):

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 # Where a function is looked for, so that it is written as a user would: `jax.nn.relu`, `gelu`.
-_HOMES = (("jax.nn", "jax.nn."), ("jax.numpy", "jnp."), ("jax.lax", "jax.lax."), ("diffprog", ""))
+_HOMES = (("jax.nn", "jax.nn."), ("jax.numpy", "jnp."), ("jax.lax", "jax.lax."),
+          ("jax.nn.initializers", "jax.nn.initializers."), ("diffprog", ""))
 _LONGEST = 120  # characters; a whole network in an error would bury the message
 
 

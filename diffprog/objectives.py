@@ -51,6 +51,7 @@ def cross_entropy(
     """
     _check_labels(logits, labels, mask)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    labels = labels.astype(jnp.int32)  # a narrow dtype could not hold the number of classes
     if mask is not None:
         logits = jnp.where(mask[..., None], logits, 0)
     valid = (labels >= 0) & (labels < logits.shape[-1])
@@ -94,7 +95,7 @@ def classification(*, reduction: Literal["mean", "sum"] = "mean") -> Objective:
         ['accuracy', 'count', 'loss']
     """
     if reduction not in ("mean", "sum"):
-        raise LayerError('reduction "mean" or "sum"', repr(reduction))
+        raise LayerError('reduction "mean" or "sum"', repr(reduction), "choose one")
 
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
@@ -104,7 +105,8 @@ def classification(*, reduction: Literal["mean", "sum"] = "mean") -> Objective:
         mask = batch.get("mask") if isinstance(batch, Mapping) else None
         if mask is not None and mask.shape != labels.shape:
             if "mask" not in net.side:
-                raise LayerError(f"a mask of the labels' shape {labels.shape}", show(mask))
+                raise LayerError(f"a mask of the labels' shape {labels.shape}", show(mask),
+                                 "the net takes no mask, so it can mean the labels alone")
             mask = None  # it speaks of positions that the net has already reduced
         losses = cross_entropy(logits, labels, mask=mask, reduction="none")
         count = jnp.asarray(losses.size if mask is None else mask.sum(), jnp.float32)
@@ -122,10 +124,10 @@ def parts(net: Layer, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
         rest = {name: value for name, value in batch.items() if name not in ("x", "y")}
         if not {"x", "y"} <= batch.keys() or rest.keys() - net.side - {"mask"}:
             raise LayerError(f"a batch with x, y, mask and side inputs of the net "
-                             f"({listed(net.side)})", listed(batch))
+                             f"({listed(net.side)})", listed(batch), "rename or remove the rest")
         return batch["x"], batch["y"], {n: v for n, v in rest.items() if n in net.side}
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise LayerError("a batch (x, y), or a dict with x and y", show(batch))
+        raise LayerError("a batch (x, y), or a dict with x and y", show(batch), "pack them so")
     return batch[0], batch[1], {}
 
 
@@ -133,9 +135,11 @@ def _check_labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) 
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
     if logits.ndim == 0 or logits.shape[:-1] != labels.shape:
-        raise LayerError(f"labels of the logits' leading shape {logits.shape[:-1]}", show(labels))
+        raise LayerError(f"labels of the logits' leading shape {logits.shape[:-1]}", show(labels),
+                         "labels are numbers of classes, not one-hot")
     if mask is not None and (mask.dtype != jnp.bool_ or mask.shape != labels.shape):
-        raise LayerError(f"a mask of booleans of the labels' shape {labels.shape}", show(mask))
+        raise LayerError(f"a mask of booleans of the labels' shape {labels.shape}", show(mask),
+                         "True marks what is real")
 
 
 def _reduce(values: jax.Array, mask: jax.Array | None, reduction: Reduction) -> jax.Array:
@@ -146,5 +150,5 @@ def _reduce(values: jax.Array, mask: jax.Array | None, reduction: Reduction) -> 
     if reduction == "sum":
         return values.sum()
     if reduction == "mean":
-        return values.sum() / (values.size if mask is None else jnp.maximum(mask.sum(), 1))
-    raise LayerError('reduction "mean", "sum" or "none"', repr(reduction))
+        return values.sum() / jnp.maximum(values.size if mask is None else mask.sum(), 1)
+    raise LayerError('reduction "mean", "sum" or "none"', repr(reduction), "choose one")

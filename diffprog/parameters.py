@@ -31,7 +31,8 @@ def parameter(
     bits whether the caller is eager, jitted, mapped or sharded.
     """
     if not callable(initializer):
-        raise LayerError(f"{name}_init as a function (key, shape, dtype)", show(initializer))
+        raise LayerError(f"{name}_init as a function (key, shape, dtype)", show(initializer),
+                         "for example jax.nn.initializers.normal(0.02)")
     return _draw(key, _number(name), initializer, shape, parameter_dtype(x))
 
 

@@ -47,7 +47,8 @@ class Children:
 
     def __getitem__(self, name: str) -> Child:
         if name not in self._children:
-            raise LayerError(f"one of its children ({listed(self._children)})", f"layers.{name}")
+            raise LayerError(f"one of its children ({listed(self._children)})", f"layers.{name}",
+                             "correct the name, or add the child")
         return self._children[name]
 
     __getattr__ = __getitem__
@@ -143,7 +144,8 @@ def wire(
 
         def read(name: str) -> Params:
             if name not in calls:
-                raise LayerError(f"a call of layers.{name} before its params are read")
+                raise LayerError(f"a call of layers.{name} before its params are read", "",
+                                 f"call layers.{name} first")
             return _blank(params[name])
 
         evaluate = lambda train: jax.eval_shape(  # noqa: E731
@@ -177,7 +179,8 @@ def wire(
             nth, count[name] = count[name], count[name] + 1
             slot = _slot(name, nth) if name in streaming else name
             if name in streaming and slot not in state:
-                raise LayerError(f"as many calls of {name} as start made", f"{nth + 1}")
+                raise LayerError(f"as many calls of {name} as start made", f"{nth + 1}",
+                                 "start anew with the same inputs")
             if child.random and key is not None:
                 own = fold(key, name) if nth == 0 else jax.random.fold_in(fold(key, name), nth)
             else:
@@ -191,7 +194,8 @@ def wire(
         y = run(call, lambda name: params[name], x, train, given)
         for name, calls in count.items():
             if name in streaming and (calls == 0 or _slot(name, calls) in state):
-                raise LayerError(f"as many calls of {name} as start made", f"{calls}")
+                raise LayerError(f"as many calls of {name} as start made", f"{calls}",
+                                 "start anew with the same inputs")
         return y, new
 
     # What tells a streaming state from running statistics, which all calls of a child share.
@@ -204,10 +208,10 @@ def wire(
         def call(name: str, child: Layer, x: Any, side: dict[str, Any]) -> Any:
             nth, count[name] = count[name], count[name] + 1
             p, s = params.get(name, {}), state.get(name, {})
-            carried = child.start(p, s, x, length=length, **side) if child.start else s
-            if jax.tree.structure(carried) != jax.tree.structure(s):
+            if child.start and (carried := child.start(p, s, x, length=length, **side)):
                 new[_slot(name, nth)] = carried
-                started.add(jax.tree.structure(carried))
+                if jax.tree.structure(carried) != jax.tree.structure(s):
+                    started.add(jax.tree.structure(carried))
             return child.apply(p, s, x, **side)[0]
 
         run(call, lambda name: params[name], x, False, given)
@@ -227,7 +231,8 @@ def check_names(names: Mapping[str, Any]) -> None:
     """Raise for a name that a path pattern could not tell from its own signs."""
     for name in names:
         if not name or name.startswith("_") or any(sign in name for sign in _FORBIDDEN):
-            raise LayerError(f"a name without leading _ and {' '.join(_FORBIDDEN)}", repr(name))
+            raise LayerError(f"a name without leading _ and {' '.join(_FORBIDDEN)}", repr(name),
+                             "rename it: these signs mean something in paths")
 
 
 def _named_side(function: Callable[..., Any]) -> frozenset[str]:
@@ -240,7 +245,8 @@ def _named_side(function: Callable[..., Any]) -> frozenset[str]:
                          f"{function.__name__}{inspect.signature(function)}",
                          "put side inputs after the star")
     if taken := named & _RESERVED:
-        raise LayerError(f"side inputs of other names than {listed(_RESERVED)}", listed(taken))
+        raise LayerError(f"side inputs of other names than {listed(_RESERVED)}", listed(taken),
+                         "rename them")
     return named - {"train"}
 
 

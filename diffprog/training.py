@@ -90,7 +90,9 @@ def make_step(
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
         first, later = jax.random.split(key)
         params, state = net.init(first, x, **side)
-        return TrainState(params, state, optimizer.init(params), later, jnp.zeros((), jnp.int32))
+        # Some optimizers keep the initial parameters; a buffer can be donated only once.
+        opt = jax.tree.map(jnp.copy, optimizer.init(params))
+        return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
 
     def apply(now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(now.key, now.step)
@@ -100,7 +102,8 @@ def make_step(
 
         grads, (state, metrics) = jax.grad(loss, has_aux=True)(now.params)
         if jax.tree.structure(state) != jax.tree.structure(now.state):
-            raise LayerError(f"a state of one structure, {show(now.state)}", show(state))
+            raise LayerError(f"a state of one structure, {show(now.state)}", show(state),
+                             "let apply return the state that came, with new values")
         updates, opt = optimizer.update(grads, now.optimizer, now.params)
         params: Any = optax.apply_updates(now.params, updates)
         return TrainState(params, state, opt, now.key, now.step + 1), metrics
@@ -215,8 +218,10 @@ def predict(
     check_count("size", size)
     side = {name: value for name, value in side.items() if value is not None}
     length = jax.tree.leaves(x)[0].shape[0]
-    size = min(size, length)
     apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept
+    if length == 0:
+        return apply(params, state or {}, x, **side)[0]
+    size = min(size, length)
     outputs = []
     for start in range(0, length, size):
         rows = jnp.minimum(jnp.arange(start, start + size), length - 1)

@@ -55,7 +55,8 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
     for pattern in patterns:
         found = {path for path in leaves if _expression(pattern).fullmatch(path)}
         if not found:
-            raise LayerError(f"a pattern that matches a path ({listed(leaves)})", repr(pattern))
+            raise LayerError(f"a pattern that matches a path ({listed(leaves)})", repr(pattern),
+                             "correct it; * is one level, ** any number")
         chosen |= found
     return {path: leaf for path, leaf in leaves.items() if path in chosen}
 

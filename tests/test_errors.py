@@ -40,9 +40,13 @@ def refused(f, *args, **kwargs):
 
 
 def expect(path, message, f, *args, **kwargs):
-    """The call raises this error, with this path; the whole message is compared."""
+    """The call raises this error, with this path; the whole message is compared.
+
+    A message without a remedy leaves its wording open, but not that there is one.
+    """
     error = refused(f, *args, **kwargs)
-    assert str(error) == message
+    assert error.remedy
+    assert str(error) == (message if "; " in message else f"{message}; {error.remedy}")
     assert error.path == path
     return error
 
@@ -348,7 +352,7 @@ INIT = {
         "got (2, 8, 8, 3); pad, or take a smaller window"),
     "groups and channels": (
         dp.conv(4, 3, groups=2), IMAGE,
-        "conv(4, 3, groups=2): wants channels in 2 equal groups, got 3"),
+        "conv(4, 3, groups=2): wants channels in 2 equal groups, got 3 in float32[2,8,8,3]"),
     "repeat changes shape": (
         dp.repeat(3, dp.linear(5)), X, "repeat(3, linear(5)): wants a layer that keeps "
         "float32[2,4] as it is, got float32[2,5]"),
@@ -494,7 +498,8 @@ def test_python_numbers_are_no_input(x, shown):
     (0, "0"), (None, "None"), (X, "float32[2,4]"), (np.int32(3), "int32[]"),
 ], ids=["int", "None", "array", "numpy"])
 def test_what_is_no_key(key, shown):
-    message = f"wants a key, got {shown}; pass jax.random.key(seed)"
+    message = f"wants a key, got {shown}; pass jax.random.key(seed); map over several by " \
+              "vmap"
     expect("", f"linear(3): {message}", dp.linear(3).init, key, X)
     expect("", f"serial(a=abs): {message}", dp.serial(a=abs).init, key, X)
 

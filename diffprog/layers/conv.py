@@ -17,6 +17,7 @@ from diffprog.layers.window import (
     sides,
     window,
 )
+from diffprog.notation import show
 from diffprog.parameters import parameter
 
 __all__ = ["conv"]
@@ -75,14 +76,16 @@ def conv(
     stride, dilation = sides("stride", stride, dims), sides("dilation", dilation, dims)
     margin = margins(padding, dims)
     if features % groups:
-        raise LayerError(f"features in {groups} equal groups", f"{features}")
+        raise LayerError(f"features in {groups} equal groups", f"{features}",
+                         "choose groups that divide the features")
     space = "DHW"[-dims:]
     layout = (f"N{space}C", f"{space}IO", f"N{space}C")
 
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:
         check_array(x, rank=dims + 1, axes=AXES[dims])
         if x.shape[-1] % groups:
-            raise LayerError(f"channels in {groups} equal groups", f"{x.shape[-1]}")
+            raise LayerError(f"channels in {groups} equal groups", f"{x.shape[-1]} in {show(x)}",
+                             "choose groups that divide the channels")
         shape = (*size, x.shape[-1] // groups, features)
         params = {"kernel": parameter(key, "kernel", kernel_init, shape, x)}
         if bias:

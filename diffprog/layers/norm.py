@@ -143,7 +143,7 @@ def batch_norm(
 
 def _check_eps(eps: Any) -> None:
     if not isinstance(eps, float) or eps <= 0:
-        raise LayerError("eps, a positive float", repr(eps))
+        raise LayerError("eps, a positive float", repr(eps), "for example 1e-5")
 
 
 def _affine(key: jax.Array, x: Any, scale_init: Any, bias_init: Any) -> Params:

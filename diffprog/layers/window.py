@@ -21,7 +21,8 @@ def sides(name: str, value: Any, dims: int) -> Sides:
     whole = (value,) * dims if isinstance(value, int) else value
     good = isinstance(whole, tuple) and len(whole) == dims
     if not (good and all(type(side) is int and side > 0 for side in whole)):
-        raise LayerError(f"{name} as a positive int or a tuple of {dims}", repr(value))
+        raise LayerError(f"{name} as a positive int or a tuple of {dims}", repr(value),
+                         "for example 2")
     return whole
 
 
@@ -29,7 +30,8 @@ def window(size: Any, dims: int) -> Sides:
     """The sides of the window; a tuple sets the number of axes itself."""
     dims = len(size) if isinstance(size, tuple) else dims
     if dims not in AXES:
-        raise LayerError("a window over 1, 2 or 3 axes", f"{dims}")
+        raise LayerError("a window over 1, 2 or 3 axes", f"{dims}",
+                         "give a size of 1, 2 or 3 numbers")
     return sides("size", size, dims)
 
 
@@ -42,7 +44,8 @@ def margins(padding: Any, dims: int) -> Padding:
     pairs = padding if isinstance(padding, (tuple, list)) else ()
     flat = [n for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2 for n in pair]
     if len(flat) != 2 * dims or not all(isinstance(n, int) and n >= 0 for n in flat):
-        raise LayerError(f"padding 'SAME', 'VALID', an int, or {dims} pairs of ints", repr(padding))
+        raise LayerError(f"padding 'SAME', 'VALID', an int, or {dims} pairs of ints", repr(padding),
+                         "for example padding=1")
     return tuple((before, after) for before, after in pairs)
 
 

@@ -59,7 +59,8 @@ def repeat(n: int, layer: Any, *, unroll: int = 1) -> Layer:
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         one = layer.plan(x, **side)
         if spec(one.y) != spec(x):
-            raise LayerError(f"a layer that keeps {show(x)} as it is", show(one.y))
+            raise LayerError(f"a layer that keeps {show(x)} as it is", show(one.y),
+                             "let its output have the shape and dtype of its input")
         return Plan(stacked(n, one.params), stacked(n, one.state), one.y, one.calls)
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
