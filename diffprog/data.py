@@ -38,7 +38,8 @@ def batches(data: Any, size: int, *, seed: int | None = None) -> Batches:
     """
     check_count("size", size)
     leaves = jax.tree.leaves(data)
-    lengths = {leaf.shape[0] if leaf.shape else 0 for leaf in leaves}
+    shapes = [getattr(leaf, "shape", ()) for leaf in leaves]
+    lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:
         raise LayerError("arrays of one length along the first axis", show(data),
                          "cut them to one length")

@@ -94,6 +94,9 @@ def check_gradients(
             return sum(map(jnp.vdot, weights, outputs), jnp.zeros(()))
 
         shapes = [y for y in jax.tree.leaves(jax.eval_shape(f, *wide)) if is_float(y)]
+        if not shapes:
+            raise LayerError("a function that gives floating-point numbers", "none of them",
+                             "return what is to be differentiated")
         if any(y.dtype != jnp.float64 for y in shapes):
             raise LayerError("a function that computes in float64", show(shapes),
                              "pass it the arrays that it closes over as arguments")
@@ -119,7 +122,7 @@ def check_gradients(
         scale = max(*map(abs, three), floor)
         error = (max(three) - min(three)) / scale if np.all(np.isfinite(three)) else float("inf")
         reverse, forward, difference = three
-        rows.append(Derivative(paths[i], reverse, forward, difference, error))
+        rows.append(Derivative(paths[i] or "the argument", reverse, forward, difference, error))
     result = Gradients(rows)
     if not result.worst.error <= tolerance:
         raise LayerError(f"derivatives that agree to {tolerance:g}", str(result.worst),

@@ -97,6 +97,12 @@ def check_features(wanted: int, x: Any) -> None:
                          "init anew on input of this shape, or mend the layer before")
 
 
+def check_leaves(params: Any, features: int) -> None:
+    """Raise unless every leaf has `features` on its last axis: a single one would broadcast."""
+    if any(leaf.shape[-1] != features for leaf in params.values()):
+        raise LayerError(f"params of {features} features", show(params), "pass what init gave")
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise unless `value` is a Python int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

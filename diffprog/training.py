@@ -224,8 +224,13 @@ def predict(
     size = min(size, length)
     outputs = []
     for start in range(0, length, size):
-        rows = jnp.minimum(jnp.arange(start, start + size), length - 1)
-        part, beside = jax.tree.map(lambda a, rows=rows: jnp.asarray(a)[rows], (x, side))
+        missing = max(start + size - length, 0)
+
+        def cut(a: Any, start: int = start, missing: int = missing) -> Any:
+            part = a[start : start + size]
+            return jnp.concatenate([part, *[part[-1:]] * missing]) if missing else part
+
+        part, beside = jax.tree.map(cut, (x, side))
         outputs.append(apply(params, state or {}, part, **beside)[0])
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:length], *outputs)
 

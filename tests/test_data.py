@@ -73,3 +73,8 @@ def test_what_cannot_be_cut_is_refused():
     for size in (0, -1, 2.0, True):
         with pytest.raises(dp.LayerError, match="size"):
             dp.batches(np.ones(3), size)
+
+
+def test_nested_lists_are_refused():
+    with pytest.raises(dp.LayerError, match="arrays of one length"):
+        dp.batches([[1.0, 2.0], [3.0, 4.0]], 1)

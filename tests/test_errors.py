@@ -660,7 +660,8 @@ def test_parameters_of_another_shape(trees):
     expect("lin", "lin (linear(4)): wants params kernel as float32[5,4], got float32[4,4]; "
            f"{ANOTHER}", NET.apply, params, state, jnp.ones((2, 5)))
     wrong = params | {"lin": params["lin"] | {"bias": jnp.zeros(5)}}
-    expect("lin", f"lin (linear(4)): wants params bias as float32[4], got float32[5]; {ANOTHER}",
+    expect("lin", f"lin (linear(4)): wants params of 4 features, got {{kernel: float32[4,4], "
+           f"bias: float32[5]}}; {INIT_GAVE}",
            NET.apply, wrong, state, X)
     five = "wants 5 features on the last axis, as init saw, got float32[2,4]; init anew on " \
            "input of this shape, or mend the layer before"
@@ -782,3 +783,16 @@ def test_an_error_of_a_users_layer_is_signed():
 def test_the_grammar_can_fail():
     assert not GRAMMAR.fullmatch("a/b (linear(3)): expected a key; pass one")
     assert not GRAMMAR.fullmatch("linear(3) wants a key, got none")
+
+
+@pytest.mark.parametrize("layer", [dp.linear(3), dp.conv(3, 1, dims=1)], ids=repr)
+def test_a_single_bias_does_not_broadcast_over_all_features(layer):
+    params, _ = layer.init(KEY, X)
+    with pytest.raises(dp.LayerError, match="params of 3 features"):
+        layer({**params, "bias": jnp.ones(1)}, X)
+
+
+def test_one_running_variance_does_not_broadcast_over_all_channels():
+    params, state = dp.batch_norm().init(KEY, X)
+    with pytest.raises(dp.LayerError, match="1 features"):
+        dp.batch_norm()(params, X, state={**state, "var": jnp.ones(1)})

@@ -192,3 +192,14 @@ def test_the_seed_decides_the_direction():
     x = jnp.ones(3)
     same = [dp.check_gradients(jnp.sin, x, seed=seed).worst.reverse for seed in (0, 0, 1)]
     assert same[0] == same[1] != same[2]
+
+
+def test_a_function_without_floating_results_is_refused():
+    with pytest.raises(dp.LayerError, match="floating-point numbers"):
+        dp.check_gradients(lambda x: x.astype(int), jnp.ones(2))
+
+
+def test_a_function_that_computes_in_float32_is_refused():
+    weights = jnp.ones(2)  # float32, closed over
+    with pytest.raises(dp.LayerError, match="computes in float64"):
+        dp.check_gradients(lambda x: x.astype(jnp.float32) * weights, jnp.ones(2))

@@ -141,8 +141,9 @@ def test_a_sweep_may_be_a_vmap():
     states, metrics = jax.vmap(step.apply, in_axes=(0, None))(states, (x, y))
     assert len(set(np.asarray(metrics["loss"]).tolist())) == 3
     for i, key in enumerate(keys):
-        alone, _ = step.apply(step.init(key, x), (x, y))
-        assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], states), alone, rtol=1e-5, atol=1e-6)
+        alone = numbers(step.apply(step.init(key, x), (x, y))[0])
+        for path, leaf in numbers(states).items():
+            np.testing.assert_allclose(leaf[i], alone[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_the_statistics_of_batch_norm_are_threaded():
@@ -378,10 +379,9 @@ def test_evaluate_weighs_uneven_batches():
     wanted = {"loss": float(dp.cross_entropy(logits, jnp.asarray(y))),
               "accuracy": float(dp.accuracy(logits, jnp.asarray(y)))}
     assert 0 < wanted["accuracy"] < 1
-    for size in (4, 11):
-        found = dp.evaluate(step, state, dp.batches((x, y), size))
-        assert found == pytest.approx(wanted, rel=1e-5)
-        assert all(type(value) is float for value in found.values())
+    found = dp.evaluate(step, state, dp.batches((x, y), 4))
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert all(type(value) is float for value in found.values())
 
 
 def test_evaluate_leaves_masked_entries_out():
@@ -409,12 +409,11 @@ def test_evaluate_wants_a_batch():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 7])
 def test_predict_equals_apply(length):
-    net = dp.serial(dp.batch_norm(), dp.dropout(0.5), NET)
     x, _ = examples(7)
-    params, _ = net.init(KEY, x)
+    params, _ = NOISY.init(KEY, x)
     state = {"batch_norm_0": {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}}
-    wanted = net(params, jnp.asarray(x[:length]), state=state)
-    got = dp.predict(net, params, x[:length], state=state, size=3)
+    wanted = NOISY(params, jnp.asarray(x[:length]), state=state)
+    got = dp.predict(NOISY, params, x[:length], state=state, size=3)
     assert got.shape == (length, 3)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 

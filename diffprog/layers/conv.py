@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from diffprog.errors import LayerError, check_array, check_count
+from diffprog.errors import LayerError, check_array, check_count, check_leaves
 from diffprog.layer import Layer, Params, State, factory
 from diffprog.layers.window import (
     AXES,
@@ -100,6 +100,7 @@ def conv(
             )
 
         check_array(x, rank=dims + 1, axes=AXES[dims])
+        check_leaves(params, features)
         y = on_images(convolve, x, dims)
         check_fits(x, y, "kernel")
         return (y + params["bias"].astype(x.dtype) if bias else y), state

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from diffprog.errors import check_array, check_count
+from diffprog.errors import check_array, check_count, check_leaves
 from diffprog.layer import Layer, Params, factory, stateless
 from diffprog.parameters import parameter
 
@@ -53,6 +53,7 @@ def linear(
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., features)")  # integers would round the kernel to zeros
+        check_leaves(params, features)
         y = x @ params["kernel"].astype(x.dtype)
         return y + params["bias"].astype(x.dtype) if bias else y
 

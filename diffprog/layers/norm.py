@@ -120,7 +120,8 @@ def batch_norm(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., features)")
-        check_features(state["mean"].shape[-1], x)
+        for leaf in state.values():
+            check_features(leaf.shape[-1], x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if not train:
             y = _transformed(params, wide - state["mean"], state["var"], eps)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.errors import check_array
+from diffprog.errors import LayerError, check_array
 from diffprog.layer import Layer, factory
 from diffprog.layers.window import (
     AXES,
@@ -152,6 +152,9 @@ def _sliding(
     stride = size if stride is None else sides("stride", stride, dims)
     margin = margins(padding, dims)
     pairs = margin if isinstance(margin, str) else ((0, 0), *margin, (0, 0))
+    if not isinstance(margin, str) and any(max(p) >= n for p, n in zip(margin, size, strict=True)):
+        raise LayerError(f"padding below the size {size}", f"{margin}",
+                         "a window of padding alone has neither a mean nor a maximum")
 
     def slide(x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
         return jax.lax.reduce_window(x, start, combine, (1, *size, 1), (1, *stride, 1), pairs)
@@ -166,6 +169,7 @@ def _sliding(
 
 
 def _whole(reduce: Callable[..., jax.Array], dims: int, *, floating: bool) -> Layer:
+    window(1, dims)  # refuses a number of axes that no image has
     axes = tuple(range(-dims - 1, -1))
 
     def pooled(x: jax.Array) -> jax.Array:

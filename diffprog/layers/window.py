@@ -37,13 +37,13 @@ def window(size: Any, dims: int) -> Sides:
 
 def margins(padding: Any, dims: int) -> Padding:
     """Padding as XLA takes it: "SAME", "VALID", or one pair (before, after) for each axis."""
-    if padding in ("SAME", "VALID"):
+    if isinstance(padding, str) and padding in ("SAME", "VALID"):
         return padding
-    if isinstance(padding, int) and not isinstance(padding, bool) and padding >= 0:
+    if type(padding) is int and padding >= 0:
         return ((padding, padding),) * dims
     pairs = padding if isinstance(padding, (tuple, list)) else ()
     flat = [n for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2 for n in pair]
-    if len(flat) != 2 * dims or not all(isinstance(n, int) and n >= 0 for n in flat):
+    if len(flat) != 2 * dims or not all(type(n) is int and n >= 0 for n in flat):
         raise LayerError(f"padding 'SAME', 'VALID', an int, or {dims} pairs of ints", repr(padding),
                          "for example padding=1")
     return tuple((before, after) for before, after in pairs)

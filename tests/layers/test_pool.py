@@ -144,3 +144,16 @@ def test_what_cannot_be_is_refused():
         for wrong in (dict(size=0), dict(size=2, stride=(1,)), dict(size=2, padding="FULL")):
             with pytest.raises(dp.LayerError):
                 pool(**wrong)
+
+
+@pytest.mark.parametrize("pool", [dp.max_pool, dp.avg_pool], ids=["max", "avg"])
+def test_a_window_of_padding_alone_is_refused(pool):
+    with pytest.raises(dp.LayerError, match="padding below the size"):
+        pool(2, stride=1, padding=2)
+    with pytest.raises(dp.LayerError, match="padding below the size"):
+        pool((3, 2), padding=((0, 0), (0, 2)))
+
+
+def test_global_pools_refuse_a_number_of_axes_that_no_image_has():
+    with pytest.raises(dp.LayerError, match="1, 2 or 3 axes"):
+        dp.global_avg_pool(dims=4)

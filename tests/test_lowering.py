@@ -1,0 +1,49 @@
+"""Every registered layer and both networks of the example lower for CPU, GPU and TPU."""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import CASES, floats
+from jax import export
+
+import diffprog as dp
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def lowered(net, x, side=None):
+    """The gradient of a training call, exported for all platforms without a device."""
+    net = dp.serial(net)
+    side = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in (side or {}).items()}
+    plan = net.plan(x, **side)
+
+    def loss(params, state, x, key, side):
+        y, state = net.apply(params, state, x, key=key, train=True, **side)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(y)), state
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 2), has_aux=True))
+    return export.export(step, platforms=PLATFORMS)(plan.params, plan.state, x, key, side)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_lowers_for_all_platforms(case):
+    assert lowered(case.layer, case.x, case.options).platforms == PLATFORMS
+
+
+@pytest.mark.parametrize("model", ["convnet", "mlp"])
+def test_the_networks_of_the_example_lower_for_all_platforms(model):
+    path = pathlib.Path(__file__).parents[1] / "examples" / "digits.py"
+    found = importlib.util.spec_from_file_location("digits", path)
+    digits = importlib.util.module_from_spec(found)
+    found.loader.exec_module(digits)
+    make = digits.MODELS[model][0]
+    assert lowered(make(), floats(4, 8, 8, 1)).platforms == PLATFORMS
+
+
+def test_what_one_platform_lacks_is_noticed():
+    with pytest.raises(NotImplementedError, match="schur"):
+        lowered(lambda x: jax.scipy.linalg.schur(x)[0] * jax.lax.stop_gradient(x), floats(3, 3))
