@@ -99,7 +99,7 @@ def wire(
     """The layer of a function over named children; `named` are the side inputs it names."""
     asks = "train" in inspect.signature(function).parameters
     side = named.union(*(child.side for child in children.values())) - {"train"}
-    streams = asks or named or any(child.start for child in children.values())
+    streams = any(child.start for child in children.values())
 
     def run(call: Callable[..., Any], read: Callable[[str], Params], x: Any, train: bool,
             given: dict[str, Any]) -> Any:

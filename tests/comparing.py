@@ -1,0 +1,63 @@
+"""What several test files compare with: keys, inputs, trees and jaxprs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (3, 4))
+
+
+def names(net):
+    return list(net.children)
+
+
+def same(a, b):
+    """Assert that two trees are equal to the last bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert u.dtype == v.dtype
+        np.testing.assert_array_equal(np.asarray(u), np.asarray(v))
+
+
+def close(a, b):
+    """Assert that two trees are equal but for rounding, which is relative to the largest entry."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(b))
+    for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert u.shape == v.shape
+        np.testing.assert_allclose(np.asarray(u), np.asarray(v), rtol=0, atol=1e-5 * largest)
+
+
+def equal(a, b):
+    try:
+        same(a, b)
+    except AssertionError:
+        return False
+    return True
+
+
+def params_of(net, x=X, **side):
+    return net.init(KEY, x, **side)[0]
+
+
+def gradient(net, params, x=X, **side):
+    return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(net(p, x, **side)))))(params)
+
+
+def spy(seen):
+    """A function that changes nothing and remembers what passes."""
+
+    def spy(x):
+        seen.append(x)
+        return x
+
+    return spy
+
+
+def identity(x):
+    return x
+
+
+def copies(x):
+    return x, x

@@ -1,0 +1,336 @@
+"""Programs: shared children, side by side, side inputs, the training flag, planning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import KEY, X, close, copies, equal, gradient, identity, names, params_of, same
+
+import diffprog as dp
+
+# A child called twice.
+
+def twice(layers, x):
+    return layers.lin(layers.lin(x))
+
+
+def test_calling_a_child_twice_shares_its_parameters():
+    net = dp.program(lin=dp.linear(4))(twice)
+    params = params_of(net)
+    assert list(params) == ["lin"]
+    kernel, bias = params["lin"]["kernel"], params["lin"]["bias"]
+    close(net(params, X), (X @ kernel + bias) @ kernel + bias)
+
+    def unshared(first, second):
+        y = (X @ first["kernel"] + first["bias"]) @ second["kernel"] + second["bias"]
+        return jnp.sum(jnp.square(y))
+
+    parts = jax.grad(unshared, argnums=(0, 1))(params["lin"], params["lin"])
+    close(gradient(net, params)["lin"], jax.tree.map(jnp.add, *parts))
+    assert not equal(*parts)
+
+
+def test_one_layer_under_two_names_is_not_shared():
+    lin = dp.linear(4)
+    params = params_of(dp.serial(a=lin, b=lin))
+    assert not equal(params["a"], params["b"])
+
+
+def test_calling_a_child_twice_shares_running_statistics():
+    @dp.program(norm=dp.batch_norm())
+    def both(layers, x):
+        return layers.norm(x), layers.norm(3 * x + 1)
+
+    params, state = both.init(KEY, X)
+    y, after = both.apply(params, state, X, train=True)
+    norm = dp.batch_norm()
+    first, once = norm.apply(params["norm"], state["norm"], X, train=True)
+    second, again = norm.apply(params["norm"], once, 3 * X + 1, train=True)
+    close((y, after), ((first, second), {"norm": again}))
+    assert not equal(once, again)
+
+
+def test_calling_a_dropout_twice_drops_differently():
+    @dp.program(drop=dp.dropout(0.5))
+    def both(layers, x):
+        return layers.drop(x), layers.drop(x)
+
+    @dp.program(drop=dp.dropout(0.5))
+    def one(layers, x):
+        return layers.drop(x)
+
+    ones = jnp.ones((8, 8))
+    (first, second), _ = both.apply({}, {}, ones, key=KEY, train=True)
+    assert not equal(first, second)
+    for y in (first, second):
+        assert set(np.unique(y)) == {0.0, 2.0}
+    same(one.apply({}, {}, ones, key=KEY, train=True)[0], first)
+
+
+def test_tied_parameters():
+    @dp.program(embed=dp.linear(3, bias=False), body=dp.serial(dp.linear(3)))
+    def tied(layers, x):
+        h = layers.body(layers.embed(x))
+        return (h + layers.body.params["linear_0"]["bias"]) @ layers.embed.params["kernel"].T
+
+    params = params_of(tied)
+
+    def manual(params):
+        kernel, lin = params["embed"]["kernel"], params["body"]["linear_0"]
+        return (X @ kernel @ lin["kernel"] + 2 * lin["bias"]) @ kernel.T
+
+    close(tied(params, X), manual(params))
+    close(gradient(tied, params), jax.grad(lambda p: jnp.sum(jnp.square(manual(p))))(params))
+    assert names(tied) == ["embed", "body"]
+
+
+# Side by side.
+
+def test_branch():
+    net = dp.branch(dp.linear(2), jnp.abs, other=dp.linear(3))
+    params = params_of(net)
+    wanted = (dp.linear(2)(params["linear_0"], X), jnp.abs(X), dp.linear(3)(params["other"], X))
+    y = net(params, X)
+    assert isinstance(y, tuple)
+    same(y, wanted)
+
+
+def test_merging():
+    parts = (dp.linear(4), jnp.abs)
+    params = params_of(dp.branch(*parts))
+    a, b = dp.branch(*parts)(params, X)
+    same(dp.branch(*parts, merge=dp.concatenate)(params, X), jnp.concatenate([a, b], -1))
+    same(dp.branch(*parts, merge=dp.add)(params, X), a + b)
+    same(dp.branch(*parts, merge=lambda y: y[1])(params, X), b)
+    same((dp.branch(*parts) >> dp.add)({"branch_0": params}, X), a + b)
+    same(dp.add((a, b, a)), a + b + a)
+    same(dp.concatenate((a,)), a)
+
+
+def test_parallel():
+    net = dp.parallel(dp.linear(2), jnp.abs, dp.linear(2))
+    other = X[:, :3]
+    params = params_of(net, (X, X, other))
+    assert params["linear_1"]["kernel"].shape == (3, 2)
+    y = net(params, (X, -X, other))
+    assert isinstance(y, tuple)
+    same(y, (dp.linear(2)(params["linear_0"], X), jnp.abs(X),
+             dp.linear(2)(params["linear_1"], other)))
+    same(net(params, [X, -X, other]), y)
+
+
+def test_residual():
+    net = dp.residual(dp.linear(4))
+    params = params_of(net)
+    same(net(params, X), X + dp.linear(4)(params["body"], X))
+    net = dp.residual(dp.linear(2), dp.linear(2, bias=False))
+    params = params_of(net)
+    close(net(params, X), X @ params["shortcut"]["kernel"] + dp.linear(2)(params["body"], X))
+    pair = dp.residual(dp.parallel(dp.linear(4), jnp.tanh))
+    params = params_of(pair, (X, X))
+    close(pair(params, (X, X)), (X + dp.linear(4)(params["body"]["linear_0"], X), X + jnp.tanh(X)))
+
+
+# Side inputs.
+
+MASK = jnp.array([True, False, True])
+
+
+def taker(log=None):
+    """Zeroes x where the mask is False; nothing without a mask."""
+
+    def forward(params, x, *, mask=None):
+        if log is not None:
+            log.append(mask)
+        return x if mask is None else x * mask[:, None]
+
+    return dp.stateless(None, forward, name="taker")
+
+
+WRAPS = {
+    "serial": lambda f: dp.serial(dp.linear(4), f),
+    "named": lambda f: dp.serial(lin=dp.linear(4), f=f),
+    ">>": lambda f: dp.linear(4) >> f >> abs,
+    "residual": lambda f: dp.residual(dp.serial(dp.linear(4), f)),
+    "shortcut": lambda f: dp.residual(dp.linear(4), f),
+    "branch": lambda f: dp.branch(dp.linear(4), f, merge=dp.concatenate),
+    "parallel": lambda f: dp.serial(copies, dp.parallel(dp.linear(4), f), dp.add),
+    "repeat": lambda f: dp.repeat(3, dp.serial(dp.linear(4), f)),
+    "heads": lambda f: dp.heads(2, dp.serial(dp.linear(4), f)),
+    "remat": lambda f: dp.remat(dp.serial(dp.linear(4), f)),
+    "program": lambda f: dp.program(f=f, lin=dp.linear(4))(
+        lambda layers, x: layers.lin(layers.f(layers.lin(x)))),
+    "nested": lambda f: dp.serial(dp.linear(4), dp.repeat(2, dp.residual(dp.remat(
+        dp.branch(dp.heads(2, dp.serial(dp.linear(2), f)), dp.linear(4), merge=dp.add))))),
+}
+
+
+@pytest.mark.parametrize("name", WRAPS)
+def test_a_side_input_goes_to_exactly_those_who_take_it(name):
+    wrap = WRAPS[name]
+    net = wrap(taker())
+    assert net.side == {"mask"}
+    params = params_of(net, mask=MASK)
+    same(params, params_of(net))
+    masked = wrap(lambda x: x * MASK[:, None])
+    assert masked.side == frozenset()
+    with_mask, without = jax.jit(net)(params, X, mask=MASK), jax.jit(net)(params, X)
+    close(with_mask, jax.jit(masked)(params, X))
+    close(gradient(net, params, mask=MASK), gradient(masked, params))
+    assert not equal(with_mask, without)
+
+
+@pytest.mark.parametrize("name", WRAPS)
+def test_none_is_absent(name):
+    net, plain = WRAPS[name](taker()), WRAPS[name](identity)
+    params, state = net.init(KEY, X, mask=None)
+    same(params, params_of(plain))
+    same(net(params, X, mask=None), plain(params, X))
+    same(net.apply(params, state, X, mask=None)[0], plain(params, X))
+    same(plain(params, X, mask=None), plain(params, X))  # even where nobody takes it
+
+
+def test_each_child_gets_its_own_side_inputs():
+    seen = {}
+
+    def layer(*taken):
+        def apply(params, state, x, *, key=None, train=False, **side):
+            seen[taken] = sorted(side)
+            return x, state
+
+        return dp.Layer(lambda key, x, **side: ({}, {}), apply, bare=True, side=frozenset(taken))
+
+    net = dp.serial(layer(), layer("mask"), dp.residual(layer("positions")),
+                    dp.repeat(2, layer("mask", "positions")))
+    assert net.side == {"mask", "positions"}
+    net({}, X, mask=MASK, positions=X)
+    assert seen == {(): [], ("mask",): ["mask"], ("positions",): ["positions"],
+                    ("mask", "positions"): ["mask", "positions"]}
+    net({}, X, positions=X)
+    assert seen == {(): [], ("mask",): [], ("positions",): ["positions"],
+                    ("mask", "positions"): ["positions"]}
+
+
+def test_a_program_may_change_a_side_input_on_the_way():
+    @dp.program(lin=dp.linear(4), first=taker(), second=taker())
+    def f(layers, x, *, mask=None):
+        return layers.second(layers.first(layers.lin(x), mask=~mask))
+
+    params = params_of(f, mask=MASK)
+    y = f(params, X, mask=MASK)
+    close(y, dp.linear(4)(params["lin"], X) * ~MASK[:, None])
+    assert f.side == {"mask"}
+
+
+def test_a_program_routes_what_it_names_itself():
+    log = []
+
+    @dp.program(f=taker(log))
+    def keeps(layers, x, *, mask=None):
+        return layers.f(x) + (0 if mask is None else mask[:, None])
+
+    net = dp.serial(keeps)
+    close(net({}, X, mask=MASK), X + MASK[:, None])
+    assert log and all(mask is None for mask in log)
+
+
+def test_a_program_may_rename_a_side_input():
+    @dp.program(f=taker())
+    def renames(layers, x, *, memory_mask=None):
+        return layers.f(x, mask=memory_mask)
+
+    net = dp.serial(renames)
+    assert net.side == {"memory_mask", "mask"}  # mask, unnamed, goes to the child as ever
+    same(net({}, X, memory_mask=MASK), X * MASK[:, None])
+    same(net({}, X), X)
+
+
+def test_a_side_input_may_decide_which_children_are_called():
+    @dp.program(lin=dp.linear(4), extra=dp.linear(4))
+    def f(layers, x, *, memory=None):
+        return layers.lin(x) if memory is None else layers.lin(x) + layers.extra(memory)
+
+    params = params_of(f, memory=X)
+    assert sorted(params) == ["extra", "lin"]
+    same(f(params, X), dp.linear(4)(params["lin"], X))
+    with pytest.raises(dp.LayerError, match="a call of every child, extra too"):
+        f.init(KEY, X)
+
+
+# The training flag.
+
+def test_a_program_that_names_train_receives_it():
+    flags = []
+
+    @dp.program(lin=dp.linear(4), late=dp.linear(4))
+    def f(layers, x, *, train):
+        flags.append(train)
+        return layers.late(layers.lin(x)) if train else layers.lin(x)
+
+    net = dp.serial(dp.repeat(1, f), dp.residual(f))
+    assert "train" not in net.side | f.side
+    params, state = f.init(KEY, X)
+    assert sorted(flags) == [False, True]  # planned for both values, once each
+    assert sorted(params) == ["late", "lin"]
+    flags.clear()
+    y, _ = f.apply(params, state, X, train=True)
+    close(y, dp.linear(4)(params["late"], dp.linear(4)(params["lin"], X)))
+    same(f(params, X), dp.linear(4)(params["lin"], X))
+    assert flags == [True, False]
+    trees = net.init(KEY, X)
+    flags.clear()
+    net.apply(*trees, X, train=True)
+    assert set(flags) == {True}
+
+
+# Planning: every leaf is traced once.
+
+def leaf(log):
+    def forward(params, x):
+        log.append(x.shape)
+        return params["scale"] * x
+
+    return dp.stateless(lambda key, x: {"scale": jnp.ones(x.shape[-1])}, forward, name="leaf")
+
+
+TRACED = {
+    "serial": dp.serial, "residual": dp.residual, "remat": dp.remat,
+    "repeat": lambda f: dp.repeat(2, f), "heads": lambda f: dp.heads(2, f),
+    "branch": lambda f: dp.branch(f, abs) >> dp.add,
+    "program with train": lambda f: dp.program(f=f)(lambda layers, x, *, train: layers.f(x)),
+    "shared": lambda f: dp.program(f=f)(lambda layers, x: layers.f(layers.f(x))),
+}
+
+
+@pytest.mark.parametrize("depth", [1, 5])
+@pytest.mark.parametrize("wrap", TRACED)
+def test_init_traces_each_leaf_once(wrap, depth):
+    log = []
+    net = leaf(log)
+    for _ in range(min(depth, 2) if wrap in ("repeat", "heads") else depth):
+        net = TRACED[wrap](net)
+    net.init(KEY, X)
+    assert len(log) == 1
+    net.init(KEY, X)
+    net.init(jax.random.key(1), X + 1)
+    net.plan(X)
+    dp.summary(net, X)
+    assert len(log) == 1
+    net.init(KEY, X[:2])
+    assert len(log) == 2
+
+
+def test_a_layer_in_two_places_is_traced_once():
+    log = []
+    one = leaf(log)
+    dp.serial(dp.serial(one), dp.residual(dp.serial(one)), one).init(KEY, X)
+    assert len(log) == 1
+
+
+def test_apply_traces_each_leaf_once_more():
+    log = []
+    net = dp.serial(dp.serial(dp.serial(leaf(log))))
+    params, state = net.init(KEY, X)
+    log.clear()
+    jax.jit(net.apply)(params, state, X)
+    assert len(log) == 1

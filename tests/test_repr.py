@@ -1,0 +1,97 @@
+"""The repr of a net is the code that made it."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from comparing import KEY, X, identity, names, same
+
+import diffprog as dp
+
+# repr is code.
+
+BLOCK = dp.residual(dp.serial(dp.layer_norm(), dp.linear(6), jax.nn.relu, dp.linear(4)))
+IMAGE = jnp.ones((2, 8, 8, 4))
+SHOWN = {
+    "wires": (dp.serial(dp.linear(4, bias=False), BLOCK, dp.residual(dp.linear(3), dp.linear(3)),
+                        head=dp.branch(dp.linear(3), jnp.tanh, merge=dp.concatenate)), X),
+    "functions": (dp.linear(3) >> jax.nn.relu >> dp.gelu >> jnp.tanh
+                  >> functools.partial(jax.nn.gelu, approximate=False)
+                  >> functools.partial(jnp.clip, min=-1.0, max=(1.0)), X),
+    "image": (dp.serial(dp.conv(4, 3, stride=2, padding=((1, 0), (0, 1))), dp.batch_norm(
+        momentum=0.5), dp.max_pool((2, 2), padding="SAME"), dp.dropout(0.5)), IMAGE),
+    "pools": (dp.serial(dp.conv(4, (3, 3), groups=2), dp.avg_pool(2, stride=1), dp.branch(
+        dp.global_avg_pool(), dp.global_max_pool(), merge=dp.add)), IMAGE),
+    "sequence": (dp.serial(dp.conv(4, (3,)), dp.conv(4, 3, dims=1, dilation=2), dp.flatten(keep=2)),
+                 jnp.ones((2, 5, 4))),
+    "copies": (dp.serial(dp.repeat(3, BLOCK, unroll=2), dp.heads(2, dp.remat(dp.linear(2)))), X),
+    "pairs": (dp.serial(dp.branch(dp.linear(2), other=abs), dp.parallel(
+        dp.linear(2), dp.linear(3)), dp.concatenate), X),
+    "power": (dp.linear(4) ** 3 >> dp.layer_norm(scale=False, eps=1e-3), X),
+    "long": (dp.serial(*[dp.serial(*[dp.linear(11), jax.nn.relu] * 6) for _ in range(2)]), X),
+    "long, in wrappers": (dp.repeat(2, dp.remat(dp.serial(*[dp.linear(4), jax.nn.relu] * 6))), X),
+    "long, in brackets": (dp.residual(dp.serial(*[dp.linear(4), dp.layer_norm()] * 6)), X),
+}
+
+
+def namespace():
+    names = {"jax": jax, "jnp": jnp, "functools": functools}
+    exec("from diffprog import *", names)
+    return names
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_repr_evaluates_to_an_equal_net(name):
+    net, x = SHOWN[name]
+    again = eval(repr(net), namespace())
+    assert repr(again) == repr(net)
+    assert names(again) == names(net)
+    trees = net.init(KEY, x)
+    same(again.init(KEY, x), trees)
+    for train in (False, True):  # one text of the whole program, so one output for all inputs
+        first, second = (
+            jax.jit(layer.apply, static_argnames="train").lower(*trees, x, key=KEY, train=train)
+            for layer in (net, again))
+        assert first.as_text() == second.as_text()
+
+
+def test_every_layer_and_combinator_is_shown_above():
+    text = " ".join(repr(net) for net, _ in SHOWN.values())
+    for name in ("serial", "branch", "parallel", "residual", "repeat", "heads", "remat", "linear",
+                 "conv", "max_pool", "avg_pool", "global_avg_pool", "global_max_pool",
+                 "batch_norm", "layer_norm", "dropout", "flatten"):
+        assert re.search(rf"\b{name}\(", text), name
+    for name in ("gelu", "concatenate", "add", "jax.nn.relu", "functools.partial(jnp.clip"):
+        assert name in text, name
+
+
+def test_how_functions_are_shown():
+    def local(x):
+        return x
+
+    assert repr(dp.serial(jax.nn.relu, dp.gelu, jnp.sin)) == "serial(jax.nn.relu, gelu, jnp.sin)"
+    assert repr(dp.serial(abs)) == "serial(abs)"
+    assert re.fullmatch(r"serial\(<lambda test_repr\.py:\d+>\)",
+                        repr(dp.serial(lambda x: x)))
+    assert re.fullmatch(r"serial\(<local test_composition\.py:\d+>\)", repr(dp.serial(local)))
+    assert repr(dp.serial(identity)) == "serial(identity)"
+    partial = functools.partial(jnp.clip, max=1.0)
+    assert repr(dp.serial(partial)) == "serial(functools.partial(jnp.clip, max=1.0))"
+
+
+def test_defaults_are_not_shown():
+    assert repr(dp.conv(4, 3, stride=1, padding="SAME", bias=True)) == "conv(4, 3)"
+    assert repr(dp.residual(dp.linear(3), None)) == "residual(linear(3))"
+    assert repr(dp.max_pool(2, stride=None)) == "max_pool(2)"
+    assert repr(dp.layer_norm(eps=float("1e-5"))) == "layer_norm()"  # equal is enough
+
+
+def test_a_program_shows_its_children():
+    @dp.program(norm=dp.layer_norm(), feed=dp.linear(4))
+    def block(layers, x):
+        return layers.feed(layers.norm(x))
+
+    assert repr(block) == "block(norm=layer_norm(), feed=linear(4))"
+    assert repr(dp.repeat(2, block)) == "repeat(2, block(norm=layer_norm(), feed=linear(4)))"

@@ -1,0 +1,173 @@
+"""Streaming is forwarded by every combinator, shown on a toy."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from comparing import KEY, close, equal, same
+
+import diffprog as dp
+
+# Streaming, shown on a toy: the running sum over axis 1.
+
+SERIES = jax.random.normal(jax.random.key(2), (2, 6, 3))
+
+
+def running():
+    def init(key, x):
+        return {"scale": jax.random.normal(key, x.shape[-1:])}, {}
+
+    def apply(params, state, x, *, key=None, train=False):
+        y = jnp.cumsum(x, axis=1)
+        if "total" in state:
+            y = y + state["total"][:, None]
+            state = {"total": y[:, -1]}
+        return params["scale"] * y, state
+
+    def start(params, state, x, *, length):
+        return {"total": jnp.zeros_like(x[:, 0])}
+
+    return dp.Layer(init, apply, start, name="running")
+
+
+def again(layers, x):
+    return layers.run(layers.lin(layers.run(x)))
+
+
+STREAMS = {
+    "alone": (running(), {"total"}),
+    "serial": (dp.serial(running(), jax.nn.relu, dp.linear(3), running()),
+               {"running_0/total", "running_1/total"}),
+    "residual": (dp.residual(running()), {"body/total"}),
+    "branch": (dp.branch(running(), dp.linear(2), merge=dp.concatenate), {"running_0/total"}),
+    "program": (dp.program(run=running(), lin=dp.linear(3))(again), {"run/total", "run@1/total"}),
+    "program of a serial": (dp.program(run=dp.serial(running()), lin=dp.linear(3))(again),
+                            {"run/running_0/total", "run@1/running_0/total"}),
+    "repeat": (dp.repeat(3, running()), {"total"}),
+    "heads": (dp.heads(2, running()), {"total"}),
+    "remat": (dp.remat(running()), {"total"}),
+    "repeat of a program": (dp.repeat(2, dp.program(run=running(), lin=dp.linear(3))(again)),
+                            {"run/total", "run@1/total"}),
+    "with running statistics": (dp.serial(dp.batch_norm(), dp.repeat(2, dp.serial(
+        dp.batch_norm(), dp.residual(running())))),
+        {"batch_norm_0/mean", "batch_norm_0/var", "repeat_0/batch_norm_0/mean",
+         "repeat_0/batch_norm_0/var", "repeat_0/residual_0/body/total"}),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_chunk_by_chunk_equals_all_at_once(name):
+    net, kept = STREAMS[name]
+    params, state = net.init(KEY, SERIES)
+    apply = jax.jit(net.apply)
+    whole, after = apply(params, state, SERIES)
+    same(after, state)  # without start nothing is carried
+    for sizes in ((1,) * 6, (3, 1, 2)):
+        carried = net.start(params, state, SERIES[:, :1], length=6)
+        assert set(dp.tree.paths(carried)) == kept
+        chunks, at = [], 0
+        for size in sizes:
+            x = SERIES[:, at : at + size]
+            y, new = apply(params, carried, x)
+            assert jax.tree.structure(new) == jax.tree.structure(carried)
+            assert not equal(new, carried)
+            chunks.append(y)
+            carried, at = new, at + size
+        close(jnp.concatenate(chunks, 1), whole)
+
+
+def test_streaming_state_of_copies_is_stacked():
+    for net in (dp.repeat(3, running()), dp.heads(3, running())):
+        params, state = net.init(KEY, SERIES)
+        carried = net.start(params, state, SERIES, length=6)
+        assert carried["total"].shape == (3, 2, 3)
+
+
+def test_streaming_state_serves_an_equal_net():
+    def build():
+        return dp.serial(running(), dp.residual(dp.remat(running())), last=running())
+
+    params, state = build().init(KEY, SERIES)
+    carried = build().start(params, state, SERIES[:, :1], length=6)
+    first, carried = build().apply(params, carried, SERIES[:, :4])
+    last, _ = build().apply(params, carried, SERIES[:, 4:])
+    close(jnp.concatenate([first, last], 1), build()(params, SERIES))
+
+
+def test_streaming_in_a_scan():
+    net = dp.program(run=running(), lin=dp.linear(3))(again)
+    params, state = net.init(KEY, SERIES)
+    carried = net.start(params, state, SERIES[:, :1], length=6)
+
+    def step(carried, x):
+        y, carried = net.apply(params, carried, x[:, None])
+        return carried, y[:, 0]
+
+    _, y = jax.lax.scan(step, carried, SERIES.swapaxes(0, 1))
+    close(y.swapaxes(0, 1), net(params, SERIES))
+
+
+def test_layers_that_do_not_mix_time_have_no_start():
+    for net in (dp.linear(3), dp.serial(dp.linear(3), abs), dp.repeat(2, dp.linear(3)),
+                dp.heads(2, dp.residual(dp.layer_norm())), dp.remat(abs), dp.batch_norm()):
+        assert net.start is None
+
+
+@pytest.mark.parametrize(("layer", "path"), [
+    (dp.conv(3, 3, dims=1), "a/b"), (dp.flatten(keep=2), "a/b"), (dp.max_pool(1, dims=1), "a/b"),
+    (dp.global_avg_pool(dims=1), "a/b"), (dp.residual(dp.conv(3, 3, dims=1)), "a/b/body"),
+    (dp.repeat(2, dp.serial(c=dp.conv(3, 3, dims=1))), "a/b/c"),
+    (dp.heads(2, dp.serial(c=dp.conv(3, 3, dims=1))), "a/b/c"),
+    (dp.remat(dp.serial(c=dp.conv(3, 3, dims=1))), "a/b/c"),
+], ids=repr)
+def test_what_cannot_stream_says_so_in_start(layer, path):
+    net = dp.serial(a=dp.serial(running(), b=layer))
+    params, state = net.init(KEY, SERIES)
+    with pytest.raises(dp.LayerError, match="wants the whole input at once, got a streaming call"
+                       ) as caught:
+        net.start(params, state, SERIES[:, :1], length=6)
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize("name", ["alone", "serial", "program", "repeat", "heads"])
+def test_start_begins_anew(name):
+    net, _ = STREAMS[name]
+    params, state = net.init(KEY, SERIES)
+    fresh = net.start(params, state, SERIES[:, :1], length=6)
+    _, used = net.apply(params, fresh, SERIES)
+    same(net.start(params, used, SERIES[:, :1], length=6), fresh)
+
+
+def test_start_checks_what_it_is_given():
+    net = dp.serial(a=running())
+    params, state = net.init(KEY, SERIES)
+    for length in (0, 2.5, True):
+        with pytest.raises(dp.LayerError, match="length, an int of at least 1"):
+            net.start(params, state, SERIES, length=length)
+    with pytest.raises(dp.LayerError, match="params of its children"):
+        net.start({"b": {}}, state, SERIES, length=6)
+
+
+@pytest.mark.parametrize(("started", "called"), [(2, 1), (3, 2), (1, 2), (2, 3)])
+def test_a_streaming_call_makes_the_calls_that_start_made(started, called):
+    @dp.program(run=running())
+    def as_often_as_long(layers, x):
+        for _ in range(x.shape[1]):
+            x = layers.run(x)
+        return x
+
+    params, state = as_often_as_long.init(KEY, SERIES)
+    carried = as_often_as_long.start(params, state, SERIES[:, :started], length=6)
+    as_often_as_long.apply(params, carried, SERIES[:, :started])
+    with pytest.raises(dp.LayerError, match="as many calls of run as start made"):
+        as_often_as_long.apply(params, carried, SERIES[:, :called])
+
+
+def test_a_streaming_call_may_not_leave_out_a_child():
+    @dp.program(run=running())
+    def unless_masked(layers, x, *, mask=None):
+        return layers.run(x) if mask is None else x
+
+    params, state = unless_masked.init(KEY, SERIES)
+    carried = unless_masked.start(params, state, SERIES, length=6)
+    with pytest.raises(dp.LayerError, match="as many calls of run as start made"):
+        unless_masked.apply(params, carried, SERIES, mask=jnp.ones(2, bool))
