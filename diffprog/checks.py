@@ -211,8 +211,8 @@ def _dtypes(t: Trial) -> None:
         key = jax.random.wrap_key_data(jnp.asarray(jax.random.key_data(t.key)))
         for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
             narrow = lambda a, d=dtype: jax.ShapeDtypeStruct(  # noqa: E731
-                a.shape, d if is_float(a) else _short(a.dtype))
-            x, side = jax.tree.map(narrow, (t.x, t.side))
+                a.shape, d if is_float(a) else a.dtype)
+            x, side = spec(jax.tree.map(narrow, (t.x, t.side)))
             if not any(map(is_float, jax.tree.leaves(x))):
                 continue
             params, state = jax.eval_shape(lambda k, x=x, s=side: t.layer.init(k, x, **s), key)
@@ -284,10 +284,6 @@ def _drawn(key: jax.Array, leaf: Any) -> Any:
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return jax.random.normal(key, leaf.shape, leaf.dtype)
     return jnp.zeros(leaf.shape, leaf.dtype)
-
-
-def _short(dtype: Any) -> Any:
-    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 def _floats(x: Any) -> list[Any]:

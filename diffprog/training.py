@@ -115,7 +115,7 @@ def make_step(
 
 
 def fit(
-    step: Step, data: Iterable[Any], *, key: jax.Array, steps: int,
+    step: Step, data: Iterable[Any], *, steps: int, key: jax.Array | None = None,
     validation: Iterable[Any] | None = None, every: int = 50, log: Log | None = None,
     progress: bool = True, state: TrainState | None = None,
 ) -> Fit:
@@ -127,17 +127,18 @@ def fit(
     Args:
         step: what `make_step` gives.
         data: batches; begun anew when it ends, unless it is a generator, which must not end.
-        key: of the initial parameters and of all randomness in training.
         steps: how many; positive.
+        key: of the initial parameters and of all randomness in training.
         validation: batches, gone through once each time; gives metrics ``validation/...``.
         every: steps between two readings.
         log: a path, to which one JSON object a line is appended, or ``log(step, metrics)``.
         progress: show a bar (needs tqdm, in the extra ``train``).
-        state: where to go on from; it is copied, so the caller keeps it. None begins anew.
+        state: where to go on from, in place of a key, for it has its own; it is copied, so the
+            caller keeps it.
 
     Raises:
-        LayerError: `state` is of another net; the data ends; the loss is not finite, naming the
-            parameters that are not.
+        LayerError: both `key` and `state` are given, or neither; `state` is of another net; the
+            data ends; the loss is not finite, naming the parameters that are not.
 
     Example:
         >>> x, y = jnp.eye(4), jnp.arange(4)
@@ -149,10 +150,14 @@ def fit(
     """
     check_count("steps", steps)
     check_count("every", every)
+    if (key is None) == (state is None):
+        raise LayerError("a key to begin with or a state to go on from",
+                         "neither" if state is None else "both", "pass one of them")
     stream = _endless(data)
     batch = next(stream)
     x, _, side = parts(step.net, batch)
     if state is None:
+        assert key is not None
         now = step.init(key, x, **side)
     else:
         tree.verify(step.net, state.params, x, state=state.state, **side)

@@ -1,0 +1,216 @@
+"""The loop around a step: history, logs, resuming, and what it refuses."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from learning import KEY, NET, assert_same, examples, noisy, numbers, sgd, train
+from sklearn.datasets import load_iris
+
+import diffprog as dp
+
+# fit
+
+
+def iris():
+    x, y = load_iris(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    return ((x - x.mean(0)) / x.std(0)).astype(np.float32)[order], y.astype(np.int32)[order]
+
+
+def test_fit_learns_irises():
+    x, y = iris()
+    step = dp.make_step(NET, dp.classification(), optax.adam(0.05))
+    result = train(step, dp.batches((x[:100], y[:100]), 25, seed=0), 150,
+                   validation=dp.batches((x[100:], y[100:]), 16))
+    assert result.history[-1]["accuracy"] > 0.9
+    assert result.history[-1]["validation/accuracy"] > 0.9
+    assert result.history[0]["loss"] > result.history[-1]["loss"]
+    labels = dp.predict(NET, result.state.params, x[100:]).argmax(-1)
+    assert (np.asarray(labels) == y[100:]).mean() > 0.9
+
+
+def test_fit_is_a_loop_of_steps():
+    x, y = examples()
+    data = dp.batches((x, y), 5, seed=1)
+    step = noisy()
+    result = train(step, data, 4)
+    state = step.init(KEY, x)
+    for _, batch in zip(range(4), data, strict=False):
+        state, _ = step.apply(state, batch)
+    assert_same(result.state, state)
+    assert result.best is None and [row["step"] for row in result.history] == [4]
+
+
+def test_history_is_the_mean_since_the_last_reading():
+    x, y = examples()
+    data = [(x[:7], y[:7]), (x[7:], y[7:])]  # of unequal size: entries count, not batches
+    each = train(sgd(), data, 8, every=1).history
+    some = train(sgd(), data, 8, every=3).history
+    assert [row["step"] for row in some] == [3, 6, 8]
+    weights = np.array([7, 5] * 4)
+    for name in ("loss", "accuracy"):
+        values = np.array([row[name] for row in each])
+        wanted = [np.average(values[at], weights=weights[at])
+                  for at in (slice(0, 3), slice(3, 6), slice(6, 8))]
+        np.testing.assert_allclose([row[name] for row in some], wanted, rtol=1e-6)
+    assert all(set(row) == {"step", "loss", "accuracy"} for row in some)
+    assert all(isinstance(row["loss"], float) for row in some)
+
+
+def test_data_is_begun_anew_when_it_ends():
+    x, y = examples()
+    once = train(sgd(), dp.batches((x, y), 5), 6).state  # three batches
+    twice = train(sgd(), [*dp.batches((x, y), 5)] * 2, 6).state
+    assert_same(once, twice)
+
+
+def test_a_log_is_a_path_of_json_lines(tmp_path):
+    x, y = examples()
+    for kind in (str, type(tmp_path)):
+        path = tmp_path / kind.__name__
+        data, options = [(x, y)], dict(every=2, validation=[(x, y)], log=kind(path))
+        first = train(sgd(), data, 5, **options).history
+        second = train(sgd(), data, 2, **options).history
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert lines == [*first, *second]
+        assert [line["step"] for line in lines] == [2, 4, 5, 2]
+        assert set(lines[0]) == {"step", "loss", "accuracy", "validation/loss",
+                                 "validation/accuracy"}
+
+
+def test_a_log_is_a_function():
+    x, y = examples()
+    seen = []
+    log = lambda step, metrics: seen.append({"step": step, **metrics})  # noqa: E731
+    assert train(sgd(), [(x, y)], 5, every=2, log=log).history == seen
+    assert len(seen) == 3
+
+
+def test_the_best_state_has_the_least_validation_loss():
+    x, y = examples()
+    against = (x, (y + 1) % 3)  # what is learned is wrong here: the first reading is the best
+    result = train(sgd(), [(x, y)], 9, every=2, validation=[against])
+    losses = [row["validation/loss"] for row in result.history]
+    assert losses == sorted(losses) and losses[0] < losses[-1]
+    assert int(result.best.step) == 2 and int(result.state.step) == 9
+    assert dp.evaluate(sgd(), result.best, [against])["loss"] == losses[0]
+    assert_same(result.best, train(sgd(), [(x, y)], 2).state)
+    result = train(sgd(), [(x, y)], 9, every=2, validation=[(x, y)])
+    assert int(result.best.step) == 9
+    assert_same(result.best, result.state)
+
+
+def test_going_on_equals_never_stopping():
+    x, y = examples()
+    step = noisy()
+    whole = train(step, [(x, y)], 7)
+    part = train(step, [(x, y)], 4)
+    rest = train(step, [(x, y)], 3, state=part.state, every=5)
+    assert int(rest.state.step) == 7
+    assert_same(rest.state, whole.state)
+    assert [row["step"] for row in rest.history] == [5, 7]
+
+
+def test_the_given_state_survives():
+    x, y = examples()
+    step = noisy()
+    given = train(step, [(x, y)], 2).state
+    before = {path: leaf.copy() for path, leaf in numbers(given).items()}
+    train(step, [(x, y)], 3, state=given)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+    for path, leaf in numbers(given).items():
+        np.testing.assert_array_equal(leaf, before[path])
+    assert int(given.step) == 2
+
+
+def test_the_best_state_survives_the_steps_after_it():
+    x, y = examples()
+    result = train(sgd(), [(x, y)], 4, every=1, validation=[(x, (y + 1) % 3)])
+    assert int(result.best.step) == 1
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(result.best))
+
+
+def test_the_state_of_another_net_is_refused():
+    x, y = examples()
+    wide, _ = examples(width=5)
+    state = sgd().init(KEY, x)
+    with pytest.raises(dp.LayerError, match=r"kernel as float32\[5,3\], got float32\[4,3\]"):
+        train(sgd(), [(wide, y)], 1, state=state)
+    with pytest.raises(dp.LayerError, match="params"):
+        train(sgd(dp.serial(NET)), [(x, y)], 1, state=state)
+    net = dp.serial(dp.batch_norm(), NET)
+    full = sgd(net).init(KEY, x)
+    with pytest.raises(dp.LayerError, match="state with batch_norm_0"):
+        train(sgd(net), [(x, y)], 1, state=full._replace(state={}))
+
+
+def test_a_generator_must_not_end():
+    x, y = examples()
+    batches = lambda count: ((x, y) for _ in range(count))  # noqa: E731
+    assert int(train(sgd(), batches(3), 3).state.step) == 3
+    for data in (batches(2), batches(0), iter([(x, y)] * 2), [], ()):
+        with pytest.raises(dp.LayerError, match="a batch for every step"):
+            train(sgd(), data, 3)
+
+
+def test_a_loss_that_explodes_names_the_parameters():
+    x, y = examples()
+    net = dp.serial(body=dp.linear(4), head=NET)
+    with pytest.raises(dp.LayerError, match="a finite loss") as caught:
+        train(sgd(net, rate=1e38), [(x, y)], 20, every=5)
+    assert all(path in str(caught.value) for path in (
+        "body/bias", "body/kernel", "head/bias", "head/kernel"))
+    assert "by step 5" in str(caught.value)
+
+
+def test_infinite_inputs_name_the_parameters():
+    x, y = examples()
+    frozen = optax.masked(optax.set_to_zero(), lambda p: dp.tree.mask(p, "head/**"))
+    net = dp.serial(body=dp.linear(4), head=NET)
+    step = dp.make_step(net, dp.classification(), optax.chain(frozen, optax.sgd(0.1)))
+    x[3, 1] = np.inf
+    with pytest.raises(dp.LayerError, match="non-finite body/bias, body/kernel;"):
+        train(step, [(x, y)], 2)
+
+
+def test_fit_wants_positive_counts():
+    x, y = examples()
+    for wrong in (dict(steps=0), dict(steps=2.0), dict(steps=2, every=0)):
+        with pytest.raises(dp.LayerError, match="at least 1"):
+            dp.fit(sgd(), [(x, y)], key=KEY, progress=False, **wrong)
+
+
+def test_a_bar_shows_progress(capsys):
+    x, y = examples()
+    train(sgd(), [(x, y)], 4, progress=True)
+    assert "4/4" in capsys.readouterr().err
+    train(sgd(), [(x, y)], 4)
+    shown = capsys.readouterr()
+    assert shown.err == shown.out == ""
+
+
+def test_side_inputs_and_masks_come_with_the_batch():
+    @dp.program(head=NET)
+    def net(layers, x, *, shift):
+        return layers.head(x + shift)
+
+    x, y = examples()
+    mask = np.arange(12) < 8
+    shift = np.ones((12, 4), np.float32)
+    broken = np.where(mask[:, None], x, 1e6)
+    data = [{"x": broken, "y": y, "shift": shift, "mask": mask}]
+    result = train(sgd(net), data, 3)
+    wanted = train(sgd(dp.serial(head=NET)), [(x[:8] + 1, y[:8])], 3)
+    assert_same(result.state, wanted.state, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.history[-1]["loss"], wanted.history[-1]["loss"], rtol=1e-5)
+
+
+def test_a_key_begins_and_a_state_goes_on():
+    step = sgd()
+    state = step.init(KEY, examples()[0])
+    for both in ({"key": KEY, "state": state}, {}):
+        with pytest.raises(dp.LayerError, match="a key to begin with or a state"):
+            dp.fit(step, [examples()], steps=1, progress=False, **both)
