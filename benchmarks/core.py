@@ -1,4 +1,4 @@
-"""What the core costs over hand-written JAX: import, dispatch, tracing, depth; all in one run.
+"""What the core costs over hand-written JAX: import, dispatch, tracing, depth, convolutions.
 
     python benchmarks/core.py
 
@@ -84,6 +84,20 @@ def depth() -> float:
     return ratio(lambda: build(48), lambda: build(6), 5)
 
 
+def convolutions() -> float:
+    """The gradient of 4 repeated convolutions against the same 4 written out, on this device."""
+    x = jax.random.normal(KEY, (16, 16, 16, 32))
+    block = dp.residual(dp.conv(32, 3) >> jax.nn.relu)
+
+    def slope(net: dp.Layer) -> Callable[[], Any]:
+        params = net.init(KEY, x)[0]
+        run = jax.jit(jax.grad(lambda p: jnp.square(net(p, x)).mean()))
+        jax.block_until_ready(run(params))  # compiles
+        return lambda: jax.block_until_ready([run(params) for _ in range(5)])
+
+    return ratio(slope(dp.repeat(4, block)), slope(block**4), 21)
+
+
 def importing() -> float:
     """CPU seconds of `import diffprog` after `import jax, optax`, in fresh interpreters."""
     code = ("import jax, optax, time; t = time.process_time(); import diffprog; "
@@ -101,6 +115,7 @@ def main() -> None:
         ("jitted call of 60 layers / plain JAX", dispatch(), "1.05"),
         ("trace and lower 60 layers / plain JAX", trace(), "-"),
         ("trace and compile repeat(48) / repeat(6)", depth(), "1.5"),
+        ("gradient of repeated / written-out conv", convolutions(), "1.1"),
     ):
         print(f"{what:42s} {measured:7.3f}   goal {goal}", flush=True)
 

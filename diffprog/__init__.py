@@ -18,36 +18,73 @@ if TYPE_CHECKING:
     from diffprog.checks import check
     from diffprog.data import batches
     from diffprog.derivatives import check_gradients
-    from diffprog.layers.activation import gelu
-    from diffprog.layers.conv import conv
-    from diffprog.layers.dropout import dropout
-    from diffprog.layers.linear import linear
-    from diffprog.layers.norm import batch_norm, layer_norm
+    from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
+    from diffprog.layers.adaptive import adaptive_avg_pool, adaptive_max_pool
+    from diffprog.layers.batch_norm import batch_norm
+    from diffprog.layers.conv import conv, conv_transpose, depthwise_conv
+    from diffprog.layers.dropout import dropout, spatial_dropout, stochastic_depth
+    from diffprog.layers.linear import bilinear, linear
+    from diffprog.layers.masking import hide
+    from diffprog.layers.norm import group_norm, instance_norm, layer_norm, rms_norm
     from diffprog.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
-    from diffprog.layers.reshape import flatten
-    from diffprog.objectives import accuracy, classification, cross_entropy
+    from diffprog.layers.reshape import flatten, one_hot, reshape
+    from diffprog.layers.resize import patches, pixel_shuffle, upsample
+    from diffprog.losses import (
+        absolute_error,
+        binary_cross_entropy,
+        cross_entropy,
+        ctc,
+        huber,
+        kl_divergence,
+        squared_error,
+    )
+    from diffprog.metrics import accuracy, confusion, top_k_accuracy
+    from diffprog.models.alexnet import alexnet
+    from diffprog.models.mlp import mlp
+    from diffprog.models.resnet import resnet
+    from diffprog.objectives import binary_classification, classification, regression
+    from diffprog.penalties import l1, l2, penalized
     from diffprog.summaries import summary
     from diffprog.training import Fit, Step, TrainState, evaluate, fit, make_step, predict
+    from diffprog.transforms.ensemble import ensemble
     from diffprog.transforms.heads import heads
+    from diffprog.transforms.mixed import mixed
     from diffprog.transforms.remat import remat
     from diffprog.transforms.repeat import repeat
+    from diffprog.transforms.replace import replace
+    from diffprog.transforms.tap import tap
 
 __version__ = "0.1.0"
 
 # The module of each name that is loaded on first use.
 _HOMES = {
     # transformations
-    "heads": "transforms.heads", "remat": "transforms.remat", "repeat": "transforms.repeat",
+    "ensemble": "transforms.ensemble", "heads": "transforms.heads", "mixed": "transforms.mixed",
+    "remat": "transforms.remat", "repeat": "transforms.repeat", "replace": "transforms.replace",
+    "tap": "transforms.tap",
     # layers
-    "linear": "layers.linear", "conv": "layers.conv",
-    "max_pool": "layers.pool", "avg_pool": "layers.pool",
-    "global_avg_pool": "layers.pool", "global_max_pool": "layers.pool",
-    "batch_norm": "layers.norm", "layer_norm": "layers.norm",
-    "dropout": "layers.dropout", "flatten": "layers.reshape", "gelu": "layers.activation",
+    "bilinear": "layers.linear", "linear": "layers.linear", "conv": "layers.conv",
+    "conv_transpose": "layers.conv", "depthwise_conv": "layers.conv",
+    "adaptive_avg_pool": "layers.adaptive", "adaptive_max_pool": "layers.adaptive",
+    "avg_pool": "layers.pool", "global_avg_pool": "layers.pool", "global_max_pool": "layers.pool",
+    "max_pool": "layers.pool", "batch_norm": "layers.batch_norm", "group_norm": "layers.norm",
+    "instance_norm": "layers.norm", "layer_norm": "layers.norm", "rms_norm": "layers.norm",
+    "dropout": "layers.dropout", "spatial_dropout": "layers.dropout",
+    "stochastic_depth": "layers.dropout", "hide": "layers.masking", "flatten": "layers.reshape",
+    "one_hot": "layers.reshape", "reshape": "layers.reshape", "patches": "layers.resize",
+    "pixel_shuffle": "layers.resize", "upsample": "layers.resize",
+    "binary_step": "layers.activation", "gelu": "layers.activation", "glu": "layers.activation",
+    "prelu": "layers.activation", "swiglu": "layers.activation",
+    # models
+    "alexnet": "models.alexnet", "mlp": "models.mlp", "resnet": "models.resnet",
+    # losses and metrics
+    "absolute_error": "losses", "binary_cross_entropy": "losses", "cross_entropy": "losses",
+    "ctc": "losses", "huber": "losses", "kl_divergence": "losses", "squared_error": "losses",
+    "accuracy": "metrics", "confusion": "metrics", "top_k_accuracy": "metrics",
     # objectives and training
-    "accuracy": "objectives", "classification": "objectives", "cross_entropy": "objectives",
-    "batches": "data",
-    "Fit": "training", "Step": "training", "TrainState": "training",
+    "binary_classification": "objectives", "classification": "objectives",
+    "regression": "objectives", "penalized": "penalties", "l1": "penalties", "l2": "penalties",
+    "batches": "data", "Fit": "training", "Step": "training", "TrainState": "training",
     "evaluate": "training", "fit": "training", "make_step": "training", "predict": "training",
     # seeing and checking
     "check": "checks", "check_gradients": "derivatives", "summary": "summaries",
@@ -59,13 +96,21 @@ __all__ = [
     # wiring
     "add", "branch", "concatenate", "parallel", "residual", "serial",
     # transformations
-    "heads", "remat", "repeat",
+    "ensemble", "heads", "mixed", "remat", "repeat", "replace", "tap",
     # layers
-    "avg_pool", "batch_norm", "conv", "dropout", "flatten", "gelu", "global_avg_pool",
-    "global_max_pool", "layer_norm", "linear", "max_pool",
+    "bilinear", "linear", "conv", "conv_transpose", "depthwise_conv", "adaptive_avg_pool",
+    "adaptive_max_pool", "avg_pool", "global_avg_pool", "global_max_pool", "max_pool", "batch_norm",
+    "group_norm", "instance_norm", "layer_norm", "rms_norm", "dropout", "spatial_dropout",
+    "stochastic_depth", "hide", "flatten", "one_hot", "reshape", "patches", "pixel_shuffle",
+    "upsample", "binary_step", "gelu", "glu", "prelu", "swiglu",
+    # models
+    "alexnet", "mlp", "resnet",
+    # losses and metrics
+    "absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber", "kl_divergence",
+    "squared_error", "accuracy", "confusion", "top_k_accuracy",
     # objectives and training
-    "Fit", "Step", "TrainState", "accuracy", "batches", "classification", "cross_entropy",
-    "evaluate", "fit", "make_step", "predict",
+    "binary_classification", "classification", "regression", "penalized", "l1", "l2", "batches",
+    "Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict",
     # seeing and checking
     "check", "check_gradients", "summary",
 ]

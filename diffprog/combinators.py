@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError, check_array
-from diffprog.layer import Layer, as_layer, described, factory, spec
+from diffprog.layer import Layer, as_layer, described, factory
 from diffprog.notation import show
+from diffprog.plans import spec
 from diffprog.program import Children, check_names, wire
 
 __all__ = ["add", "branch", "concatenate", "parallel", "residual", "serial"]

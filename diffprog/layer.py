@@ -14,7 +14,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,9 @@ import numpy as np
 from diffprog import notation, tree
 from diffprog.errors import LayerError, check_count, sign
 from diffprog.notation import listed, show
+from diffprog.plans import Params, Plan, State, remember, spec
 
-Params = dict[str, Any]
-State = dict[str, Any]
 P = ParamSpec("P")
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a layer makes of an input, in shapes and dtypes: nothing is computed to know it."""
-
-    params: Params
-    state: State
-    y: Any
-    # child -> x and side inputs of its first call
-    calls: Mapping[str, tuple[Any, dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -230,33 +217,9 @@ def described(layer: Layer, function: Callable[..., Layer], settings: Mapping[st
     return dataclasses.replace(layer, name=name, factory=made_by, settings=settings)
 
 
-def spec(x: Any) -> Any:
-    """Shapes and dtypes of a pytree of arrays."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, _canonical(a.dtype)), x)
-
-
-def remember(plan: Callable[[Any, dict[str, Any]], T]) -> Callable[[Any, dict[str, Any]], T]:
-    """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer."""
-    plans: dict[Any, T] = {}
-
-    def planned(x: Any, side: dict[str, Any]) -> T:
-        leaves, structure = jax.tree.flatten((x, side))
-        wide = jax.config.read("jax_enable_x64")
-        at = (structure, tuple((a.shape, a.dtype) for a in leaves), wide)
-        if at not in plans:
-            plans[at] = plan(x, side)
-        return plans[at]
-
-    return planned
-
-
 def rebuilt(layer: Layer, children: Mapping[str, Layer]) -> Layer:
     """The layer with other children; a leaf has none and stays as it is."""
     return layer.rebuild(children) if layer.rebuild else layer
-
-
-def _canonical(dtype: Any) -> Any:
-    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 def _links(layer: Layer) -> tuple[Any, ...]:

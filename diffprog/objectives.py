@@ -2,89 +2,52 @@
 
 ``objective(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. A batch is a
 pair ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask``, and side inputs under all other
-names. Metrics are means over the real entries of the batch; ``count`` says over how many.
+names. A mask of leading axes of the target says which entries are real; it goes to the net as well
+if the net takes one, and to the net alone if it has another shape.
+
+Metrics are means over the real entries of the batch; ``count`` says over how many, and
+``count/<name>`` what the mean of one metric was divided by, where that is something else.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from diffprog.errors import LayerError
+from diffprog.entries import Mask, class_numbers, is_soft, known, reduce, spread, total
+from diffprog.errors import LayerError, check_array, check_count, check_share
 from diffprog.layer import Layer
+from diffprog.losses import binary_cross_entropy, cross_entropy, squared_error
+from diffprog.metrics import accuracy, top_k_accuracy
 from diffprog.notation import listed, show
 
-__all__ = ["accuracy", "classification", "cross_entropy"]
+__all__ = ["binary_classification", "classification", "regression"]
 
-Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
-Reduction = Literal["mean", "sum", "none"]
-
-
-def cross_entropy(
-    logits: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None,
-    reduction: Reduction = "mean",
-) -> jax.Array:
-    """The surprise of integer labels: ``loss = -log softmax(logits)[label]``, in nats.
-
-    No one-hot vector is made. The logarithm is taken in float32 or wider.
-
-    Shapes:
-        logits: (..., classes). labels: (...), ints in [0, classes). mask: (...), True where real.
-
-    Args:
-        logits: unnormalized log-probabilities.
-        labels: the true classes; a label outside the range gives NaN, for it cannot raise under
-            `jax.jit`.
-        mask: entries where it is False give 0 and no gradient, whatever they hold.
-        reduction: "mean" over the real entries (0 if there are none), their "sum", or "none".
-
-    Raises:
-        LayerError: shapes or dtypes do not fit.
-
-    Example:
-        >>> float(dp.cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))).__round__(4)
-        1.3863
-    """
-    _check_labels(logits, labels, mask)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    labels = labels.astype(jnp.int32)  # a narrow dtype could not hold the number of classes
-    if mask is not None:
-        logits = jnp.where(mask[..., None], logits, 0)
-    valid = (labels >= 0) & (labels < logits.shape[-1])
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return _reduce(jnp.where(valid, losses, jnp.nan), mask, reduction)
+Metrics = dict[str, jax.Array]
+Objective = Callable[..., tuple[jax.Array, tuple[Any, Metrics]]]
 
 
-def accuracy(
-    logits: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None,
-    reduction: Reduction = "mean",
-) -> jax.Array:
-    """The share of entries whose largest logit is that of the label.
-
-    Shapes:
-        logits: (..., classes). labels: (...), ints. mask: (...), True where real.
-
-    Example:
-        >>> float(dp.accuracy(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0])))
-        0.5
-    """
-    _check_labels(logits, labels, mask)
-    hits = (logits.argmax(-1) == labels).astype(jnp.float32)
-    return _reduce(hits, mask, reduction)
-
-
-def classification(*, reduction: Literal["mean", "sum"] = "mean") -> Objective:
+def classification(
+    *, smoothing: float = 0.0, weights: jax.Array | None = None, ignore: int | None = None,
+    top_k: int | None = None, reduction: Literal["mean", "sum"] = "mean",
+) -> Objective:
     """The objective of a classifier: `cross_entropy` of the net's logits; metric `accuracy`.
 
-    A ``mask`` in the batch that has the shape of the labels says which of them are real; it goes
-    to the net as well if the net takes one.
+    Where labels are soft, the likeliest class counts as the true one in the metrics.
 
     Args:
+        smoothing: as in `cross_entropy`.
+        weights: as in `cross_entropy`; metrics but the loss do not heed them.
+        ignore: entries of this label are not real; often -100.
+        top_k: adds the metric ``top_<k>``, the `top_k_accuracy`.
         reduction: whether the loss is the mean over the real entries or their sum.
+
+    Raises:
+        LayerError: an argument is out of its range.
 
     Example:
         >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.array([0, 2])
@@ -94,28 +57,72 @@ def classification(*, reduction: Literal["mean", "sum"] = "mean") -> Objective:
         >>> sorted(metrics)
         ['accuracy', 'count', 'loss']
     """
+    check_share("smoothing", smoothing)
+    if top_k is not None:
+        check_count("top_k", top_k)
     if reduction not in ("mean", "sum"):
         raise LayerError('reduction "mean" or "sum"', repr(reduction), "choose one")
+    loss = functools.partial(cross_entropy, smoothing=smoothing, weights=weights, ignore=ignore)
 
-    def objective(
-        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
-    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        x, labels, side = parts(net, batch)
-        logits, state = net.apply(params, state, x, key=key, train=train, **side)
-        mask = batch.get("mask") if isinstance(batch, Mapping) else None
-        if mask is not None and mask.shape != labels.shape:
-            if "mask" not in net.side:
-                raise LayerError(f"a mask of the labels' shape {labels.shape}", show(mask),
-                                 "the net takes no mask, so it can mean the labels alone")
-            mask = None  # it speaks of positions that the net has already reduced
-        losses = cross_entropy(logits, labels, mask=mask, reduction="none")
-        count = jnp.asarray(losses.size if mask is None else mask.sum(), jnp.float32)
-        total = losses.sum()
-        mean = total / jnp.maximum(count, 1)
-        metrics = {"loss": mean, "accuracy": accuracy(logits, labels, mask=mask), "count": count}
-        return (mean if reduction == "mean" else total), (state, metrics)
+    def measure(logits: jax.Array, labels: jax.Array, mask: Mask) -> Metrics:
+        soft = is_soft(labels)
+        labels = class_numbers(logits, labels.argmax(-1) if soft else labels)
+        real = known(labels, mask, ignore)
+        metrics = {"accuracy": accuracy(logits, labels, ignore=ignore, mask=mask),
+                   "count": total(labels.shape, real)}
+        if top_k is not None:
+            metrics[f"top_{top_k}"] = top_k_accuracy(
+                logits, labels, k=top_k, ignore=ignore, mask=mask)
+        if weights is not None and not soft:
+            each = jnp.take(jnp.asarray(weights), labels, mode="clip")
+            metrics["count/loss"] = total(labels.shape, real, each)
+        return metrics
 
-    return objective
+    return _objective(loss, measure, features=1, reduction=reduction)
+
+
+def binary_classification() -> Objective:
+    """The objective of yes or no: `binary_cross_entropy` of the net's logits; metric `accuracy`.
+
+    The net says yes where its logit is positive, and yes is right where the target is above 1/2.
+    Logits and targets have one shape: a net that ends in ``linear(1)`` is followed by
+    ``lambda y: y[..., 0]`` if the targets are (batch,).
+
+    Example:
+        >>> net = dp.linear(1) >> (lambda y: y[..., 0])
+        >>> x, y = jnp.ones((2, 4)), jnp.array([0, 1])
+        >>> params, state = net.init(jax.random.key(0), x)
+        >>> loss, (state, metrics) = dp.binary_classification()(
+        ...     net, params, state, (x, y), key=None, train=True)
+        >>> float(metrics["accuracy"])
+        0.5
+    """
+
+    def measure(logits: jax.Array, targets: jax.Array, mask: Mask) -> Metrics:
+        real = spread(mask, targets.shape)
+        hits = (logits > 0) == (targets > 0.5)
+        return {"accuracy": reduce(hits.astype(jnp.float32), real, "mean"),
+                "count": total(targets.shape, real)}
+
+    return _objective(binary_cross_entropy, measure)
+
+
+def regression(loss: Callable[..., jax.Array] = squared_error) -> Objective:
+    """The objective of a net whose output is to equal the target: the mean of `loss`.
+
+    Args:
+        loss: `squared_error`, `absolute_error`, or ``functools.partial(huber, delta=...)``.
+
+    Example:
+        >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.ones((2, 3))
+        >>> params, state = net.init(jax.random.key(0), x)
+        >>> loss, (state, metrics) = dp.regression(dp.absolute_error)(
+        ...     net, params, state, (x, y), key=None, train=True)
+        >>> int(metrics["count"])
+        6
+    """
+    return _objective(
+        loss, lambda output, y, mask: {"count": total(y.shape, spread(mask, y.shape))})
 
 
 def parts(net: Layer, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -131,24 +138,32 @@ def parts(net: Layer, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
     return batch[0], batch[1], {}
 
 
-def _check_labels(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> None:
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
-    if logits.ndim == 0 or logits.shape[:-1] != labels.shape:
-        raise LayerError(f"labels of the logits' leading shape {logits.shape[:-1]}", show(labels),
-                         "labels are numbers of classes, not one-hot")
-    if mask is not None and (mask.dtype != jnp.bool_ or mask.shape != labels.shape):
-        raise LayerError(f"a mask of booleans of the labels' shape {labels.shape}", show(mask),
-                         "True marks what is real")
+def _objective(
+    loss: Callable[..., jax.Array], measure: Callable[[Any, Any, Any], Metrics], *,
+    features: int = 0, reduction: Literal["mean", "sum"] = "mean",
+) -> Objective:
+    """The objective of a loss and further metrics; `features` axes of the output make an entry."""
+
+    def objective(
+        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        x, y, side = parts(net, batch)
+        output, state = net.apply(params, state, x, key=key, train=train, **side)
+        check_array(output, features)
+        mask = batch.get("mask") if isinstance(batch, Mapping) else None
+        mask = _of_entries(net, mask, output.shape[: output.ndim - features])
+        mean = loss(output, y, mask=mask)
+        value = mean if reduction == "mean" else loss(output, y, mask=mask, reduction="sum")
+        return value, (state, {"loss": mean, **measure(output, y, mask)})
+
+    return objective
 
 
-def _reduce(values: jax.Array, mask: jax.Array | None, reduction: Reduction) -> jax.Array:
-    if mask is not None:
-        values = jnp.where(mask, values, 0)
-    if reduction == "none":
-        return values
-    if reduction == "sum":
-        return values.sum()
-    if reduction == "mean":
-        return values.sum() / jnp.maximum(values.size if mask is None else mask.sum(), 1)
-    raise LayerError('reduction "mean", "sum" or "none"', repr(reduction), "choose one")
+def _of_entries(net: Layer, mask: Any, entries: tuple[int, ...]) -> Any:
+    """The mask if it speaks of the output's entries; None if it speaks of the net's input alone."""
+    if mask is None or mask.shape == entries[: mask.ndim]:
+        return mask
+    if "mask" not in net.side:
+        raise LayerError(f"a mask of leading axes of the output's entries {entries}", show(mask),
+                         "the net takes no mask, so it can mean these alone")
+    return None  # the net has reduced the positions that it marks

@@ -1,6 +1,8 @@
 """A leaf is drawn from a key of its own, which depends on its path alone.
 
-So inserting a layer disturbs no sibling, and the same key gives the same network everywhere.
+So inserting a layer disturbs no sibling, and the same key gives the same network everywhere. What
+it is drawn from is an initializer: a function ``(key, shape, dtype) -> array`` as those of
+`jax.nn.initializers`, or the name of one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,19 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError
-from diffprog.notation import show
+from diffprog.notation import listed, show
+
+Initializer = str | Callable[..., jax.Array]
+
+_KINDS = jax.nn.initializers
+INITIALIZERS: dict[str, Callable[..., jax.Array]] = {
+    "zeros": _KINDS.zeros, "ones": _KINDS.ones,
+    "normal": _KINDS.normal(0.02), "truncated_normal": _KINDS.truncated_normal(0.02),
+    "lecun_normal": _KINDS.lecun_normal(), "lecun_uniform": _KINDS.lecun_uniform(),
+    "glorot_normal": _KINDS.glorot_normal(), "glorot_uniform": _KINDS.glorot_uniform(),
+    "he_normal": _KINDS.he_normal(), "he_uniform": _KINDS.he_uniform(),
+    "orthogonal": _KINDS.orthogonal(), "delta_orthogonal": _KINDS.delta_orthogonal(),
+}
 
 
 def fold(key: jax.Array, name: str) -> jax.Array:
@@ -23,17 +37,19 @@ def fold(key: jax.Array, name: str) -> jax.Array:
 
 
 def parameter(
-    key: jax.Array, name: str, initializer: Callable[..., jax.Array], shape: tuple[int, ...], x: Any
+    key: jax.Array, name: str, initializer: Initializer, shape: tuple[int, ...], x: Any
 ) -> jax.Array:
     """Draw the leaf `name` for input x: float64 if x is, else float32, from its own key.
 
     The draw is jitted, so that it compiles once for an initializer and shape, and gives the same
     bits whether the caller is eager, jitted, mapped or sharded.
     """
-    if not callable(initializer):
-        raise LayerError(f"{name}_init as a function (key, shape, dtype)", show(initializer),
+    draw = INITIALIZERS.get(initializer) if isinstance(initializer, str) else initializer
+    if not callable(draw):
+        raise LayerError(f"{name}_init as a function (key, shape, dtype) or a name "
+                         f"({listed(INITIALIZERS)})", show(initializer),
                          "for example jax.nn.initializers.normal(0.02)")
-    return _draw(key, _number(name), initializer, shape, parameter_dtype(x))
+    return _draw(key, _number(name), draw, shape, parameter_dtype(x))
 
 
 def parameter_dtype(x: Any) -> Any:

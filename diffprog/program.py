@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError, lengthen, sign
-from diffprog.layer import Layer, Params, Plan, State, as_layer, remember, spec
+from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.parameters import fold
+from diffprog.plans import Call, Params, Plan, State, remember, spec
 
 _RESERVED = frozenset({"params", "state", "x", "key", "length"})
 _FORBIDDEN = "/*@~#"  # they mean something in paths
@@ -130,38 +131,43 @@ def wire(
     def planner(x: Any, given: dict[str, Any]) -> Plan:
         params: Params = {}
         state: State = {}
-        calls: dict[str, tuple[Any, dict[str, Any]]] = {}
+        calls: list[Call] = []
 
         def call(name: str, child: Layer, x: Any, side: dict[str, Any]) -> Any:
             plan = child.plan(x, **side)
-            first = calls.setdefault(name, (spec(x), spec(side)))
+            calls.append(Call(name, spec(x), spec(side)))
             for trees, tree in ((params, plan.params), (state, plan.state)):
                 if trees.setdefault(name, tree) != tree:
+                    first = next(call.x for call in calls if call.name == name)
                     raise LayerError("the same parameters in all its calls",
-                                     f"{show(first[0])} first and {show(x)} later",
+                                     f"{show(first)} first and {show(x)} later",
                                      "share it between inputs of one width")
             return _blank(plan.y)
 
         def read(name: str) -> Params:
-            if name not in calls:
+            if name not in params:
                 raise LayerError(f"a call of layers.{name} before its params are read", "",
                                  f"call layers.{name} first")
             return _blank(params[name])
 
         evaluate = lambda train: jax.eval_shape(  # noqa: E731
             lambda x, given: run(call, read, x, train, given), x, given)
+        y = evaluate(False)
+        at_rest = tuple(calls)
         if asks:
             evaluate(True)
-        y = evaluate(False)
-        if idle := [n for n, child in children.items() if n not in calls and not child.bare]:
+        if idle := [n for n, child in children.items() if n not in params and not child.bare]:
             raise LayerError(f"a call of every child, {listed(idle)} too", "no call on this input",
                              f"give init every side input ({listed(side)}), or remove the child")
         full = lambda trees: {name: tree for name, tree in trees.items() if tree}  # noqa: E731
-        return Plan(full(params), full(state), y, calls)
+        known = {call.name for call in at_rest}
+        only_training = tuple(call for call in calls if call.name not in known)
+        return Plan(full(params), full(state), y, at_rest + only_training)
 
     def init(key: jax.Array, x: Any, **given: Any) -> tuple[Params, State]:
         params, state = {}, {}
-        for name, (seen, side) in planner(x, given).calls.items():
+        called = {call.name: call for call in planner(x, given).calls}
+        for name, seen, side in called.values():
             trees = children[name].init(fold(key, name), seen, **side)
             for whole, tree in zip((params, state), trees, strict=True):
                 if tree:

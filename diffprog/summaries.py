@@ -1,39 +1,72 @@
-"""A net as a table: what goes in and out of every layer, and how many parameters it holds.
+"""A net as a table: what goes in and out of every layer, what it holds and what it costs.
 
-Everything is read off the plan, that is, off shapes: a net of a billion parameters is summarized
-without allocating one of them.
+Everything is read off shapes: a net of a billion parameters is summarized without allocating one
+of them, and nothing is compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from diffprog import tree
-from diffprog.layer import Layer, Plan, spec
+from diffprog.costs import flops
+from diffprog.layer import Layer, as_layer, rebuilt
 from diffprog.notation import show
+from diffprog.plans import spec
+from diffprog.receptive import Field, Ways, behind, is_window, repeated
+from diffprog.transforms.mixed import cast
 
 __all__ = ["summary"]
 
 
 class Row(NamedTuple):
-    """One layer: its path, itself, what goes in and out, and its parameters."""
+    """One call of a layer.
+
+    Attributes:
+        path: where it stands; a layer called twice has two rows.
+        layer: the layer.
+        input: what goes in, in shapes.
+        output: what comes out.
+        parameters: how many numbers are trained in it; 0 in all calls but the first.
+        bytes: memory of its parameters and state.
+        flops: floating-point operations at rest, over all copies and repetitions.
+        field: of a convolution or a pool, how many places of the net's input one output sees, and
+            how many places apart two neighbouring outputs look; None elsewhere.
+    """
 
     path: str
     layer: Layer
     input: Any
     output: Any
     parameters: int
+    bytes: int
+    flops: float
+    field: Field | None
 
     def cells(self) -> tuple[str, ...]:
         """The row as text; of a layer made of layers only the kind is shown."""
         count = self.layer.settings.get("n", "") if self.layer.children else ""
         kind = f"{self.layer.name}{f' x {count}' if count else ''}"
-        name = kind if self.layer.children else repr(self.layer)
-        parameters = "" if self.layer.bare else f"{self.parameters:,}"
-        return self.path, name, show(self.input), show(self.output), parameters
+        return (
+            self.path, kind if self.layer.children else repr(self.layer),
+            show(self.input), show(self.output),
+            "" if self.layer.bare else f"{self.parameters:,}",
+            "" if self.layer.bare else _short(self.bytes, "B"), _short(self.flops),
+            *(map(_sides, self.field) if self.field else ("", "")),
+        )
+
+
+class Kind(NamedTuple):
+    """All layers of one kind, without what is in them: calls, parameters, operations."""
+
+    calls: int
+    parameters: int
+    flops: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,33 +74,41 @@ class Summary:
     """The rows of a net, in the order of the calls; prints as a table.
 
     Attributes:
-        rows: one for the net and for every layer in it, with subtotals.
+        rows: one for the net and for every call of a layer in it, with subtotals.
+        kinds: kind of layer -> what all layers of that kind hold and cost.
         parameters: how many numbers are trained.
         state: how many numbers are carried from call to call.
         bytes: memory that parameters and state take.
+        flops: floating-point operations of one call at rest, on this input, as XLA counts them.
     """
 
     rows: list[Row]
+    kinds: dict[str, Kind]
     parameters: int
     state: int
     bytes: int
+    flops: float
 
     def __str__(self) -> str:
-        titles = ("path", "layer", "input", "output", "parameters")
-        table = [titles, *(row.cells() for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = []
-        for *texts, number in table:
-            cells = [text.ljust(width) for text, width in zip(texts, widths, strict=False)]
-            lines.append("  ".join([*cells, number.rjust(widths[-1])]).rstrip())
+        titles = ("path", "layer", "input", "output", "parameters", "bytes", "FLOPs", "field",
+                  "stride")
+        lines = _table([titles, *(row.cells() for row in self.rows)], left=4)
+        kinds = [("kind", "calls", "parameters", "FLOPs")]
+        kinds += [(name, f"{kind.calls}", f"{kind.parameters:,}", _short(kind.flops))
+                  for name, kind in self.kinds.items()]
         rule = "-" * max(map(len, lines))
         total = (f"parameters {self.parameters:,}   state {self.state:,}   "
-                 f"memory {self.bytes / 1e6:,.3f} MB")
-        return "\n".join([lines[0], rule, *lines[1:], rule, total])
+                 f"memory {_short(self.bytes, 'B')}   FLOPs {_short(self.flops)}")
+        return "\n".join([lines[0], rule, *lines[1:], rule, *_table(kinds, left=1), rule, total])
 
 
 def summary(net: Layer, x: Any, **side: Any) -> Summary:
-    """Path, layer, input, output and parameters of everything in a net, and totals.
+    """Path, layer, input, output, parameters and cost of everything in a net, and totals.
+
+    FLOPs are those of a call at rest as XLA counts them before it optimizes: a product and a sum
+    are two, the body of a scan counts as often as it runs, and transcendental functions are left
+    out. The receptive field and the total stride of convolutions and pools are in places of the
+    net's input; where ways meet, it is that of the widest.
 
     Args:
         net: any layer.
@@ -77,24 +118,132 @@ def summary(net: Layer, x: Any, **side: Any) -> Summary:
     Example:
         >>> net = dp.serial(dp.linear(3), jax.nn.relu)
         >>> print(dp.summary(net, jax.ShapeDtypeStruct((2, 4), jnp.float32)))
-        path      layer        input         output        parameters
-        -------------------------------------------------------------
-                  serial       float32[2,4]  float32[2,3]          15
-        linear_0  linear(3)    float32[2,4]  float32[2,3]          15
-        relu~0    jax.nn.relu  float32[2,3]  float32[2,3]
-        -------------------------------------------------------------
-        parameters 15   state 0   memory 0.000 MB
+        path      layer        input         output        parameters  bytes  FLOPs
+        ---------------------------------------------------------------------------
+                  serial       float32[2,4]  float32[2,3]          15   60 B     60
+        linear_0  linear(3)    float32[2,4]  float32[2,3]          15   60 B     54
+        relu~0    jax.nn.relu  float32[2,3]  float32[2,3]                         6
+        ---------------------------------------------------------------------------
+        kind    calls  parameters  FLOPs
+        linear      1          15     54
+        relu        1           0      6
+        ---------------------------------------------------------------------------
+        parameters 15   state 0   memory 60 B   FLOPs 60
     """
     plan = net.plan(x, **side)
-    rows = list(_rows("", net, spec(x), plan, plan.params))
-    size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves((plan.params, plan.state)))
-    return Summary(rows, tree.count(plan.params), tree.count(plan.state), size)
+    reader = _Reader()
+    rows, _ = reader.read("", net, spec(x), spec(side), (plan.params, plan.state), Field(), 1)
+    kinds = {name: kind for name, kind in reader.kinds.items() if kind.parameters or kind.flops}
+    return Summary(rows, kinds, tree.count(plan.params), tree.count(plan.state),
+                   rows[0].bytes, rows[0].flops)
 
 
-def _rows(path: str, layer: Layer, x: Any, plan: Plan, params: Any) -> Any:
-    """The row of a layer and those of its children; `params` carries the axes of every `repeat`."""
-    yield Row(path, layer, x, plan.y, tree.count(params))
-    for name, (seen, side) in plan.calls.items():
-        child = layer.children[name]
-        below = f"{path}/{name}" if path else name
-        yield from _rows(below, child, seen, child.plan(seen, **side), params.get(name, {}))
+class _Reader:
+    """Goes through a net once, in the order of the calls.
+
+    The children of a program are silenced: instead of computing they add their own rows, so that
+    what is left of the program is its own arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, Kind] = {}
+
+    def read(
+        self, path: str, layer: Layer, x: Any, side: dict[str, Any], trees: tuple[Any, Any],
+        field: Field | None, times: int,
+    ) -> tuple[list[Row], Field | None]:
+        """The rows of a layer and of all in it, and the receptive field behind it.
+
+        `trees` have the axes of every `repeat` around the layer, `times` is their product.
+        """
+        inner, copies, depth, dtype = _core(layer)
+        narrow, beside = jax.eval_shape(lambda given: cast(given, dtype), (x, side))
+        one = inner.plan(narrow, **beside)
+        ways = Ways(field)
+        below: list[list[Row]] = []
+        called: set[str] = set()
+
+        def silent(name: str, child: Layer) -> Layer:
+            def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
+                      **side: Any) -> tuple[Any, Any]:
+                params, carried = ({} if name in called else t.get(name, {}) for t in trees)
+                called.add(name)
+                rows, after = self.read(
+                    f"{path}/{name}" if path else name, child, spec(x), spec(side),
+                    (params, carried), ways.get(x), times * copies)
+                below.append(rows)
+                y = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), rows[0].output)
+                y = jax.lax.optimization_barrier(y)  # else what is done to zeros is not counted
+                ways.put(y, after)
+                return y, state
+
+            return dataclasses.replace(
+                child, apply=apply, planner=lambda x, side: child.plan(x, **side))
+
+        def run(params: Any, state: Any, x: Any, side: Any) -> Any:
+            nonlocal field
+            ways.put(x, field)
+            y, state = quiet.apply(params, state, x, **side)
+            if inner.children:
+                field = repeated(field, ways.get(y), depth)
+            return y, state
+
+        children = {name: silent(name, child) for name, child in inner.children.items()}
+        quiet = rebuilt(inner, children) if children else inner
+        own = times * copies * flops(run, one.params, one.state, narrow, beside)
+        if not children:
+            field = repeated(field, behind(inner, narrow, one.y, field), depth)
+        self._count(inner.name, 0 if children else tree.count(trees[0]), own)
+        row = Row(
+            path, layer, x, layer.plan(x, **side).y, tree.count(trees[0]),
+            sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees)),
+            own + sum(rows[0].flops for rows in below), field if is_window(inner) else None)
+        return [row, *itertools.chain(*below)], field
+
+    def _count(self, name: str, parameters: int, own: float) -> None:
+        kind = self.kinds.get(name, Kind(0, 0, 0.0))
+        self.kinds[name] = Kind(kind.calls + 1, kind.parameters + parameters, kind.flops + own)
+
+
+class _Core(NamedTuple):
+    """What wrappers wrap: the layer, its copies in all, those in sequence, and its dtype."""
+
+    layer: Layer
+    copies: int
+    depth: int
+    dtype: Any
+
+
+def _core(layer: Layer) -> _Core:
+    copies, depth, dtype = 1, 1, None
+    while "layer" in layer.settings:  # as every wrapper calls it
+        n = layer.settings.get("n", 1)
+        copies, depth = copies * n, depth * (n if layer.name == "repeat" else 1)
+        dtype = layer.settings.get("dtype", dtype)
+        layer = as_layer(layer.settings["layer"])
+    return _Core(layer, copies, depth, dtype)
+
+
+def _table(rows: list[tuple[str, ...]], left: int) -> list[str]:
+    """Aligned lines, the first `left` columns to the left; empty columns are left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = [text.ljust(width) if i < left else text.rjust(width)
+                 for i, (text, width) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _short(number: float, unit: str = "") -> str:
+    """Three digits and a prefix: ``1.23 M``; whole numbers below a thousand as they are."""
+    prefixes = iter(" kMGTPE")
+    prefix = next(prefixes)
+    while abs(number) >= 999.5:
+        number, prefix = number / 1000, next(prefixes)
+    return f"{number:.3g} {prefix.strip()}{unit}".rstrip()
+
+
+def _sides(sides: tuple[int, ...]) -> str:
+    return "x".join(map(str, sides if len(set(sides)) > 1 else sides[:1]))

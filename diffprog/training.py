@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -117,12 +118,13 @@ def make_step(
 def fit(
     step: Step, data: Iterable[Any], *, steps: int, key: jax.Array | None = None,
     validation: Iterable[Any] | None = None, every: int = 50, log: Log | None = None,
-    progress: bool = True, state: TrainState | None = None,
+    patience: int | None = None, progress: bool = True, state: TrainState | None = None,
 ) -> Fit:
     """Take `steps` training steps over the batches of `data`.
 
     Every `every` steps, and after the last, metrics are read, averaged over the steps since, and
-    written down; `validation` is evaluated then. Between, nothing waits for the device.
+    written down; `validation` is evaluated then, and the state with the least loss on it is kept as
+    ``best``. Between, nothing waits for the device.
 
     Args:
         step: what `make_step` gives.
@@ -132,13 +134,16 @@ def fit(
         validation: batches, gone through once each time; gives metrics ``validation/...``.
         every: steps between two readings.
         log: a path, to which one JSON object a line is appended, or ``log(step, metrics)``.
+        patience: stop once this many readings in a row have brought the validation loss no lower
+            than before; None never stops early.
         progress: show a bar (needs tqdm, in the extra ``train``).
         state: where to go on from, in place of a key, for it has its own; it is copied, so the
             caller keeps it.
 
     Raises:
         LayerError: both `key` and `state` are given, or neither; `state` is of another net; the
-            data ends; the loss is not finite, naming the parameters that are not.
+            data ends; `patience` without `validation`; a loss is not finite, naming the parameters
+            that are not.
 
     Example:
         >>> x, y = jnp.eye(4), jnp.arange(4)
@@ -153,6 +158,10 @@ def fit(
     if (key is None) == (state is None):
         raise LayerError("a key to begin with or a state to go on from",
                          "neither" if state is None else "both", "pass one of them")
+    if patience is not None:
+        check_count("patience", patience)
+        if validation is None:
+            raise LayerError("validation data for patience", "none", "pass validation=...")
     stream = _endless(data)
     batch = next(stream)
     x, _, side = parts(step.net, batch)
@@ -163,30 +172,32 @@ def fit(
         tree.verify(step.net, state.params, x, state=state.state, **side)
         now = jax.tree.map(jnp.copy, state)
 
-    first = int(now.step)
-    best, least, history, unread = None, float("inf"), [], []
+    last = int(now.step) + steps
+    best, least, waited, history, unread = None, float("inf"), 0, [], []
     with _bar(steps, progress) as bar, _writer(log) as write:
-        for number in range(first + 1, first + steps + 1):
+        for number in range(last - steps + 1, last + 1):
             now, metrics = step.apply(now, batch)
             unread.append(metrics)
-            if number % every == 0 or number == first + steps:
-                seen = _averages(unread)
-                if not jnp.isfinite(seen.get("loss", 0.0)):
-                    raise LayerError("a finite loss", f"{seen['loss']} by step {number}, with "
-                                     f"non-finite {listed(tree.nonfinite(now.params))}",
-                                     "lower the learning rate; tree.nonfinite(gradients) names "
-                                     "the leaves that broke first")
+            bar.update(1)
+            if number % every == 0 or number == last:
+                seen, unread = _averages(unread), []
+                _check_finite(seen, "loss", number, now)
                 if validation is not None:
                     found = evaluate(step, now, validation)
                     seen |= {f"validation/{name}": value for name, value in found.items()}
+                    _check_finite(seen, "validation/loss", number, now)
+                    if patience is not None and "loss" not in found:
+                        raise LayerError('a metric "loss" for patience', listed(found),
+                                         "let the objective give it")
+                    waited += 1
                     if found.get("loss", float("inf")) < least:
-                        least, best = found["loss"], jax.tree.map(jnp.copy, now)
-                unread = []
+                        least, best, waited = found["loss"], jax.tree.map(jnp.copy, now), 0
                 history.append({"step": number, **seen})
                 write(number, seen)
                 bar.set_postfix({name: f"{value:.4g}" for name, value in seen.items()})
-            bar.update(1)
-            if number < first + steps:
+                if waited == patience:
+                    break
+            if number < last:
                 batch = next(stream)
     return Fit(now, best, history)
 
@@ -252,15 +263,26 @@ def _endless(data: Iterable[Any]) -> Iterator[Any]:
                              "pass an iterable that can be begun anew, such as batches(...)")
 
 
+def _check_finite(metrics: dict[str, float], name: str, number: int, now: TrainState) -> None:
+    if math.isfinite(metrics.get(name, 0.0)):
+        return
+    broken = tree.nonfinite(now.params)
+    raise LayerError(f"a finite {name}", f"{metrics[name]} by step {number}, with non-finite "
+                     f"{listed(broken)}", "lower the learning rate; tree.nonfinite(gradients) "
+                     "names the leaves that broke first" if broken else
+                     "look for NaN and for labels outside their range in the data")
+
+
 def _averages(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Means over entries: ``count`` weighs each part, and leaves the result."""
+    """Means over entries: ``count/<name>``, or else ``count``, weighs each part and is left out."""
     read: list[Mapping[str, Any]] = jax.device_get(metrics)
-    weights = [float(part.get("count", 1)) for part in read]
-    total = sum(weights) or 1.0
-    return {
-        name: float(sum(w * part[name] for w, part in zip(weights, read, strict=True)) / total)
-        for name in read[0] if name != "count"
-    }
+
+    def average(name: str) -> float:
+        weights = [float(part.get(f"count/{name}", part.get("count", 1))) for part in read]
+        total = sum(w * part[name] for w, part in zip(weights, read, strict=True))
+        return float(total / (sum(weights) or 1.0))
+
+    return {name: average(name) for name in read[0] if name.split("/")[0] != "count"}
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ freezing, partial loading, sharding. A pattern that matches nothing is an error.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from diffprog.notation import listed, show
 if TYPE_CHECKING:
     from diffprog.layer import Layer
 
-__all__ = ["count", "mask", "nonfinite", "paths", "select", "verify"]
+__all__ = ["count", "mask", "matches", "nonfinite", "paths", "select", "verify"]
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -53,12 +54,22 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
     leaves = paths(tree)
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {path for path in leaves if _expression(pattern).fullmatch(path)}
+        found = {path for path in leaves if matches(path, pattern)}
         if not found:
             raise LayerError(f"a pattern that matches a path ({listed(leaves)})", repr(pattern),
                              "correct it; * is one level, ** any number")
         chosen |= found
     return {path: leaf for path, leaf in leaves.items() if path in chosen}
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Does a path match a pattern?
+
+    Example:
+        >>> dp.tree.matches("blocks/feed/kernel", "blocks/**"), dp.tree.matches("a/b/c", "a/*")
+        (True, False)
+    """
+    return _expression(pattern).fullmatch(path) is not None
 
 
 def mask(tree: Any, *patterns: str) -> Any:
@@ -132,6 +143,7 @@ def compare(kind: str, wanted: Any, given: Any) -> LayerError | None:
     return None
 
 
+@functools.cache
 def _expression(pattern: str) -> re.Pattern[str]:
     levels = pattern.split("/")
     parts = []

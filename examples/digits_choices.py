@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from digits import MODELS, Images, convnet, load, mlp, train
+from digits import MODELS, Images, convnet, load, mlp, resnet, train
 from sklearn.model_selection import train_test_split
 
 import diffprog as dp
@@ -31,6 +31,9 @@ CHOICES = {
     "mlp 256, 800 steps, shift 1": (mlp(), 800, 1),
     "mlp 512, 800 steps, no shift": (mlp(512), 800, 0),
     "mlp 256, 1600 steps, no shift": (mlp(), 1600, 0),
+    "resnet 18, width 16, 800 steps, shift 1": (resnet(), 800, 1),
+    "resnet 18, width 16, 400 steps, shift 1": (resnet(), 400, 1),
+    "resnet 18, width 8, 800 steps, shift 1": (resnet(8), 800, 1),
 }
 
 

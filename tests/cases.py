@@ -16,6 +16,12 @@ class Case(NamedTuple):
     x: Any
     options: dict[str, Any] | None = None
 
+    @property
+    def side(self) -> dict[str, Any]:
+        """The options that are side inputs of the layer."""
+        return {name: value for name, value in (self.options or {}).items() if hasattr(
+            value, "shape")}
+
 
 def floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -27,31 +33,106 @@ def block(layers, x, *, scale=None):
     return x + layers.drop(y if scale is None else y * scale[:, None, None])
 
 
+def mean_of_all(y):
+    return y.mean(0)
+
+
+def both(pair):
+    """A result and the activations tapped beside it, as one array."""
+    y, seen = pair
+    return y + sum(activation.sum(-1, keepdims=True).astype(y.dtype)
+                   for activation in map(last_copy, seen.values()))
+
+
+def last_copy(activation):
+    return activation[-1] if activation.ndim > 3 else activation
+
+
+CAUSAL = dp.conv(3, 2, dims=1, padding="CAUSAL") >> jnp.tanh
 SCALE = {"scale": jnp.array([1.0, 2.0, 3.0])}
+# Which of five steps are real.
+FIVE = {"mask": jnp.array([[True, True, False, True, False], [False, True, True, False, False]])}
 
 CASES = [
     # linear
     Case("linear", dp.linear(3), floats(2, 4)),
     Case("linear without bias", dp.linear(3, bias=False), floats(2, 3, 4)),
+    Case("bilinear", dp.bilinear(3), (floats(2, 4), floats(2, 2))),
+    Case("bilinear without bias", dp.bilinear(1, bias=False), (floats(2, 3, 2), floats(2, 3, 4))),
     # convolution
     Case("conv 1-d", dp.conv(3, 3, dims=1), floats(2, 6, 2)),
     Case("conv 2-d", dp.conv(2, (2, 3), stride=2, padding="VALID"), floats(2, 5, 5, 2)),
     Case("conv in groups", dp.conv(4, 3, groups=2, dilation=2, padding=1), floats(2, 5, 4, 4)),
+    Case("conv 3-d", dp.conv(2, (2, 1, 2), stride=2), floats(2, 3, 2, 3, 2)),
+    Case("conv on a ring", dp.conv(2, 3, padding_mode="circular"), floats(2, 3, 4, 2)),
+    Case("conv, reflected", dp.conv(2, 3, dims=1, stride=2, padding_mode="reflect"),
+         floats(2, 5, 2), FIVE),
+    Case("conv, causal", dp.conv(3, 2, dims=1, padding="CAUSAL", dilation=2), floats(2, 5, 2),
+         FIVE | {"causal": True}),
+    Case("depthwise_conv", dp.depthwise_conv((2, 3), multiplier=2), floats(2, 3, 4, 3)),
+    Case("depthwise_conv, causal", dp.depthwise_conv(3, dims=1, padding="CAUSAL", bias=False),
+         floats(2, 5, 2), FIVE | {"causal": True}),
+    Case("conv_transpose", dp.conv_transpose(3, 3, stride=2), floats(2, 3, 2, 2)),
+    Case("conv_transpose in groups",
+         dp.conv_transpose(4, (3, 2), stride=(2, 3), padding=1, output_padding=1, groups=2),
+         floats(2, 3, 2, 4)),
+    Case("conv_transpose 1-d", dp.conv_transpose(2, 2, dims=1, padding="VALID", dilation=2),
+         floats(2, 5, 2), FIVE),
     # pools
     Case("max_pool", dp.max_pool(2), floats(2, 4, 5, 2)),
     Case("max_pool 1-d", dp.max_pool(3, dims=1, stride=1, padding="SAME"), floats(2, 5, 2)),
+    Case("max_pool, dilated", dp.max_pool(2, stride=1, padding=1, dilation=(2, 1)),
+         floats(2, 4, 3, 2)),
+    Case("max_pool, masked", dp.max_pool(2, dims=1, stride=1), floats(2, 5, 2), FIVE),
     Case("avg_pool", dp.avg_pool(2, padding=1), floats(2, 4, 5, 2)),
+    Case("avg_pool, all counted", dp.avg_pool(2, padding=1, count_padding=True),
+         floats(2, 3, 4, 2)),
+    Case("avg_pool, masked", dp.avg_pool(3, dims=1, stride=1, padding="SAME"), floats(2, 5, 2),
+         FIVE),
     Case("global_avg_pool", dp.global_avg_pool(), floats(2, 3, 4, 2)),
-    Case("global_max_pool", dp.global_max_pool(dims=1), floats(2, 5, 2)),
+    Case("global_avg_pool, masked", dp.global_avg_pool(dims=1), floats(2, 5, 2), FIVE),
+    Case("global_max_pool", dp.global_max_pool(dims=1), floats(2, 5, 2), FIVE),
+    Case("adaptive_avg_pool", dp.adaptive_avg_pool((2, 5)), floats(2, 5, 3, 2)),
+    Case("adaptive_avg_pool, masked", dp.adaptive_avg_pool(3, dims=1), floats(2, 5, 2), FIVE),
+    Case("adaptive_max_pool", dp.adaptive_max_pool(3), floats(2, 5, 2, 2)),
+    Case("adaptive_max_pool, masked", dp.adaptive_max_pool(2, dims=1), floats(2, 5, 2), FIVE),
+    # resizing
+    Case("upsample", dp.upsample((2, 3)), floats(2, 3, 2, 2)),
+    Case("upsample to a size", dp.upsample(size=(4, 5)), floats(2, 3, 3, 1)),
+    Case("upsample, linear", dp.upsample(2, dims=1, method="linear"), floats(2, 5, 2), FIVE),
+    Case("upsample, cubic", dp.upsample(size=(4, 3), method="cubic"), floats(2, 3, 2, 1)),
+    Case("pixel_shuffle", dp.pixel_shuffle(2), floats(2, 2, 3, 8)),
+    Case("patches", dp.patches((2, 1)), floats(2, 4, 3, 2)),
+    Case("patches of a sequence", dp.patches(5, dims=1), floats(2, 5, 2), FIVE),
     # normalization
     Case("batch_norm", dp.batch_norm(), floats(4, 3)),
     Case("batch_norm on images", dp.batch_norm(momentum=0.5, bias=False), floats(2, 3, 3, 2)),
     Case("layer_norm", dp.layer_norm(), floats(2, 3, 5)),
     Case("layer_norm alone", dp.layer_norm(scale=False, bias=False), floats(2, 5)),
+    Case("batch_norm, masked", dp.batch_norm(), floats(2, 5, 3), FIVE),
+    Case("rms_norm", dp.rms_norm(), floats(2, 3, 5), {"causal": True}),
+    Case("group_norm", dp.group_norm(2), floats(2, 3, 2, 4)),
+    Case("group_norm of vectors", dp.group_norm(3, dims=0, bias=False), floats(2, 2, 6),
+         {"causal": True}),
+    Case("group_norm, masked", dp.group_norm(2, dims=1), floats(2, 5, 4), FIVE),
+    Case("instance_norm", dp.instance_norm(), floats(2, 3, 2, 3)),
+    Case("instance_norm, masked", dp.instance_norm(dims=1, scale=False), floats(2, 5, 2), FIVE),
     # the rest
     Case("dropout", dp.dropout(0.4), floats(3, 8)),
+    Case("spatial_dropout", dp.spatial_dropout(0.5, dims=1), floats(3, 2, 8)),
+    Case("stochastic_depth", dp.residual(dp.linear(4) >> dp.stochastic_depth(0.5)), floats(6, 4)),
     Case("flatten", dp.flatten(), floats(2, 3, 2)),
+    Case("flatten each step", dp.flatten(keep=2), floats(2, 3, 2, 2), {"causal": True}),
+    Case("reshape", dp.reshape((2, -1)), floats(2, 3, 4)),
+    Case("one_hot", dp.one_hot(3), jnp.array([[0, 2], [1, 1]])),
+    Case("hide", dp.hide(), floats(2, 5, 3), FIVE),
+    Case("hide tokens", dp.hide(), jnp.arange(1, 11).reshape(2, 5), FIVE),
     Case("gelu", dp.gelu, floats(2, 3)),
+    Case("binary_step", dp.binary_step, floats(2, 3), {"smooth": False}),
+    Case("prelu", dp.prelu(), floats(2, 3, 4)),
+    Case("prelu of one slope", dp.prelu(shared=True), floats(2, 4)),
+    Case("glu", dp.glu(3), floats(2, 4)),
+    Case("swiglu", dp.swiglu(3), floats(2, 2, 4), {"causal": True}),
     # wiring
     Case("serial", dp.serial(dp.linear(5), jnp.tanh, out=dp.linear(2)), floats(2, 4)),
     Case("residual", dp.residual(dp.conv(3, 3), shortcut=dp.conv(3, 1)), floats(2, 4, 4, 2)),
@@ -65,5 +146,27 @@ CASES = [
     Case("heads", dp.heads(2, dp.linear(3) >> dp.dropout(0.5)), floats(2, 4)),
     Case("heads with state", dp.heads(2, dp.batch_norm()), floats(4, 3)),
     Case("remat", dp.remat(block), floats(3, 2, 4), SCALE),
+    Case("repeat, streaming", dp.repeat(2, CAUSAL), floats(2, 4, 3), {"causal": True}),
+    Case("heads, streaming", dp.heads(2, CAUSAL), floats(2, 4, 3), {"causal": True}),
     Case("remat in repeat", dp.repeat(2, dp.remat(dp.linear(3) >> jnp.tanh)), floats(2, 3)),
+    Case("remat of repeat", dp.remat(dp.repeat(2, CAUSAL, remat=True), policy="dots_saveable"),
+         floats(2, 3, 3), {"causal": True}),
+    Case("ensemble", dp.ensemble(2, dp.linear(3) >> dp.dropout(0.5)), floats(2, 4),
+         {"batched": False}),
+    Case("ensemble, averaged", dp.ensemble(2, dp.batch_norm()) >> mean_of_all, floats(4, 3)),
+    Case("ensemble, streaming", dp.ensemble(2, CAUSAL) >> mean_of_all, floats(2, 3, 3),
+         {"causal": True}),
+    Case("mixed", dp.mixed(block, jnp.float32), floats(3, 2, 4),
+         SCALE | {"precision": "float32"}),
+    Case("mixed in repeat", dp.repeat(2, dp.mixed(dp.batch_norm() >> jnp.tanh, jnp.float32)),
+         floats(4, 3), {"precision": "float32"}),
+    Case("mixed, streaming", dp.mixed(dp.repeat(2, CAUSAL), jnp.float32), floats(2, 3, 3),
+         {"precision": "float32", "causal": True}),
+    Case("replace", dp.replace(CAUSAL, "tanh~0", lambda tanh: jnp.sin), floats(2, 3, 3),
+         {"causal": True}),
+    Case("tap", dp.tap(block, "up") >> both, floats(3, 2, 4), SCALE),
+    Case("tap in remat of repeat", dp.remat(dp.tap(dp.repeat(2, CAUSAL), "conv_0")) >> both,
+         floats(2, 3, 3), {"causal": True}),
+    Case("tap in repeat", dp.repeat(2, dp.tap(dp.batch_norm() >> dp.linear(3), "*") >> both),
+         floats(4, 3)),
 ]

@@ -141,7 +141,14 @@ INIT = {
         "layer: wants apply to return (y, state), got float32[2,4]"),
     "an initializer that is none": (
         dp.linear(3, kernel_init=0.1), X, "linear(3, kernel_init=0.1): wants kernel_init as a "
-        "function (key, shape, dtype), got 0.1"),
+        "function (key, shape, dtype) or a name (delta_orthogonal, glorot_normal, glorot_uniform, "
+        "he_normal, he_uniform, lecun_normal, lecun_uniform, normal, ones, orthogonal, "
+        "truncated_normal, zeros), got 0.1"),
+    "an unknown name of an initializer": (
+        dp.linear(3, kernel_init="xavier"), X, "linear(3, kernel_init='xavier'): wants "
+        "kernel_init as a function (key, shape, dtype) or a name (delta_orthogonal, "
+        "glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform, "
+        "normal, ones, orthogonal, truncated_normal, zeros), got 'xavier'"),
 }
 
 

@@ -3,10 +3,12 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from learning import KEY, NET, assert_same, examples, noisy, numbers, sgd, train
+from refusing import expect, refused
 from sklearn.datasets import load_iris
 
 import diffprog as dp
@@ -101,6 +103,98 @@ def test_the_best_state_has_the_least_validation_loss():
     result = train(sgd(), [(x, y)], 9, every=2, validation=[(x, y)])
     assert int(result.best.step) == 9
     assert_same(result.best, result.state)
+
+
+def readings(losses, **options):
+    """A fit whose validation losses are given, one for each step."""
+    def objective(net, params, state, batch, *, key, train):
+        loss = params["kernel"].sum() if train else jnp.asarray(losses)[batch]
+        return loss, (state, {"loss": loss})
+
+    net = dp.stateless(lambda key, x: {"kernel": jnp.zeros(1)}, lambda params, x: x)
+    step = dp.make_step(net, objective, optax.sgd(1.0))
+
+    class Validation:
+        """Batches that say how often they were gone through."""
+
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return iter([self.times - 1])
+
+    batch = (np.zeros(1, np.float32), np.zeros(1, np.float32))
+    steps = options.pop("steps", len(losses))
+    return train(step, [batch], steps, every=1, validation=Validation(), **options)
+
+
+@pytest.mark.parametrize(("losses", "patience", "stop", "best"), [
+    ([3, 2, 1, 2, 2, 0], 2, 5, 3),
+    ([3, 2, 1, 2, 2, 0], 3, 6, 6),  # the least comes at the last reading
+    ([3, 2, 1, 2, 2, 0], None, 6, 6),
+    ([3, 2, 2, 2, 1, 9], 2, 4, 2),  # as low as before is no lower
+    ([1, 2, 0, 2, 3, 0], 2, 5, 3),  # a new least begins the count anew
+    ([1, 2, 3], 1, 2, 1),
+    ([3, 2, 1], 1, 3, 3),
+])
+def test_patience_stops_early(losses, patience, stop, best):
+    result = readings([float(loss) for loss in losses], patience=patience)
+    assert [row["step"] for row in result.history] == [*range(1, stop + 1)]
+    assert [row["validation/loss"] for row in result.history] == losses[:stop]
+    assert int(result.state.step) == stop and int(result.best.step) == best
+    assert result.best.params["kernel"].tolist() == [-best]
+
+
+def test_the_bar_closes_when_it_stops_early(capsys):
+    readings([1.0, 2.0, 3.0, 4.0], patience=2, steps=4, progress=True)
+    shown = capsys.readouterr().err
+    assert "3/4" in shown and "4/4" not in shown and shown.endswith("\n")
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("patience", [None, 1])
+def test_a_validation_loss_that_is_not_finite_is_an_error(broken, patience):
+    expect("", f"wants a finite validation/loss, got {broken} by step 2, with non-finite none; "
+           "look for NaN and for labels outside their range in the data",
+           readings, [1.0, broken, 0.0], patience=patience)
+
+
+def test_patience_wants_something_to_wait_for():
+    x, y = examples()
+    for wrong in (0, 1.0, True):
+        assert "patience" in refused(
+            train, sgd(), [(x, y)], 1, patience=wrong, validation=[(x, y)]).wants
+    expect("", "wants validation data for patience, got none; pass validation=...",
+           train, sgd(), [(x, y)], 1, patience=2)
+
+    def objective(net, params, state, batch, *, key, train):
+        return params["bias"].sum(), (state, {"error": params["bias"].sum()})
+
+    step = dp.make_step(NET, objective, optax.sgd(0.1))
+    expect("", 'wants a metric "loss" for patience, got error',
+           train, step, [(x, y)], 1, patience=2, validation=[(x, y)])
+    assert train(step, [(x, y)], 1, validation=[(x, y)]).best is None
+
+
+def test_labels_outside_their_range_are_looked_for():
+    x, y = examples()
+    expect("", "wants a finite loss, got nan by step 1, with non-finite none; look for NaN and for "
+           "labels outside their range in the data", train, sgd(), [(x, y + 1)], 1)
+
+
+def test_ignored_labels_and_masks_pass_through_fit():
+    x, y = examples()
+    mask = np.arange(12) % 4 != 0
+    kept = mask & (y != 1)
+    options = dict(weights=np.array([0.5, 1.0, 2.0]))
+    step, plain = (dp.make_step(NET, dp.classification(**options, **more), optax.sgd(0.1))
+                   for more in ({"ignore": 1}, {}))
+    data = {"x": np.where(mask[:, None], x, 1e6), "y": y, "mask": mask}
+    results = [
+        train(step, [data], 3, validation=dp.batches(data, 5)),
+        train(plain, [(x[kept], y[kept])], 3, validation=[(x[kept], y[kept])])]
+    assert_same(results[0].state, results[1].state, rtol=1e-5, atol=1e-6)
+    assert results[0].history[0] == pytest.approx(results[1].history[0], rel=1e-5)
 
 
 def test_going_on_equals_never_stopping():

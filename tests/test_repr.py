@@ -29,6 +29,22 @@ SHOWN = {
     "copies": (dp.serial(dp.repeat(3, BLOCK, unroll=2), dp.heads(2, dp.remat(dp.linear(2)))), X),
     "pairs": (dp.serial(dp.branch(dp.linear(2), other=abs), dp.parallel(
         dp.linear(2), dp.linear(3)), dp.concatenate), X),
+    "convolutions": (dp.serial(
+        dp.depthwise_conv(3, multiplier=2, padding_mode="reflect"),
+        dp.conv_transpose(4, 3, stride=2), dp.pixel_shuffle(2),
+        dp.upsample(size=(32, 33), method="linear"), dp.group_norm(1),
+        dp.instance_norm(bias=False), dp.spatial_dropout(0.5), dp.stochastic_depth(0.1),
+        dp.max_pool(3, dilation=2), dp.avg_pool(2, padding=1, count_padding=True),
+        dp.adaptive_max_pool((4, 5)), dp.adaptive_avg_pool(4)), IMAGE),
+    "tokens": (dp.serial(
+        dp.hide(), dp.patches(2), dp.reshape((2, -1), keep=2), dp.rms_norm(eps=1e-6),
+        dp.prelu(shared=True), dp.glu(6), dp.swiglu(4, bias=True), dp.binary_step,
+        dp.linear(3, kernel_init="he_normal")), IMAGE),
+    "bilinear": (dp.branch(dp.linear(2), dp.linear(3)) >> dp.bilinear(4), X),
+    "one_hot": (dp.one_hot(5), jnp.arange(3)),
+    "transforms": (dp.serial(
+        dp.repeat(2, BLOCK, remat="dots_saveable"), dp.remat(BLOCK, policy="dots_saveable"),
+        dp.mixed(BLOCK, jnp.bfloat16), dp.tap(dp.ensemble(2, BLOCK), "body")), X),
     "power": (dp.linear(4) ** 3 >> dp.layer_norm(scale=False, eps=1e-3), X),
     "long": (dp.serial(*[dp.serial(*[dp.linear(11), jax.nn.relu] * 6) for _ in range(2)]), X),
     "long, in wrappers": (dp.repeat(2, dp.remat(dp.serial(*[dp.linear(4), jax.nn.relu] * 6))), X),
@@ -59,11 +75,12 @@ def test_repr_evaluates_to_an_equal_net(name):
 
 def test_every_layer_and_combinator_is_shown_above():
     text = " ".join(repr(net) for net, _ in SHOWN.values())
-    for name in ("serial", "branch", "parallel", "residual", "repeat", "heads", "remat", "linear",
-                 "conv", "max_pool", "avg_pool", "global_avg_pool", "global_max_pool",
-                 "batch_norm", "layer_norm", "dropout", "flatten"):
+    makers = [name for name in dp.__all__ if hasattr(getattr(dp, name), "__wrapped__")]
+    assert len(makers) > 35
+    for name in makers:
         assert re.search(rf"\b{name}\(", text), name
-    for name in ("gelu", "concatenate", "add", "jax.nn.relu", "functools.partial(jnp.clip"):
+    for name in ("gelu", "binary_step", "concatenate", "add", "jax.nn.relu",
+                 "functools.partial(jnp.clip"):
         assert name in text, name
 
 

@@ -113,7 +113,7 @@ def test_layers_that_do_not_mix_time_have_no_start():
 
 
 @pytest.mark.parametrize(("layer", "path"), [
-    (dp.conv(3, 3, dims=1), "a/b"), (dp.flatten(keep=2), "a/b"), (dp.max_pool(1, dims=1), "a/b"),
+    (dp.conv(3, 3, dims=1), "a/b"), (dp.flatten(keep=1), "a/b"), (dp.max_pool(1, dims=1), "a/b"),
     (dp.global_avg_pool(dims=1), "a/b"), (dp.residual(dp.conv(3, 3, dims=1)), "a/b/body"),
     (dp.repeat(2, dp.serial(c=dp.conv(3, 3, dims=1))), "a/b/c"),
     (dp.heads(2, dp.serial(c=dp.conv(3, 3, dims=1))), "a/b/c"),

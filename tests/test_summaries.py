@@ -57,24 +57,27 @@ def test_totals_are_those_of_the_real_trees():
 
 def test_it_prints_as_a_table_with_totals():
     lines = str(dp.summary(nested(), shape(2, 3, 2))).splitlines()
-    assert lines[0].split() == ["path", "layer", "input", "output", "parameters"]
-    assert lines[-1].startswith("parameters 304   state 8   memory 0.001 MB")
-    assert len(lines) == 1 + 1 + 10 + 1 + 1
-    assert lines[1] == lines[-2] and set(lines[1]) == {"-"}
-    table = {line.split()[0]: line for line in lines[3:-2]}
-    assert table["blocks"].split() == [
-        "blocks", "repeat", "x", "3", "float32[2,4]", "float32[2,4]", "228"]
-    assert table["blocks/body/linear_0"].split() == [
-        "blocks/body/linear_0", "linear(8)", "float32[2,4]", "float32[2,8]", "120"]
-    assert table["flatten~0"].split()[-1] == "float32[2,6]"  # no number where none can be
+    assert lines[0].split() == ["path", "layer", "input", "output", "parameters", "bytes", "FLOPs"]
+    assert lines[-1].startswith("parameters 304   state 8   memory 1.25 kB   FLOPs ")
+    rule = lines[1]
+    assert set(rule) == {"-"} and [i for i, line in enumerate(lines) if line == rule] == [
+        1, 12, len(lines) - 2]
+    table = {line.split()[0]: line.split() for line in lines[3:12]}
+    assert table["blocks"][1:-1] == [
+        "repeat", "x", "3", "float32[2,4]", "float32[2,4]", "228", "912", "B"]
+    assert table["blocks/body/linear_0"][1:-1] == [
+        "linear(8)", "float32[2,4]", "float32[2,8]", "120", "480", "B"]
+    assert table["flatten~0"][1:] == [  # no numbers where none can be
+        "flatten()", "float32[2,3,2]", "float32[2,6]", "0"]
 
 
 def test_numbers_and_columns_are_aligned():
     lines = str(dp.summary(dp.serial(dp.linear(2000), dp.linear(1)), shape(1, 1000))).splitlines()
-    assert lines[3].endswith("2,002,000") and lines[4].endswith("    2,001")
+    end = lines[0].index("parameters") + len("parameters")
+    assert lines[3][:end].endswith("2,002,000") and lines[4][:end].endswith("    2,001")
     assert len(lines[2]) == len(lines[3]) == len(lines[4]) == len(lines[1])
     at = lines[0].index("output")
-    assert all(line[at:].startswith("float32[") and line[at - 1] == " " for line in lines[2:-2])
+    assert all(line[at:].startswith("float32[") and line[at - 1] == " " for line in lines[2:5])
 
 
 def test_a_shared_layer_is_counted_once():
@@ -83,8 +86,10 @@ def test_a_shared_layer_is_counted_once():
         return layers.twice(layers.twice(x))
 
     seen = dp.summary(net, shape(2, 4))
-    assert [(row.path, row.parameters) for row in seen.rows] == [("", 20), ("twice", 20)]
+    assert [(row.path, row.parameters) for row in seen.rows] == [
+        ("", 20), ("twice", 20), ("twice", 0)]
     assert seen.parameters == 20
+    assert seen.flops == 2 * seen.rows[1].flops == 2 * seen.rows[2].flops > 0
 
 
 def test_side_inputs_are_passed():

@@ -158,6 +158,21 @@ def test_evaluate_leaves_masked_entries_out():
     assert dp.evaluate(step, state, [data, fully]) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_evaluate_weighs_each_metric_by_its_own_count():
+    def objective(net, params, state, batch, *, key, train):
+        return batch["loss"], (state, dict(batch))
+
+    step = dp.make_step(NET, objective, optax.sgd(0.1))
+    state = step.init(KEY, examples()[0])
+    one = {"loss": 1.0, "share": 0.0, "plain": 2.0, "count": 3.0, "count/loss": 0.5}
+    two = {"loss": 4.0, "share": 1.0, "plain": 2.0, "count": 1.0, "count/loss": 1.0}
+    found = dp.evaluate(step, state, [one, two])
+    assert found == pytest.approx({"loss": 3.0, "share": 0.25, "plain": 2.0})
+    for part in (one, two):
+        del part["count"]
+    assert dp.evaluate(step, state, [one, two])["share"] == pytest.approx(0.5)
+
+
 def test_evaluate_wants_a_batch():
     x, y = examples()
     step = sgd()

@@ -2,55 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from diffprog.errors import LayerError, check_array, check_count, check_leaves
 from diffprog.layer import Layer, Params, State, factory
 from diffprog.layers.window import (
     AXES,
+    Padding,
+    Sides,
     cannot_stream,
     check_fits,
+    check_mode,
+    continued,
+    extents,
     margins,
     on_images,
+    pairs_for,
     sides,
+    takes_mask,
     window,
 )
+from diffprog.masks import cleared
 from diffprog.notation import show
-from diffprog.parameters import parameter
+from diffprog.parameters import Initializer, parameter
 
-__all__ = ["conv"]
+__all__ = ["conv", "conv_transpose", "depthwise_conv"]
 
-_LECUN_NORMAL = jax.nn.initializers.lecun_normal()
-_ZEROS = jax.nn.initializers.zeros
+Split = Callable[[Any], tuple[int, int]]  # x -> features of y, groups
+
+_LAYOUT = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
 @factory
 def conv(
     features: int, size: int | tuple[int, ...], *, dims: int = 2,
-    stride: int | tuple[int, ...] = 1, padding: Any = "SAME",
+    stride: int | tuple[int, ...] = 1, padding: Any = "SAME", padding_mode: str = "zeros",
     dilation: int | tuple[int, ...] = 1, groups: int = 1, bias: bool = True,
-    kernel_init: Any = _LECUN_NORMAL, bias_init: Any = _ZEROS,
+    kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
 ) -> Layer:
     """Slide a kernel over x: ``y[p] = sum_q x[stride * p + dilation * q] @ kernel[q] + bias``.
 
     This is cross-correlation: the kernel is not flipped, as everywhere in deep learning. With
     padding by `pad` an axis of H places gives ``floor((H + 2 * pad - K) / stride) + 1``, where
-    ``K = dilation * (size - 1) + 1``.
+    ``K = dilation * (size - 1) + 1``. "CAUSAL" pads ``K - 1`` places before a sequence and none
+    after it, so that no output depends on what comes later; such a layer streams, in chunks that
+    are multiples of the stride, and keeps the last ``K - 1`` inputs.
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', features) for two dims; the last dims + 1 axes are space
             and channels, all before are batch.
         params: ``kernel`` (size, size, C / groups, features); ``bias`` (features,).
+        mask, for one dim: booleans of the leading axes of x; what is not real counts as zero.
+        streaming state: ``past`` (..., K - 1, C).
 
     Args:
         features: channels of y; positive.
         size: side of the kernel, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
         stride: places between two outputs, or one number for each axis.
-        padding: "SAME" (as many outputs as inputs, divided by the stride), "VALID" (none), an int,
-            or a pair (before, after) for each axis.
+        padding: "SAME" (as many outputs as inputs, divided by the stride), "VALID" (none),
+            "CAUSAL" (one dim), an int, or a pair (before, after) for each axis.
+        padding_mode: what stands in the padding: "zeros", or x "reflect"-ed at its border
+            places, its border places repeated ("replicate"), or x as a ring ("circular").
         dilation: places between two kernel entries.
         groups: channels are split into so many parts that do not see each other.
         bias: False leaves the bias out.
@@ -59,50 +76,243 @@ def conv(
         bias_init: initializer; zeros.
 
     Raises:
-        LayerError: x has too few axes or is smaller than the kernel; groups divide not both
-            channels and features.
+        LayerError: x has too few axes, or is smaller than the kernel or than what reflect and
+            circular put into the padding; groups divide not both channels and features; a chunk of
+            a stream is no multiple of the stride.
 
     Example:
         >>> net = dp.conv(8, 3, stride=2)
         >>> net.plan(jax.ShapeDtypeStruct((10, 28, 28, 1), jnp.float32)).y.shape
         (10, 14, 14, 8)
 
+    Source: Dumoulin and Visin 2016, arXiv:1603.07285, relation 15; "CAUSAL": van den Oord et al.
+    2016, arXiv:1609.03499, section 2.1.
+    """
+    return _sliding(
+        _equal_groups(features, groups), size, dims, stride, padding, padding_mode, dilation, bias,
+        kernel_init, bias_init)
+
+
+@factory
+def depthwise_conv(
+    size: int | tuple[int, ...], *, multiplier: int = 1, dims: int = 2,
+    stride: int | tuple[int, ...] = 1, padding: Any = "SAME", padding_mode: str = "zeros",
+    dilation: int | tuple[int, ...] = 1, bias: bool = True,
+    kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
+) -> Layer:
+    """Convolve channels one by one: ``y[p,c] = sum_q x[stride*p + dilation*q, c] * kernel[q,c]``.
+
+    This is `conv` with as many groups as channels; ``depthwise_conv(3) >> linear(features)`` is the
+    separable convolution. Channel c makes the channels from ``c * multiplier`` on.
+
+    Shapes:
+        x: (..., H, W, C) -> (..., H', W', C * multiplier) for two dims.
+        params: ``kernel`` (size, size, 1, C * multiplier); ``bias`` (C * multiplier,).
+        mask, streaming state: as in `conv`.
+
+    Args:
+        size: side of the kernels, or one for each axis; a tuple sets `dims`.
+        multiplier: kernels of each channel; positive.
+        dims: number of spatial axes, 1 to 3.
+        stride: places between two outputs, or one number for each axis.
+        padding: "SAME", "VALID", "CAUSAL" (one dim), an int, or a pair for each axis, as in `conv`.
+        padding_mode: "zeros", "reflect", "replicate" or "circular", as in `conv`.
+        dilation: places between two kernel entries.
+        bias: False leaves the bias out.
+        kernel_init: initializer; ``lecun_normal`` over the places of a kernel.
+        bias_init: initializer; zeros.
+
+    Raises:
+        LayerError: x has too few axes, or is smaller than the kernel or than what reflect and
+            circular put into the padding; a chunk of a stream is no multiple of the stride.
+
+    Example:
+        >>> net = dp.depthwise_conv(3, multiplier=2)
+        >>> net.plan(jax.ShapeDtypeStruct((10, 28, 28, 4), jnp.float32)).y.shape
+        (10, 28, 28, 8)
+
+    Source: Chollet 2017, arXiv:1610.02357, section 3.
+    """
+    check_count("multiplier", multiplier)
+    return _sliding(
+        lambda x: (x.shape[-1] * multiplier, x.shape[-1]), size, dims, stride, padding,
+        padding_mode, dilation, bias, kernel_init, bias_init)
+
+
+@factory
+def conv_transpose(
+    features: int, size: int | tuple[int, ...], *, dims: int = 2,
+    stride: int | tuple[int, ...] = 1, padding: Any = "SAME",
+    output_padding: int | tuple[int, ...] = 0, dilation: int | tuple[int, ...] = 1,
+    groups: int = 1, bias: bool = True, kernel_init: Initializer = "lecun_normal",
+    bias_init: Initializer = "zeros",
+) -> Layer:
+    """Write a kernel for each place: ``y[stride*p + dilation*q - pad] += x[p] @ kernel[q] + bias``.
+
+    The linear map is the transpose of that of `conv` with the same options (and each kernel entry
+    transposed), so it makes x larger where `conv` makes it smaller. With padding by `pad` an axis
+    of H places gives ``(H - 1) * stride - 2 * pad + K + output_padding``, where
+    ``K = dilation * (size - 1) + 1``. The bias is added once to each place.
+
+    Shapes:
+        x: (..., H, W, C) -> (..., H', W', features) for two dims.
+        params: ``kernel`` (size, size, C / groups, features); ``bias`` (features,).
+        mask, for one dim: booleans of the leading axes of x; what is not real counts as zero.
+
+    Args:
+        features: channels of y; positive.
+        size: side of the kernel, or one for each axis; a tuple sets `dims`.
+        dims: number of spatial axes, 1 to 3.
+        stride: places of y between two places of x, or one number for each axis.
+        padding: "SAME" (H' = H * stride), "VALID" (all that is written), or how many places are cut
+            off: an int, or a pair (before, after) for each axis.
+        output_padding: places added after, to tell apart the sizes of which `conv` makes H; below
+            the stride or the dilation, and 0 with "SAME".
+        dilation: places of y between two kernel entries.
+        groups: channels are split into so many parts that do not see each other.
+        bias: False leaves the bias out.
+        kernel_init: initializer; ``lecun_normal`` over all inputs of a kernel.
+        bias_init: initializer; zeros.
+
+    Raises:
+        LayerError: x has too few axes; groups divide not both channels and features; the padding
+            leaves nothing of y.
+
+    Example:
+        >>> net = dp.conv_transpose(8, 4, stride=2)
+        >>> net.plan(jax.ShapeDtypeStruct((10, 7, 7, 1), jnp.float32)).y.shape
+        (10, 14, 14, 8)
+
     Source: Dumoulin and Visin 2016, arXiv:1603.07285, relation 14.
     """
-    check_count("features", features)
-    check_count("groups", groups)
     size = window(size, dims)
     dims = len(size)
     stride, dilation = sides("stride", stride, dims), sides("dilation", dilation, dims)
-    margin = margins(padding, dims)
+    extra = sides("output_padding", output_padding, dims, least=0)
+    extent = extents(size, dilation)
+    if any(more >= max(s, d) for more, s, d in zip(extra, stride, dilation, strict=True)):
+        raise LayerError(f"output_padding below the stride {stride} or the dilation {dilation}",
+                         repr(output_padding), "more places would hold the bias alone")
+    if padding == "SAME":
+        if any(extra):
+            raise LayerError("no output_padding where padding is 'SAME'", repr(output_padding),
+                             "give padding as an int or pairs")
+        before = [max(k - s, 0) // 2 for k, s in zip(extent, stride, strict=True)]
+        cut = [(b, k - s - b) for b, k, s in zip(before, extent, stride, strict=True)]
+    else:
+        pairs = margins(padding, dims)
+        cut = ((0, 0),) * dims if isinstance(pairs, str) else pairs
+    # What a convolution over x, spread out by the stride, pads instead.
+    margin = [(k - 1 - before, k - 1 - after + more)
+              for k, (before, after), more in zip(extent, cut, extra, strict=True)]
+
+    def convolve(x: jax.Array, kernel: jax.Array, groups: int, margin: Padding) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, jax.lax.rev(kernel, range(dims)), (1,) * dims, margin, lhs_dilation=stride,
+            rhs_dilation=dilation, dimension_numbers=_LAYOUT[dims], feature_group_count=groups,
+        )
+
+    init, forward = _with_kernel(
+        convolve, _equal_groups(features, groups), size, bias, kernel_init, bias_init)
+
+    def apply(
+        params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
+    ) -> tuple[jax.Array, State]:
+        check_array(x, rank=dims + 1, axes=AXES[dims])
+        left = [(side - 1) * s + sum(pair) + 2 - k for side, s, pair, k
+                in zip(x.shape[-dims - 1 : -1], stride, margin, extent, strict=True)]
+        if min(left) < 1:
+            raise LayerError("padding that leaves something of the output", show(x), "pad less")
+        return forward(params, cleared(x, mask), margin), state
+
+    return Layer(init, apply, cannot_stream, side=takes_mask(dims))
+
+
+def _equal_groups(features: int, groups: int) -> Split:
+    """Channels of y and groups, both given; the channels of x must be divided by the groups too."""
+    check_count("features", features)
+    check_count("groups", groups)
     if features % groups:
         raise LayerError(f"features in {groups} equal groups", f"{features}",
                          "choose groups that divide the features")
-    space = "DHW"[-dims:]
-    layout = (f"N{space}C", f"{space}IO", f"N{space}C")
 
-    def init(key: jax.Array, x: Any) -> tuple[Params, State]:
-        check_array(x, rank=dims + 1, axes=AXES[dims])
+    def split(x: Any) -> tuple[int, int]:
         if x.shape[-1] % groups:
             raise LayerError(f"channels in {groups} equal groups", f"{x.shape[-1]} in {show(x)}",
                              "choose groups that divide the channels")
+        return features, groups
+
+    return split
+
+
+def _with_kernel(
+    convolve: Callable[..., jax.Array], split: Split, size: Sides, bias: bool,
+    kernel_init: Initializer, bias_init: Initializer,
+) -> tuple[Callable[..., Any], Callable[..., jax.Array]]:
+    """`init`, and `forward` of ``convolve(x, kernel, groups, margin) + bias``."""
+    dims = len(size)
+
+    def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
+        check_array(x, rank=dims + 1, axes=AXES[dims])
+        features, groups = split(x)
         shape = (*size, x.shape[-1] // groups, features)
         params = {"kernel": parameter(key, "kernel", kernel_init, shape, x)}
         if bias:
             params["bias"] = parameter(key, "bias", bias_init, (features,), x)
         return params, {}
 
-    def apply(params: Params, state: State, x: jax.Array, **_: Any) -> tuple[jax.Array, State]:
-        def convolve(x: jax.Array) -> jax.Array:
-            return jax.lax.conv_general_dilated(
-                x, params["kernel"].astype(x.dtype), stride, margin, rhs_dilation=dilation,
-                dimension_numbers=layout, feature_group_count=groups,
-            )
-
-        check_array(x, rank=dims + 1, axes=AXES[dims])
+    def forward(params: Params, x: jax.Array, margin: Padding) -> jax.Array:
+        features, groups = split(x)
         check_leaves(params, features)
-        y = on_images(convolve, x, dims)
-        check_fits(x, y, "kernel")
-        return (y + params["bias"].astype(x.dtype) if bias else y), state
+        kernel = params["kernel"].astype(x.dtype)
+        y = on_images(lambda x: convolve(x, kernel, groups, margin), dims, x)
+        return y + params["bias"].astype(x.dtype) if bias else y
 
-    return Layer(init, apply, cannot_stream)
+    return init, forward
+
+
+def _sliding(
+    split: Split, size: Any, dims: int, stride: Any, padding: Any, mode: str, dilation: Any,
+    bias: bool, kernel_init: Initializer, bias_init: Initializer,
+) -> Layer:
+    """The layer of a kernel that slides over x."""
+    size = window(size, dims)
+    dims = len(size)
+    stride, dilation = sides("stride", stride, dims), sides("dilation", dilation, dims)
+    extent, causal = extents(size, dilation), padding == "CAUSAL"
+    check_mode(mode)
+    if causal and (dims, mode) != (1, "zeros"):
+        raise LayerError("dims=1 and padding_mode='zeros' for causal padding",
+                         f"dims={dims} and {mode!r}", "only a sequence has a past; pad by pairs")
+    before = extent[0] - 1
+    margin = ((before, 0),) if causal else margins(padding, dims)
+
+    def convolve(x: jax.Array, kernel: jax.Array, groups: int, margin: Padding) -> jax.Array:
+        if mode != "zeros":
+            x, margin = continued(x, pairs_for(margin, x, extent, stride), mode), "VALID"
+        return jax.lax.conv_general_dilated(
+            x, kernel, stride, margin, rhs_dilation=dilation, dimension_numbers=_LAYOUT[dims],
+            feature_group_count=groups,
+        )
+
+    init, forward = _with_kernel(convolve, split, size, bias, kernel_init, bias_init)
+
+    def apply(
+        params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
+    ) -> tuple[jax.Array, State]:
+        check_array(x, rank=dims + 1, axes=AXES[dims])
+        x, pads = cleared(x, mask), margin
+        if "past" in state:
+            if x.shape[-2] % stride[0]:
+                raise LayerError(f"chunks of a multiple of the stride {stride[0]}", show(x),
+                                 "pass on so many steps at a time")
+            x, pads = jnp.concatenate([state["past"], x], axis=-2), "VALID"
+            state = {"past": x[..., x.shape[-2] - before :, :]}
+        y = forward(params, x, pads)
+        check_fits(x, y, "kernel")
+        return y, state
+
+    def start(params: Params, state: State, x: jax.Array, **_: Any) -> State:
+        return {"past": jnp.zeros((*x.shape[:-2], before, x.shape[-1]), x.dtype)}
+
+    return Layer(init, apply, start if causal else cannot_stream, side=takes_mask(dims))

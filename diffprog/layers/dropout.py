@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import check_array, check_share
-from diffprog.layer import Layer, Params, State, factory
+from diffprog.errors import check_array, check_count, check_share
+from diffprog.layer import Layer, factory
+from diffprog.layers.window import AXES
+from diffprog.plans import Params, State
 
-__all__ = ["dropout"]
+__all__ = ["dropout", "spatial_dropout", "stochastic_depth"]
 
 
 @factory
@@ -39,15 +42,89 @@ def dropout(rate: float) -> Layer:
 
     Source: Srivastava et al. 2014, JMLR 15, 1929-1958, section 4 (with the inverted scaling).
     """
+    return _dropping(rate, lambda x: x.shape)
+
+
+@factory
+def spatial_dropout(rate: float, *, dims: int = 2) -> Layer:
+    """Drop whole channels in training: ``y = x * kept / (1 - rate)``; ``y = x`` otherwise.
+
+    Each channel of an example is kept or dropped over all of its space: neighbouring values are
+    alike, so that dropping them one by one would hide nothing.
+
+    Shapes:
+        x: (..., S..., C) with `dims` axes S -> the same.
+
+    Args:
+        rate: the share that is dropped, in [0, 1).
+        dims: axes of space or time before the channels; at least 1.
+
+    Raises:
+        LayerError: rate is outside [0, 1); ``train=True`` without a key; x has fewer than dims + 1
+            axes.
+
+    Example:
+        >>> net, x = dp.spatial_dropout(0.5), jnp.ones((1, 2, 2, 100))
+        >>> y, _ = net.apply({}, {}, x, key=jax.random.key(0), train=True)
+        >>> sorted(set(y.sum((0, 1, 2)).tolist()))
+        [0.0, 8.0]
+
+    Source: Tompson et al. 2015, arXiv:1411.4280, section 3.2.
+    """
+    check_count("dims", dims)
+
+    def per_channel(x: jax.Array) -> tuple[int, ...]:
+        check_array(x, rank=dims + 1, axes=AXES.get(dims, ""))
+        return (*x.shape[: -dims - 1], *(1,) * dims, x.shape[-1])
+
+    return _dropping(rate, per_channel)
+
+
+@factory
+def stochastic_depth(rate: float) -> Layer:
+    """Drop whole examples in training: ``y = x * kept / (1 - rate)``; ``y = x`` otherwise.
+
+    It ends the body of a residual block, ``residual(serial(body, stochastic_depth(0.1)))``: an
+    example that is dropped skips the block. The paper decides for the whole batch at once and
+    scales at rest; here each example is decided alone, and scaling is done in training.
+
+    Shapes:
+        x: (examples, ...) -> the same.
+
+    Args:
+        rate: the share of examples that is dropped, in [0, 1).
+
+    Raises:
+        LayerError: rate is outside [0, 1); ``train=True`` without a key; x is a scalar.
+
+    Example:
+        >>> net = dp.stochastic_depth(0.5)
+        >>> y, _ = net.apply({}, {}, jnp.ones((100, 3)), key=jax.random.key(0), train=True)
+        >>> sorted(set(y.sum(-1).tolist()))
+        [0.0, 6.0]
+
+    Source: Huang, Sun, Liu, Sedra, Weinberger 2016, arXiv:1603.09382, eq. 2 and 5.
+    """
+
+    def per_example(x: jax.Array) -> tuple[int, ...]:
+        check_array(x, rank=1, axes="(examples, ...)")
+        return (x.shape[0], *(1,) * (x.ndim - 1))
+
+    return _dropping(rate, per_example)
+
+
+def _dropping(rate: float, decisions: Callable[[jax.Array], tuple[int, ...]]) -> Layer:
+    """Drop parts of x: one decision for each entry of the shape ``decisions(x)``, broadcast."""
     check_share("rate", rate)
 
     def apply(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
     ) -> tuple[jax.Array, State]:
         check_array(x)
+        shape = decisions(x)
         if not train or rate == 0:
             return x, state
-        kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+        kept = jax.random.bernoulli(key, 1 - rate, shape)
         return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x)), state
 
     return Layer(lambda key, x: ({}, {}), apply, bare=True, random=rate > 0)

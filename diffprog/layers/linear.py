@@ -1,24 +1,25 @@
-"""A linear map of the last axis; the leading axes are free."""
+"""Linear maps of the last axis, of one input or of two; the leading axes are free."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from diffprog.errors import check_array, check_count, check_leaves
-from diffprog.layer import Layer, Params, factory, stateless
-from diffprog.parameters import parameter
+from diffprog.errors import LayerError, check_array, check_count, check_features, check_leaves
+from diffprog.layer import Layer, factory, stateless
+from diffprog.notation import show
+from diffprog.parameters import Initializer, parameter
+from diffprog.plans import Params
 
-__all__ = ["linear"]
-
-_LECUN_NORMAL = jax.nn.initializers.lecun_normal()
-_ZEROS = jax.nn.initializers.zeros
+__all__ = ["bilinear", "linear"]
 
 
 @factory
 def linear(
-    features: int, *, bias: bool = True, kernel_init: Any = _LECUN_NORMAL, bias_init: Any = _ZEROS
+    features: int, *, bias: bool = True, kernel_init: Initializer = "lecun_normal",
+    bias_init: Initializer = "zeros",
 ) -> Layer:
     """Multiply the last axis by a matrix: ``y = x @ kernel + bias``.
 
@@ -58,3 +59,68 @@ def linear(
         return y + params["bias"].astype(x.dtype) if bias else y
 
     return stateless(init, forward, name="linear")
+
+
+@factory
+def bilinear(
+    features: int, *, bias: bool = True, kernel_init: Initializer = "lecun_normal",
+    bias_init: Initializer = "zeros",
+) -> Layer:
+    """Multiply two inputs through a matrix each: ``y_k = a @ kernel[:, :, k] @ b + bias_k``.
+
+    Shapes:
+        x: a pair (a, b) of (..., A) and (..., B) with equal leading axes -> (..., features), in
+            their dtype.
+        params: ``kernel`` (A, B, features); ``bias`` (features,).
+
+    Args:
+        features: size of the last axis of y; positive.
+        bias: False leaves the bias out.
+        kernel_init: initializer; ``lecun_normal``, of fan-in A * B, gives y the variance of a
+            times that of b.
+        bias_init: initializer; zeros.
+
+    Raises:
+        LayerError: x is no pair of floating-point arrays of equal leading axes and dtype, or has
+            other numbers of features than `init` saw.
+
+    Example:
+        >>> net, x = dp.bilinear(3), (jnp.ones((2, 4)), jnp.ones((2, 5)))
+        >>> params, state = net.init(jax.random.key(0), x)
+        >>> params["kernel"].shape, net(params, x).shape
+        ((4, 5, 3), (2, 3))
+
+    Source: Tenenbaum and Freeman 2000, Neural Computation 12, eq. 1 and 2.
+    """
+    check_count("features", features)
+
+    def init(key: jax.Array, x: Any) -> Params:
+        a, b = _pair(x)
+        shape = (a.shape[-1], b.shape[-1], features)
+        params = {"kernel": parameter(key, "kernel", kernel_init, shape, a)}
+        if bias:
+            params["bias"] = parameter(key, "bias", bias_init, (features,), a)
+        return params
+
+    def forward(params: Params, x: Any) -> jax.Array:
+        a, b = _pair(x)
+        check_leaves(params, features)
+        for part, size in zip((a, b), params["kernel"].shape, strict=False):
+            check_features(size, part)
+        y = jnp.einsum("...i,ijk,...j->...k", a, params["kernel"].astype(a.dtype), b)
+        return y + params["bias"].astype(a.dtype) if bias else y
+
+    return stateless(init, forward, name="bilinear")
+
+
+def _pair(x: Any) -> Any:
+    """The pair (a, b), after a check that the two speak of the same entries."""
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        raise LayerError("a pair of inputs (a, b)", show(x), "put branch or parallel before it")
+    a, b = x
+    for part in x:
+        check_array(part, rank=1, axes="(..., features)")
+    if (a.shape[:-1], a.dtype) != (b.shape[:-1], b.dtype):
+        raise LayerError("two inputs of equal leading axes and dtype", show(x),
+                         "bring them to one shape and dtype")
+    return a, b

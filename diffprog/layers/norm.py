@@ -1,7 +1,8 @@
 """Normalization: subtract a mean, divide by a standard deviation, scale and shift.
 
 What differs is over which axes mean and variance are taken, and whether they are remembered.
-All statistics are taken in float32 or wider, because bfloat16 loses small variances.
+All statistics are taken in float32 or wider, because bfloat16 loses small variances. Here are the
+layers that look at each example alone.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_features, check_share
-from diffprog.layer import Layer, Params, State, factory, stateless
-from diffprog.notation import show
-from diffprog.parameters import parameter
+from diffprog.errors import LayerError, check_array, check_count, check_features
+from diffprog.layer import Layer, factory, stateless
+from diffprog.layers.window import AXES, cannot_stream
+from diffprog.masks import cleared, widened
+from diffprog.parameters import Initializer, parameter, parameter_dtype
+from diffprog.plans import Params, State
 
-__all__ = ["batch_norm", "layer_norm"]
-
-_ONES, _ZEROS = jax.nn.initializers.ones, jax.nn.initializers.zeros
+__all__ = ["group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 
 @factory
 def layer_norm(
     *, eps: float = 1e-5, scale: bool = True, bias: bool = True,
-    scale_init: Any = _ONES, bias_init: Any = _ZEROS,
+    scale_init: Initializer = "ones", bias_init: Initializer = "zeros",
 ) -> Layer:
     """Standardize the last axis: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
 
@@ -52,102 +53,185 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 3 and 4.
     """
-    _check_eps(eps)
+    check_eps(eps)
 
     def init(key: jax.Array, x: Any) -> Params:
-        return _affine(key, x, scale and scale_init, bias and bias_init)
+        return affine(key, x, scale and scale_init, bias and bias_init)
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., features)")
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = wide.mean(-1, keepdims=True)
-        centered = wide - mean
-        var = jnp.square(centered).mean(-1, keepdims=True)
-        return _transformed(params, centered, var, eps).astype(x.dtype)
+        _, centered, var = moments(x.astype(parameter_dtype(x)), -1, keepdims=True)
+        return transformed(params, centered, var, eps).astype(x.dtype)
 
     return stateless(init, forward, name="layer_norm")
 
 
 @factory
-def batch_norm(
-    *, momentum: float = 0.9, eps: float = 1e-5, scale: bool = True, bias: bool = True,
-    scale_init: Any = _ONES, bias_init: Any = _ZEROS,
+def rms_norm(
+    *, eps: float = 1e-5, scale: bool = True, scale_init: Initializer = "ones",
 ) -> Layer:
-    """Standardize each channel: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
+    """Divide by the root mean square of the last axis: ``y = scale * x / sqrt(mean(x^2) + eps)``.
 
-    With ``train=True`` mean and variance (biased, divisor n) are those of the batch, over all axes
-    but the last, and the running statistics move: ``running = momentum * running + (1 - momentum) *
-    batch``, with the unbiased variance (divisor n - 1). Otherwise the running statistics are used,
-    so that examples do not mix.
+    No mean is subtracted and nothing is added: the direction of each vector stays.
 
     Shapes:
-        x: (..., C) -> (..., C), in the dtype of x.
-        params: ``scale`` (C,), ones; ``bias`` (C,), zeros.
-        state: ``mean`` (C,), zeros; ``var`` (C,), ones.
+        x: (..., D) -> (..., D), in the dtype of x.
+        params: ``scale`` (D,), ones.
 
     Args:
-        momentum: the share of the running statistics that is kept, in [0, 1).
+        eps: added to the mean square, in squared units of x; positive.
+        scale: False leaves the factor out.
+        scale_init: initializer.
+
+    Raises:
+        LayerError: x is no floating-point array of at least one axis, or has another number of
+            features than `init` saw.
+
+    Example:
+        >>> norm, x = dp.rms_norm(), jnp.array([[3.0, 4.0, 0.0, 0.0]])
+        >>> params, state = norm.init(jax.random.key(0), x)
+        >>> [round(float(y), 3) for y in norm(params, x)[0]]
+        [1.2, 1.6, 0.0, 0.0]
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
+    """
+    check_eps(eps)
+
+    def init(key: jax.Array, x: Any) -> Params:
+        return affine(key, x, scale and scale_init, False)
+
+    def forward(params: Params, x: jax.Array) -> jax.Array:
+        check_array(x, rank=1, axes="(..., features)")
+        wide = x.astype(parameter_dtype(x))
+        mean_square = jnp.square(wide).mean(-1, keepdims=True)
+        return transformed(params, wide, mean_square, eps).astype(x.dtype)
+
+    return stateless(init, forward, name="rms_norm")
+
+
+@factory
+def group_norm(
+    groups: int, *, dims: int = 2, eps: float = 1e-5, scale: bool = True, bias: bool = True,
+    scale_init: Initializer = "ones", bias_init: Initializer = "zeros",
+) -> Layer:
+    """Standardize groups of channels: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
+
+    Mean and variance (biased) are those of one example and one group of neighbouring channels, over
+    the last `dims` axes before the channels. Scale and bias belong to the channels.
+
+    Shapes:
+        x: (..., S..., C) -> (..., S..., C) with `dims` axes S, in the dtype of x.
+        mask, if dims is 1: booleans (batch,) or (batch, time), True = real; the statistics are
+            those of real positions, and y is 0 at the others.
+        params: ``scale`` (C,), ones; ``bias`` (C,), zeros.
+
+    Args:
+        groups: how many groups; divides C.
+        dims: axes of space or time, 0 to 3.
         eps: added to the variance, in squared units of x; positive.
         scale: False leaves the factor out.
         bias: False leaves the shift out.
         scale_init, bias_init: initializers.
 
     Raises:
-        LayerError: training with one value per channel, whose variance is undefined; no state; x of
-            another number of channels than `init` saw.
+        LayerError: x has fewer than dims + 1 axes, a number of channels that is no multiple of
+            groups, or another than `init` saw; streaming, unless dims is 0.
 
     Example:
-        >>> norm, x = dp.batch_norm(), jnp.array([[1.0], [3.0]])
+        >>> norm, x = dp.group_norm(2, dims=0), jnp.array([[1.0, 3.0, 5.0, 5.0]])
         >>> params, state = norm.init(jax.random.key(0), x)
-        >>> y, state = norm.apply(params, state, x, train=True)
-        >>> [round(float(v[0]), 3) for v in (y[0], state["mean"], state["var"])]
-        [-1.0, 0.2, 1.1]
+        >>> [round(float(y), 3) for y in norm(params, x)[0]]
+        [-1.0, 1.0, 0.0, 0.0]
 
-    Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
+    Source: Wu and He 2018, arXiv:1803.08494, eq. 1, 2, 6 and 7.
     """
-    _check_eps(eps)
-    check_share("momentum", momentum)
+    check_count("groups", groups)
+    check_count("dims", dims, least=0)
+    return _grouped(groups, dims, eps, scale and scale_init, bias and bias_init)
 
-    def init(key: jax.Array, x: Any) -> tuple[Params, State]:
-        params = _affine(key, x, scale and scale_init, bias and bias_init)
-        shape = x.shape[-1:]
-        return params, {
-            "mean": parameter(key, "mean", _ZEROS, shape, x),
-            "var": parameter(key, "var", _ONES, shape, x),
-        }
+
+@factory
+def instance_norm(
+    *, dims: int = 2, eps: float = 1e-5, scale: bool = True, bias: bool = True,
+    scale_init: Initializer = "ones", bias_init: Initializer = "zeros",
+) -> Layer:
+    """Standardize each channel alone: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
+
+    Mean and variance (biased) are those of one example and one channel, over the last `dims` axes
+    before the channels: it is `group_norm` with one group per channel.
+
+    Shapes:
+        x: (..., S..., C) -> (..., S..., C) with `dims` axes S, in the dtype of x.
+        mask, if dims is 1: booleans (batch,) or (batch, time), True = real; the statistics are
+            those of real positions, and y is 0 at the others.
+        params: ``scale`` (C,), ones; ``bias`` (C,), zeros.
+
+    Args:
+        dims: axes of space or time, 1 to 3.
+        eps: added to the variance, in squared units of x; positive.
+        scale: False leaves the factor out.
+        bias: False leaves the shift out.
+        scale_init, bias_init: initializers.
+
+    Raises:
+        LayerError: x has fewer than dims + 1 axes, or another number of channels than `init` saw;
+            streaming.
+
+    Example:
+        >>> norm, x = dp.instance_norm(dims=1), jnp.array([[[1.0, 5.0], [3.0, 5.0]]])
+        >>> params, state = norm.init(jax.random.key(0), x)
+        >>> [round(float(y), 3) for y in norm(params, x)[0, :, 0]]
+        [-1.0, 1.0]
+
+    Source: Ulyanov, Vedaldi, Lempitsky 2016, arXiv:1607.08022, eq. 4.
+    """
+    check_count("dims", dims)
+    return _grouped(None, dims, eps, scale and scale_init, bias and bias_init)
+
+
+def _grouped(groups: int | None, dims: int, eps: float, scale_init: Any, bias_init: Any) -> Layer:
+    """Statistics of each example and group of channels; one group per channel if None."""
+    check_eps(eps)
+    if dims > 3:
+        raise LayerError("dims, at most 3", f"{dims}", "leave the first axes to the batch")
+    axes = (*range(-dims - 2, -2), -1)  # space, and the channels of a group, after splitting
+
+    def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
+        return affine(key, x, scale_init, bias_init), {}
 
     def apply(
-        params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
+        params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False,
+        mask: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
-        check_array(x, rank=1, axes="(..., features)")
-        for leaf in state.values():
+        check_array(x, rank=dims + 1, axes=AXES.get(dims, "(..., channels)"))
+        for leaf in params.values():
             check_features(leaf.shape[-1], x)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if not train:
-            y = _transformed(params, wide - state["mean"], state["var"], eps)
-            return y.astype(x.dtype), state
-        n = x.size // x.shape[-1]
-        if n < 2:
-            raise LayerError("several values per channel in training", show(x),
-                             "a variance needs two: take a larger batch")
-        axes = tuple(range(x.ndim - 1))
-        mean = wide.mean(axes)
-        centered = wide - mean
-        var = jnp.square(centered).mean(axes)
-        y = _transformed(params, centered, var, eps).astype(x.dtype)
-        batch = jax.lax.stop_gradient({"mean": mean, "var": var * (n / (n - 1))})
-        move = lambda old, new: (momentum * old + (1 - momentum) * new).astype(old.dtype)  # noqa: E731
-        return y, jax.tree.map(move, state, batch)
+        channels = x.shape[-1]
+        count = groups or channels
+        if channels % count:
+            raise LayerError(f"a multiple of {groups} channels, one share for each group",
+                             f"{channels}", "choose groups that divide the channels")
+        split = lambda a: a.reshape(*a.shape[:-1], count, channels // count)  # noqa: E731
+        wide = split(cleared(x, mask).astype(parameter_dtype(x)))
+        real = None if mask is None else real_entries(widened(mask, x.shape)[..., None], axes)
+        _, centered, var = moments(wide, axes, keepdims=True, real=real)
+        y = transformed(jax.tree.map(split, params), centered, var, eps)
+        return cleared(y.reshape(x.shape).astype(x.dtype), mask), state
 
-    return Layer(init, apply)
+    side = frozenset({"mask"} if dims == 1 else ())
+    return Layer(init, apply, cannot_stream if dims else None, side=side)
 
 
-def _check_eps(eps: Any) -> None:
+# What all norms share, `batch_norm` too.
+
+
+def check_eps(eps: Any) -> None:
+    """Raise unless eps is a positive float."""
     if not isinstance(eps, float) or eps <= 0:
         raise LayerError("eps, a positive float", repr(eps), "for example 1e-5")
 
 
-def _affine(key: jax.Array, x: Any, scale_init: Any, bias_init: Any) -> Params:
+def affine(key: jax.Array, x: Any, scale_init: Any, bias_init: Any) -> Params:
     """``scale`` and ``bias``, one of each per feature; False leaves one out."""
     check_array(x, rank=1, axes="(..., features)")
     inits = {"scale": scale_init, "bias": bias_init}
@@ -156,7 +240,25 @@ def _affine(key: jax.Array, x: Any, scale_init: Any, bias_init: Any) -> Params:
     }
 
 
-def _transformed(params: Params, centered: jax.Array, var: jax.Array, eps: float) -> jax.Array:
+def real_entries(real: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The real entries; where none along the axes is real, all of them, which were cleared."""
+    return real | ~real.any(axes, keepdims=True)
+
+
+def moments(
+    x: jax.Array, axes: int | tuple[int, ...], *, keepdims: bool = False,
+    real: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean along the axes, x without it, and the variance; of the real entries if they are given.
+
+    Squares come before the mean: XLA compiles this order into half the program.
+    """
+    mean = x.mean(axes, keepdims=keepdims, where=real)
+    centered = x - mean
+    return mean, centered, jnp.square(centered).mean(axes, keepdims=keepdims, where=real)
+
+
+def transformed(params: Params, centered: jax.Array, var: jax.Array, eps: float) -> jax.Array:
     """Divide by the standard deviation, then scale and shift."""
     for leaf in params.values():
         check_features(leaf.shape[-1], centered)  # a single feature would broadcast silently

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +17,15 @@ from diffprog.layers.window import (
     AXES,
     cannot_stream,
     check_fits,
+    extents,
     margins,
     on_images,
+    pairs_for,
     sides,
+    takes_mask,
     window,
 )
+from diffprog.masks import widened
 
 __all__ = ["avg_pool", "global_avg_pool", "global_max_pool", "max_pool"]
 
@@ -28,23 +33,27 @@ __all__ = ["avg_pool", "global_avg_pool", "global_max_pool", "max_pool"]
 @factory
 def max_pool(
     size: int | tuple[int, ...], *, dims: int = 2, stride: int | tuple[int, ...] | None = None,
-    padding: Any = "VALID",
+    padding: Any = "VALID", dilation: int | tuple[int, ...] = 1,
 ) -> Layer:
-    """The largest value of each window: ``y[p] = max_q x[stride * p + q]``.
+    """The largest value of each window: ``y[p] = max_q x[stride * p + dilation * q]``.
 
     Padded places never win.
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
+        mask, for one dim: booleans of the leading axes of x; what is not real never wins, and a
+            window without anything real gives 0.
 
     Args:
         size: side of the window, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
         stride: places between two windows; the size of the window if None.
         padding: "VALID" (none), "SAME", an int, or a pair (before, after) for each axis.
+        dilation: places between two entries of a window.
 
     Raises:
-        LayerError: x has too few axes or is smaller than the window.
+        LayerError: x has too few axes or is smaller than the window; with padding, a side of x is
+            smaller than the dilation.
 
     Example:
         >>> net = dp.max_pool(2)
@@ -54,18 +63,21 @@ def max_pool(
     Source: Riesenhuber and Poggio 1999, Nature Neuroscience 2, 1019-1025.
     """
 
-    def largest(x: jax.Array, slide: Callable[..., jax.Array]) -> jax.Array:
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        lowest = -jnp.inf if floating else jnp.iinfo(x.dtype).min
-        return slide(x, np.asarray(lowest, x.dtype), jax.lax.max)
+    def largest(slide: Callable[..., Any], x: jax.Array, real: jax.Array | None = None) -> Any:
+        low = np.asarray(lowest(x), x.dtype)
+        if real is None:
+            return slide(x, low, jax.lax.max)
+        y = slide(jnp.where(real, x, low), low, jax.lax.max)
+        count = slide(real.astype(jnp.int32), np.int32(0), jax.lax.add)
+        return jnp.where(count > 0, y, jnp.zeros_like(y))
 
-    return _sliding(largest, size, dims, stride, padding)
+    return _sliding(largest, size, dims, stride, padding, dilation)
 
 
 @factory
 def avg_pool(
     size: int | tuple[int, ...], *, dims: int = 2, stride: int | tuple[int, ...] | None = None,
-    padding: Any = "VALID",
+    padding: Any = "VALID", count_padding: bool = False,
 ) -> Layer:
     """The mean of each window: ``y[p] = mean_q x[stride * p + q]``.
 
@@ -74,12 +86,15 @@ def avg_pool(
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
+        mask, for one dim: booleans of the leading axes of x; what is not real counts as the padding
+            does, and a window without anything real gives 0.
 
     Args:
         size: side of the window, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
         stride: places between two windows; the size of the window if None.
         padding: "VALID" (none), "SAME", an int, or a pair (before, after) for each axis.
+        count_padding: True counts padded places as zeros: the divisor is always the whole window.
 
     Raises:
         LayerError: x has too few axes, is smaller than the window, or holds no floats.
@@ -93,17 +108,20 @@ def avg_pool(
     """
     whole = math.prod(window(size, dims))
 
-    def mean(x: jax.Array, slide: Callable[..., jax.Array]) -> jax.Array:
+    def average(slide: Callable[..., Any], x: jax.Array, real: jax.Array | None = None) -> Any:
         check_array(x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         zero = np.zeros((), wide.dtype)
-        total = slide(wide, zero, jax.lax.add)
-        if padding == "VALID":
+        total = slide(wide if real is None else jnp.where(real, wide, zero), zero, jax.lax.add)
+        if count_padding or (real is None and padding == "VALID"):
             return (total / whole).astype(x.dtype)
-        places = slide(jnp.ones((1, *x.shape[1:-1], 1), wide.dtype), zero, jax.lax.add)
-        return (total / places).astype(x.dtype)
+        if real is None:
+            count = slide(jnp.ones((1, *x.shape[1:-1], 1), wide.dtype), zero, jax.lax.add)
+        else:
+            count = jnp.maximum(slide(real.astype(wide.dtype), zero, jax.lax.add), 1)
+        return (total / count).astype(x.dtype)
 
-    return _sliding(mean, size, dims, stride, padding)
+    return _sliding(average, size, dims, stride, padding)
 
 
 @factory
@@ -112,6 +130,8 @@ def global_avg_pool(*, dims: int = 2) -> Layer:
 
     Shapes:
         x: (..., H, W, C) -> (..., C) for two dims.
+        mask, for one dim: booleans of the leading axes of x; the mean is that of what is real, and
+            0 where nothing is.
 
     Args:
         dims: number of spatial axes.
@@ -122,8 +142,7 @@ def global_avg_pool(*, dims: int = 2) -> Layer:
 
     Source: Lin, Chen, Yan 2013, arXiv:1312.4400, section 3.2.
     """
-    # jnp.mean reduces bfloat16 in float32 by itself.
-    return _whole(jnp.mean, dims, floating=True)
+    return _whole(mean, dims, floating=True)
 
 
 @factory
@@ -132,6 +151,8 @@ def global_max_pool(*, dims: int = 2) -> Layer:
 
     Shapes:
         x: (..., H, W, C) -> (..., C) for two dims.
+        mask, for one dim: booleans of the leading axes of x; what is not real never wins, and y is
+            0 where nothing is real.
 
     Args:
         dims: number of spatial axes.
@@ -140,48 +161,92 @@ def global_max_pool(*, dims: int = 2) -> Layer:
         >>> dp.global_max_pool()({}, jnp.ones((2, 5, 5, 3))).shape
         (2, 3)
     """
-    return _whole(jnp.max, dims, floating=False)
+    return _whole(maximum, dims, floating=False)
+
+
+def mean(x: jax.Array, axis: Any, real: jax.Array | None = None) -> jax.Array:
+    """The mean of what is real along `axis`, 0 where nothing is; reduced in float32 or wider."""
+    if real is None:
+        return jnp.mean(x, axis=axis)  # reduces bfloat16 in float32 by itself
+    wide = jnp.where(real, x, jnp.zeros_like(x)).astype(jnp.promote_types(x.dtype, jnp.float32))
+    count = jnp.maximum(jnp.sum(real, axis=axis), 1)
+    return (jnp.sum(wide, axis=axis) / count.astype(wide.dtype)).astype(x.dtype)
+
+
+def maximum(x: jax.Array, axis: Any, real: jax.Array | None = None) -> jax.Array:
+    """The largest of what is real along `axis`, 0 where nothing is."""
+    if real is None:
+        return jnp.max(x, axis=axis)
+    y = jnp.max(jnp.where(real, x, jnp.asarray(lowest(x), x.dtype)), axis=axis)
+    return jnp.where(jnp.any(real, axis=axis), y, jnp.zeros_like(y))
+
+
+def lowest(x: jax.Array) -> float | int:
+    """What loses to every value of the dtype of x."""
+    return -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else int(jnp.iinfo(x.dtype).min)
+
+
+def pool(pooled: Callable[..., jax.Array], dims: int, *, floating: bool = False) -> Layer:
+    """The layer of ``pooled(x)``, or of ``pooled(x, real)`` where a mask says what is real."""
+
+    def apply(
+        params: Any, state: Any, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
+    ) -> tuple[jax.Array, Any]:
+        check_array(x, rank=dims + 1, axes=AXES[dims], floating=floating)
+        if mask is None:
+            return pooled(x), state
+        return pooled(x, jnp.broadcast_to(widened(mask, x.shape), (*x.shape[:-1], 1))), state
+
+    return Layer(lambda key, x, **_: ({}, {}), apply, cannot_stream, bare=True,
+                 side=takes_mask(dims))
 
 
 def _sliding(
-    reduce: Callable[..., jax.Array], size: Any, dims: int, stride: Any, padding: Any
+    reduce: Callable[..., jax.Array], size: Any, dims: int, stride: Any, padding: Any,
+    dilation: Any = 1,
 ) -> Layer:
-    """The pool that calls ``reduce(x, slide)``, where slide reduces the windows of an array."""
+    """The pool of ``reduce(slide, x)``, where slide reduces the windows of an array."""
     size = window(size, dims)
     dims = len(size)
     stride = size if stride is None else sides("stride", stride, dims)
+    dilation = sides("dilation", dilation, dims)
+    extent = extents(size, dilation)
     margin = margins(padding, dims)
     pairs = margin if isinstance(margin, str) else ((0, 0), *margin, (0, 0))
-    if not isinstance(margin, str) and any(max(p) >= n for p, n in zip(margin, size, strict=True)):
-        raise LayerError(f"padding below the size {size}", f"{margin}",
+    numbers = () if isinstance(margin, str) else zip(margin, extent, strict=True)
+    if any(max(pair) >= n for pair, n in numbers):
+        raise LayerError(f"padding below the size {extent}", f"{margin}",
                          "a window of padding alone has neither a mean nor a maximum")
 
     def slide(x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
         return jax.lax.reduce_window(x, start, combine, (1, *size, 1), (1, *stride, 1), pairs)
 
-    def pooled(x: jax.Array) -> jax.Array:
-        check_array(x, rank=dims + 1, axes=AXES[dims], floating=False)
-        y = on_images(lambda x: reduce(x, slide), x, dims)
+    def slide_apart(x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
+        """The same with dilation, for which the maximum of `reduce_window` has no gradient."""
+        around = pairs_for(margin, x, extent, stride)
+        if any(any(pair) and side < d
+               for pair, side, d in zip(around, x.shape[1:-1], dilation, strict=True)):
+            raise LayerError(f"padded sides of at least the dilation {dilation}",
+                             f"{x.shape[1:-1]}", "dilate less: a window of padding alone has no "
+                             "maximum")
+        x = jax.lax.pad(x, start, [(0, 0, 0), *((*pair, 0) for pair in around), (0, 0, 0)])
+        for axis, (k, s, d) in enumerate(zip(extent, stride, dilation, strict=True), 1):
+            places = max(x.shape[axis] - k + 1, 0)
+            x = functools.reduce(combine, [
+                x[(slice(None),) * axis + (slice(q, q + places, s),)] for q in range(0, k, d)])
+        return x
+
+    def pooled(x: jax.Array, *real: jax.Array) -> jax.Array:
+        sliding = slide if set(dilation) == {1} else slide_apart
+        y = on_images(functools.partial(reduce, sliding), dims, x, *real)
         check_fits(x, y, "window")
         return y
 
-    return _pool(pooled)
+    return pool(pooled, dims)
 
 
 def _whole(reduce: Callable[..., jax.Array], dims: int, *, floating: bool) -> Layer:
+    """The pool of ``reduce(x, axes)`` over all places."""
     window(1, dims)  # refuses a number of axes that no image has
     axes = tuple(range(-dims - 1, -1))
-
-    def pooled(x: jax.Array) -> jax.Array:
-        check_array(x, rank=dims + 1, axes=AXES[dims], floating=floating)
-        return reduce(x, axis=axes)
-
-    return _pool(pooled)
-
-
-def _pool(pooled: Callable[[jax.Array], jax.Array]) -> Layer:
-    return Layer(
-        init=lambda key, x: ({}, {}),
-        apply=lambda params, state, x, **_: (pooled(x), state),
-        start=cannot_stream, bare=True,
-    )
+    return pool(lambda x, *real: reduce(x, axes, *real), dims, floating=floating)

@@ -6,33 +6,43 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 
 from diffprog.errors import LayerError
+from diffprog.notation import listed
 
 Sides = tuple[int, ...]
-Padding = str | Sequence[tuple[int, int]]
+Pairs = Sequence[tuple[int, int]]
+Padding = str | Pairs
 
 AXES = {1: "(..., length, channels)", 2: "(..., height, width, channels)",
         3: "(..., depth, height, width, channels)"}
+MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def sides(name: str, value: Any, dims: int) -> Sides:
-    """One int for all axes, or one for each: always as a tuple of `dims` positive ints."""
+def sides(name: str, value: Any, dims: int, *, least: int = 1) -> Sides:
+    """One int for all axes, or one for each: always as a tuple of `dims` ints from `least` on."""
     whole = (value,) * dims if isinstance(value, int) else value
     good = isinstance(whole, tuple) and len(whole) == dims
-    if not (good and all(type(side) is int and side > 0 for side in whole)):
-        raise LayerError(f"{name} as a positive int or a tuple of {dims}", repr(value),
+    if not (good and all(type(side) is int and side >= least for side in whole)):
+        kind = "a positive" if least else "a non-negative"
+        raise LayerError(f"{name} as {kind} int or a tuple of {dims}", repr(value),
                          "for example 2")
     return whole
 
 
-def window(size: Any, dims: int) -> Sides:
+def window(size: Any, dims: int, name: str = "size") -> Sides:
     """The sides of the window; a tuple sets the number of axes itself."""
     dims = len(size) if isinstance(size, tuple) else dims
     if dims not in AXES:
         raise LayerError("a window over 1, 2 or 3 axes", f"{dims}",
                          "give a size of 1, 2 or 3 numbers")
-    return sides("size", size, dims)
+    return sides(name, size, dims)
+
+
+def extents(size: Sides, dilation: Sides) -> Sides:
+    """How many places the window spans on each axis, those between its entries included."""
+    return tuple(d * (n - 1) + 1 for n, d in zip(size, dilation, strict=True))
 
 
 def margins(padding: Any, dims: int) -> Padding:
@@ -49,13 +59,42 @@ def margins(padding: Any, dims: int) -> Padding:
     return tuple((before, after) for before, after in pairs)
 
 
-def on_images(f: Callable[[jax.Array], jax.Array], x: jax.Array, dims: int) -> jax.Array:
-    """Apply f, which wants one batch axis, to x with any number of them."""
-    batch = x.shape[: x.ndim - dims - 1]
+def pairs_for(margin: Padding, x: jax.Array, extent: Sides, stride: Sides) -> Pairs:
+    """The pairs (before, after) that "SAME" or "VALID" means on x of one batch axis."""
+    if isinstance(margin, str):
+        return jax.lax.padtype_to_pads(x.shape[1:-1], extent, stride, margin)
+    return margin
+
+
+def check_mode(mode: Any) -> None:
+    """Raise unless `mode` names a way to continue x beyond its borders."""
+    if mode not in tuple(MODES):
+        raise LayerError(f"a padding_mode ({listed(MODES)})", repr(mode),
+                         "'zeros' is the usual one")
+
+
+def continued(x: jax.Array, pairs: Pairs, mode: str) -> jax.Array:
+    """x of one batch axis, continued beyond its borders by its own values."""
+    for side, pair in zip(x.shape[1:-1], pairs, strict=True):
+        room = {"reflect": side - 1, "circular": side}.get(mode, max(pair))
+        if max(pair) > room:
+            raise LayerError(f"{mode} padding of at most {room} places on a side of {side}",
+                             f"{pair}", "pad less, or choose padding_mode='replicate'")
+    return jnp.pad(x, [(0, 0), *pairs, (0, 0)], mode=MODES[mode])
+
+
+def on_images(f: Callable[..., jax.Array], dims: int, *arrays: jax.Array) -> jax.Array:
+    """Apply f, which wants one batch axis, to arrays with the same, of any number."""
+    batch = arrays[0].shape[: arrays[0].ndim - dims - 1]
     if len(batch) == 1:
-        return f(x)
-    y = f(x.reshape(-1, *x.shape[len(batch) :]))
+        return f(*arrays)
+    y = f(*(a.reshape(-1, *a.shape[len(batch) :]) for a in arrays))
     return y.reshape(*batch, *y.shape[1:])
+
+
+def takes_mask(dims: int) -> frozenset[str]:
+    """The side inputs: a mask where the one axis is time, none on images."""
+    return frozenset({"mask"} if dims == 1 else ())
 
 
 def cannot_stream(*_: Any, **__: Any) -> NoReturn:

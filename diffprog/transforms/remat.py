@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from diffprog.layer import Layer, Params, State, as_layer, factory, rebuilt
+from diffprog.errors import LayerError
+from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.notation import listed
+from diffprog.plans import Params, State
 
 __all__ = ["remat"]
 
+Policy = str | Callable[..., bool]
+
+# The policies of `jax.checkpoint_policies` that need no arguments.
+_POLICIES = ("everything_saveable", "nothing_saveable", "dots_saveable",
+             "dots_with_no_batch_dims_saveable")
+
 
 @factory
-def remat(layer: Any) -> Layer:
+def remat(layer: Any, *, policy: Policy = "nothing_saveable") -> Layer:
     """The same layer, whose activations are recomputed for the gradient: ``y = f(x)``.
 
     It keeps the kind and the names of what it wraps, so adding it renames no parameter.
 
     Args:
         layer: any layer.
+        policy: what is kept all the same, a name out of `jax.checkpoint_policies`:
+            "nothing_saveable" (least memory), "dots_saveable" (the results of products),
+            "dots_with_no_batch_dims_saveable" (of those with weights, not of attention) or
+            "everything_saveable" (no recomputation); or a policy itself.
+
+    Raises:
+        LayerError: at composition, for an unknown policy.
 
     Example:
-        >>> net = dp.repeat(12, dp.remat(dp.residual(dp.linear(4))))
+        >>> net = dp.repeat(12, dp.remat(dp.residual(dp.linear(4)), policy="dots_saveable"))
         >>> net.plan(jnp.ones((2, 4))).y.shape
         (2, 4)
 
     Source: Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174.
     """
     layer = as_layer(layer)
+    if not callable(policy) and policy not in _POLICIES:
+        raise LayerError(f"one of the policies {listed(_POLICIES)}", repr(policy),
+                         "or pass a policy out of jax.checkpoint_policies itself")
+    keep = getattr(jax.checkpoint_policies, policy) if isinstance(policy, str) else policy
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
         def run(params: Params, state: State, x: Any, key: Any, side: dict[str, Any]) -> Any:
             return layer.apply(params, state, x, key=key, train=train, **side)
 
-        return jax.checkpoint(run)(params, state, x, key, side)
+        return jax.checkpoint(run, policy=keep)(params, state, x, key, side)
 
-    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        return begin(params, state, x, length=length, **side)
-
-    begin: Any = layer.start
-    return Layer(
-        layer.init, apply, begin and start, layer.children,
-        lambda children: remat(rebuilt(layer, children)), name=layer.name,
-        bare=layer.bare, random=layer.random, side=layer.side,
-        planner=lambda x, side: layer.plan(x, **side),
+    return dataclasses.replace(
+        layer, apply=apply, planner=lambda x, side: layer.plan(x, **side),
+        rebuild=lambda children: remat(rebuilt(layer, children), policy=policy),
     )

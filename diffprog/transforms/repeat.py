@@ -9,25 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError, check_count
-from diffprog.layer import (
-    Layer,
-    Params,
-    Plan,
-    State,
-    as_layer,
-    factory,
-    rebuilt,
-    remember,
-    spec,
-)
+from diffprog.layer import Layer, as_layer, factory, rebuilt
 from diffprog.notation import show
+from diffprog.plans import Params, Plan, State, remember, spec
+from diffprog.transforms.remat import Policy
+from diffprog.transforms.remat import remat as recomputed
 from diffprog.transforms.stacking import init_copies, key_of_copy, stacked
 
 __all__ = ["repeat"]
 
 
 @factory
-def repeat(n: int, layer: Any, *, unroll: int = 1) -> Layer:
+def repeat(
+    n: int, layer: Any, *, unroll: int = 1, remat: bool | Policy = False
+) -> Layer:
     """Apply a layer n times, each time with its own parameters: ``y = f_n(... f_2(f_1(x)))``.
 
     The parameters of the n copies are stacked on a new first axis and `jax.lax.scan` runs over
@@ -41,6 +36,8 @@ def repeat(n: int, layer: Any, *, unroll: int = 1) -> Layer:
         n: how often; positive.
         layer: a layer whose output has the shapes and dtypes of its input.
         unroll: copies per step of the loop; n removes the loop.
+        remat: True, or a policy of `remat`, to compute the activations of each copy again for the
+            gradient; the same as ``repeat(n, remat(layer))``.
 
     Raises:
         LayerError: at ``init``, if the layer does not keep shapes and dtypes.
@@ -53,7 +50,9 @@ def repeat(n: int, layer: Any, *, unroll: int = 1) -> Layer:
     """
     check_count("n", n)
     check_count("unroll", unroll)
-    layer = as_layer(layer)
+    layer = body = as_layer(layer)
+    if remat:
+        body = recomputed(layer) if remat is True else recomputed(layer, policy=remat)
 
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
@@ -72,7 +71,7 @@ def repeat(n: int, layer: Any, *, unroll: int = 1) -> Layer:
             x, states = carry
             i, own = at
             old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), states)
-            y, new = layer.apply(own, old, x, key=key_of_copy(key, i), train=train, **side)
+            y, new = body.apply(own, old, x, key=key_of_copy(key, i), train=train, **side)
             if jax.tree.structure(new) != jax.tree.structure(old):
                 raise LayerError(f"a state of one structure, {show(old)}", show(new))
             put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
@@ -104,6 +103,7 @@ def repeat(n: int, layer: Any, *, unroll: int = 1) -> Layer:
     begin: Any = layer.start
     return Layer(
         init, apply, begin and start, layer.children,
-        lambda children: repeat(n, rebuilt(layer, children), unroll=unroll), name="repeat",
+        lambda children: repeat(n, rebuilt(layer, children), unroll=unroll, remat=remat),
+        name="repeat",
         bare=layer.bare, random=layer.random, side=layer.side, planner=planner,
     )

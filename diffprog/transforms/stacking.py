@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffprog.layer import Layer, Params, State
+from diffprog.layer import Layer
+from diffprog.plans import Params, Plan, State, remember
 
 
 def stacked(n: int, tree: Any) -> Any:
@@ -23,3 +25,38 @@ def init_copies(n: int, layer: Layer, key: jax.Array, x: Any, side: Any) -> tupl
 def key_of_copy(key: jax.Array | None, i: Any) -> jax.Array | None:
     """The key of the i-th copy; None where there is no key, or no copy is random."""
     return None if key is None or i is None else jax.random.fold_in(key, i)
+
+
+def side_by_side(
+    n: int, layer: Layer, join: Callable[[Any], Any],
+    rebuild: Callable[[Mapping[str, Layer]], Layer],
+) -> Layer:
+    """n copies on the same input as one `jax.vmap`; `join` makes one result of the stacked ones."""
+
+    @remember
+    def planner(x: Any, side: dict[str, Any]) -> Plan:
+        one = layer.plan(x, **side)
+        y = jax.eval_shape(join, stacked(n, one.y))
+        return Plan(stacked(n, one.params), stacked(n, one.state), y, one.calls)
+
+    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        return init_copies(n, layer, key, x, side)
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        def one(params: Params, state: State, i: Any) -> tuple[Any, State]:
+            return layer.apply(params, state, x, key=key_of_copy(key, i), train=train, **side)
+
+        counts = jnp.arange(n) if layer.random else None
+        y, state = jax.vmap(one, axis_size=n)(params, state, counts)
+        return join(y), state
+
+    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        one = lambda p, s: begin(p, s, x, length=length, **side)  # noqa: E731
+        return jax.vmap(one, axis_size=n)(params, state)
+
+    begin: Any = layer.start
+    return Layer(
+        init, apply, begin and start, layer.children, rebuild, bare=layer.bare,
+        random=layer.random, side=layer.side, planner=planner,
+    )

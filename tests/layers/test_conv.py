@@ -1,4 +1,4 @@
-"""`conv` against loops, numpy.convolve, Toeplitz matrices and the arithmetic of output sizes."""
+"""Convolutions against loops, numpy.convolve, Toeplitz matrices, the arithmetic of output sizes."""
 
 import itertools
 
@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparing import KEY, close
+from refusing import expect
 
 import diffprog as dp
 
@@ -203,3 +205,87 @@ def test_what_cannot_be_is_refused():
     for size in (0, (3, 3, 3, 3), (3, -1), ()):
         with pytest.raises(dp.LayerError):
             dp.conv(4, size)
+
+
+@pytest.mark.parametrize(("mode", "in_numpy"), [
+    ("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap"), ("zeros", "constant")])
+def test_padding_modes_are_those_of_numpy(mode, in_numpy):
+    x, kernel = drawn(2, 5, 4, 2), drawn(3, 2, 2, 3, seed=1)
+    # padding -> stride, and the pairs that it means
+    for padding, stride, pads in ((2, 1, ((2, 2), (2, 2))), (((3, 0), (1, 2)), 2, ((3, 0), (1, 2))),
+                                  ("SAME", 1, ((1, 1), (0, 1))), ("SAME", 2, ((1, 1), (0, 0))),
+                                  ("VALID", 1, ((0, 0), (0, 0)))):
+        wide = np.pad(x, [(0, 0), *pads, (0, 0)], mode=in_numpy)
+        wanted = naive(wide, kernel, (stride, stride), ((0, 0), (0, 0)), (1, 1))
+        net = dp.conv(3, (3, 2), stride=stride, padding=padding, padding_mode=mode, bias=False)
+        with jax.enable_x64(True):
+            y = net({"kernel": jnp.asarray(kernel)}, jnp.asarray(x))
+            assert y.shape == wanted.shape
+            np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
+
+
+def test_a_ring_does_not_care_where_it_begins():
+    net = dp.conv(3, 4, dims=1, padding_mode="circular", dilation=2)
+    x = jnp.asarray(drawn(2, 7, 2))
+    params, _ = net.init(KEY, x)
+    close(net(params, jnp.roll(x, 3, 1)), jnp.roll(net(params, x), 3, 1))
+
+
+@pytest.mark.parametrize("options", [
+    dict(dims=1), dict(dims=1, multiplier=3, stride=2, padding=2), dict(dims=2, multiplier=2),
+    dict(dims=2, padding=1, padding_mode="reflect"), dict(dims=3, bias=False, dilation=2)],
+    ids=str)
+def test_a_depthwise_convolution_keeps_channels_apart(options):
+    dims, m = options["dims"], options.get("multiplier", 1)
+    x = jnp.asarray(drawn(2, *(5, 4, 5)[:dims], 3))
+    net = dp.depthwise_conv(3, **options)
+    params, _ = net.init(KEY, x)
+    assert params["kernel"].shape == (3,) * dims + (1, 3 * m)
+    y = net(params, x)
+    for c in range(3):
+        own = (..., slice(c * m, (c + 1) * m))
+        alone = dp.conv(m, 3, **{k: v for k, v in options.items() if k != "multiplier"})
+        close(y[own], alone({n: leaf[own] for n, leaf in params.items()}, x[..., c, None]))
+
+
+def test_the_default_depthwise_kernel_keeps_the_variance():
+    params, _ = dp.depthwise_conv(3).init(KEY, jnp.ones((4, 4, 1000)))
+    assert abs(float(jnp.var(params["kernel"])) * 9 - 1) < 0.05
+
+
+@pytest.mark.parametrize("net", [
+    dp.conv(3, 3, dims=1), dp.conv(3, 2, dims=1, padding="CAUSAL"), dp.depthwise_conv(3, dims=1),
+    dp.conv(3, 3, dims=1, padding_mode="circular")], ids=repr)
+def test_nothing_in_the_padding_reaches_a_real_place(net):
+    mask = jnp.array([[True, True, False, False, True], [False, True, True, True, True]])
+    x = jnp.asarray(drawn(2, 5, 2))
+    params, _ = net.init(KEY, x)
+    broken = jnp.where(mask[..., None], x, jnp.nan)
+    close(net(params, broken, mask=mask), net(params, jnp.where(mask[..., None], x, 0)))
+    grads = jax.grad(lambda p, x: net(p, x, mask=mask).sum(), (0, 1))(params, broken)
+    assert not dp.tree.nonfinite(grads)
+    assert not grads[1][~mask].any() and grads[1][mask].all()
+    whole = jnp.array([True, False])  # a mask may leave out the axis of time
+    close(net(params, x, mask=whole), net(params, x * whole[:, None, None]))
+
+
+def test_images_take_no_mask():
+    with pytest.raises(dp.LayerError, match="only side inputs that it takes"):
+        dp.conv(3, 3).plan(jnp.ones((2, 5, 5, 1)), mask=jnp.ones(2, bool))
+
+
+def test_what_a_padding_mode_cannot_is_refused():
+    expect("", "conv(2, 3, padding_mode='same'): wants a padding_mode (circular, reflect, "
+           "replicate, zeros), got 'same'", lambda: dp.conv(2, 3, padding_mode="same"))
+    x = jnp.ones((1, 5, 3, 1))
+    expect("", "conv(2, 3, padding=3, padding_mode='reflect'): wants reflect padding of at most 2 "
+           "places on a side of 3, got (3, 3)",
+           dp.conv(2, 3, padding=3, padding_mode="reflect").plan, x)
+    expect("", "depthwise_conv(3, padding=4, padding_mode='circular'): wants circular padding of "
+           "at most 3 places on a side of 3, got (4, 4)",
+           dp.depthwise_conv(3, padding=4, padding_mode="circular").plan, x)
+    assert dp.conv(2, 3, padding=((4, 0), (2, 2)), padding_mode="reflect").plan(x).y.shape
+    assert dp.conv(2, 3, padding=3, padding_mode="circular").plan(x).y.shape
+    assert dp.conv(2, 3, padding=9, padding_mode="replicate").plan(x).y.shape
+    expect("", "depthwise_conv(3, multiplier=0): wants multiplier, an int of at least 1, got 0",
+           lambda: dp.depthwise_conv(3, multiplier=0))

@@ -1,15 +1,21 @@
-"""`dropout`: the rate is the share that is dropped, and the expectation is kept."""
+"""Dropping values, channels and examples: the rate is what is dropped, the expectation is kept."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusing import expect
 
 import diffprog as dp
 
 
+def run(net, x, seed=0):
+    """What is left of x in training."""
+    return net.apply({}, {}, x, key=jax.random.key(seed), train=True)[0]
+
+
 def dropped(rate, x, seed=0):
-    return dp.dropout(rate).apply({}, {}, x, key=jax.random.key(seed), train=True)[0]
+    return run(dp.dropout(rate), x, seed)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
@@ -88,3 +94,81 @@ def test_what_cannot_be_is_refused():
         dp.dropout(0.5).apply({}, {}, jnp.ones(3), train=True)
     with pytest.raises(dp.LayerError, match="floating-point"):
         dp.dropout(0.5)({}, jnp.ones(3, jnp.int32))
+
+
+# Whole channels, whole examples.
+
+def test_a_channel_of_an_example_is_kept_or_dropped_as_a_whole():
+    for dims, shape in ((1, (30, 4, 20)), (2, (6, 5, 3, 4, 20)), (3, (30, 2, 1, 3, 20))):
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        y = np.asarray(run(dp.spatial_dropout(0.3, dims=dims), jnp.asarray(x)))
+        kept = y != 0
+        space = tuple(range(len(shape) - dims - 1, len(shape) - 1))
+        np.testing.assert_array_equal(kept.all(space), kept.any(space))
+        np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+        decisions = kept.all(space)
+        assert decisions.size == 600
+        assert abs(decisions.mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
+        for axis in range(decisions.ndim):  # they differ along each axis that is left
+            assert not (decisions == decisions.take([0], axis)).all()
+
+
+def test_an_example_is_kept_or_dropped_as_a_whole():
+    for shape in ((600,), (600, 3), (600, 2, 3)):
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        y = np.asarray(run(dp.stochastic_depth(0.3), jnp.asarray(x)))
+        kept = (y != 0).reshape(600, -1)
+        np.testing.assert_array_equal(kept.all(1), kept.any(1))
+        np.testing.assert_allclose(y[y != 0], x[y != 0] / 0.7, rtol=1e-6)
+        assert abs(kept.all(1).mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
+
+
+def test_a_dropped_example_skips_the_residual_block():
+    body = dp.linear(4, kernel_init="zeros", bias_init="ones")
+    net = dp.residual(dp.serial(body, dp.stochastic_depth(0.5)))
+    x = jnp.zeros((200, 4))
+    params, _ = net.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(net(params, x), 1.0)
+    y = net.apply(params, {}, x, key=jax.random.key(1), train=True)[0]
+    assert {tuple(row) for row in np.asarray(y).tolist()} == {(0.0,) * 4, (2.0,) * 4}
+
+
+KINDS = {"dropout": dp.dropout, "spatial_dropout": dp.spatial_dropout,
+         "stochastic_depth": dp.stochastic_depth}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_all_kinds_are_the_identity_at_rest_and_gates_of_the_gradient_in_training(make):
+    net, x = make(0.5), jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 2, 16)))
+    np.testing.assert_array_equal(net({}, x), x)
+    assert net.start is None and net.bare and net.random
+    assert not make(0.0).random
+    np.testing.assert_array_equal(make(0.0).apply({}, {}, x, train=True)[0], x)
+    y = run(net, x)
+    grads = jax.grad(lambda x: run(net, x).sum())(x)
+    np.testing.assert_array_equal(grads, np.where(y != 0, 2.0, 0.0))
+    hidden = run(net, jnp.full_like(x, jnp.nan))
+    np.testing.assert_array_equal(np.isnan(hidden), y != 0)
+    assert run(net, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_all_kinds_refuse_a_rate_that_is_no_share_and_training_without_a_key(make):
+    for rate in (1.0, -0.1, True):
+        with pytest.raises(dp.LayerError, match="rate"):
+            make(rate)
+    with pytest.raises(dp.LayerError, match="a key when train=True"):
+        make(0.5).apply({}, {}, jnp.ones((2, 2, 2, 2)), train=True)
+
+
+def test_too_few_axes_are_refused_at_init_and_at_rest():
+    net, x = dp.spatial_dropout(0.5), jnp.ones((2, 3))
+    message = ("spatial_dropout(0.5): wants at least 3 axes (..., height, width, channels), got "
+               "float32[2,3]; add the missing axes")
+    expect("", message, net.init, jax.random.key(0), x)
+    expect("", message, net, {}, x)
+    expect("drop", "drop (stochastic_depth(0.5)): wants at least 1 axes (examples, ...), got "
+           "float32[]", dp.serial(drop=dp.stochastic_depth(0.5)).init, jax.random.key(0),
+           jnp.ones(()))
+    with pytest.raises(dp.LayerError, match="dims, an int of at least 1"):
+        dp.spatial_dropout(0.5, dims=0)

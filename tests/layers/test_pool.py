@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusing import expect
 
 import diffprog as dp
 
@@ -157,3 +158,132 @@ def test_a_window_of_padding_alone_is_refused(pool):
 def test_global_pools_refuse_a_number_of_axes_that_no_image_has():
     with pytest.raises(dp.LayerError, match="1, 2 or 3 axes"):
         dp.global_avg_pool(dims=4)
+
+
+def dilated(x, size, stride, pads, dilation):
+    """The largest of the places that each window has, by loops over -infinity around x."""
+    x = np.pad(x, [(0, 0), *pads, (0, 0)], constant_values=-np.inf)
+    places = [range(0, side - d * (k - 1), s)
+              for side, k, s, d in zip(x.shape[1:-1], size, stride, dilation, strict=True)]
+    y = np.zeros((x.shape[0], *map(len, places), x.shape[-1]))
+    for p in np.ndindex(*y.shape[1:-1]):
+        window = tuple(slice(r[i], r[i] + d * (k - 1) + 1, d)
+                       for r, i, k, d in zip(places, p, size, dilation, strict=True))
+        y[(slice(None), *p)] = x[(slice(None), *window)].max(tuple(range(1, x.ndim - 1)))
+    return y
+
+
+@pytest.mark.parametrize(("space", "size", "options", "stride", "pads"), [
+    ((7,), (3,), dict(dilation=2, stride=1), (1,), ((0, 0),)),
+    ((7,), (2,), dict(dilation=3, padding=((2, 3),)), (2,), ((2, 3),)),
+    ((6, 5), (2, 3), dict(dilation=(3, 2), stride=1, padding="SAME"), (1, 1), ((1, 2), (2, 2))),
+    ((6, 5), (2, 3), dict(dilation=(3, 1), stride=(2, 1)), (2, 1), ((0, 0), (0, 0))),
+    ((4, 3, 3), (2, 2, 2), dict(dilation=(1, 2, 1), padding=1), (2, 2, 2), ((1, 1),) * 3),
+], ids=str)
+def test_dilated_windows(space, size, options, stride, pads):
+    x = drawn(2, *space, 3) - 5
+    given = options["dilation"]
+    dilation = given if isinstance(given, tuple) else (given,) * len(space)
+    wanted = dilated(x, size, stride, pads, dilation)
+    with jax.enable_x64(True):
+        y = dp.max_pool(size, **options)({}, jnp.asarray(x))
+        assert y.shape == wanted.shape
+        np.testing.assert_array_equal(y, wanted)
+        # each maximum sends its cotangent to the one place where it stands
+        cotangent = jnp.asarray(drawn(*y.shape, seed=1))
+        total = lambda x: jnp.vdot(dp.max_pool(size, **options)({}, x), cotangent)  # noqa: E731
+        grad = np.zeros(x.shape)
+        for at in np.ndindex(*y.shape):
+            where = np.argwhere(x[at[0], ..., at[-1]] == wanted[at])
+            assert len(where) == 1
+            grad[(at[0], *where[0], at[-1])] += cotangent[at]
+        np.testing.assert_allclose(jax.grad(total)(jnp.asarray(x)), grad, rtol=0, atol=1e-12)
+
+
+def test_dilated_integers_and_nan():
+    net = dp.max_pool(2, dims=1, stride=1, padding=1, dilation=2)
+    x = np.array([3, -9, -5, 7], np.int32)[:, None]
+    assert net({}, jnp.asarray(x))[:, 0].tolist() == [-9, 3, 7, -5]
+    y = net({}, jnp.array([1.0, jnp.nan, 3.0, 2.0])[:, None])[:, 0]
+    np.testing.assert_array_equal(y, [np.nan, 3, np.nan, 3])
+
+
+def test_padding_counts_as_zeros_if_wanted():
+    x = drawn(2, 5, 4, 3)
+    for padding, pads in ((1, ((1, 1), (1, 1))), ("SAME", ((1, 1), (0, 1))),
+                          ("VALID", ((0, 0), (0, 0)))):
+        wanted = naive(np.mean, np.pad(x, [(0, 0), *pads, (0, 0)]), (3, 2), (1, 1), ((0, 0),) * 2)
+        y = dp.avg_pool((3, 2), stride=1, padding=padding, count_padding=True)({}, jnp.asarray(x))
+        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+
+
+# Masks: the first row ends early, the second has a window of padding, the third nothing real.
+MASK = np.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
+# windows of each pool over 5 steps, as (begin, end)
+MASKED = {
+    "max": (dp.max_pool(2, dims=1, stride=1), np.max, [(0, 2), (1, 3), (2, 4), (3, 5)]),
+    "max, same": (dp.max_pool(3, dims=1, padding="SAME"), np.max, [(0, 3), (3, 5)]),
+    "avg": (dp.avg_pool(2, dims=1, stride=1), np.mean, [(0, 2), (1, 3), (2, 4), (3, 5)]),
+    "avg, padded": (dp.avg_pool(3, dims=1, padding=1), np.mean, [(0, 2), (2, 5)]),
+    "global max": (dp.global_max_pool(dims=1), np.max, [(0, 5)]),
+    "global avg": (dp.global_avg_pool(dims=1), np.mean, [(0, 5)]),
+    "adaptive max": (dp.adaptive_max_pool(3, dims=1), np.max, [(0, 2), (1, 4), (3, 5)]),
+    "adaptive avg": (dp.adaptive_avg_pool(3, dims=1), np.mean, [(0, 2), (1, 4), (3, 5)]),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_is_not_real_does_not_count(name):
+    net, reduce, windows = MASKED[name]
+    x = drawn(3, 5, 2) - 5
+    wanted = np.zeros((3, len(windows), 2))
+    for i, (begin, end) in enumerate(windows):
+        for row in range(3):
+            if (real := x[row, begin:end][MASK[row, begin:end]]).size:
+                wanted[row, i] = reduce(real, axis=0)
+    broken = jnp.asarray(np.where(MASK[..., None], x, np.nan))
+    y, transposed = jax.vjp(lambda x: net({}, x, mask=jnp.asarray(MASK)), broken)
+    np.testing.assert_allclose(y.reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-6)
+    assert (np.asarray(y).reshape(wanted.shape)[wanted == 0] == 0).all()  # not nearly: exactly
+    (grad,) = transposed(jnp.ones_like(y))
+    assert np.isfinite(grad).all() and not np.asarray(grad)[~MASK].any()
+    np.testing.assert_allclose(grad.sum(1)[:, 0], (wanted[..., 0] != 0).sum(1), rtol=1e-5)
+    # with batch axes, in bfloat16, and with a mask that leaves out time
+    y = net({}, broken[:, None].astype(jnp.bfloat16), mask=jnp.asarray(MASK[:, None]))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.asarray(y, np.float32).reshape(wanted.shape), wanted, rtol=0.02, atol=0.02)
+    some = net({}, jnp.asarray(x), mask=jnp.array([True, False, True]))
+    np.testing.assert_array_equal(some[jnp.array([0, 2])], net({}, jnp.asarray(x[[0, 2]])))
+    assert not some[1].any()
+
+
+def test_a_masked_place_counts_as_zero_where_padding_does():
+    net = dp.avg_pool(2, dims=1, stride=1, count_padding=True)
+    y = net({}, jnp.array([2.0, 4.0, jnp.nan])[:, None], mask=jnp.array([True, True, False]))
+    assert y[:, 0].tolist() == [3.0, 2.0]
+
+
+def test_masked_integers():
+    x = jnp.array([[-3], [-1], [5]])
+    mask = jnp.array([True, False, False])
+    assert dp.global_max_pool(dims=1)({}, x, mask=mask).tolist() == [-3]
+    assert dp.max_pool(2, dims=1, stride=1)({}, x, mask=mask)[:, 0].tolist() == [-3, 0]
+
+
+@pytest.mark.parametrize("net", [dp.max_pool(2), dp.avg_pool(2), dp.global_avg_pool(),
+                                 dp.global_max_pool(), dp.adaptive_avg_pool(2)], ids=repr)
+def test_images_take_no_mask(net):
+    with pytest.raises(dp.LayerError, match="only side inputs that it takes"):
+        net.plan(jnp.ones((2, 4, 4, 1)), mask=jnp.ones(2, bool))
+
+
+def test_a_dilated_window_of_padding_alone_is_refused():
+    expect("", "max_pool(2, padding=3, dilation=2): wants padding below the size (3, 3), "
+           "got ((3, 3), (3, 3))", lambda: dp.max_pool(2, padding=3, dilation=2))
+    expect("", "max_pool(2, padding=1, dilation=3): wants padded sides of at least the dilation "
+           "(3, 3), got (3, 2)", dp.max_pool(2, padding=1, dilation=3).plan, jnp.ones((1, 3, 2, 1)))
+    with pytest.raises(dp.LayerError, match="at least as large as the window"):
+        dp.max_pool(2, dims=1, dilation=4).plan(jnp.ones((4, 1)))
+    with pytest.raises(dp.LayerError, match="dilation as a positive int"):
+        dp.max_pool(2, dilation=0)

@@ -1,8 +1,10 @@
-"""`flatten` joins axes in row-major order."""
+"""`flatten` and `reshape` keep the row-major order; `one_hot` writes classes as unit vectors."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusing import KEY, expect
 
 import diffprog as dp
 
@@ -14,7 +16,7 @@ def joined(x, keep):
 
 
 @pytest.mark.parametrize(("keep", "shape"), [(0, (24,)), (1, (2, 12)), (2, (2, 3, 4))])
-def test_the_first_axes_stay(keep, shape):
+def test_flatten_keeps_the_first_axes(keep, shape):
     x = np.random.default_rng(0).normal(size=(2, 3, 2, 2)).astype(np.float32)
     y = dp.flatten(keep=keep)({}, jnp.asarray(x))
     assert y.shape == shape
@@ -31,13 +33,99 @@ def test_nothing_to_join_gives_an_axis_of_one():
     assert dp.flatten(keep=0)({}, jnp.float32(5)).tolist() == [5.0]
 
 
+@pytest.mark.parametrize(("shape", "keep", "wanted"), [
+    ((3, 4), 1, (2, 3, 4)),
+    (12, 1, (2, 12)),
+    (-1, 1, (2, 12)),
+    ((4, -1), 1, (2, 4, 3)),
+    ((-1, 2, 2), 1, (2, 3, 2, 2)),
+    ((2, -1), 2, (2, 6, 2, 1)),
+    ((4, 6), 0, (4, 6)),
+    ((6, 2, 1), 1, (2, 6, 2, 1)),
+])
+def test_reshape_gives_the_other_axes_another_shape(shape, keep, wanted):
+    x = jnp.arange(24).reshape(2, 6, 2)
+    y = dp.reshape(shape, keep=keep)({}, x)
+    assert y.shape == wanted and y.dtype == x.dtype
+    np.testing.assert_array_equal(y.ravel(), np.arange(24))
+
+
+def test_reshape_undoes_flatten():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)))
+    np.testing.assert_array_equal((dp.flatten() >> dp.reshape((3, 4)))({}, x), x)
+
+
 def test_empty_batches_pass():
     assert dp.flatten()({}, jnp.ones((0, 3, 4))).shape == (0, 12)
+    assert dp.reshape((2, -1))({}, jnp.ones((0, 3, 4))).shape == (0, 2, 6)
 
 
-def test_what_cannot_be_is_refused():
-    with pytest.raises(dp.LayerError, match="at least 3 axes"):
-        dp.flatten(keep=3)({}, jnp.ones((2, 3)))
-    for keep in (-1, 1.0, True):
-        with pytest.raises(dp.LayerError, match="keep"):
-            dp.flatten(keep=keep)
+def test_no_axes_are_the_shape_of_one_entry():
+    assert dp.reshape(())({}, jnp.ones((3, 1, 1))).shape == (3,)
+
+
+def test_what_does_not_fit_is_refused_at_init():
+    for shape, message in (
+        ((5, 2), "flat (reshape((5, 2))): wants 10 entries after the first 1 axes, for (5, 2), "
+         "got 12 in float32[2,3,4]; choose a shape of as many entries"),
+        ((5, -1), "flat (reshape((5, -1))): wants a multiple of 5 entries after the first 1 axes, "
+         "for (5, -1), got 12 in float32[2,3,4]"),
+        (24, "flat (reshape(24)): wants 24 entries after the first 1 axes, for (24,), got 12 in "
+         "float32[2,3,4]"),
+    ):
+        expect("flat", message, dp.serial(flat=dp.reshape(shape)).init, KEY, jnp.ones((2, 3, 4)))
+
+
+def test_a_shape_of_anything_else_is_refused():
+    for shape in ((-1, -1), (0, 3), (-2,), (2.0,), [3, 4], True, "3", None, (True,)):
+        with pytest.raises(dp.LayerError, match="a shape of positive ints, at most one of them -1"):
+            dp.reshape(shape)
+
+
+def test_too_few_axes_are_refused():
+    for make in (dp.flatten, lambda keep: dp.reshape(-1, keep=keep)):
+        with pytest.raises(dp.LayerError, match="at least 3 axes"):
+            make(keep=3)({}, jnp.ones((2, 3)))
+        for keep in (-1, 1.0, True):
+            with pytest.raises(dp.LayerError, match="keep"):
+                make(keep=keep)
+
+
+def test_what_keeps_batch_and_time_streams():
+    x = jnp.ones((2, 3, 4))
+    for net in (dp.flatten(keep=2), dp.reshape((2, 2), keep=2)):
+        assert net.start is None and net.bare
+    for net in (dp.flatten(), dp.reshape(12), dp.flatten(keep=0)):
+        with pytest.raises(dp.LayerError, match="the whole input at once"):
+            net.start({}, {}, x, length=3)
+
+
+# One-hot.
+
+def test_each_class_is_a_unit_vector():
+    x = np.array([[0, 2, 1], [3, 3, 0]])
+    y = dp.one_hot(4)({}, jnp.asarray(x))
+    assert y.dtype == jnp.float32 and dp.one_hot(4).bare and dp.one_hot(4).start is None
+    np.testing.assert_array_equal(y, np.eye(4)[x])
+    assert dp.one_hot(4)({}, jnp.int32(1)).tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.uint32])
+def test_narrow_ints_do_not_wrap(dtype):
+    y = dp.one_hot(300)({}, jnp.array([3, 100], dtype))
+    np.testing.assert_array_equal(y, np.eye(300)[[3, 100]])
+
+
+def test_no_class_gives_nan():
+    y = np.asarray(jax.jit(lambda x: dp.one_hot(2)({}, x))(jnp.array([-1, 0, 2, 1])))
+    np.testing.assert_array_equal(np.isnan(y).all(1), [True, False, True, False])
+    np.testing.assert_array_equal(y[[1, 3]], np.eye(2))
+
+
+def test_ints_alone_are_classes():
+    for x in (jnp.ones(3), jnp.ones(3, bool)):
+        with pytest.raises(dp.LayerError, match=r"wants ints, got .*\[3\]; convert it"):
+            dp.one_hot(2).init(KEY, x)
+    for classes in (0, 2.0, True):
+        with pytest.raises(dp.LayerError, match="classes, an int of at least 1"):
+            dp.one_hot(classes)

@@ -1,0 +1,74 @@
+"""The entries of a batch: which of their labels and values are real, and how they are reduced."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError, check_array
+from diffprog.masks import cleared, widened
+from diffprog.notation import show
+
+Mask = jax.Array | None
+Reduction = Literal["mean", "sum", "none"]
+
+
+def is_soft(labels: jax.Array) -> bool:
+    """Are labels probabilities of classes, rather than their numbers?"""
+    return jnp.issubdtype(labels.dtype, jnp.floating)
+
+
+def class_numbers(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Integer labels, in a dtype that holds any class; raise unless they fit the logits."""
+    check_array(logits, 1, "(..., classes)")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
+    if logits.shape[:-1] != labels.shape:
+        raise LayerError(f"labels of the logits' leading shape {logits.shape[:-1]}", show(labels),
+                         "labels are numbers of classes, not one-hot")
+    return jnp.asarray(labels, jnp.int32)
+
+
+def known(labels: jax.Array, mask: Mask, ignore: int | None) -> Mask:
+    """Which labels are real: those that the mask marks, without the ignored; None is all."""
+    real = spread(mask, labels.shape)
+    if ignore is None:
+        return real
+    return labels != ignore if real is None else real & (labels != ignore)
+
+
+def spread(mask: Any, shape: tuple[int, ...]) -> Any:
+    """The mask of leading axes of `shape` as one of all its axes; None, all real, stays None."""
+    if mask is None:
+        return None
+    return jnp.broadcast_to(widened(mask, shape, reach=len(shape)), shape)
+
+
+def clear(x: jax.Array, real: Mask) -> jax.Array:
+    """x with 0 where it is not real, so that nothing there reaches a value or a gradient."""
+    return cleared(x, real, reach=x.ndim)
+
+
+def reduce(
+    values: jax.Array, real: Mask, reduction: Reduction, each: jax.Array | None = None
+) -> jax.Array:
+    """The values, 0 where not real, reduced; the mean divides by the `total` of real weights."""
+    values = clear(values, real)
+    if reduction == "none":
+        return values
+    if reduction == "sum":
+        return values.sum()
+    if reduction == "mean":
+        divisor = total(values.shape, real, each)
+        return values.sum() / jnp.where(divisor == 0, 1, divisor)
+    raise LayerError('reduction "mean", "sum" or "none"', repr(reduction), "choose one")
+
+
+def total(shape: tuple[int, ...], real: Mask, each: jax.Array | None = None) -> jax.Array:
+    """How many of the entries are real, or the sum of their weights `each`."""
+    if each is not None:
+        return clear(each, real).sum()
+    return jnp.asarray(math.prod(shape)) if real is None else real.sum()

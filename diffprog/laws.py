@@ -1,0 +1,357 @@
+"""The laws of a layer, each a small function of a trial: one layer with its trees and its input.
+
+All but the law on dtypes happens in float64, so that tolerances need no excuse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffprog import tree
+from diffprog.combinators import serial
+from diffprog.derivatives import check_gradients, is_float, widened
+from diffprog.errors import LayerError
+from diffprog.layer import Layer, rebuilt
+from diffprog.notation import show
+from diffprog.plans import spec
+
+_CLOSE = 1e-9  # float64 results of two ways to compute one thing; rounding gives 1e-13 or less
+_TIMED = ("mask", "positions", "segments")  # side inputs with an axis of time, the second one
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A layer with its trees, input and outputs in float64, at rest and in training."""
+
+    layer: Layer
+    key: jax.Array
+    x: Any
+    side: dict[str, Any]
+    params: Any
+    state: Any
+    tolerance: float  # between two ways to compute one thing, as a share of the largest number
+
+    @classmethod
+    def of(
+        cls, layer: Layer, x: Any, key: jax.Array, side: dict[str, Any], precision: Any = "float64"
+    ) -> Trial:
+        """Initialize the layer on x in float64; under x64 only."""
+        drawn = jax.tree.map(functools.partial(_drawn, key), x)
+        wide, beside = jax.tree.map(widened, (drawn, side))
+        params, state = layer.init(key, wide, **beside)
+        tolerance = max(_CLOSE, 10 * float(jnp.finfo(precision).eps))
+        return cls(layer, key, wide, beside, params, state, tolerance)
+
+    @functools.cached_property
+    def run(self) -> Callable[..., Any]:
+        """``run(params, state, x, side, key, train)``, jitted."""
+        return jax.jit(self.eager, static_argnums=5)
+
+    def eager(self, params: Any, state: Any, x: Any, side: Any, key: Any, train: bool) -> Any:
+        """The same, not jitted."""
+        return self.layer.apply(params, state, x, key=key, train=train, **side)
+
+    def close(self, what: str, got: Any, wanted: Any) -> None:
+        """Raise unless two results of the layer agree but for rounding."""
+        _same(what, got, wanted, self.tolerance)
+
+    @functools.cached_property
+    def rest(self) -> Any:
+        """Output and state at rest, without a key."""
+        return self.run(self.params, self.state, self.x, self.side, None, False)
+
+    @functools.cached_property
+    def training(self) -> Any:
+        """Output and state in training, with a key."""
+        return self.run(self.params, self.state, self.x, self.side, self.key, True)
+
+
+def _shapes(t: Trial) -> None:
+    plan = t.layer.plan(t.x, **t.side)
+    real = spec((t.params, t.state, t.rest[0]))
+    _same_spec("the plan", (plan.params, plan.state, spec(plan.y)), real)
+    _same_spec("the output in training", spec(t.rest[0]), spec(t.training[0]))
+
+
+def _abstract(t: Trial) -> None:
+    seen = jax.eval_shape(lambda key: t.layer.init(key, t.x, **t.side), t.key)
+    _same_spec("init under jax.eval_shape", spec(seen), spec((t.params, t.state)))
+
+
+def _jit(t: Trial) -> None:
+    for key, train, jitted in ((None, False, t.rest), (t.key, True, t.training)):
+        t.close(f"eager with train={train}",
+                t.eager(t.params, t.state, t.x, t.side, key, train), jitted)
+
+
+def _structure(t: Trial) -> None:
+    for when, (_, state) in (("at rest", t.rest), ("in training", t.training)):
+        _same_spec(f"the state {when}", spec(t.state), spec(state))
+
+
+def _determinism(t: Trial) -> None:
+    _same("a second init", t.layer.init(t.key, t.x, **t.side), (t.params, t.state))
+    again = t.run(t.params, t.state, t.x, t.side, t.key, True)
+    _same("a second apply", again, t.training)
+
+
+def _randomness(t: Trial) -> None:
+    if t.layer.random:
+        other = t.run(t.params, t.state, t.x, t.side, jax.random.fold_in(t.key, 1), True)
+        if _equal(other[0], t.training[0]):
+            raise LayerError("other results from another key", "the same")
+
+
+def _examples(t: Trial) -> None:
+    count = jax.tree.leaves(t.x)[0].shape[0]
+    one = lambda i: jax.tree.map(lambda a: a[i : i + 1], (t.x, t.side))  # noqa: E731
+    alone = [t.run(t.params, t.state, *one(i), None, False)[0] for i in range(count)]
+    t.close("one by one", jax.tree.map(lambda *parts: jnp.concatenate(parts), *alone), t.rest[0])
+
+
+def _padding(t: Trial) -> None:
+    mask = t.side.get("mask")
+    if mask is None:
+        return
+
+    def filled(value: float) -> Any:
+        def fill(a: Any) -> Any:
+            covers = is_float(a) and a.shape[: mask.ndim] == mask.shape
+            return jnp.where(_over(mask, a), a, value) if covers else a
+
+        return jax.tree.map(fill, t.x)
+
+    def real(y: Any) -> Any:
+        return jax.tree.map(lambda a: jnp.where(_over(mask, a), a, 0) if (
+            a.shape[: mask.ndim] == mask.shape) else a, y)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def results(x: Any, key: Any, train: bool) -> Any:
+        y, state = t.eager(t.params, t.state, x, t.side, key, train)
+        return real(y), state
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def gradients(x: Any, key: Any, train: bool) -> Any:
+        def total(params: Any) -> Any:
+            y = real(t.eager(params, t.state, x, t.side, key, train)[0])
+            return sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(y) if is_float(a))
+
+        return jax.grad(total)(t.params)
+
+    for key, train in ((None, False), (t.key, True)):
+        wanted = results(filled(0.0), key, train)
+        for value in (7.0, float("nan")):
+            t.close(f"real entries with {value:g} in the padding, train={train},",
+                    results(filled(value), key, train), wanted)
+        if t.params:
+            t.close(f"gradients with other numbers in the padding, train={train},",
+                    gradients(filled(7.0), key, train), gradients(filled(0.0), key, train))
+
+
+def _streaming(t: Trial) -> None:
+    length = jax.tree.leaves(t.x)[0].shape[1]
+
+    def chunk(x: Any, side: Any, begin: int, end: int) -> Any:
+        cut = lambda a: a[:, begin:end]  # noqa: E731
+        beside = {n: jax.tree.map(cut, v) if n in _TIMED else v for n, v in side.items()}
+        return jax.tree.map(cut, x), beside
+
+    def streamed(cuts: Sequence[int], params: Any, x: Any) -> Any:
+        state, outputs = t.state, []
+        for begin, end in itertools.pairwise(cuts):
+            part, side = chunk(x, t.side, begin, end)
+            if begin == 0 and t.layer.start:
+                state = t.layer.start(params, state, part, length=length, **side)
+            y, state = t.eager(params, state, part, side, None, False)
+            outputs.append(y)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outputs)
+
+    def value_and_gradients(cuts: Sequence[int]) -> Any:
+        def total(params: Any, floats: Any) -> Any:
+            y = streamed(cuts, params, _with_floats(t.x, floats))
+            return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(y) if is_float(a)), y
+
+        (_, y), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(t.params, _floats(t.x))
+        return y, grads
+
+    if t.layer.start:
+        try:
+            t.layer.start(t.params, t.state, t.x, length=length, **t.side)
+        except LayerError:
+            return  # it says by itself that it cannot
+    whole = jax.jit(functools.partial(value_and_gradients, (0, length)))()
+    t.close("one chunk", whole[0], t.rest[0])
+    for name, cuts in (("chunks of 1", range(length + 1)),
+                       ("chunks of 2", [*range(0, length, 2), length]),
+                       ("mixed chunks", [0, *range(1, length, 2), length])):
+        cuts = sorted(set(cuts))
+        t.close(name, jax.jit(functools.partial(value_and_gradients, cuts))(), whole)
+
+
+def _causality(t: Trial) -> None:
+    length = jax.tree.leaves(t.x)[0].shape[1]
+    for now in range(1, length):
+        later = jax.tree.map(lambda a, now=now: a.at[:, now:].add(1), t.x)
+        y, _ = t.run(t.params, t.state, later, t.side, None, False)
+        before = lambda y, now=now: jax.tree.map(lambda a: a[:, :now], y)  # noqa: E731
+        t.close(f"steps before {now}, after changing the later ones", before(y), before(t.rest[0]))
+
+
+def _gradients(t: Trial) -> None:
+    for key, train in ((None, False), (t.key, True)):
+        check_gradients(
+            lambda params, x, key=key, train=train: t.layer.apply(
+                params, t.state, x, key=key, train=train, **t.side)[0],
+            t.params, t.x,
+        ) if any(map(is_float, jax.tree.leaves((t.params, t.x)))) else None
+
+
+def _finite(t: Trial) -> None:
+    @functools.partial(jax.jit, static_argnums=3)
+    def gradients(params: Any, x: Any, key: Any, train: bool) -> Any:
+        def total(floats: Any) -> Any:
+            y, _ = t.layer.apply(floats[0], t.state, _with_floats(x, floats[1]), key=key,
+                                 train=train, **t.side)
+            return sum((jnp.sum(a) for a in jax.tree.leaves(y) if is_float(a)), jnp.zeros(()))
+
+        return jax.grad(total)((params, _floats(x)))
+
+    for where, x in (("", t.x), (" at zero", jax.tree.map(jnp.zeros_like, t.x))):
+        for key, train in ((None, False), (t.key, True)):
+            if broken := tree.nonfinite(gradients(t.params, x, key, train)):
+                raise LayerError(f"finite gradients{where}, train={train}", f"NaN in {broken}")
+
+
+def _dtypes(t: Trial) -> None:
+    with jax.enable_x64(False):
+        key = jax.random.wrap_key_data(jnp.asarray(jax.random.key_data(t.key)))
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+            narrow = lambda a, d=dtype: jax.ShapeDtypeStruct(  # noqa: E731
+                a.shape, d if is_float(a) else a.dtype)
+            x, side = spec(jax.tree.map(narrow, (t.x, t.side)))
+            if not any(map(is_float, jax.tree.leaves(x))):
+                continue
+            params, state = jax.eval_shape(lambda k, x=x, s=side: t.layer.init(k, x, **s), key)
+            if wrong := {a.dtype.name for a in jax.tree.leaves((params, state)) if is_float(a)} - {
+                "float32"
+            }:
+                raise LayerError("parameters and statistics in float32", f"{wrong} for {show(x)}")
+            for own, train in ((None, False), (key, True)):
+                y, new = jax.eval_shape(
+                    lambda p, s, x, side, k, train=train: t.eager(p, s, x, side, k, train),
+                    params, state, x, side, own)
+                if wrong := {a.dtype.name for a in jax.tree.leaves(y) if is_float(a)} - {
+                    np.dtype(dtype).name
+                }:
+                    raise LayerError(f"{np.dtype(dtype).name} out of {show(x)}", f"{wrong}")
+                _same_spec("the state", spec(state), spec(new))
+
+
+def _siblings(t: Trial) -> None:
+    plain = serial(t.layer).init(t.key, t.x, **t.side)
+    among = serial(lambda x: x, t.layer, lambda y: y).init(t.key, t.x, **t.side)
+    _same("init between two functions", among, plain)
+
+
+def _rebuilding(t: Trial) -> None:
+    again = _rebuilt_throughout(t.layer)
+    if repr(again) != repr(t.layer):
+        raise LayerError(f"rebuild to give {t.layer!r}", repr(again))
+    _same("init of the rebuilt layer", again.init(t.key, t.x, **t.side), (t.params, t.state))
+    t.close("the rebuilt layer", again.apply(t.params, t.state, t.x, **t.side), t.rest)
+
+
+def _rebuilt_throughout(layer: Layer) -> Layer:
+    children = {name: _rebuilt_throughout(child) for name, child in layer.children.items()}
+    return rebuilt(layer, children)
+
+
+def _side_inputs(t: Trial) -> None:
+    for name, value in t.side.items():
+        other = t.side | {name: jax.tree.map(_changed, value)}
+        if _equal(t.run(t.params, t.state, t.x, other, None, False)[0], t.rest[0]):
+            raise LayerError(f"{name} to have an effect", "the same output for another one",
+                             "pass it on, or leave it out of the signature")
+
+
+LAWS: dict[str, Callable[[Trial], None]] = {
+    "declared shapes are real": _shapes,
+    "init is abstract": _abstract,
+    "jit equals eager": _jit,
+    "state keeps its structure": _structure,
+    "results are determined": _determinism,
+    "keys matter in training": _randomness,
+    "gradients are finite": _finite,
+    "dtypes are kept": _dtypes,
+    "siblings keep their values": _siblings,
+    "rebuild gives the same layer": _rebuilding,
+    "side inputs have effect": _side_inputs,
+    "examples do not mix": _examples,
+    "padding changes nothing": _padding,
+    "nothing depends on the future": _causality,
+    "streaming equals all at once": _streaming,
+    "gradients agree": _gradients,
+}
+
+
+def _drawn(key: jax.Array, leaf: Any) -> Any:
+    """Random numbers where only a shape was given; zeros for integers."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jax.random.normal(key, leaf.shape, leaf.dtype)
+    return jnp.zeros(leaf.shape, leaf.dtype)
+
+
+def _over(mask: Any, a: Any) -> Any:
+    return mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim))
+
+
+def _floats(x: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(x) if is_float(leaf)]
+
+
+def _with_floats(x: Any, floats: list[Any]) -> Any:
+    leaves, structure = jax.tree.flatten(x)
+    new = iter(floats)
+    return structure.unflatten([next(new) if is_float(leaf) else leaf for leaf in leaves])
+
+
+def _changed(leaf: Any) -> Any:
+    """Another value of the same kind, which no symmetry of positions or masks maps to this one."""
+    if leaf.dtype == jnp.bool_:
+        return ~leaf
+    return jnp.flip(leaf, -1) * 2 + 1
+
+
+def _same_spec(what: str, wanted: Any, got: Any) -> None:
+    same = jax.tree.structure(wanted) == jax.tree.structure(got) and all(
+        (a.shape, a.dtype) == (b.shape, b.dtype)
+        for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True))
+    if not same:
+        raise LayerError(f"{what} as {show(wanted)}", show(got))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(u), np.asarray(v), equal_nan=True) for u, v in pairs)
+
+
+def _same(what: str, got: Any, wanted: Any, tolerance: float = 0.0) -> None:
+    """Raise unless two trees agree, the difference being a share of the largest number."""
+    _same_spec(what, spec(wanted), spec(got))
+    for path, leaf in tree.paths(wanted).items():
+        other, leaf = np.asarray(tree.paths(got)[path]), np.asarray(leaf)
+        atol = tolerance * max(1.0, float(np.abs(leaf).max(initial=0)))
+        if not np.allclose(other, leaf, rtol=0, atol=atol, equal_nan=True):
+            worst = float(np.abs(other - leaf).max())
+            where = path or "the output"
+            raise LayerError(f"{what} to agree at {where}", f"a difference of {worst:.1e}")

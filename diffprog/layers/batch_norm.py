@@ -1,0 +1,104 @@
+"""Normalization by the statistics of the batch, which are remembered for use at rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError, check_array, check_features, check_share
+from diffprog.layer import Layer, factory
+from diffprog.layers.norm import affine, check_eps, moments, real_entries, transformed
+from diffprog.masks import cleared, widened
+from diffprog.notation import show
+from diffprog.parameters import Initializer, parameter, parameter_dtype
+from diffprog.plans import Params, State
+
+__all__ = ["batch_norm"]
+
+
+@factory
+def batch_norm(
+    *, momentum: float = 0.9, eps: float = 1e-5, scale: bool = True, bias: bool = True,
+    scale_init: Initializer = "ones", bias_init: Initializer = "zeros",
+) -> Layer:
+    """Standardize each channel: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
+
+    With ``train=True`` mean and variance (biased, divisor n) are those of the batch, over all axes
+    but the last, and the running statistics move: ``running = momentum * running + (1 - momentum) *
+    batch``, with the unbiased variance (divisor n - 1). Otherwise the running statistics are used,
+    so that examples do not mix.
+
+    With a mask the batch is that of the real entries. What stands at the others reaches nothing;
+    where fewer than two are real, the running statistics stay.
+
+    Shapes:
+        x: (..., C) -> (..., C), in the dtype of x.
+        mask: booleans over leading axes of x, such as (batch,) or (batch, time), True = real.
+        params: ``scale`` (C,), ones; ``bias`` (C,), zeros.
+        state: ``mean`` (C,), zeros; ``var`` (C,), ones.
+
+    Args:
+        momentum: the share of the running statistics that is kept, in [0, 1).
+        eps: added to the variance, in squared units of x; positive.
+        scale: False leaves the factor out.
+        bias: False leaves the shift out.
+        scale_init, bias_init: initializers.
+
+    Raises:
+        LayerError: training with one value per channel, whose variance is undefined; no state; x of
+            another number of channels than `init` saw; a mask that does not fit x.
+
+    Example:
+        >>> norm, x = dp.batch_norm(), jnp.array([[1.0], [3.0]])
+        >>> params, state = norm.init(jax.random.key(0), x)
+        >>> y, state = norm.apply(params, state, x, train=True)
+        >>> [round(float(v[0]), 3) for v in (y[0], state["mean"], state["var"])]
+        [-1.0, 0.2, 1.1]
+
+    Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
+    """
+    check_eps(eps)
+    check_share("momentum", momentum)
+
+    def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
+        params = affine(key, x, scale and scale_init, bias and bias_init)
+        shape = x.shape[-1:]
+        return params, {
+            "mean": parameter(key, "mean", "zeros", shape, x),
+            "var": parameter(key, "var", "ones", shape, x),
+        }
+
+    def apply(
+        params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False,
+        mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        check_array(x, rank=1, axes="(..., features)")
+        for leaf in state.values():
+            check_features(leaf.shape[-1], x)
+        wide = cleared(x, mask).astype(parameter_dtype(x))
+        if not train:
+            y = transformed(params, wide - state["mean"], state["var"], eps)
+            return y.astype(x.dtype), state
+        n = x.size // x.shape[-1]
+        if n < 2:
+            raise LayerError("several values per channel in training", show(x),
+                             "a variance needs two: take a larger batch")
+        axes = tuple(range(x.ndim - 1))
+        real = None if mask is None else widened(mask, x.shape)
+        if real is not None:
+            n = real.sum() * (n // real.size)
+            real = real_entries(real, axes)
+        mean, centered, var = moments(wide, axes, real=real)
+        y = transformed(params, centered, var, eps).astype(x.dtype)
+        unbiased = var * (n / (n - 1) if real is None else n / jnp.maximum(n - 1, 1))
+        batch = jax.lax.stop_gradient({"mean": mean, "var": unbiased})
+
+        def move(old: jax.Array, new: jax.Array) -> jax.Array:
+            moved = (momentum * old + (1 - momentum) * new).astype(old.dtype)
+            return moved if real is None else jnp.where(n < 2, old, moved)
+
+        return y, jax.tree.map(move, state, batch)
+
+    return Layer(init, apply, side=frozenset({"mask"}))

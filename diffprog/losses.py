@@ -1,0 +1,298 @@
+"""A loss compares predictions with targets, entry by entry, and reduces what it finds to a number.
+
+All losses share three rules. They are computed in float32 or wider. A `mask` of leading axes says
+which entries are real; the others give 0 and no gradient, whatever they hold. The mean is taken
+over the real entries and is 0 if there are none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffprog.entries import (
+    Mask,
+    Reduction,
+    class_numbers,
+    clear,
+    is_soft,
+    known,
+    reduce,
+    spread,
+)
+from diffprog.errors import LayerError, check_array, check_share
+from diffprog.notation import show
+
+__all__ = ["absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber",
+           "kl_divergence", "squared_error"]
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0,
+    weights: jax.Array | None = None, ignore: int | None = None, mask: Mask = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """The surprise of the true classes: ``loss = -sum(target * log softmax(logits))``, in nats.
+
+    The target of an integer label is 1 for its class, and the sum is one term, ``-log softmax
+    (logits)[label]``: no one-hot vector is made. Smoothing s takes the target to ``(1 - s) *
+    target + s / classes``, and class weights multiply it.
+
+    Shapes:
+        logits: (..., classes). labels: (...), or (..., classes) if soft. mask: leading axes of
+        (...), True where real. weights: (classes,).
+
+    Args:
+        logits: unnormalized log-probabilities; finite if labels are soft.
+        labels: the true classes, ints in [0, classes), or soft targets, floats that are
+            probabilities. A class outside the range gives NaN, for it cannot raise under `jax.jit`.
+        smoothing: the share s of the target that is spread over all classes, in [0, 1).
+        weights: one for each class. With integer labels the mean divides by the sum of the weights
+            of the true classes; with soft ones by the number of entries.
+        ignore: entries of this label are not real; often -100.
+        mask: entries where it is False are not real.
+        reduction: "mean" over the real entries, their "sum", or "none".
+
+    Raises:
+        LayerError: shapes, dtypes or ranges do not fit; `ignore` is given for soft labels.
+
+    Example:
+        >>> float(dp.cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))).__round__(4)
+        1.3863
+
+    Source: smoothing is that of Szegedy et al. 2016, arXiv:1512.00567, section 7.
+    """
+    check_share("smoothing", smoothing)
+    if is_soft(labels):
+        if labels.shape != logits.shape or ignore is not None:
+            raise LayerError(f"integer labels, or probabilities as {show(logits)} without ignore",
+                             f"{show(labels)} and ignore={ignore}", "make class numbers integers; "
+                             "leave soft labels out by a mask")
+        logits, targets, real = _paired(logits, labels, mask, features=1)
+        targets = (1 - smoothing) * targets + smoothing / logits.shape[-1]
+        targets *= _of_classes(weights, logits)
+        return reduce(optax.losses.softmax_cross_entropy(logits, targets), real, reduction)
+
+    labels = class_numbers(logits, labels)
+    real = known(labels, mask, ignore)
+    logits = clear(_wide(logits), real)
+    classes = logits.shape[-1]
+    valid = (labels >= 0) & (labels < classes)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    each = None if weights is None else _of_classes(weights, logits)[labels]
+    if each is not None:
+        losses *= each
+    if smoothing:
+        uniform = _of_classes(weights, logits) / classes
+        spread_out = optax.losses.softmax_cross_entropy(logits, uniform)
+        losses = (1 - smoothing) * losses + smoothing * spread_out
+    return reduce(jnp.where(valid, losses, jnp.nan), real, reduction, each)
+
+
+def binary_cross_entropy(
+    logits: jax.Array, targets: jax.Array, *, mask: Mask = None, reduction: Reduction = "mean"
+) -> jax.Array:
+    """The surprise of yes or no: ``-t * log sigmoid(x) - (1 - t) * log sigmoid(-x)``, in nats.
+
+    Shapes:
+        logits x and targets t: one shape. mask: leading axes of it, True where real.
+
+    Args:
+        logits: log-odds of yes.
+        targets: 0, 1 or a probability between; outside [0, 1] the loss is NaN.
+        mask, reduction: as in `cross_entropy`; each element is an entry.
+
+    Raises:
+        LayerError: shapes or dtypes do not fit.
+
+    Example:
+        >>> float(dp.binary_cross_entropy(jnp.array([0.0]), jnp.array([1.0]))).__round__(4)
+        0.6931
+    """
+    logits, targets, real = _paired(logits, targets, mask)
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
+    valid = (targets >= 0) & (targets <= 1)
+    return reduce(jnp.where(valid, losses, jnp.nan), real, reduction)
+
+
+def squared_error(
+    prediction: jax.Array, target: jax.Array, *, mask: Mask = None, reduction: Reduction = "mean"
+) -> jax.Array:
+    """``(prediction - target)**2``, in squared units of the target; without a factor 1/2.
+
+    Shapes:
+        prediction and target: one shape. mask: leading axes of it, True where real.
+
+    Args:
+        prediction: floats.
+        target: what it should be.
+        mask, reduction: as in `cross_entropy`; each element is an entry.
+
+    Raises:
+        LayerError: shapes or dtypes do not fit; nothing is broadcast.
+
+    Example:
+        >>> float(dp.squared_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
+        4.5
+    """
+    prediction, target, real = _paired(prediction, target, mask)
+    return reduce(optax.losses.squared_error(prediction, target), real, reduction)
+
+
+def absolute_error(
+    prediction: jax.Array, target: jax.Array, *, mask: Mask = None, reduction: Reduction = "mean"
+) -> jax.Array:
+    """``|prediction - target|``, in units of the target; its gradient at 0 is 0.
+
+    All else is as in `squared_error`.
+
+    Example:
+        >>> float(dp.absolute_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
+        1.5
+    """
+    prediction, target, real = _paired(prediction, target, mask)
+    return reduce(magnitude(prediction - target), real, reduction)
+
+
+def huber(
+    prediction: jax.Array, target: jax.Array, *, delta: float = 1.0, mask: Mask = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """``e**2 / 2`` where ``e = |prediction - target| <= delta``, else ``delta * (e - delta / 2)``.
+
+    Outliers pull no harder than `delta`. All else is as in `squared_error`.
+
+    Args:
+        delta: where the square goes over into a line, in units of the target; positive.
+
+    Example:
+        >>> dp.huber(jnp.array([0.5, 3.0]), jnp.zeros(2), reduction="none").tolist()
+        [0.125, 2.5]
+
+    Source: Huber 1964, doi:10.1214/aoms/1177703732.
+    """
+    if not delta > 0:
+        raise LayerError("a positive delta", repr(delta), "pass an error in units of the target")
+    prediction, target, real = _paired(prediction, target, mask)
+    return reduce(optax.losses.huber_loss(prediction, target, delta=delta), real, reduction)
+
+
+def kl_divergence(
+    log_prediction: jax.Array, target: jax.Array, *, mask: Mask = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """``sum(target * (log target - log_prediction))`` over the last axis, in nats; 0 log 0 = 0.
+
+    Shapes:
+        log_prediction and target: (..., classes). mask: leading axes of (...), True where real.
+
+    Args:
+        log_prediction: logarithms of probabilities, such as `jax.nn.log_softmax` gives.
+        target: probabilities; a negative one gives NaN.
+        mask, reduction: as in `cross_entropy`.
+
+    Raises:
+        LayerError: shapes or dtypes do not fit.
+
+    Example:
+        >>> fair, sure = jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0])
+        >>> float(dp.kl_divergence(jnp.log(fair), sure)).__round__(4)
+        0.6931
+    """
+    log_prediction, target, real = _paired(log_prediction, target, mask, features=1)
+    # optax.losses.kl_divergence has a NaN gradient in the target where that is 0.
+    some = target != 0
+    ratio = jnp.log(jnp.where(some, target, 1)) - jnp.where(some, log_prediction, 0)
+    return reduce((target * ratio).sum(-1), real, reduction)
+
+
+def ctc(
+    logits: jax.Array, labels: jax.Array, *, mask: Mask = None, label_mask: Mask = None,
+    blank: int = 0, reduction: Reduction = "mean",
+) -> jax.Array:
+    """The surprise of a label sequence however it is aligned: ``-log sum_paths prod_t p(path_t)``.
+
+    A path names one class for each frame; it spells the labels once repetitions are merged and
+    blanks left out. Both masks may leave out any positions; an example without a real frame is not
+    real.
+
+    Shapes:
+        logits: (batch, time, classes). labels: (batch, n). mask: (batch, time). label_mask:
+        (batch, n).
+
+    Args:
+        logits: unnormalized log-probabilities.
+        labels: ints in [0, classes) without `blank`; others give NaN. Labels that cannot be spelled
+            in as many frames as there are give about 1e5, not infinity.
+        mask: True marks real frames.
+        label_mask: True marks real labels.
+        blank: the class that stands for no label.
+        reduction: "mean" over the real examples, their "sum", or "none"; PyTorch's mean divides
+            each loss by the number of labels first.
+
+    Raises:
+        LayerError: shapes or dtypes do not fit; `blank` is no class.
+
+    Example:
+        >>> float(dp.ctc(jnp.zeros((1, 2, 2)), jnp.array([[1]]))).__round__(4)  # 3 of 4 paths
+        0.2877
+
+    Source: Graves et al. 2006, doi:10.1145/1143844.1143891, eq. 3 and 8.
+    """
+    check_array(logits)
+    whole = jnp.issubdtype(labels.dtype, jnp.integer)
+    if logits.ndim != 3 or labels.ndim != 2 or len(labels) != len(logits) or not whole:
+        raise LayerError("logits (batch, time, classes) and integer labels (batch, n)",
+                         show((logits, labels)), "give each example one row of labels")
+    classes = logits.shape[-1]
+    if not 0 <= blank < classes:
+        raise LayerError(f"blank in [0, {classes})", repr(blank), "it is the number of a class")
+    frames, kept = (jnp.ones(shape, bool) if marks is None else spread(marks, shape)
+                    for marks, shape in ((mask, logits.shape[:2]), (label_mask, labels.shape)))
+    labels = jnp.asarray(labels, jnp.int32)
+    wrong = kept & ((labels < 0) | (labels >= classes) | (labels == blank))
+    order = jnp.argsort(~kept, axis=1, stable=True)  # optax wants the real labels in front
+    labels, kept = (jnp.take_along_axis(a, order, axis=1) for a in (labels, kept))
+    logits = clear(_wide(logits), frames)
+    losses = optax.losses.ctc_loss(logits, 1.0 - frames, labels, 1.0 - kept, blank_id=blank)
+    return reduce(jnp.where(wrong.any(1), jnp.nan, losses), frames.any(1), reduction)
+
+
+def magnitude(x: jax.Array) -> jax.Array:
+    """``|x|`` with slope 0 at 0, where that of `jnp.abs` is 1."""
+    return x * jnp.sign(x)
+
+
+def _paired(
+    prediction: jax.Array, target: jax.Array, mask: Mask, features: int = 0
+) -> tuple[jax.Array, jax.Array, Mask]:
+    """Both in one wide dtype and cleared, and which entries are real; `features` axes make one."""
+    check_array(prediction, features)
+    check_array(target, floating=False)
+    if prediction.shape != target.shape:
+        alone = prediction.shape == (*target.shape, 1)
+        raise LayerError(f"a target of the prediction's shape {prediction.shape}", show(target),
+                         "drop the prediction's last axis: y[..., 0]" if alone else
+                         "give both one shape; broadcasting would compare every pair")
+    prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+    dtype = jnp.result_type(prediction, target, jnp.float32)
+    real = spread(mask, target.shape[: target.ndim - features])
+    return clear(prediction.astype(dtype), real), clear(target.astype(dtype), real), real
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _of_classes(weights: Any, logits: jax.Array) -> jax.Array:
+    """Class weights in the dtype of the logits; 1 if there are none."""
+    classes = logits.shape[-1]
+    weights = jnp.asarray(jnp.ones(classes) if weights is None else weights, logits.dtype)
+    if weights.shape != (classes,):
+        raise LayerError(f"one weight for each of {classes} classes", show(weights),
+                         "pass an array of shape (classes,)")
+    return weights

@@ -1,0 +1,37 @@
+"""Masks say which entries are real: booleans over leading axes, True where real.
+
+What mixes or averages entries clears the others first, so that what stands in the padding, even
+NaN, reaches nothing.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError
+from diffprog.notation import show
+
+
+def cleared(x: jax.Array, mask: jax.Array | None, *, reach: int | None = None) -> jax.Array:
+    """x with zeros where the mask is False; x itself where there is no mask."""
+    if mask is None:
+        return x
+    return jnp.where(widened(mask, x.shape, reach=reach), x, jnp.zeros_like(x))
+
+
+def widened(
+    mask: jax.Array, shape: tuple[int, ...], *, reach: int | None = None
+) -> jax.Array:
+    """The mask with an axis of size 1 for each axis of `shape` that it does not speak of.
+
+    It may speak of the first `reach` axes: all but the last, the features, if None.
+    """
+    reach = len(shape) - 1 if reach is None else reach
+    if not (hasattr(mask, "dtype") and mask.dtype == jnp.bool_):
+        raise LayerError("a mask of booleans", show(mask), "True marks what is real")
+    if not 1 <= mask.ndim <= reach or mask.shape != shape[: mask.ndim]:
+        raise LayerError(f"a mask of the leading axes of {shape}", show(mask),
+                         "where the time axis changes length, name mask in a program and pass on "
+                         "the new one")
+    return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))

@@ -1,0 +1,103 @@
+"""A metric says how well a net does in words that people use; it has no useful gradient.
+
+Masks and reductions are those of the losses.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.entries import Mask, Reduction, class_numbers, known, reduce
+from diffprog.errors import LayerError, check_count
+
+__all__ = ["accuracy", "confusion", "top_k_accuracy"]
+
+
+def accuracy(
+    logits: jax.Array, labels: jax.Array, *, ignore: int | None = None, mask: Mask = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """The share of entries whose largest logit is that of the label.
+
+    Of equal logits the first counts as the largest. A label that is no class is missed.
+
+    Shapes:
+        logits: (..., classes). labels: (...), ints. mask: leading axes of (...), True where real.
+
+    Args:
+        logits: the larger, the likelier the class.
+        labels: the true classes.
+        ignore: entries of this label are not real; often -100.
+        mask: entries where it is False are not real.
+        reduction: "mean" over the real entries (0 if there are none), "sum": the number of hits,
+            or "none": 1 for a hit and 0 for a miss.
+
+    Raises:
+        LayerError: shapes or dtypes do not fit.
+
+    Example:
+        >>> float(dp.accuracy(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0])))
+        0.5
+    """
+    labels = class_numbers(logits, labels)
+    hits = jnp.asarray(logits).argmax(-1) == labels
+    return reduce(hits.astype(jnp.float32), known(labels, mask, ignore), reduction)
+
+
+def top_k_accuracy(
+    logits: jax.Array, labels: jax.Array, *, k: int = 5, ignore: int | None = None,
+    mask: Mask = None, reduction: Reduction = "mean",
+) -> jax.Array:
+    """The share of entries with the label's logit among the `k` largest; ``k=1`` is `accuracy`.
+
+    Of equal logits the first count as the larger ones, so constant logits score no more than
+    chance. All else is as in `accuracy`.
+
+    Args:
+        k: how many guesses; at least 1 and at most the number of classes.
+
+    Example:
+        >>> float(dp.top_k_accuracy(jnp.array([[3.0, 2.0, 1.0]]), jnp.array([1]), k=2))
+        1.0
+    """
+    check_count("k", k)
+    labels = class_numbers(logits, labels)
+    classes = logits.shape[-1]
+    if k > classes:
+        raise LayerError(f"k of at most {classes}, the number of classes", repr(k), "lower it")
+    hits = (jax.lax.top_k(logits, k)[1] == labels[..., None]).any(-1)
+    return reduce(hits.astype(jnp.float32), known(labels, mask, ignore), reduction)
+
+
+def confusion(
+    logits: jax.Array, labels: jax.Array, *, ignore: int | None = None, mask: Mask = None
+) -> jax.Array:
+    """How often class i was taken for class j: ``table[i, j]``, rows true, columns guessed.
+
+    Shapes:
+        logits: (..., classes). labels: (...), ints. mask: leading axes of (...), True where real.
+        table: (classes, classes), float32.
+
+    Args:
+        logits: the largest is the guess; of equal ones the first.
+        labels: the true classes. If one of them is no class, the whole table is NaN, for it can
+            neither be counted nor raise under `jax.jit`; this is why counts are floats.
+        ignore: entries of this label are not counted; often -100.
+        mask: entries where it is False are not counted.
+
+    Raises:
+        LayerError: shapes or dtypes do not fit.
+
+    Example:
+        >>> dp.confusion(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([0, 1])).tolist()
+        [[1.0, 0.0], [1.0, 0.0]]
+    """
+    labels = class_numbers(logits, labels)
+    classes = logits.shape[-1]
+    real = known(labels, mask, ignore)
+    real = jnp.ones(labels.shape, bool) if real is None else real
+    wrong = real & ((labels < 0) | (labels >= classes))
+    table = jnp.zeros((classes, classes), jnp.int32)  # float32 would stop counting at 2**24
+    table = table.at[labels, jnp.asarray(logits).argmax(-1)].add(real.astype(jnp.int32))
+    return jnp.where(wrong.any(), jnp.nan, table.astype(jnp.float32))

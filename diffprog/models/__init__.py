@@ -1,0 +1,1 @@
+"""Published networks, one paper a file, written in the layers of the library."""

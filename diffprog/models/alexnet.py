@@ -1,0 +1,63 @@
+"""AlexNet: the network that made convolution win, in one expression.
+
+Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural
+networks", NeurIPS 25, section 3 and figure 2. The lecture writes it as
+
+    AlexNet(x) = FeedForward³(MaxPool(Conv³(MaxPool(Conv(MaxPool(Conv(x)))))))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from diffprog.layer import Layer
+from diffprog.layers.conv import conv
+from diffprog.layers.linear import linear
+from diffprog.layers.pool import max_pool
+from diffprog.layers.reshape import flatten
+
+__all__ = ["alexnet"]
+
+
+def alexnet(features: int = 1000) -> Layer:
+    """``y = FeedForward^3(MaxPool(Conv^3(MaxPool(Conv(MaxPool(Conv(x)))))))``, the sizes of 2012.
+
+    Conv is a convolution and a ReLU, FeedForward a linear map and an activation: ReLU twice, and
+    none on the last, whose values are logits. Convolutions 2, 4 and 5 are in two groups, as on
+    the two graphics cards of the paper. Local response normalization and dropout stand in the
+    paper and not in the formula; so they are not here.
+
+    Shapes:
+        x: (..., 227, 227, 3) -> (..., features). The paper says 224, with which its first layer
+            would not give its 55 x 55 places.
+        params: 60,965,224 numbers for 1000 features.
+
+    Args:
+        features: number of classes.
+
+    Example:
+        >>> image = jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)
+        >>> dp.alexnet().plan(image).y.shape
+        (1, 1000)
+
+    Source: Krizhevsky, Sutskever, Hinton 2012, NeurIPS 25, section 3.5.
+    """
+
+    def Conv(features: int, size: int, **options: Any) -> Layer:
+        return conv(features, size, **options) >> jax.nn.relu
+
+    def MaxPool() -> Layer:
+        return max_pool(3, stride=2)
+
+    def FeedForward(features: int, activation: Any = jax.nn.relu) -> Layer:
+        return linear(features) >> activation
+
+    return (
+        Conv(96, 11, stride=4, padding="VALID") >> MaxPool()
+        >> Conv(256, 5, groups=2) >> MaxPool()
+        >> Conv(384, 3) >> Conv(384, 3, groups=2) >> Conv(256, 3, groups=2) >> MaxPool()
+        >> flatten()
+        >> FeedForward(4096) >> FeedForward(4096) >> FeedForward(features, jax.nn.identity)
+    )

@@ -1,0 +1,51 @@
+"""The multilayer perceptron: linear maps with an activation between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+
+from diffprog.combinators import serial
+from diffprog.errors import LayerError, check_count
+from diffprog.layer import Layer
+from diffprog.layers.dropout import dropout
+from diffprog.layers.linear import linear
+from diffprog.notation import show
+
+__all__ = ["mlp"]
+
+
+def mlp(
+    hidden: Sequence[int], features: int, *,
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, rate: float = 0.0,
+) -> Layer:
+    """Linear maps with an activation between: ``y = W_n a(... a(W_1 x + b_1) ...) + b_n``.
+
+    Shapes:
+        x: (..., D) -> (..., features).
+        params: ``body/linear_<i>`` for each hidden size, ``head``.
+
+    Args:
+        hidden: sizes of the hidden layers, in order; none gives a linear map.
+        features: size of the last axis of y.
+        activation: a function of arrays, or a layer.
+        rate: share of the hidden values that dropout leaves out in training, in [0, 1).
+
+    Raises:
+        LayerError: at composition, for sizes that are no positive ints.
+
+    Example:
+        >>> net = dp.mlp((64, 32), 10)
+        >>> net
+        serial(body=serial(linear(64), jax.nn.relu, linear(32), jax.nn.relu), head=linear(10))
+
+    Source: Rumelhart, Hinton, Williams 1986, Nature 323, 533-536.
+    """
+    if isinstance(hidden, int) or not isinstance(hidden, Sequence):
+        raise LayerError("a sequence of hidden sizes", show(hidden), "for example (64, 32)")
+    check_count("features", features)
+    parts = []
+    for size in hidden:
+        parts += [linear(size), activation, *([dropout(rate)] if rate else [])]
+    return serial(**({"body": serial(*parts)} if parts else {}), head=linear(features))

@@ -1,0 +1,76 @@
+"""What a layer makes of an input, in shapes and dtypes: nothing is computed to know it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import jax
+
+if TYPE_CHECKING:
+    from diffprog.layer import Layer
+
+Params = dict[str, Any]
+State = dict[str, Any]
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """One call of a child: its name, and the shapes of what it was given."""
+
+    name: str
+    x: Any
+    side: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Shapes and dtypes of parameters, state and output, and the calls of the children."""
+
+    params: Params
+    state: State
+    y: Any
+    calls: tuple[Call, ...] = ()
+
+
+class Visit(NamedTuple):
+    """One run of a layer somewhere in a net: where, which, on what, and its plan."""
+
+    path: str
+    layer: Layer
+    x: Any
+    side: dict[str, Any]
+    plan: Plan
+
+
+def visits(layer: Layer, x: Any, side: dict[str, Any], path: str = "") -> Iterator[Visit]:
+    """A layer and all layers in it, in the order of the calls; one called twice comes twice."""
+    plan = layer.plan(x, **side)
+    yield Visit(path, layer, x, side, plan)
+    for name, seen, beside in plan.calls:
+        yield from visits(layer.children[name], seen, beside, f"{path}/{name}" if path else name)
+
+
+def spec(x: Any) -> Any:
+    """Shapes and dtypes of a pytree of arrays."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, _canonical(a.dtype)), x)
+
+
+def remember(plan: Callable[[Any, dict[str, Any]], T]) -> Callable[[Any, dict[str, Any]], T]:
+    """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer."""
+    plans: dict[Any, T] = {}
+
+    def planned(x: Any, side: dict[str, Any]) -> T:
+        leaves, structure = jax.tree.flatten((x, side))
+        wide = jax.config.read("jax_enable_x64")
+        at = (structure, tuple((a.shape, a.dtype) for a in leaves), wide)
+        if at not in plans:
+            plans[at] = plan(x, side)
+        return plans[at]
+
+    return planned
+
+
+def _canonical(dtype: Any) -> Any:
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)

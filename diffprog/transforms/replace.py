@@ -1,0 +1,70 @@
+"""Surgery: a net with some of its layers exchanged or wrapped; all others stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diffprog import tree
+from diffprog.errors import LayerError, lengthen
+from diffprog.layer import Layer, as_layer
+from diffprog.notation import code, listed
+
+__all__ = ["replace"]
+
+
+def replace(net: Layer, pattern: str, f: Any) -> Layer:
+    """The net with ``f(layer)`` in the place of each layer whose path matches.
+
+    Names stay, so the parameters of every layer that was not replaced remain loadable. A match
+    inside a match is replaced first.
+
+    Args:
+        net: a layer made of layers.
+        pattern: of the paths of layers, in which ``*`` is one level and ``**`` any number.
+        f: a function from the old layer to the new one, such as `remat`; or the new layer itself.
+
+    Raises:
+        LayerError: the pattern matches no layer, or `f` gives no layer.
+
+    Example:
+        >>> net = dp.serial(body=dp.linear(8) >> jax.nn.relu, head=dp.linear(10))
+        >>> dp.replace(net, "head", dp.linear(3))
+        serial(body=serial(linear(8), jax.nn.relu), head=linear(3))
+        >>> dp.replace(net, "**/relu~*", lambda relu: dp.gelu)
+        serial(body=serial(linear(8), gelu), head=linear(10))
+    """
+
+    def new(path: str, old: Layer) -> Layer:
+        try:
+            return as_layer(f if isinstance(f, Layer) else f(old))
+        except TypeError as error:
+            raise LayerError("a function from a layer to a layer", f"{code(f)}, which takes none",
+                             "for an activation write lambda old: jax.nn.gelu") from error
+        except Exception as error:
+            lengthen(error, path)
+            raise
+
+    return edited(net, pattern, new)
+
+
+def edited(net: Layer, pattern: str, new: Callable[[str, Layer], Layer]) -> Layer:
+    """The net with ``new(path, layer)`` for each layer in it whose path matches."""
+    seen: list[str] = []
+
+    def edit(layer: Layer, path: str) -> Layer:
+        children = {}
+        for name, child in layer.children.items():
+            below = f"{path}/{name}" if path else name
+            seen.append(below)
+            children[name] = edit(child, below)
+            if tree.matches(below, pattern):
+                children[name] = new(below, children[name])
+        same = all(children[name] is child for name, child in layer.children.items())
+        return layer if same or not layer.rebuild else layer.rebuild(children)
+
+    whole = edit(as_layer(net), "")
+    if not any(tree.matches(path, pattern) for path in seen):
+        raise LayerError(f"a pattern that matches a layer ({listed(seen)})", repr(pattern),
+                         "correct it; * is one level, ** any number")
+    return whole

@@ -1,0 +1,153 @@
+"""Reading activations: what a layer deep in a net gives is returned beside the result.
+
+A tapped layer puts its output into the state, where every combinator carries it: stacked by
+`repeat`, mapped by `heads`, recomputed by `remat`. Around the net the outputs are taken out again,
+so that the state that comes back is the state that was given.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError
+from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.plans import Params, Plan, State, remember, spec, visits
+from diffprog.transforms.replace import edited
+
+__all__ = ["tap"]
+
+
+
+@factory
+def tap(layer: Any, pattern: str) -> Layer:
+    """Return activations beside the result: ``y`` becomes ``(y, {path: activation})``.
+
+    Gradients flow through the activations, so that a loss may speak of them. Inside `repeat`,
+    `heads` and `ensemble` an activation has their leading axis. It keeps the kind and the names of
+    what it wraps; parameters and state are the same.
+
+    Args:
+        layer: a layer made of layers.
+        pattern: of the paths of layers, in which ``*`` is one level and ``**`` any number.
+
+    Raises:
+        LayerError: the pattern matches no layer; at ``init``, if a matched layer is called several
+            times, so that one path would stand for several activations, or not at all.
+
+    Example:
+        >>> net = dp.tap(dp.repeat(3, dp.linear(4) >> jnp.tanh), "tanh~0")
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> y, seen = net(params, jnp.ones((2, 4)))
+        >>> {path: activation.shape for path, activation in seen.items()}
+        {'tanh~0': (3, 2, 4)}
+    """
+    layer = as_layer(layer)
+    mark = f"#{pattern}"  # the name of an output in the state; no child and no leaf has such a name
+    tapped: list[str] = []
+
+    def watch(path: str, child: Layer) -> Layer:
+        tapped.append(path)
+        return _watched(child, mark)
+
+    inner = edited(layer, pattern, watch)
+
+    @remember
+    def places(x: Any, side: dict[str, Any]) -> State:
+        """Where in the state the outputs will stand, in shapes."""
+        count = collections.Counter(visit.path for visit in visits(inner, x, side))
+        for path in tapped:
+            if count[path] != 1:
+                raise LayerError(f"{path} called once", f"{count[path]} calls",
+                                 "tap a layer around it, or give each call a layer of its own")
+        return _taps(inner.plan(x, **side).state, mark)
+
+    def filled(state: State, x: Any, side: dict[str, Any]) -> State:
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), places(spec(x), spec(side)))
+        return _merged(state, zeros, mark)
+
+    def planner(x: Any, side: dict[str, Any]) -> Plan:
+        plan = layer.plan(x, **side)
+        return dataclasses.replace(plan, y=(plan.y, dict(_named(places(x, side), mark))))
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        full = filled(state, x, side)
+        y, new = inner.apply(params, full, x, key=key, train=train, **side)
+        return (y, dict(_named(_taps(new, mark), mark))), _without(new, mark)
+
+    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        full = filled(state, x, side)
+        return _without(begin(params, full, x, length=length, **side), mark)
+
+    begin: Any = inner.start
+    return dataclasses.replace(
+        layer, apply=apply, start=begin and start, planner=planner,
+        rebuild=lambda children: tap(rebuilt(layer, children), pattern),
+    )
+
+
+def _watched(layer: Layer, mark: str) -> Layer:
+    """The layer, whose state holds its last output under the name `mark` as well."""
+
+    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        params, state = layer.init(key, x, **side)
+        y = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), layer.plan(x, **side).y)
+        return params, {**state, mark: y}
+
+    def planner(x: Any, side: dict[str, Any]) -> Plan:
+        plan = layer.plan(x, **side)
+        return dataclasses.replace(plan, state={**plan.state, mark: plan.y})
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        y, new = layer.apply(params, _own(state, mark), x, key=key, train=train, **side)
+        return y, {**new, mark: y}
+
+    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        return {**begin(params, _own(state, mark), x, length=length, **side), mark: state[mark]}
+
+    begin: Any = layer.start
+    return dataclasses.replace(
+        layer, init=init, apply=apply, start=begin and start, planner=planner,
+        rebuild=lambda children: _watched(rebuilt(layer, children), mark),
+    )
+
+
+def _own(state: State, mark: str) -> State:
+    return {name: value for name, value in state.items() if name != mark}
+
+
+def _taps(state: State, mark: str) -> State:
+    """The part of a state that holds outputs."""
+    parts = {name: _taps(part, mark) for name, part in _own(state, mark).items()
+             if isinstance(part, dict)}
+    found = {name: part for name, part in parts.items() if part}
+    return found | {mark: state[mark]} if mark in state else found
+
+
+def _without(state: State, mark: str) -> State:
+    """The state without outputs; what becomes empty is left out."""
+    parts = {name: _without(part, mark) if isinstance(part, dict) else part
+             for name, part in _own(state, mark).items()}
+    return {name: part for name, part in parts.items() if not isinstance(part, dict) or part}
+
+
+def _merged(state: State, taps: State, mark: str) -> State:
+    below = _own(taps, mark)
+    parts = {name: _merged(state.get(name, {}), part, mark) for name, part in below.items()}
+    return {**state, **parts, **({mark: taps[mark]} if mark in taps else {})}
+
+
+def _named(taps: State, mark: str, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and output of every tapped layer."""
+    for name, part in taps.items():
+        if name == mark:
+            yield path, part
+        else:
+            yield from _named(part, mark, f"{path}/{name}" if path else name)

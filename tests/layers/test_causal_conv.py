@@ -1,0 +1,133 @@
+"""Causal convolution: nothing depends on the future, and chunk by chunk equals all at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import KEY, close
+from refusing import expect
+
+import diffprog as dp
+
+SERIES = jax.random.normal(jax.random.key(3), (2, 12, 4))
+MASK = jnp.arange(12) % 5 != jnp.array([[2], [0]])
+
+
+@dp.program(down=dp.conv(4, 2, dims=1, padding="CAUSAL", stride=2),
+            mix=dp.depthwise_conv(3, dims=1, padding="CAUSAL"))
+def halving(layers, x, *, mask=None):
+    x = jnp.tanh(layers.down(x, mask=mask))
+    mask = None if mask is None else mask[:, ::2]
+    return x + layers.mix(layers.mix(x, mask=mask), mask=mask)
+
+
+LAYERS = {
+    "conv": dp.conv(3, 3, dims=1, padding="CAUSAL"),
+    "size 1": dp.conv(3, 1, dims=1, padding="CAUSAL"),
+    "dilated": dp.conv(3, 3, dims=1, padding="CAUSAL", dilation=2),
+    "stride": dp.conv(3, 2, dims=1, padding="CAUSAL", stride=2),
+    "stride beyond the kernel": dp.conv(3, 2, dims=1, padding="CAUSAL", stride=4),
+    "stride and dilation": dp.conv(4, (3,), padding="CAUSAL", stride=3, dilation=2, groups=2),
+    "depthwise": dp.depthwise_conv(4, dims=1, padding="CAUSAL", multiplier=2),
+    "in a program": halving,
+    "repeated": dp.repeat(2, dp.conv(4, 2, dims=1, padding="CAUSAL", dilation=3) >> jnp.tanh),
+    "in heads": dp.heads(2, dp.conv(3, 2, dims=1, padding="CAUSAL")),
+}
+STRIDES = {"stride": 2, "stride beyond the kernel": 4, "stride and dilation": 3, "in a program": 2}
+
+
+def naive(x, kernel, stride, dilation):
+    """``y[p] = sum_q x[stride * p - dilation * q] @ kernel[size - 1 - q]`` over what is there."""
+    y = np.zeros((x.shape[0], -(-x.shape[1] // stride), kernel.shape[-1]))
+    for p in range(y.shape[1]):
+        for q in range(len(kernel)):
+            if (at := stride * p - dilation * q) >= 0:
+                y[:, p] += x[:, at] @ kernel[len(kernel) - 1 - q]
+    return y
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation"), [
+    (1, 1, 1), (2, 1, 1), (3, 1, 2), (4, 3, 1), (2, 3, 5), (2, 2, 9)])
+def test_it_equals_loops(size, stride, dilation):
+    x, kernel = np.asarray(SERIES[:, :7]), np.asarray(jax.random.normal(KEY, (size, 4, 3)))
+    net = dp.conv(3, size, dims=1, padding="CAUSAL", stride=stride, dilation=dilation, bias=False)
+    y = net({"kernel": jnp.asarray(kernel)}, jnp.asarray(x))
+    close(y, naive(x, kernel, stride, dilation))
+
+
+def streamed(net, params, x, sizes, mask=None):
+    """The outputs of x in chunks of the given sizes, whose state keeps its form."""
+    state = net.start(params, {}, x[:, : sizes[0]], length=x.shape[1])
+    structure = jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    chunks, at = [], 0
+    for size in sizes:
+        part = slice(at, at + size)
+        y, state = net.apply(
+            params, state, x[:, part], mask=None if mask is None else mask[:, part])
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == structure
+        chunks.append(y)
+        at += size
+    assert at == x.shape[1]
+    return jnp.concatenate(chunks, 1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_chunk_by_chunk_equals_all_at_once(name):
+    net, k = LAYERS[name], STRIDES.get(name, 1)
+    params, _ = net.init(KEY, SERIES)
+    for mask, sizes in ((None, (k,) * (12 // k)), (MASK, (k, 12 - k)), (MASK, (12 - 2 * k, k, k))):
+        whole = net(params, SERIES, mask=mask)
+        close(streamed(net, params, SERIES, sizes, mask), whole)
+
+
+@pytest.mark.parametrize("name", ["dilated", "stride", "in a program"])
+def test_gradients_in_chunks_equal_those_at_once(name):
+    net, k = LAYERS[name], STRIDES.get(name, 1)
+    params, _ = net.init(KEY, SERIES)
+    once = lambda params, x: jnp.sum(jnp.sin(net(params, x, mask=MASK)))  # noqa: E731
+    for sizes in ((k,) * (12 // k), (k, 12 - k)):
+        parts = lambda params, x, sizes=sizes: jnp.sum(  # noqa: E731
+            jnp.sin(streamed(net, params, x, sizes, MASK)))
+        close(jax.grad(parts, (0, 1))(params, SERIES), jax.grad(once, (0, 1))(params, SERIES))
+
+
+def test_the_past_is_kept_in_the_dtype_of_x_and_cleared():
+    net = LAYERS["dilated"]
+    params, _ = net.init(KEY, SERIES)
+    x = SERIES.astype(jnp.bfloat16)
+    state = net.start(params, {}, x[:, :1], length=12)
+    assert state["past"].dtype == jnp.bfloat16 and state["past"].shape == (2, 4, 4)
+    assert not state["past"].any()
+    broken = jnp.where(MASK[..., None], x, jnp.nan)
+    y, state = net.apply(params, state, broken, mask=MASK)
+    assert y.dtype == jnp.bfloat16 and bool(jnp.isfinite(y).all())
+    kept = jnp.where(MASK[:, -4:, None], x[:, -4:], 0)
+    np.testing.assert_array_equal(*(np.asarray(a, np.float32) for a in (state["past"], kept)))
+
+
+def test_batch_axes_are_free():
+    net = LAYERS["conv"]
+    params, _ = net.init(KEY, SERIES)
+    for x in (SERIES[0], SERIES.reshape(2, 1, 12, 4)):
+        state = net.start(params, {}, x, length=12)
+        first, state = net.apply(params, state, x[..., :5, :])
+        second, _ = net.apply(params, state, x[..., 5:, :])
+        close(jnp.concatenate([first, second], -2), net(params, x))
+
+
+def test_what_cannot_be_is_refused():
+    expect("", "conv(2, 3, padding='CAUSAL'): wants dims=1 and padding_mode='zeros' for causal "
+           "padding, got dims=2 and 'zeros'", lambda: dp.conv(2, 3, padding="CAUSAL"))
+    expect("", "depthwise_conv((3,), padding='CAUSAL', padding_mode='reflect'): wants dims=1 and "
+           "padding_mode='zeros' for causal padding, got dims=1 and 'reflect'",
+           lambda: dp.depthwise_conv((3,), padding="CAUSAL", padding_mode="reflect"))
+    net = dp.serial(at=LAYERS["stride"])
+    params, _ = net.init(KEY, SERIES)
+    state = net.start(params, {}, SERIES[:, :2], length=12)
+    expect("at", "at (conv(3, 2, dims=1, stride=2, padding='CAUSAL')): wants chunks of a multiple "
+           "of the stride 2, got float32[2,3,4]", net.apply, params, state, SERIES[:, :3])
+    for layer in (dp.conv(3, 3, dims=1), dp.conv(3, 3, dims=1, padding="VALID"),
+                  dp.depthwise_conv(3, dims=1, padding=((2, 0),))):
+        params, _ = layer.init(KEY, SERIES)
+        with pytest.raises(dp.LayerError, match="the whole input at once"):
+            layer.start(params, {}, SERIES, length=12)

@@ -1,0 +1,117 @@
+"""The published models: parameters counted and derived, paths pinned, shapes, and learning."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden import FOLDER, IMAGE, MODELS, structure
+from refusing import expect, refused
+
+import diffprog as dp
+from diffprog.models.resnet import basic, bottleneck, stages
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_paths_shapes_and_dtypes_are_pinned(name):
+    wanted = json.loads((FOLDER / f"{name}.json").read_text())
+    assert structure(name) == wanted, "if that is meant, run: python tests/models/golden.py"
+
+
+def count(name):
+    net, x = MODELS[name]
+    return dp.tree.count(net.plan(x).params)
+
+
+def conv(size, inputs, features, groups=1):
+    return size * size * (inputs // groups) * features
+
+
+def test_the_parameters_of_alexnet():
+    convolutions = [(11, 3, 96, 1), (5, 96, 256, 2), (3, 256, 384, 1), (3, 384, 384, 2),
+                    (3, 384, 256, 2)]
+    linear = [(6 * 6 * 256, 4096), (4096, 4096), (4096, 1000)]
+    derived = sum(conv(*c) + c[2] for c in convolutions) + sum(m * n + n for m, n in linear)
+    assert count("alexnet") == derived == 60_965_224
+
+
+def resnet(block, counts):
+    """Kernels, a scale and a bias for each channel of each normalization, and the head."""
+    total = conv(7, 3, 64) + 2 * 64
+    channels = 64
+    for i, blocks in enumerate(counts):
+        width = 64 * 2**i
+        for _ in range(blocks):
+            if block == "basic":
+                chain = [(3, channels, width), (3, width, width)]
+            else:
+                chain = [(1, channels, width), (3, width, width), (1, width, 4 * width)]
+            out = chain[-1][2]
+            if channels != out:
+                chain.append((1, channels, out))
+            total += sum(conv(*c) + 2 * c[2] for c in chain)
+            channels = out
+    return total + channels * 1000 + 1000
+
+
+@pytest.mark.parametrize(("depth", "block", "counts", "known"), [
+    (18, "basic", (2, 2, 2, 2), 11_689_512), (34, "basic", (3, 4, 6, 3), 21_797_672),
+    (50, "bottleneck", (3, 4, 6, 3), 25_557_032), (101, "bottleneck", (3, 4, 23, 3), 44_549_160),
+    (152, "bottleneck", (3, 8, 36, 3), 60_192_808),
+])
+def test_the_parameters_of_resnets(depth, block, counts, known):
+    assert count(f"resnet_{depth}") == resnet(block, counts) == known
+
+
+def test_sides_of_a_resnet():
+    """Table 1 of the paper: 56, 28, 14 and 7 places behind the stages."""
+    rows = {row.path: row.output.shape for row in dp.summary(dp.resnet(50), IMAGE).rows}
+    assert [rows[f"stage_{i}"] for i in (1, 2, 3, 4)] == [
+        (1, 56, 56, 256), (1, 28, 28, 512), (1, 14, 14, 1024), (1, 7, 7, 2048)]
+
+
+@pytest.mark.parametrize("block", [basic, bottleneck])
+def test_a_block_starts_as_the_identity(block):
+    x = jax.nn.relu(jax.random.normal(KEY, (2, 5, 5, 8)))
+    width = 8 if block is basic else 2
+    for zero_init in (True, False):
+        net = block(width, zero_init=zero_init)
+        y, _ = net.apply(*net.init(KEY, x), x, train=True)
+        assert np.array_equal(y, x) == zero_init
+
+
+def test_stages_of_one_block():
+    net = dp.serial(**stages(basic, (1, 1), (4, 8)))
+    assert list(net.children) == ["stage_1", "stage_2"]
+    assert list(net.children["stage_1"].children) == ["rest"]
+    assert list(net.children["stage_2"].children) == ["first"]
+
+
+def test_what_models_refuse():
+    expect("", "wants a depth out of 101, 152, 18, 34, 50, got 20; build others from image_stem "
+               "and stages of diffprog.models.resnet", dp.resnet, 20)
+    expect("", "wants a sequence of hidden sizes, got 64; for example (64, 32)", dp.mlp, 64, 10)
+    narrow = dp.resnet(18, 10, width=4, stem=dp.conv(5, 3))
+    error = refused(narrow.init, KEY, jnp.ones((1, 8, 8, 1)))
+    assert error.path == "stage_1/rest/residual_0" and error.got == "float32[1,8,8,4]"
+
+
+SMALL = {
+    "mlp": (dp.mlp((16,), 4), (8, 6), 120),
+    "resnet": (dp.resnet(18, 4, width=4, stem=dp.conv(4, 3)), (8, 8, 8, 1), 40),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_model_learns_eight_examples(name, quick_compilation):
+    net, shape, steps = SMALL[name]
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    y = np.arange(8) % 4
+    step = dp.make_step(net, dp.classification(), optax.adam(1e-2))
+    fit = dp.fit(step, dp.batches((x, y), 8, seed=0), key=KEY, steps=steps, every=10,
+                 progress=False)
+    assert fit.history[-1]["loss"] < 0.05

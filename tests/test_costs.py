@@ -1,0 +1,179 @@
+"""What a net costs: FLOPs by hand and by XLA, receptive fields, subtotals by kind."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import diffprog as dp
+from diffprog.costs import flops
+from diffprog.receptive import Field
+
+
+def shape(*sides, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(sides, dtype)
+
+
+def cost(net, x, **side):
+    return dp.summary(net, x, **side).flops
+
+
+# Operations.
+
+def test_a_product_and_a_sum_are_two():
+    assert cost(dp.linear(5, bias=False), shape(3, 4)) == 2 * 3 * 4 * 5
+    assert cost(dp.linear(5), shape(3, 4)) - cost(dp.linear(5, bias=False), shape(3, 4)) == 15
+
+
+def test_it_is_what_xla_says_of_a_net_without_loops():
+    net = dp.serial(dp.conv(4, 3), jax.nn.relu, dp.max_pool(2), dp.flatten(), dp.linear(3))
+    x = shape(2, 6, 6, 1)
+    plan = net.plan(x)
+    whole = jax.jit(lambda p, x: net(p, x)).lower(plan.params, x).cost_analysis()["flops"]
+    assert cost(net, x) == whole
+
+
+@pytest.mark.parametrize("unroll", [1, 2, 3, 5, 7])
+def test_the_body_of_a_scan_counts_as_often_as_it_runs(unroll):
+    def body(x, _):
+        return jnp.tanh(x @ x), None
+
+    def f(x):
+        return jax.lax.scan(body, x, None, length=5, unroll=unroll)[0]
+
+    def loop(x):
+        for _ in range(5):
+            x, _ = body(x, None)
+        return x
+
+    x = shape(8, 8)
+    counting = 2 if unroll < 5 else 0  # the loop's own counter, once
+    assert flops(f, x) == flops(loop, x) + counting
+
+
+def test_scans_in_scans_and_in_functions():
+    def inner(x):
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=3)[0]
+
+    def outer(x):
+        return jax.lax.scan(lambda x, _: (jax.jit(inner)(x), None), x, None, length=4)[0]
+
+    product = flops(lambda x: x @ x, shape(8, 8))
+    assert 12 * product <= flops(jax.checkpoint(outer), shape(8, 8)) <= 12 * product + 20
+
+
+@pytest.mark.parametrize("block", [
+    dp.residual(dp.serial(dp.linear(4), jnp.sin)),
+    dp.residual(dp.serial(dp.conv(4, 3, dims=1), jnp.sin)),  # unrolled on CPU
+    dp.linear(4),
+], ids=["dense", "convolution", "leaf"])
+def test_repeat_costs_its_copies(block):
+    x = shape(2, 5, 4)
+    one = cost(block, x)
+    assert one > 0
+    for n in (2, 3):
+        assert cost(dp.repeat(n, block), x) == n * one
+        assert cost(dp.ensemble(n, block), x) == n * one
+        assert cost(dp.repeat(2, dp.heads(1, dp.repeat(n, block))), x) == 2 * n * one
+    assert cost(dp.remat(block), x) == one
+    casts = dp.tree.count(block.plan(x).params)
+    assert cost(dp.mixed(block, jnp.bfloat16), x) == one + casts
+
+
+def test_a_program_costs_what_it_computes_itself_and_its_children():
+    @dp.program(f=dp.linear(4))
+    def net(layers, x):
+        return layers.f(x) * 2 + x @ x.T @ x
+
+    seen = dp.summary(net, shape(3, 4))
+    own = flops(lambda y, x: y * 2 + x @ x.T @ x, shape(3, 4), shape(3, 4))
+    assert seen.flops == seen.rows[0].flops == own + seen.rows[1].flops
+    assert seen.kinds["net"].flops == own
+
+
+def test_subtotals_by_kind_add_up():
+    net = dp.serial(dp.conv(4, 3), dp.batch_norm(), jax.nn.relu, dp.repeat(3, dp.residual(
+        dp.conv(4, 3) >> dp.batch_norm() >> jax.nn.relu)), dp.flatten(), dp.linear(3))
+    seen = dp.summary(net, shape(2, 6, 6, 1))
+    assert sum(kind.flops for kind in seen.kinds.values()) == seen.flops
+    assert sum(kind.parameters for kind in seen.kinds.values()) == seen.parameters
+    assert seen.kinds["conv"].calls == seen.kinds["batch_norm"].calls == 2
+    assert seen.kinds["conv"].parameters == 9 * 4 + 4 + 3 * (9 * 16 + 4)
+    assert seen.kinds["residual"].flops == 3 * 2 * 6 * 6 * 4  # its sums
+    assert "flatten" not in seen.kinds
+
+
+def test_resnet_50_costs_what_is_published():
+    """He et al. 2015, table 1: 3.8 billion multiply-adds; with the stride in the 3x3 it is 4.1
+    billion, of which XLA leaves out those with padding."""
+    x = shape(1, 224, 224, 3)
+    seen = dp.summary(dp.resnet(50), x)
+    assert 2 * 3.9e9 < seen.kinds["conv"].flops + seen.kinds["linear"].flops < 2 * 4.1e9
+
+
+def test_nothing_is_compiled(monkeypatch):
+    from jax._src import compiler
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(compiler, "backend_compile_and_load", refuse)
+    with pytest.raises(AssertionError, match="compiled"):
+        jax.jit(lambda x: x * 3)(jnp.ones(3)).block_until_ready()
+    seen = dp.summary(dp.repeat(2, dp.linear(4) >> jnp.tanh), shape(2, 4))
+    assert seen.flops > 0
+
+
+# Receptive fields.
+
+def fields(net, x):
+    return {row.path: row.field for row in dp.summary(net, x).rows if row.field}
+
+
+def square(size, stride):
+    return Field((size, size), (stride, stride))
+
+
+def test_the_fields_of_alexnet():
+    """By the recurrence r <- r + (k - 1) j, j <- j s, done by hand along the chain."""
+    found = fields(dp.alexnet(), shape(1, 227, 227, 3))
+    assert list(found.values()) == [
+        square(11, 4), square(19, 8), square(51, 8), square(67, 16), square(99, 16),
+        square(131, 16), square(163, 16), square(195, 32)]
+
+
+@pytest.mark.parametrize(("net", "side"), [
+    (dp.serial(dp.conv(1, 3, padding="VALID"), dp.max_pool(2), dp.conv(1, 3, padding="VALID")), 12),
+    (dp.serial(dp.conv(1, 3, padding="VALID", dilation=2), dp.avg_pool(3, stride=2)), 11),
+    (dp.repeat(3, dp.conv(1, 3)), 15),
+    (dp.serial(dp.residual(dp.conv(1, 3) >> dp.conv(1, 3)), dp.conv(1, 3, stride=2)), 15),
+    (dp.serial(dp.branch(dp.conv(1, 5), dp.conv(1, 1), merge=dp.add), dp.conv(1, 3)), 15),
+], ids=["chain", "dilated", "repeat", "residual", "branch"])
+def test_fields_are_where_the_gradient_is(net, side):
+    """The places of the input on which one place in the middle depends, by its gradient."""
+    x = jax.random.normal(jax.random.key(0), (1, side, side, 1))
+    params, _ = net.init(jax.random.key(1), x)
+    params = jax.tree.map(lambda a: jnp.abs(a) + 0.1, params)
+    middle = net(params, x).shape[1] // 2
+
+    def seen(net, x):
+        slope = jax.grad(lambda x: net(params, x)[0, middle, middle, 0])(x)
+        return int((slope[0, :, :, 0] != 0).any(1).sum())
+
+    # An average instead of a maximum, so that every place in a window has a gradient.
+    soft = net
+    if "max_pool" in repr(net):
+        soft = dp.replace(net, "**/max_pool*", dp.avg_pool(2))
+    assert seen(soft, x) == list(fields(net, x).values())[-1].size[0]
+
+
+def test_sides_of_their_own():
+    found = fields(dp.conv(1, (3, 5), stride=(1, 2)), shape(1, 9, 9, 1))
+    assert found == {"": Field((3, 5), (1, 2))}
+    assert " 3x5     1x2" in str(dp.summary(dp.conv(1, (3, 5), stride=(1, 2)), shape(1, 9, 9, 1)))
+
+
+def test_what_changes_the_places_otherwise_ends_the_field():
+    net = dp.serial(dp.conv(1, 3), dp.upsample(2), dp.conv(1, 3))
+    assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]
+    net = dp.serial(dp.conv(1, 3), dp.global_avg_pool(), dp.linear(3))
+    assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]

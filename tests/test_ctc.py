@@ -1,0 +1,121 @@
+"""The loss of sequences without alignment, against the sum over all paths."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusing import refused
+
+import diffprog as dp
+
+FRAMES, CLASSES = 5, 3
+LABELS = np.array([[1, 2], [1, 1], [2, 0], [0, 0]])  # before padding
+LENGTHS = np.array([2, 2, 1, 0])
+TIMES = np.array([5, 4, 3, 5])
+
+
+def logits(seed=0):
+    return np.random.default_rng(seed).normal(0, 2, (4, FRAMES, CLASSES))
+
+
+def spelled(path, blank):
+    """The labels of a path: repetitions merged, blanks left out."""
+    return [c for c, _ in itertools.groupby(path) if c != blank]
+
+
+def by_paths(logits, labels, blank):
+    """Minus the logarithm of the probability of all paths that spell the labels."""
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return -np.log(sum(
+        np.prod([shares[t, c] for t, c in enumerate(path)])
+        for path in itertools.product(range(CLASSES), repeat=len(logits))
+        if spelled(path, blank) == list(labels)))
+
+
+def losses(logits, labels, frames, kept, **options):
+    return jax.jit(lambda x: dp.ctc(
+        x, jnp.asarray(labels), mask=frames, label_mask=kept, reduction="none", **options))(logits)
+
+
+def masks():
+    return np.arange(FRAMES) < TIMES[:, None], np.arange(2) < LENGTHS[:, None]
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+def test_ctc_is_the_sum_over_all_paths(blank):
+    x, (frames, kept) = logits(), masks()
+    labels = (LABELS + blank + 3 * (LABELS == 0)) % 3 if blank else LABELS
+    wanted = [by_paths(x[i, :TIMES[i]], labels[i, :LENGTHS[i]], blank) for i in range(4)]
+    np.testing.assert_allclose(losses(x, labels, frames, kept, blank=blank), wanted, rtol=1e-5)
+    loss = functools.partial(
+        dp.ctc, labels=jnp.asarray(labels), mask=frames, label_mask=kept, blank=blank)
+    for reduction, want in (("mean", np.mean(wanted)), ("sum", sum(wanted))):
+        np.testing.assert_allclose(loss(x, reduction=reduction), want, rtol=1e-5)
+    dp.check_gradients(loss, jnp.asarray(x))
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    half = jnp.asarray(logits(), jnp.bfloat16)
+    found, wanted = (dp.ctc(x, LABELS[[0]].repeat(4, 0)) for x in (half, half.astype(jnp.float32)))
+    assert found.dtype == jnp.float32 and float(found) == float(wanted)
+
+
+def test_without_masks_all_is_real():
+    wanted = by_paths(logits()[0], LABELS[0], 0)
+    np.testing.assert_allclose(dp.ctc(logits()[:1], LABELS[:1]), wanted, rtol=1e-5)
+
+
+def test_padding_may_stand_anywhere_and_hold_anything():
+    x = logits()[:1, :4]
+    spread_out = np.full((1, 6, CLASSES), np.nan)
+    spread_out[:, [0, 2, 3, 5]] = x
+    frames = np.array([[True, False, True, True, False, True]])
+    kept = np.array([[False, True, False, True, False]])
+    wanted = by_paths(x[0], [2, 1], 0)
+    loss = jax.jit(jax.value_and_grad(lambda x, y: dp.ctc(x, y, mask=frames, label_mask=kept)))
+    for junk in (1, 2, 0, -100, 7):
+        value, grads = loss(spread_out, np.array([[junk, 2, junk, 1, junk]]))
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
+        assert not np.asarray(grads)[~frames].any() and np.asarray(grads)[frames].all()
+
+
+def test_an_example_without_frames_is_not_real():
+    x, (frames, kept) = logits(), masks()
+    wanted = losses(x[:2], LABELS[:2], frames[:2], kept[:2])
+    real = np.array([True, True, False, False])
+    mask = frames & real[:, None]
+    each = losses(x, LABELS, mask, kept)
+    np.testing.assert_allclose(each[:2], wanted, rtol=1e-5)
+    assert each[2:].tolist() == [0.0, 0.0]
+    mean = dp.ctc(x, LABELS, mask=mask, label_mask=kept)
+    np.testing.assert_allclose(mean, wanted.mean(), rtol=1e-5)
+    assert losses(x, LABELS, real, kept)[2:].tolist() == [0.0, 0.0]  # a mask of examples
+    assert float(dp.ctc(x, LABELS, mask=mask & False)) == 0.0
+
+
+def test_labels_that_are_none_give_nan():
+    labels = np.array([[1, 2], [1, 0], [3, 1], [2, -1]])
+    each = dp.ctc(logits(), labels, reduction="none")
+    assert np.isnan(each).tolist() == [False, True, True, True]
+
+
+def test_labels_that_do_not_fit_give_a_large_number():
+    assert 1e5 < float(dp.ctc(jnp.zeros((1, 2, 3)), np.array([[1, 1]]))) < 1.1e5
+
+
+def test_what_ctc_refuses():
+    x = jnp.zeros((2, 4, 3))
+    fine = jnp.ones((2, 2), jnp.int32)
+    for a, b in ((x[0], fine), (x, fine[0]), (x, fine[:1]), (x, jnp.ones((2, 2)))):
+        error = refused(dp.ctc, a, b)
+        assert error.wants == "logits (batch, time, classes) and integer labels (batch, n)"
+        assert error.remedy
+    for blank in (-1, 3):
+        assert refused(dp.ctc, x, fine, blank=blank).wants == "blank in [0, 3)"
+    for wrong in ({"mask": jnp.ones((2, 2), bool)}, {"label_mask": jnp.ones((2, 4), bool)},
+                  {"mask": jnp.ones((2, 4))}):
+        assert refused(dp.ctc, x, fine, **wrong).wants.startswith("a mask of ")
+    assert refused(dp.ctc, x.astype(int), fine).wants == "floating-point input"

@@ -1,0 +1,380 @@
+"""Losses against NumPy: values, gradients, and what a mask, a label or a shape may be."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+from refusing import expect, refused
+
+import diffprog as dp
+
+REDUCTIONS = ("none", "sum", "mean")
+ELEMENTWISE = {
+    "squared_error": (dp.squared_error, lambda p, t: (p - t) ** 2),
+    "absolute_error": (dp.absolute_error, lambda p, t: abs(p - t)),
+    "huber": (functools.partial(dp.huber, delta=0.7),
+              lambda p, t: np.where(abs(p - t) < 0.7, (p - t) ** 2 / 2, 0.7 * abs(p - t) - 0.245)),
+    "binary_cross_entropy": (
+        dp.binary_cross_entropy,
+        lambda x, t: -t * np.log(1 / (1 + np.exp(-x))) - (1 - t) * np.log(1 / (1 + np.exp(x)))),
+}
+elementwise = pytest.mark.parametrize("name", ELEMENTWISE)
+
+
+def drawn(*shape, seed=0, spread=3.0):
+    return np.random.default_rng(seed).normal(0, spread, size=shape)
+
+
+def shares(*shape, seed=1):
+    """Probabilities on the last axis."""
+    return np.random.default_rng(seed).dirichlet(np.ones(shape[-1]), shape[:-1])
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def reductions(loss, *given, **options):
+    """All three reductions of a loss in one compiled program."""
+    return jax.jit(lambda *given: [
+        loss(*given, reduction=name, **options) for name in REDUCTIONS])(*given)
+
+
+def assert_padding_is_nothing(loss, prediction, target, mask, *broken):
+    """A masked loss is that of the real entries; what else it is given changes nothing.
+
+    `broken` are prediction and target with anything where the mask is False.
+    """
+    mask = np.asarray(mask)
+    each, total, mean = reductions(loss, *broken, mask=jnp.asarray(mask))
+    wanted = reductions(loss, prediction[mask], target[mask])
+    np.testing.assert_allclose(np.asarray(each)[mask], wanted[0], rtol=1e-5)
+    assert not np.asarray(each)[~mask].any()
+    np.testing.assert_allclose([total, mean], wanted[1:], rtol=1e-5)
+    moved = (0, 1) if np.issubdtype(target.dtype, np.floating) else (0,)
+    slopes = jax.jit(jax.grad(lambda *given: loss(*given, mask=jnp.asarray(mask)), moved))(*broken)
+    alone = jax.jit(jax.grad(loss, moved))(prediction[mask], target[mask])
+    for grads, wanted in zip(map(np.asarray, slopes), alone, strict=True):
+        assert not grads[~mask].any() and np.abs(wanted).max() > 0
+        np.testing.assert_allclose(grads[mask], wanted, rtol=1e-5, atol=1e-7)
+
+
+# cross entropy
+
+
+def weighed(logits, labels, smoothing, weights, soft):
+    """Each loss and its weight in the mean, as PyTorch defines them, entry by entry in float64."""
+    logs, classes = log_softmax(logits), logits.shape[-1]
+    losses, each = np.zeros(logits.shape[:-1]), np.ones(logits.shape[:-1])
+    for at in np.ndindex(*losses.shape):
+        target = labels[at] if soft else np.eye(classes)[labels[at]]
+        if not soft:
+            each[at] = weights[labels[at]]
+        for c in range(classes):
+            share = (1 - smoothing) * target[c] + smoothing / classes
+            weight = weights[c]
+            losses[at] -= weight * share * logs[at][c]
+    return losses, each
+
+
+@pytest.mark.parametrize("leading", [(), (6,), (2, 3)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
+    logits = drawn(*leading, 5)
+    labels = shares(*leading, 5) if soft else np.random.default_rng(1).integers(0, 5, leading)
+    weights = np.array([0.5, 1.0, 2.0, 0.1, 3.0]) if weighted else None
+    wanted, each = weighed(
+        logits, labels, smoothing, np.ones(5) if weights is None else weights, soft)
+    with jax.enable_x64(True):
+        found = reductions(
+            dp.cross_entropy, logits, labels, smoothing=smoothing, weights=weights)
+        assert found[0].shape == leading and found[0].dtype == jnp.float64
+        for got, want in zip(found, (wanted, wanted.sum(), wanted.sum() / each.sum()), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-13)
+    dp.check_gradients(lambda logits: dp.cross_entropy(
+        logits, jnp.asarray(labels), smoothing=smoothing, weights=weights), jnp.asarray(logits))
+
+
+def test_soft_targets_that_are_sure_are_labels():
+    logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
+    for smoothing in (0.0, 0.3):
+        hard, soft = (dp.cross_entropy(logits, target, smoothing=smoothing)
+                      for target in (labels, np.eye(3)[labels]))
+        np.testing.assert_allclose(hard, soft, rtol=1e-6)
+
+
+def test_soft_targets_have_a_gradient():
+    logits, targets = drawn(4, 3), shares(4, 3)
+    grads = jax.grad(lambda t: dp.cross_entropy(logits, t, reduction="sum"))(jnp.asarray(targets))
+    np.testing.assert_allclose(grads, -log_softmax(logits), rtol=1e-5)
+
+
+def test_the_gradient_of_cross_entropy_is_softmax_minus_the_label():
+    logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
+    wanted = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wanted[np.arange(4), labels] -= 1
+    grads = jax.jit(jax.grad(dp.cross_entropy))(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_allclose(grads, wanted / 4, rtol=1e-5, atol=1e-6)
+
+
+def test_large_logits_do_not_overflow():
+    logits = jnp.array([[1e4, -1e4], [3e38, 0.0], [-jnp.inf, 0.0]])
+    losses = dp.cross_entropy(logits, jnp.array([1, 0, 1]), reduction="none")
+    assert losses.tolist() == [2e4, 0.0, 0.0]
+
+
+def test_bfloat16_logits_are_reduced_in_float32():
+    logits = jnp.asarray(drawn(8, 50), jnp.bfloat16)
+    for labels in (jnp.arange(8), jnp.asarray(shares(8, 50), jnp.bfloat16)):
+        for smoothing in (0.0, 0.1):
+            loss = functools.partial(dp.cross_entropy, smoothing=smoothing)
+            each, _, mean = reductions(loss, logits, labels)
+            assert each.dtype == mean.dtype == jnp.float32
+            wide = labels if labels.ndim == 1 else labels.astype(jnp.float32)
+            np.testing.assert_allclose(each, loss(logits.astype(jnp.float32), wide,
+                                                  reduction="none"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"smoothing": 0.1}, {"weights": np.array([0.5, 1.0, 2.0])}], ids=str)
+def test_masked_labels_count_nothing_whatever_they_hold(options):
+    logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
+    mask = np.array([True, False, True, False])
+    loss = functools.partial(dp.cross_entropy, **options)
+    assert_padding_is_nothing(
+        loss, logits, labels, mask, np.where(mask[:, None], logits, np.nan),
+        np.where(mask, labels, [0, -100, 0, 3]))
+    soft = shares(4, 3)
+    assert_padding_is_nothing(loss, logits, soft, mask,
+                              *(np.where(mask[:, None], a, np.nan) for a in (logits, soft)))
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"smoothing": 0.1}, {"weights": np.array([0.5, 1.0, 2.0])}], ids=str)
+@pytest.mark.parametrize("ignore", [-100, 1, 255])
+def test_ignored_labels_are_masked(options, ignore):
+    logits, labels = drawn(2, 3, 3), np.array([[0, ignore, 1], [2, 0, ignore]])
+    mask = np.array([[True, True, True], [True, False, True]])
+    if ignore != -100:
+        labels = labels.astype(np.uint8)
+    found = reductions(dp.cross_entropy, logits, labels, ignore=ignore, mask=mask, **options)
+    wanted = reductions(
+        dp.cross_entropy, logits, labels, mask=mask & (labels != ignore), **options)
+    assert np.count_nonzero(wanted[0]) == (2 if ignore == 1 else 3)
+    for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_narrow_label_is_not_taken_for_what_is_ignored():
+    labels = np.array([156], np.uint8)  # the bits of -100
+    assert float(dp.cross_entropy(np.zeros((1, 200)), labels, ignore=-100)) > 0
+
+
+def test_a_mask_may_have_leading_axes_alone():
+    logits, labels = drawn(2, 3, 4), np.random.default_rng(1).integers(0, 4, (2, 3))
+    found = dp.cross_entropy(logits, labels, mask=np.array([False, True]))
+    np.testing.assert_allclose(found, dp.cross_entropy(logits[1], labels[1]), rtol=1e-6)
+
+
+def test_nothing_real_gives_zero():
+    logits, mask = jnp.full((2, 3), jnp.nan), jnp.zeros(2, bool)
+    for labels in (jnp.array([0, 1]), jnp.full((2, 3), jnp.nan)):
+        for reduction in ("mean", "sum"):
+            loss = lambda x, y=labels, r=reduction: dp.cross_entropy(  # noqa: E731
+                x, y, mask=mask, reduction=r)
+            value, grads = jax.jit(jax.value_and_grad(loss))(logits)
+            assert float(value) == 0.0
+            np.testing.assert_array_equal(grads, np.zeros((2, 3)))
+    labels, free = jnp.array([0, 1]), jnp.array([0.0, 0.0, 1.0])
+    assert float(dp.cross_entropy(jnp.zeros((2, 3)), labels, weights=free)) == 0.0
+    assert float(dp.cross_entropy(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32))) == 0.0
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"smoothing": 0.1}, {"weights": np.ones(3)}, {"ignore": -100}], ids=str)
+def test_labels_out_of_range_give_nan(options):
+    labels = jnp.array([-1, 0, 2, 3, 1000, -3])
+    each, _, mean = reductions(dp.cross_entropy, jnp.zeros((6, 3)), labels, **options)
+    assert np.isnan(each).tolist() == [True, False, False, True, True, True]
+    assert np.isnan(mean)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "classes"),
+    [("uint8", 10), ("uint8", 256), ("int8", 128), ("int8", 1000), ("uint8", 300), ("int64", 5)])
+def test_labels_of_any_integer_dtype(dtype, classes):
+    labels = np.array([0, 1, min(classes, 128) - 1]).astype(dtype)
+    logits = drawn(3, classes)
+    wanted = -log_softmax(logits)[range(3), labels.astype(int)]
+    for given in (labels, jnp.asarray(labels)):
+        losses = dp.cross_entropy(jnp.asarray(logits), given, reduction="none")
+        np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+
+
+def primitives(jaxpr, shape):
+    """Names of the equations of a jaxpr, also of those inside it, that yield this shape."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if any(getattr(out.aval, "shape", None) == shape for out in equation.outvars):
+            found.add(equation.primitive.name)
+        for inner in jaxprs_in_params(equation.params):
+            found |= primitives(inner, shape)
+    return found
+
+
+def test_no_one_hot_vector_is_made():
+    logits, labels = jnp.asarray(drawn(4, 1000)), jnp.arange(4)
+
+    def made(loss):
+        return primitives(jax.make_jaxpr(loss)(labels).jaxpr, (4, 1000))
+
+    naive = made(lambda labels: optax.softmax_cross_entropy(
+        logits, jax.nn.one_hot(labels, 1000)).mean())
+    assert "eq" in naive  # the search finds one where there is one
+    assert not made(lambda labels: dp.cross_entropy(logits, labels)) & {"eq", "iota"}
+
+
+def test_what_cross_entropy_refuses():
+    logits, labels = jnp.zeros((2, 3)), jnp.array([0, 1])
+    loss = dp.cross_entropy
+    for wrong in (jnp.zeros(2), jnp.zeros((3, 3)), jnp.zeros((2, 1))):
+        error = refused(loss, logits, wrong)
+        assert error.wants == "integer labels, or probabilities as float32[2,3] without ignore"
+        assert "integers" in error.remedy
+    error = refused(loss, logits, jnp.zeros((2, 3)), ignore=-100)
+    assert "ignore=-100" in error.got and "mask" in error.remedy
+    expect("", "wants integer labels, got bool[2]", loss, logits, jnp.zeros(2, bool))
+    for wrong in ((3,), (2, 1), ()):
+        error = refused(loss, logits, jnp.zeros(wrong, jnp.int32))
+        assert error.wants == "labels of the logits' leading shape (2,)" and error.remedy
+    assert refused(loss, jnp.zeros(()), jnp.zeros((), jnp.int32)).remedy == "add the missing axes"
+    assert refused(loss, jnp.zeros((2, 3), jnp.int32), labels).wants == "floating-point input"
+    for mask in (jnp.ones(2), jnp.ones(2, jnp.int32), jnp.ones(3, bool), jnp.ones((2, 1), bool)):
+        error = refused(loss, logits, labels, mask=mask)
+        kind = "booleans" if mask.dtype != bool else "the leading axes of (2,)"
+        assert error.wants == f"a mask of {kind}" and error.remedy
+    for smoothing in (-0.1, 1.0, 10, None):
+        assert "smoothing in [0, 1)" in refused(loss, logits, labels, smoothing=smoothing).wants
+    for target in (labels, jnp.zeros((2, 3))):
+        for weights in (jnp.ones(2), jnp.ones((1, 3)), 2.0):
+            error = refused(loss, logits, target, weights=weights)
+            assert error.wants == "one weight for each of 3 classes" and error.remedy
+
+
+# losses of elements
+
+
+@elementwise
+def test_a_loss_of_elements_is_its_formula(name):
+    loss, formula = ELEMENTWISE[name]
+    prediction, target = drawn(3, 4, spread=1), shares(3, 4)
+    wanted = formula(prediction, target)
+    with jax.enable_x64(True):
+        found = reductions(loss, prediction, target)
+        assert found[0].shape == (3, 4) and found[0].dtype == jnp.float64
+        for got, want in zip(found, (wanted, wanted.sum(), wanted.mean()), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+    dp.check_gradients(loss, jnp.asarray(prediction), jnp.asarray(target))
+
+
+@elementwise
+@pytest.mark.parametrize("mask", [
+    [True, False, True], [[True, False], [False, False], [True, True]]], ids=["rows", "elements"])
+def test_padding_of_elements_is_nothing(name, mask):
+    loss, _ = ELEMENTWISE[name]
+    prediction, target, mask = drawn(3, 2, spread=1), shares(3, 2), np.array(mask)
+    whole = mask if mask.ndim == 2 else mask[:, None]
+    assert_padding_is_nothing(loss, prediction, target, mask,
+                              *(np.where(whole, a, np.nan) for a in (prediction, target)))
+
+
+@elementwise
+def test_losses_of_elements_have_common_manners(name):
+    loss, _ = ELEMENTWISE[name]
+    half = jnp.asarray(drawn(3, 2, spread=1), jnp.bfloat16)
+    ones = np.ones((3, 2), np.int32)
+    wide = loss(half.astype(jnp.float32), ones, reduction="none")
+    assert wide.dtype == jnp.float32
+    for target in (ones, ones.astype(bool), ones.astype(float), jnp.ones((3, 2), jnp.bfloat16)):
+        np.testing.assert_array_equal(loss(half, target, reduction="none"), wide)
+    assert float(loss(half, ones, mask=np.zeros(3, bool))) == 0.0
+    assert float(loss(half[:0], ones[:0])) == 0.0
+    expect("", "wants a target of the prediction's shape (3, 1), got float32[3]; drop the "
+           "prediction's last axis: y[..., 0]", loss, jnp.ones((3, 1)), jnp.ones(3))
+    for shape in ((3, 1), (2,), (), (2, 3)):
+        error = refused(loss, jnp.ones((3, 2)), jnp.ones(shape))
+        assert error.wants == "a target of the prediction's shape (3, 2)" and error.remedy
+    for mask in (np.ones(2, bool), np.ones((3, 2, 1), bool), np.ones(3)):
+        error = refused(loss, half, ones, mask=mask)
+        kind = "booleans" if mask.dtype != bool else "the leading axes of (3, 2)"
+        assert error.wants == f"a mask of {kind}" and error.remedy
+    assert refused(loss, ones, ones).wants == "floating-point input"
+    assert refused(loss, (half, half), ones).wants == "one array"
+    assert refused(loss, half, ones, reduction="average").remedy == "choose one"
+
+
+def test_gradients_at_no_error_are_zero():
+    zeros = jnp.zeros(3)
+    for loss in (dp.squared_error, dp.absolute_error, dp.huber):
+        assert jax.grad(loss)(zeros, zeros).tolist() == [0.0] * 3
+
+
+def test_huber_wants_a_positive_delta():
+    for delta in (0, -1.0, float("nan")):
+        error = refused(dp.huber, jnp.ones(2), jnp.ones(2), delta=delta)
+        assert error.wants == "a positive delta" and error.remedy
+
+
+def test_large_log_odds_do_not_overflow():
+    logits, targets = jnp.array([1e4, -1e4, 1e4]), jnp.array([1, 1, 0])
+    assert dp.binary_cross_entropy(logits, targets, reduction="none").tolist() == [0.0, 1e4, 1e4]
+
+
+def test_answers_that_are_no_probability_give_nan():
+    losses = dp.binary_cross_entropy(jnp.zeros(5), jnp.array([-1.0, 0.0, 0.5, 1.0, 2.0]),
+                                     reduction="none")
+    assert np.isnan(losses).tolist() == [True, False, False, False, True]
+
+
+# divergence
+
+
+def test_kl_divergence_is_its_formula():
+    prediction, target = log_softmax(drawn(2, 3, 4)), shares(2, 3, 4)
+    wanted = (target * np.log(target / np.exp(prediction))).sum(-1)
+    with jax.enable_x64(True):
+        found = reductions(dp.kl_divergence, prediction, target)
+        for got, want in zip(found, (wanted, wanted.sum(), wanted.mean()), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+        assert float(jnp.abs(dp.kl_divergence(jnp.log(target), target))) < 1e-15
+    dp.check_gradients(dp.kl_divergence, jnp.asarray(prediction), jnp.asarray(target))
+    half = dp.kl_divergence(jnp.asarray(prediction, jnp.bfloat16), target.astype(jnp.bfloat16))
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, wanted.mean(), rtol=0.02)
+
+
+def test_zeros_of_the_target_cost_nothing():
+    target = jnp.array([0.0, 0.25, 0.75])
+    prediction = jnp.array([-jnp.inf, np.log(0.5), np.log(0.5)])
+    value, grads = jax.value_and_grad(dp.kl_divergence, (0, 1))(prediction, target)
+    np.testing.assert_allclose(value, 0.25 * np.log(0.5) + 0.75 * np.log(1.5), rtol=1e-6)
+    np.testing.assert_allclose(grads[0], -target, rtol=1e-6)
+    assert np.isfinite(grads[1]).all()
+    assert np.isnan(dp.kl_divergence(prediction, -target))
+
+
+def test_padding_of_distributions_is_nothing():
+    prediction, target = log_softmax(drawn(3, 4)), shares(3, 4)
+    mask = np.array([True, False, True])
+    broken = (np.where(mask[:, None], a, np.nan) for a in (prediction, target))
+    assert_padding_is_nothing(dp.kl_divergence, prediction, target, mask, *broken)
+    assert "(3,)" in refused(dp.kl_divergence, prediction, target, mask=np.ones((3, 4), bool)).wants
+    assert refused(dp.kl_divergence, prediction, target[0]).remedy
+    assert refused(dp.kl_divergence, jnp.ones(()), jnp.ones(())).remedy == "add the missing axes"

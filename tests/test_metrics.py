@@ -1,0 +1,114 @@
+"""Metrics of classifiers against counts by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusing import expect, refused
+
+import diffprog as dp
+
+
+def given(*leading, classes=6, seed=0):
+    """Logits, labels of which some are -100, and a mask."""
+    draw = np.random.default_rng(seed)
+    logits = draw.normal(size=(*leading, classes))
+    labels = draw.integers(0, classes, leading)
+    labels[draw.random(leading) < 0.2] = -100
+    return logits, labels, draw.random(leading) < 0.7
+
+
+def rank(row, label):
+    """How many classes are guessed before the label."""
+    return sorted(range(len(row)), key=lambda c: (-row[c], c)).index(label)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6])
+def test_hits_are_labels_among_the_first_guesses(k):
+    logits, labels, mask = given(2, 20)
+    logits[0, :10] = np.round(logits[0, :10])  # ties
+    real = mask & (labels != -100)
+    hits = np.array([[rank(row, label) < k if label >= 0 else False
+                      for row, label in zip(*part, strict=True)]
+                     for part in zip(logits, labels, strict=True)])
+    metrics = [lambda *x, **options: dp.top_k_accuracy(*x, k=k, **options)]
+    if k == 1:
+        metrics.append(dp.accuracy)
+    for metric in metrics:
+        each, total, mean, bare = jax.jit(lambda *x, f=metric: (
+            *[f(*x, ignore=-100, mask=mask, reduction=r) for r in ("none", "sum", "mean")],
+            f(*x)))(logits, labels)
+        np.testing.assert_array_equal(each, hits & real)
+        assert float(total) == (hits & real).sum()
+        np.testing.assert_allclose(mean, hits[real].mean(), rtol=1e-6)
+        np.testing.assert_allclose(bare, hits.mean(), rtol=1e-6)
+        assert each.dtype == jnp.float32
+
+
+def test_constant_logits_score_as_chance():
+    logits, labels = jnp.zeros((6, 6)), jnp.arange(6)
+    np.testing.assert_allclose(dp.accuracy(logits, labels), 1 / 6, rtol=1e-6)
+    np.testing.assert_allclose(dp.top_k_accuracy(logits, labels, k=2), 2 / 6, rtol=1e-6)
+    broken = jnp.full((6, 6), jnp.nan)
+    np.testing.assert_allclose(dp.top_k_accuracy(broken, labels, k=2), 2 / 6, rtol=1e-6)
+
+
+def test_confusion_counts_pairs():
+    logits, labels, mask = given(5, 30)
+    table = np.zeros((6, 6))
+    for at in np.ndindex(5, 30):
+        if mask[at] and labels[at] != -100:
+            table[labels[at], max(range(6), key=logits[at].__getitem__)] += 1
+    found = jax.jit(lambda *x: dp.confusion(*x, ignore=-100, mask=mask))(logits, labels)
+    np.testing.assert_array_equal(found, table)
+    assert found.dtype == jnp.float32 and found.sum() == (mask & (labels != -100)).sum()
+    share = found.trace() / found.sum()
+    np.testing.assert_allclose(share, dp.accuracy(logits, labels, ignore=-100, mask=mask))
+
+
+def test_a_label_that_is_no_class_shows():
+    logits = jnp.eye(3)
+    for wrong in (3, -1, -100):
+        labels = jnp.array([0, wrong, 2])
+        assert np.isnan(dp.confusion(logits, labels)).all()
+        assert dp.confusion(logits, labels, ignore=wrong).sum() == 2
+        assert dp.confusion(logits, labels, mask=labels != wrong).sum() == 2
+        assert dp.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
+
+
+def test_nothing_real_counts_nothing():
+    logits, labels = jnp.full((2, 3), jnp.nan), jnp.array([0, 7])
+    none = dict(mask=jnp.zeros(2, bool))
+    assert float(dp.accuracy(logits, labels, **none)) == 0.0
+    assert float(dp.top_k_accuracy(logits, labels, k=1, **none)) == 0.0
+    np.testing.assert_array_equal(dp.confusion(logits, labels, **none), np.zeros((3, 3)))
+
+
+def test_metrics_take_bfloat16_and_narrow_labels():
+    logits = jax.nn.one_hot(jnp.arange(200), 300, dtype=jnp.bfloat16)
+    labels = jnp.arange(200, dtype=jnp.uint8)
+    for metric in (dp.accuracy, dp.top_k_accuracy):
+        assert metric(logits, labels).dtype == jnp.float32
+        assert float(metric(logits, labels)) == 1.0
+    assert dp.confusion(logits, labels).trace() == 200
+
+
+@pytest.mark.parametrize("metric", [dp.accuracy, dp.top_k_accuracy, dp.confusion])
+def test_what_metrics_refuse(metric):
+    logits, labels = jnp.zeros((2, 6)), jnp.array([0, 1])
+    for wrong in (jnp.zeros(2), jnp.zeros((2, 6))):
+        assert refused(metric, logits, wrong).wants == "integer labels"
+    for wrong in (jnp.zeros(3, int), jnp.zeros((2, 1), int)):
+        assert "leading shape (2,)" in refused(metric, logits, wrong).wants
+    for mask in (jnp.ones(2), jnp.ones(3, bool), jnp.ones((2, 6), bool)):
+        assert refused(metric, logits, labels, mask=mask).wants.startswith("a mask of ")
+    if metric is not dp.confusion:
+        assert "reduction" in refused(metric, logits, labels, reduction="average").wants
+
+
+def test_more_guesses_than_classes_are_refused():
+    logits, labels = jnp.zeros((2, 3)), jnp.array([0, 1])
+    expect("", "wants k of at most 3, the number of classes, got 5", dp.top_k_accuracy,
+           logits, labels)
+    for k in (0, 1.0):
+        assert "k, an int of at least 1" in refused(dp.top_k_accuracy, logits, labels, k=k).wants

@@ -1,0 +1,75 @@
+"""`remat`: less is kept for the gradient, and nothing else changes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from comparing import KEY, X, close, gradient, params_of
+from refusing import expect
+
+import diffprog as dp
+
+BLOCK = dp.residual(dp.serial(dp.linear(6), jnp.tanh, dp.linear(4)))
+MANY = jax.random.normal(KEY, (100, 4))  # so that activations outweigh parameters
+
+
+def kept(net):
+    """How many numbers the backward pass is handed by the forward pass."""
+    params = params_of(net)
+    _, pull = jax.vjp(lambda p: net(p, MANY), params)
+    return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+
+def test_repeat_of_remat_and_remat_of_repeat_agree():
+    plain = dp.repeat(3, BLOCK)
+    params = params_of(plain)
+    nets = [dp.repeat(3, dp.remat(BLOCK)), dp.remat(plain), dp.repeat(3, BLOCK, remat=True),
+            dp.remat(dp.repeat(3, dp.remat(BLOCK, policy="dots_saveable")))]
+    for net in nets:
+        close(net(params, X), plain(params, X))
+        close(gradient(net, params), gradient(plain, params))
+        assert kept(net) < kept(plain)
+
+
+def test_policies_differ_in_what_is_kept():
+    net = dp.serial(dp.linear(6), jnp.sin, jnp.sin, jnp.sin, dp.linear(4))
+    least, dots, all_of_it = (kept(dp.remat(net, policy=policy)) for policy in (
+        "nothing_saveable", "dots_saveable", "everything_saveable"))
+    assert least < dots < all_of_it == kept(net)
+    assert kept(dp.remat(net)) == least
+    assert kept(dp.remat(net, policy=jax.checkpoint_policies.dots_saveable)) == dots
+
+
+def test_products_with_weights_are_kept_and_those_of_a_batch_are_not():
+    def attend(x):
+        return jnp.sin(jnp.einsum("bij,bkj->bik", x[:, None], x[:, None]))[:, 0]
+
+    net = dp.linear(4) >> attend
+    dots, weights = (kept(dp.remat(net, policy=policy)) for policy in (
+        "dots_saveable", "dots_with_no_batch_dims_saveable"))
+    assert weights < dots
+
+
+def test_policies_in_repeat():
+    assert repr(dp.repeat(2, BLOCK, remat="dots_saveable")).endswith("remat='dots_saveable')")
+    few = kept(dp.repeat(3, BLOCK, remat=True))
+    assert few < kept(dp.repeat(3, BLOCK, remat="dots_saveable")) < kept(dp.repeat(3, BLOCK))
+
+
+@pytest.mark.parametrize("make", [dp.remat, functools.partial(dp.repeat, 2)])
+def test_unknown_policies_are_refused(make):
+    option = {"policy": "all"} if make is dp.remat else {"remat": "all"}
+    shown = "remat(linear(4), policy='all')"
+    expect("", f"{shown}: wants one of the policies dots_saveable, "
+               "dots_with_no_batch_dims_saveable, everything_saveable, nothing_saveable, "
+               "got 'all'; or pass a policy out of jax.checkpoint_policies itself",
+           make, dp.linear(4), **option)
+
+
+def test_it_keeps_randomness_and_state():
+    layer = dp.serial(dp.linear(4), dp.batch_norm(), dp.dropout(0.5))
+    params, state = layer.init(KEY, X)
+    for options in ({}, {"train": True, "key": KEY}):
+        close(dp.remat(layer).apply(params, state, X, **options),
+              layer.apply(params, state, X, **options))

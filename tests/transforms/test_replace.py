@@ -1,0 +1,89 @@
+"""`replace`: which layers are exchanged, and that all others stay as they are."""
+
+import jax
+import jax.numpy as jnp
+from comparing import KEY, equal, params_of, same
+from refusing import expect
+
+import diffprog as dp
+
+NET = dp.serial(body=dp.linear(8) >> jax.nn.relu >> dp.repeat(2, dp.residual(dp.linear(8))),
+                head=dp.linear(3))
+
+
+def test_the_others_keep_their_parameters():
+    net = dp.replace(NET, "head", dp.linear(5))
+    old, new = params_of(NET), params_of(net)
+    same(new["body"], old["body"])
+    assert new["head"]["kernel"].shape == (8, 5)
+    assert NET.children["head"] is not net.children["head"]
+    assert repr(NET.children["head"]) == "linear(3)"
+
+
+def test_a_function_makes_the_new_layer_of_the_old():
+    net = dp.replace(NET, "**/linear_0", dp.remat)
+    assert repr(net) == ("serial(body=serial(remat(linear(8)), jax.nn.relu, repeat(2, "
+                         "residual(linear(8)))), head=linear(3))")
+    same(params_of(net), params_of(NET))
+
+
+def test_it_reaches_into_wrappers():
+    wide = dp.linear(8, kernel_init="zeros")
+    for wrap in (lambda f: dp.repeat(2, f), lambda f: dp.heads(1, f), lambda f: dp.ensemble(2, f),
+                 dp.remat, lambda f: dp.mixed(f, jnp.float32)):
+        net = dp.serial(inner=wrap(dp.residual(dp.linear(8))))
+        new = dp.replace(net, "inner/body", wide)
+        assert not equal(params_of(net, jnp.ones((2, 8))), params_of(new, jnp.ones((2, 8))))
+        assert jnp.all(params_of(new, jnp.ones((2, 8)))["inner"]["body"]["kernel"] == 0)
+        assert "kernel_init='zeros'" in repr(new)
+
+
+def test_a_match_inside_a_match_comes_first():
+    seen = []
+
+    def watch(layer):
+        seen.append(repr(layer))
+        return layer
+
+    dp.replace(dp.serial(a=dp.serial(b=dp.linear(2))), "**", watch)
+    assert seen == ["linear(2)", "serial(b=linear(2))"]
+
+
+def test_a_layer_that_stays_is_the_same_object():
+    net = dp.replace(NET, "head", lambda old: old)
+    assert net is NET
+
+
+def test_a_shared_child_stays_shared():
+    @dp.program(f=dp.linear(4))
+    def twice(layers, x):
+        return layers.f(layers.f(x))
+
+    net = dp.replace(twice, "f", dp.linear(4, bias=False))
+    assert dp.tree.count(params_of(net)) == 16
+
+
+def test_what_is_refused():
+    expect("", "wants a pattern that matches a layer (body, body/linear_0, body/relu~0, "
+               "body/repeat_0, body/repeat_0/body, head), got 'tail'; correct it; * is one level, "
+               "** any number", dp.replace, NET, "tail", dp.linear(3))
+    error = expect("", "wants a function from a layer to a layer, got "
+                       "jax.nn.gelu, which takes none; for an activation write "
+                       "lambda old: jax.nn.gelu", dp.replace, NET, "**/relu~0", jax.nn.gelu)
+    assert error.__cause__
+    expect("head", "head: wants a layer or a function of one input, got 3; for example "
+                   "dp.linear(8) or jax.nn.relu", dp.replace, NET, "head", lambda old: 3)
+
+
+def test_a_net_that_was_operated_on_trains_and_streams():
+    causal = dp.conv(4, 2, dims=1, padding="CAUSAL")
+    net = dp.replace(dp.serial(causal, jnp.tanh, causal), "conv_1", lambda f: dp.residual(f))
+    x = jax.random.normal(KEY, (2, 3, 4))
+    params, state = net.init(KEY, x)
+    state = net.start(params, state, x[:, :1], length=3)
+    parts = []
+    for t in range(3):
+        y, state = net.apply(params, state, x[:, t : t + 1])
+        parts.append(y)
+    assert jnp.allclose(jnp.concatenate(parts, 1), net(params, x), atol=1e-6)
+    assert list(net.children) == ["conv_0", "tanh~0", "conv_1"]
