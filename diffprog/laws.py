@@ -64,6 +64,20 @@ class Trial:
         _same(what, got, wanted, self.tolerance)
 
     @functools.cached_property
+    def modes(self) -> list[tuple[Any, bool]]:
+        """Key and flag of a call at rest and of one in training; one where both compute the same.
+
+        A layer without randomness is traced in both modes, and the programs are compared.
+        """
+        both = [(None, False), (self.key, True)]
+        if self.layer.random:
+            return both
+        rest, training = (jax.make_jaxpr(functools.partial(self.eager, key=None, train=train))(
+            self.params, self.state, self.x, self.side) for train in (False, True))
+        same = str(rest) == str(training) and _equal(rest.consts, training.consts)
+        return both[:1] if same else both
+
+    @functools.cached_property
     def rest(self) -> Any:
         """Output and state at rest, without a key."""
         return self.run(self.params, self.state, self.x, self.side, None, False)
@@ -146,7 +160,7 @@ def _padding(t: Trial) -> None:
 
         return jax.grad(total)(t.params)
 
-    for key, train in ((None, False), (t.key, True)):
+    for key, train in t.modes:
         wanted = results(filled(0.0), key, train)
         for value in (7.0, float("nan")):
             t.close(f"real entries with {value:g} in the padding, train={train},",
@@ -206,7 +220,7 @@ def _causality(t: Trial) -> None:
 
 
 def _gradients(t: Trial) -> None:
-    for key, train in ((None, False), (t.key, True)):
+    for key, train in t.modes:
         check_gradients(
             lambda params, x, key=key, train=train: t.layer.apply(
                 params, t.state, x, key=key, train=train, **t.side)[0],
@@ -225,7 +239,7 @@ def _finite(t: Trial) -> None:
         return jax.grad(total)((params, _floats(x)))
 
     for where, x in (("", t.x), (" at zero", jax.tree.map(jnp.zeros_like, t.x))):
-        for key, train in ((None, False), (t.key, True)):
+        for key, train in t.modes:
             if broken := tree.nonfinite(gradients(t.params, x, key, train)):
                 raise LayerError(f"finite gradients{where}, train={train}", f"NaN in {broken}")
 

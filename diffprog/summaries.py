@@ -50,8 +50,8 @@ class Row(NamedTuple):
 
     def cells(self) -> tuple[str, ...]:
         """The row as text; of a layer made of layers only the kind is shown."""
-        count = self.layer.settings.get("n", "") if self.layer.children else ""
-        kind = f"{self.layer.name}{f' x {count}' if count else ''}"
+        copies = _core(self.layer).copies
+        kind = f"{self.layer.name} x {copies}" if copies > 1 else self.layer.name
         return (
             self.path, kind if self.layer.children else repr(self.layer),
             show(self.input), show(self.output),

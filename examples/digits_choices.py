@@ -1,6 +1,6 @@
 """How the choices in examples/digits.py were made, and what they came to.
 
-    python examples/digits_choices.py            # compare choices; about 10 minutes on two cores
+    python examples/digits_choices.py            # compare choices; about half an hour on two cores
     python examples/digits_choices.py --final    # seeds 0 to 4 on the held-out images
 
 Choices are compared on 287 of the 1,437 training images, over five splits and seeds; the held-out

@@ -196,6 +196,8 @@ def checksums(params):
     return {path: zlib.crc32(np.asarray(leaf)) for path, leaf in dp.tree.paths(params).items()}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_jitted_and_mapped_init_give_the_bits_of_eager_init():
     net, x = everything()
     eager = net.init(KEY, x)
@@ -227,6 +229,8 @@ for axis in (-2, -1):
 """
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_sharded_init_gives_the_bits_of_one_device():
     net, x = everything()
     wanted = str(checksums(net.init(KEY, x)[0]))

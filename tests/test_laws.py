@@ -11,7 +11,6 @@ from cases import CASES, floats
 import diffprog as dp
 from diffprog.laws import LAWS, Trial
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 TIME = {"nothing depends on the future", "streaming equals all at once"}
 GRADIENTS = {"gradients agree", "gradients are finite"}
 

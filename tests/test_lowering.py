@@ -29,6 +29,7 @@ def lowered(net, x, side=None):
     return export.export(step, platforms=PLATFORMS)(plan.params, plan.state, x, key, side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_lowers_for_all_platforms(case):
     assert lowered(case.layer, case.x, case.side).platforms == PLATFORMS

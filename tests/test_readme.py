@@ -28,6 +28,7 @@ def execute(text, name):
     return names
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
     text = README.read_text()
     assert list(blocks(text)), "README.md shows no Python block that is run"

@@ -19,6 +19,7 @@ from jax import export
 
 import diffprog as dp
 
+pytestmark = pytest.mark.usefixtures("optimized")
 PACKAGE = pathlib.Path(dp.__file__).parent
 KEY = jax.random.key(0)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from diffprog.transforms.replace import edited
 
 __all__ = ["tap"]
 
+_COUNT = itertools.count()
 
 
 @factory
@@ -48,7 +50,7 @@ def tap(layer: Any, pattern: str) -> Layer:
         {'tanh~0': (3, 2, 4)}
     """
     layer = as_layer(layer)
-    mark = f"#{pattern}"  # the name of an output in the state; no child and no leaf has such a name
+    mark = f"#{next(_COUNT)}"  # what an output is called in the state: as no child and no other tap
     tapped: list[str] = []
 
     def watch(path: str, child: Layer) -> Layer:

@@ -106,8 +106,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_model_learns_eight_examples(name, quick_compilation):
+@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet", marks=pytest.mark.slow)])
+def test_a_model_learns_eight_examples(name):
     net, shape, steps = SMALL[name]
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     y = np.arange(8) % 4

@@ -19,7 +19,8 @@ import diffprog as dp
 from diffprog.models.resnet import basic, bottleneck, image_stem, stages
 
 FOLDER = os.environ.get("DIFFPROG_PARITY")
-pytestmark = pytest.mark.skipif(FOLDER is None, reason="DIFFPROG_PARITY names no folder")
+pytestmark = [pytest.mark.usefixtures("optimized"),
+              pytest.mark.skipif(FOLDER is None, reason="DIFFPROG_PARITY names no folder")]
 BLOCKS = {"resnet_basic": (basic, 1), "resnet_bottleneck": (bottleneck, 4)}
 # original name of a leaf -> the tree, our name, and how its axes are arranged
 LEAVES = {

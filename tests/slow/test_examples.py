@@ -19,7 +19,7 @@ def run(command, cwd, **env):
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("model", ["convnet", "mlp"])
+@pytest.mark.parametrize("model", ["convnet", "mlp", "resnet"])
 def test_digits_in_short_mode(model, tmp_path):
     out = tmp_path / "picture.png"
     example = str(ROOT / "examples" / "digits.py")

@@ -134,6 +134,7 @@ def test_plan_kind_and_repr():
     assert y.shape == (3, 4) and seen["body"].shape == (3, 3, 4)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_nothing_is_computed_that_is_not_read():
     """The program of a tapped net whose activations are dropped is that of the net itself."""
     net = dp.serial(dp.linear(5), jnp.tanh, dp.linear(2))
@@ -141,6 +142,15 @@ def test_nothing_is_computed_that_is_not_read():
     texts = [jax.jit(f).lower(params, X).compile().as_text().count("fusion(")
              for f in (net, lambda p, x: dp.tap(net, "**")(p, x)[0])]
     assert texts[0] == texts[1]
+
+
+def test_taps_of_one_pattern_do_not_meet():
+    inner = dp.tap(dp.serial(a=dp.linear(4)), "**/a")
+    net = dp.tap(dp.serial(inner=inner, first=lambda pair: pair[0]), "**/a")
+    params = params_of(net)
+    y, seen = net(params, X)
+    assert set(seen) == {"inner/a"} and equal(seen["inner/a"], y)
+    assert equal(net.apply(params, {}, X)[0][0], inner(params["inner"], X)[1]["a"])
 
 
 def test_taps_around_taps():

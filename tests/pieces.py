@@ -1,0 +1,356 @@
+"""What random nets are made of: how `drawing.py` draws each layer and combinator.
+
+Each takes the drawing d and the shape of its input x.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+import diffprog as dp
+
+# Plain functions and programs, by the names that `repr` shows.
+
+
+def generic(key, shape, dtype):
+    return jax.random.normal(key, shape, dtype)
+
+
+def mean_of_all(y):
+    return y.mean(0)
+
+
+def both(pair):
+    y, seen = pair
+    return sum(seen.values(), y)
+
+
+def last_copy(pair):
+    y, seen = pair
+    return sum((activation[-1] for activation in seen.values()), y)
+
+
+def twice(layers, x):
+    return layers.f(jnp.tanh(layers.f(x))) + x
+
+
+def scaled(layers, x, *, scale=None):
+    y = layers.f(x)
+    return x + (y if scale is None else y * scale.reshape(-1, *(1,) * (y.ndim - 1)))
+
+
+def trained(layers, x, *, train):
+    y = layers.f(x)
+    return layers.noise(y) if train else y
+
+
+def tied(layers, x):
+    code = jnp.tanh(layers.code(x))
+    return layers.f(code @ layers.code.params["kernel"].T.astype(x.dtype))
+
+
+def resampled(layers, x, *, mask=None):
+    y = layers.pool(x, mask=mask)
+    return layers.rest(y, mask=mask if mask is None or mask.ndim == 1 else mask[:, ::2])
+
+
+PROGRAMS = (twice, scaled, trained, tied, resampled)
+
+
+def namespace():
+    """The names in the code that `repr` shows; a program is shown as a call of its function."""
+    names = {"jax": jax, "jnp": jnp}
+    exec("from diffprog import *", names)
+    names |= {f.__name__: f for f in (generic, mean_of_all, both, last_copy)}
+    made = lambda f: lambda **children: dp.program(**children)(f)  # noqa: E731
+    return names | {f.__name__: made(f) for f in PROGRAMS}
+
+
+# Leaves: how each is drawn for x, and where it may stand.
+
+
+def _linear(d, x):
+    features, bias = d.pick([2, 3, 4]), d.pick([True, True, False])
+    return d.make(dp.linear, features, bias=bias, bias_init=generic)
+
+
+def _gated(d, x):
+    return d.make(d.pick([dp.glu, dp.swiglu]), d.pick([2, 3]), bias_init=generic)
+
+
+def _norm(d, x):
+    maker = d.pick([dp.layer_norm, dp.rms_norm])
+    return d.make(maker, eps=0.1, **({} if maker is dp.rms_norm else {"bias_init": generic}))
+
+
+def _batch_norm(d, x):
+    return d.make(dp.batch_norm, momentum=d.pick([0.9, 0.5]), eps=0.1, bias_init=generic)
+
+
+def _spatial_norm(d, x):
+    dims, norm = x.ndim - 2, {"eps": 0.1, "bias_init": generic}
+    if d.pick([True, False]):
+        return d.make(dp.instance_norm, dims=dims, **norm)
+    return d.make(dp.group_norm, d.pick(divisors(x.shape[-1])), dims=dims, **norm)
+
+
+def _group_norm_of_features(d, x):
+    groups = d.pick([n for n in divisors(x.shape[-1]) if n < x.shape[-1]])
+    return d.make(dp.group_norm, groups, dims=0, eps=0.1, bias_init=generic)
+
+
+def _activation(d, x):
+    smooth = [jnp.tanh, jnp.sin, jax.nn.silu, jax.nn.softplus, dp.gelu, jax.nn.leaky_relu]
+    return d.function(d.pick(smooth + d.plain * [jax.nn.relu]))
+
+
+def _prelu(d, x):
+    return d.make(dp.prelu, shared=d.pick([True, False]))
+
+
+def _binary_step(d, x):
+    return d.function(dp.binary_step)
+
+
+def _dropout(d, x):
+    if x.ndim > 2 and d.pick([True, False]):
+        return d.make(dp.spatial_dropout, 0.5, dims=x.ndim - 2)
+    return d.make(d.pick([dp.dropout, dp.stochastic_depth]), 0.5)
+
+
+def _hide(d, x):
+    return d.make(dp.hide)
+
+
+def _conv(d, x):
+    dims, least = x.ndim - 2, min(x.shape[1:-1])
+    size = d.pick([1, 2, 3][:least])
+    where = d.pick([
+        {}, {"stride": 2}, {"padding": "VALID"}, {"padding": size - 1},
+        {"padding_mode": "circular"}, {"padding_mode": "replicate", "stride": 2},
+        {"dilation": 2 if least > 2 else 1}])
+    return _some_conv(d, x, size, dims, where)
+
+
+def _causal_conv(d, x):
+    return _some_conv(d, x, d.pick([2, 3]), 1, {"padding": "CAUSAL", "dilation": d.pick([1, 2])})
+
+
+def _some_conv(d, x, size, dims, where):
+    if d.pick([True, False, False]):
+        return d.make(dp.depthwise_conv, size, dims=dims, bias_init=generic, **where,
+                      multiplier=d.pick([1, 2]))
+    groups = d.pick([n for n in divisors(x.shape[-1]) if n < 3])
+    return d.make(dp.conv, 2 * d.pick([1, 2]), size, dims=dims, groups=groups, bias_init=generic,
+                  **where)
+
+
+def _conv_transpose(d, x):
+    return d.make(dp.conv_transpose, d.pick([2, 3]), d.pick([2, 3]), dims=x.ndim - 2,
+                  stride=d.pick([1, 2]), padding=d.pick(["SAME", "VALID"]), bias_init=generic)
+
+
+def _pool(d, x):
+    dims, least, maker = x.ndim - 2, min(x.shape[1:-1]), d.pick([dp.max_pool, dp.avg_pool])
+    where = d.pick([{"padding": "SAME"}, {"padding": 1, "stride": 1}] + (least > 1) * [
+        {}, {"stride": 1}])
+    if maker is dp.avg_pool and d.pick([True, False]):
+        where["count_padding"] = True
+    elif maker is dp.max_pool and least > 2:
+        where["dilation"] = d.pick([1, 2])
+    return d.make(maker, 2, dims=dims, **where)
+
+
+def _global_pool(d, x):
+    return d.make(d.pick([dp.global_avg_pool, dp.global_max_pool]), dims=x.ndim - 2)
+
+
+def _adaptive_pool(d, x):
+    maker = d.pick([dp.adaptive_avg_pool, dp.adaptive_max_pool])
+    return d.make(maker, d.pick([1, 2, 3]), dims=x.ndim - 2)
+
+
+def _upsample(d, x):
+    dims, method = x.ndim - 2, d.pick(["nearest", "linear", "cubic"])
+    to = d.pick([{"factor": 2}, {"size": tuple(side + 1 for side in x.shape[1:-1])}])
+    return d.make(dp.upsample, dims=dims, method=method, **to)
+
+
+def _pixel_shuffle(d, x):
+    return dp.serial(d.make(dp.conv, 8, 1, bias_init=generic), d.make(dp.pixel_shuffle, 2))
+
+
+def _patches(d, x):
+    size = tuple(d.pick([n for n in divisors(side) if n < 3]) for side in x.shape[1:-1])
+    return d.make(dp.patches, size)
+
+
+def _flatten(d, x):
+    return dp.serial(*d.clean(x), d.make(dp.flatten))
+
+
+def _reshape(d, x):
+    shape = d.pick([(3, 2), (2, 2, 2), (4, 4, 2)])
+    entries, want = math.prod(x.shape[1:]), math.prod(shape)
+    if entries % want == 0:
+        return dp.serial(*d.clean(x), d.make(dp.reshape, (*shape[:-1], -1)))
+    linear = d.make(dp.linear, want, bias_init=generic)
+    return dp.serial(*d.clean(x), d.make(dp.flatten), linear, d.make(dp.reshape, shape))
+
+
+def _features_apart(d, x):
+    """Each step's features as a matrix and back, which does not mix the steps."""
+    apart = d.make(dp.reshape, (d.pick(divisors(x.shape[-1])), -1), keep=2)
+    return dp.serial(apart, d.make(dp.flatten, keep=2))
+
+
+def divisors(n):
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def _anywhere(d, x):
+    return True
+
+
+def _over_space(d, x):
+    return not d.causal and x.ndim > 2 and d.takes_mask(x)
+
+
+def _enlarging(d, x):
+    return not d.causal and x.ndim > 2 and d.takes_mask(x) and max(x.shape[1:-1]) < 5 + (x.ndim < 4)
+
+
+WIDE = [_linear, _gated]  # where there are many features, these make them few
+LEAVES = {
+    _linear: _anywhere, _gated: _anywhere, _norm: _anywhere, _activation: _anywhere,
+    _prelu: _anywhere, _dropout: _anywhere, _group_norm_of_features: _anywhere,
+    _batch_norm: lambda d, x: d.takes_mask(x),
+    _binary_step: lambda d, x: d.steps,
+    _hide: lambda d, x: d.real_only(x),
+    _reshape: lambda d, x: not d.causal,
+}
+SPATIAL = {
+    _conv: _over_space, _pool: _over_space, _global_pool: _over_space, _patches: _over_space,
+    _adaptive_pool: _over_space, _conv_transpose: _enlarging, _upsample: _enlarging,
+    _spatial_norm: lambda d, x: _over_space(d, x) and math.prod(x.shape[1:-1]) > 1,
+    _pixel_shuffle: lambda d, x: x.ndim == 4 and _enlarging(d, x),
+    _flatten: lambda d, x: not d.causal and x.ndim > 2,
+    _causal_conv: lambda d, x: d.causal,
+    _features_apart: lambda d, x: d.causal,
+}
+
+
+# Combinators: each draws one child of the depth that is left, and the others as leaves.
+
+
+def _serial(d, x, depth):
+    if d.pick([True, False]):
+        first = d.leaf(x)
+        second = d.net(d.after(first, x), depth)
+    else:
+        first = d.net(x, depth)
+        second = d.leaf(d.after(first, x))
+    how = d.pick(["unnamed", "named", ">>"])
+    d.parts[f"serial, {how}"] += 1
+    d.parts["serial"] += 1
+    if how == ">>":
+        return dp.serial(first) >> second >> jnp.tanh
+    return dp.serial(first, second) if how == "unnamed" else dp.serial(first, then=second)
+
+
+def _power(d, x, depth):
+    d.parts["**"] += 1
+    return dp.serial(d.kept(x, depth)) ** 2
+
+
+def _residual(d, x, depth):
+    if d.pick([True, False]):
+        return d.make(dp.residual, d.kept(x, depth))
+    body = d.net(x, depth)
+    d.parts["residual with a shortcut"] += 1
+    return d.make(dp.residual, body, d.to(d.leaf(x), x, d.after(body, x)))
+
+
+def _branch(d, x, depth):
+    f = d.net(x, depth)
+    y = d.after(f, x)
+    g = d.to(d.leaf(x), x, y)
+    if d.pick([True, False]):
+        return d.make(dp.branch, f, other=g, merge=d.merge())
+    return dp.serial(d.make(dp.branch, f, g), d.joined(y, y, 1))
+
+
+def _repeat(d, x, depth):
+    remat = d.pick([False, False, True, "dots_saveable"])
+    return d.make(dp.repeat, 2, d.kept(x, depth), unroll=d.pick([1, 2]), remat=remat)
+
+
+def _heads(d, x, depth):
+    return d.make(dp.heads, 2, d.net(x, depth))
+
+
+def _ensemble(d, x, depth):
+    return dp.serial(d.make(dp.ensemble, 2, d.net(x, depth)), mean_of_all)
+
+
+def _remat(d, x, depth):
+    return d.make(dp.remat, d.net(x, depth), policy=d.pick(["nothing_saveable", "dots_saveable"]))
+
+
+def _mixed(d, x, depth):
+    return d.make(dp.mixed, d.net(x, depth), jnp.float32)
+
+
+def _replace(d, x, depth):
+    d.parts["replace"] += 1
+    net = dp.serial(d.net(x, depth), act=jnp.tanh)
+    way = d.pick(["act", "*", "**"])
+    return dp.replace(net, way, dp.remat if way != "act" else lambda old: jax.nn.silu)
+
+
+def _tap(d, x, depth):
+    if d.pick([True, False]):
+        seen = d.net(x, depth)
+        y = d.after(seen, x)
+        return dp.serial(d.make(dp.tap, dp.serial(seen=seen, then=d.kept(y, 1)), "seen"), both)
+    copies = dp.repeat(2, dp.serial(seen=d.kept(x, depth), then=jnp.tanh))
+    return dp.serial(d.make(dp.tap, copies, "seen"), last_copy)
+
+
+def _twice(d, x, depth):
+    return d.program(twice, f=d.kept(x, depth))
+
+
+def _scaled(d, x, depth):
+    return d.program(scaled, f=d.kept(x, depth))
+
+
+def _trained(d, x, depth):
+    f = d.net(x, depth)
+    y = d.after(f, x)
+    noise = d.pick([_dropout, lambda d, y: d.make(dp.linear, y.shape[-1], bias_init=generic)])
+    return d.program(trained, f=f, noise=noise(d, y))
+
+
+def _tied(d, x, depth):
+    return d.program(tied, code=d.make(dp.linear, 3), f=d.net(x, depth))
+
+
+def _resampled(d, x, depth):
+    pool = d.make(d.pick([dp.max_pool, dp.avg_pool]), 2, dims=1, padding="SAME")
+    y, mask = d.after(pool, x), d.mask
+    d.mask = mask and y.shape[: len(mask)]
+    rest = dp.serial(d.make(dp.hide), d.net(y, depth))
+    d.mask = mask
+    return d.program(resampled, pool=pool, rest=rest)
+
+
+COMBINATORS = dict.fromkeys([
+    _serial, _power, _residual, _branch, _repeat, _heads, _ensemble, _remat, _replace, _tap,
+    _twice, _trained, _tied], _anywhere)
+SPECIAL = {
+    _mixed: lambda d, x: d.mixing,
+    _scaled: lambda d, x: d.scaling,
+    _resampled: lambda d, x: x.ndim == 3 and _over_space(d, x),
+}

@@ -1,0 +1,113 @@
+"""Every law on nets that `drawing.py` composes by chance from all layers and combinators."""
+
+import collections
+import sys
+
+import jax.numpy as jnp
+import pytest
+from comparing import KEY, same
+from drawing import KINDS, floats, nets
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from pieces import PROGRAMS, both, namespace
+
+import diffprog as dp
+from diffprog.laws import LAWS
+
+SEEDS = range(1, 8)  # of the nets of each kind on which laws are run
+CHUNKS = 3  # tests of each kind that share them, so that several processes do
+SETTINGS = settings(
+    max_examples=2, derandomize=True, deadline=None, database=None, print_blob=False,
+    phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
+)
+PLAIN = {"add", "concatenate", "gelu", "binary_step"}  # public functions that are layers
+WAYS = {"program", "replace", "serial, unnamed", "serial, named", "serial, >>", "**",
+        "residual with a shortcut"} | {f.__name__ for f in PROGRAMS}
+TIME = {"nothing depends on the future", "streaming equals all at once"}
+GRADIENTS = {"gradients agree", "gradients are finite"}
+
+
+def each(kind, seeds, test):
+    """Run a test on one net of each seed, and on the simplest, with which hypothesis begins.
+
+    More examples of one seed would be mutations of the first ones, and all alike.
+    """
+    for number in seeds:
+        seed(len(KINDS) * number + KINDS.index(kind))(settings(SETTINGS)(given(nets(kind))(test)))()
+
+
+def composed(net):
+    """Is the net more than one leaf? Leaves have their cases in `test_laws.py`."""
+    return net.depth > 1
+
+
+def makers():
+    return {name for name in dp.__all__ if hasattr(getattr(dp, name), "__wrapped__")}
+
+
+@pytest.fixture(scope="module")
+def tried():
+    """How many nets contain what; printed at the end by each process, visible with -s."""
+    parts = collections.Counter()
+    yield parts
+    print("\nrandom nets on which this process ran the laws, by what they contain:", table(parts),
+          sep="\n", file=sys.stderr)
+
+
+def table(parts):
+    return "".join(f"{n:6} {name}\n" for name, n in parts.most_common())
+
+
+@pytest.mark.parametrize("chunk", [0, *(
+    pytest.param(i, marks=pytest.mark.slow) for i in range(1, CHUNKS))])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_law_holds(kind, chunk, tried):
+    def test(net):
+        if not composed(net):
+            return
+        tried.update({"nets": 1, f"depth {net.depth}": 1} | dict.fromkeys(net.parts, 1))
+        report = dp.check(net.layer, net.x, **net.options, **net.side)
+        left_out = set() if net.options["causal"] else set(TIME)
+        left_out |= {"gradients agree"} if "precision" in net.options else set()
+        left_out |= set() if net.options["smooth"] else GRADIENTS
+        assert set(report.laws) == set(LAWS) - left_out
+        again = eval(repr(net.layer), namespace())
+        assert repr(again) == repr(net.layer)
+        same(again.init(KEY, net.x, **net.side), net.layer.init(KEY, net.x, **net.side))
+
+    each(kind, SEEDS[chunk::CHUNKS], test)
+
+
+def test_the_nets_on_which_laws_are_run_hold_what_is_hard():
+    met = collections.Counter()
+
+    def look(net):
+        if composed(net):
+            plan = net.layer.plan(net.x, **net.side)
+            met.update(net.parts.keys() | net.side.keys() | {net.depth})
+            met.update({"state": bool(plan.state), "random": net.layer.random,
+                        "streaming": net.options["causal"] and net.layer.start is not None})
+
+    for kind in KINDS:
+        each(kind, SEEDS, look)
+    wanted = {5, "repeat", "heads", "mask", "scale", "state", "random", "streaming",
+              "program", "twice", "resampled", "trained", "tied", "tap", "mixed",
+              "ensemble", "remat", "residual", "branch"}
+    assert not wanted - {name for name, n in met.items() if n}
+
+
+def test_a_tap_around_a_tap_of_the_same_pattern():
+    """Not drawn above; the inner tap once took the outputs of the outer one for its own."""
+    inner = dp.tap(dp.serial(jnp.tanh), "**/tanh~0") >> both
+    dp.check(dp.tap(inner, "**/tanh~0") >> both, floats(2, 3))
+
+
+def test_every_layer_and_combinator_is_drawn():
+    met = collections.Counter()
+
+    def look(net):
+        met.update(net.parts.keys() | {net.depth})
+
+    for kind in KINDS:
+        each(kind, range(100), look)
+    print("random nets that were drawn, by what they contain:", table(met), sep="\n")
+    assert not (makers() | PLAIN | WAYS | {1, 2, 3, 4, 5}) - met.keys()
