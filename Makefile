@@ -14,7 +14,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 verify: test
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/core.py

@@ -19,11 +19,12 @@ def run(command, cwd, **env):
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("model", ["convnet", "mlp", "resnet"])
-def test_digits_in_short_mode(model, tmp_path):
+@pytest.mark.parametrize(("model", "steps"), [("convnet", 60), ("mlp", 60), ("resnet", 120)])
+def test_digits_in_short_mode(model, steps, tmp_path):
     out = tmp_path / "picture.png"
     example = str(ROOT / "examples" / "digits.py")
-    command = [sys.executable, example, "--model", model, "--steps", "60", "--out", str(out)]
+    command = [sys.executable, example, "--model", model, "--steps", str(steps),
+               "--out", str(out)]
     printed = run(command, tmp_path)
     assert "gradient agrees with finite differences" in printed
     last = re.fullmatch(r"accuracy (\d+\.\d) % on 360 held-out images", printed.splitlines()[-1])
