@@ -4,6 +4,8 @@ A test asks for `optimized` where the compiled program itself, or the rounding o
 is the matter.
 """
 
+import collections
+
 import jax
 import pytest
 
@@ -18,3 +20,14 @@ def optimized():
     yield
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what the random nets were made of, over all processes."""
+    drawn = collections.Counter()
+    for report in terminalreporter.stats.get("passed", ()):
+        for name, counts in getattr(report, "user_properties", ()):
+            drawn.update(counts if name == "drawn" else {})
+    if drawn:
+        parts = ", ".join(f"{name} {count}" for name, count in drawn.most_common())
+        terminalreporter.write_line(f"random nets under every law: {parts}")

@@ -1,12 +1,14 @@
-"""Every registered layer and both networks of the example lower for CPU, GPU and TPU."""
+"""Every registered layer and the networks of the example lower for CPU, GPU and TPU."""
 
 import importlib.util
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import CASES, floats
+from comparing import KEY
 from jax import export
 
 import diffprog as dp
@@ -48,3 +50,34 @@ def test_the_networks_of_the_example_lower_for_all_platforms(model):
 def test_what_one_platform_lacks_is_noticed():
     with pytest.raises(NotImplementedError, match="schur"):
         lowered(lambda x: jax.scipy.linalg.schur(x)[0] * jax.lax.stop_gradient(x), floats(3, 3))
+
+
+SMALL = dp.serial(
+    dp.conv(2, 3), dp.batch_norm(), jax.nn.relu, dp.dropout(0.5),
+    dp.repeat(2, dp.residual(dp.serial(dp.conv(2, 3), dp.batch_norm()))),
+    dp.global_avg_pool(), dp.linear(3),
+)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["rest", "train"])
+def test_an_export_for_all_platforms_runs(train):
+    x = jax.random.normal(KEY, (2, 4, 4, 2))
+    params, state = SMALL.init(KEY, x)
+
+    def step(params, state, x):
+        def loss(params):
+            y, after = SMALL.apply(params, state, x, key=jax.random.key(1), train=train)
+            return jnp.sum(jnp.square(y)), after
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    exported = export.export(jax.jit(step), platforms=PLATFORMS)(params, state, x)
+    assert exported.platforms == PLATFORMS
+    assert "stablehlo.while" in exported.mlir_module()  # the loop of the accelerators
+    if not train:
+        return
+    with jax.default_device(jax.devices("cpu")[0]):
+        got, wanted = exported.call(params, state, x), jax.jit(step)(params, state, x)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for u, v in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-4)

@@ -1,7 +1,6 @@
 """Every law on nets that `drawing.py` composes by chance from all layers and combinators."""
 
 import collections
-import sys
 
 import jax.numpy as jnp
 import pytest
@@ -44,23 +43,12 @@ def makers():
     return {name for name in dp.__all__ if hasattr(getattr(dp, name), "__wrapped__")}
 
 
-@pytest.fixture(scope="module")
-def tried():
-    """How many nets contain what; printed at the end by each process, visible with -s."""
-    parts = collections.Counter()
-    yield parts
-    print("\nrandom nets on which this process ran the laws, by what they contain:", table(parts),
-          sep="\n", file=sys.stderr)
-
-
-def table(parts):
-    return "".join(f"{n:6} {name}\n" for name, n in parts.most_common())
-
-
 @pytest.mark.parametrize("chunk", [0, *(
     pytest.param(i, marks=pytest.mark.slow) for i in range(1, CHUNKS))])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_law_holds(kind, chunk, tried):
+def test_every_law_holds(kind, chunk, record_property):
+    tried = collections.Counter()
+
     def test(net):
         if not composed(net):
             return
@@ -75,6 +63,7 @@ def test_every_law_holds(kind, chunk, tried):
         same(again.init(KEY, net.x, **net.side), net.layer.init(KEY, net.x, **net.side))
 
     each(kind, SEEDS[chunk::CHUNKS], test)
+    record_property("drawn", dict(tried))  # which conftest.py adds up and prints
 
 
 def test_the_nets_on_which_laws_are_run_hold_what_is_hard():
@@ -109,5 +98,4 @@ def test_every_layer_and_combinator_is_drawn():
 
     for kind in KINDS:
         each(kind, range(100), look)
-    print("random nets that were drawn, by what they contain:", table(met), sep="\n")
     assert not (makers() | PLAIN | WAYS | {1, 2, 3, 4, 5}) - met.keys()

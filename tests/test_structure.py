@@ -1,4 +1,4 @@
-"""The shape of the code and of what it compiles to: floors, names, imports, equations, exports."""
+"""The shape of the code and of what it compiles to: floors, names, imports, equations."""
 
 import ast
 import collections
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
 
 import diffprog as dp
 
@@ -387,37 +386,3 @@ def test_a_repeated_convolution_has_no_loop_on_cpu():
     assert loops(conv, image) == 0
     assert loops(dp.repeat(2, conv), image) == 0
     assert loops(dp.serial(dp.linear(2), jnp.tanh), image) == 2
-
-
-# One export serves all platforms.
-
-SMALL = dp.serial(
-    dp.conv(2, 3), dp.batch_norm(), jax.nn.relu, dp.dropout(0.5),
-    dp.repeat(2, dp.residual(dp.serial(dp.conv(2, 3), dp.batch_norm()))),
-    dp.global_avg_pool(), dp.linear(3),
-)
-PLATFORMS = ("cpu", "cuda", "tpu")
-
-
-@pytest.mark.parametrize("train", [False, True], ids=["rest", "train"])
-def test_lowering_for_all_platforms(train):
-    x = jax.random.normal(KEY, (2, 4, 4, 2))
-    params, state = SMALL.init(KEY, x)
-
-    def step(params, state, x):
-        def loss(params):
-            y, after = SMALL.apply(params, state, x, key=jax.random.key(1), train=train)
-            return jnp.sum(jnp.square(y)), after
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    exported = export.export(jax.jit(step), platforms=PLATFORMS)(params, state, x)
-    assert exported.platforms == PLATFORMS
-    assert "stablehlo.while" in exported.mlir_module()  # the loop of the accelerators
-    if not train:
-        return
-    with on_cpu():
-        got, wanted = exported.call(params, state, x), jax.jit(step)(params, state, x)
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for u, v in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-4)
