@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.notation import listed
 from diffprog.plans import Params, Plan, State, remember, spec, visits
 from diffprog.transforms.replace import edited
 
@@ -40,7 +41,8 @@ def tap(layer: Any, pattern: str) -> Layer:
 
     Raises:
         LayerError: the pattern matches no layer; at ``init``, if a matched layer is called several
-            times, so that one path would stand for several activations, or not at all.
+            times, so that one path would stand for several activations, or not at all; at
+            ``apply``, if it is not called in this mode.
 
     Example:
         >>> net = dp.tap(dp.repeat(3, dp.linear(4) >> jnp.tanh), "tanh~0")
@@ -52,10 +54,11 @@ def tap(layer: Any, pattern: str) -> Layer:
     layer = as_layer(layer)
     mark = f"#{next(_COUNT)}"  # what an output is called in the state: as no child and no other tap
     tapped: list[str] = []
+    called: set[str] = set()  # in the tracing of one apply
 
     def watch(path: str, child: Layer) -> Layer:
         tapped.append(path)
-        return _watched(child, mark)
+        return _watched(child, mark, lambda: called.add(path))
 
     inner = edited(layer, pattern, watch)
 
@@ -80,7 +83,11 @@ def tap(layer: Any, pattern: str) -> Layer:
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
         full = filled(state, x, side)
+        called.clear()
         y, new = inner.apply(params, full, x, key=key, train=train, **side)
+        if idle := set(tapped) - called:
+            raise LayerError(f"a call of {listed(idle)}", f"none with train={train}",
+                             "tap a layer that is called in both modes")
         return (y, dict(_named(_taps(new, mark), mark))), _without(new, mark)
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
@@ -94,7 +101,7 @@ def tap(layer: Any, pattern: str) -> Layer:
     )
 
 
-def _watched(layer: Layer, mark: str) -> Layer:
+def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
     """The layer, whose state holds its last output under the name `mark` as well."""
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
@@ -108,6 +115,7 @@ def _watched(layer: Layer, mark: str) -> Layer:
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
+        note()
         y, new = layer.apply(params, _own(state, mark), x, key=key, train=train, **side)
         return y, {**new, mark: y}
 
@@ -117,7 +125,7 @@ def _watched(layer: Layer, mark: str) -> Layer:
     begin: Any = layer.start
     return dataclasses.replace(
         layer, init=init, apply=apply, start=begin and start, planner=planner,
-        rebuild=lambda children: _watched(rebuilt(layer, children), mark),
+        rebuild=lambda children: _watched(rebuilt(layer, children), mark, note),
     )
 
 

@@ -121,6 +121,19 @@ def test_a_layer_called_several_times_is_refused():
     assert set(seen) == {"twice_0"}
 
 
+def test_a_layer_called_in_training_alone_is_refused_at_rest():
+    @dp.program(f=dp.linear(4), noise=dp.linear(4))
+    def net(layers, x, *, train):
+        return layers.f(x) + (layers.noise(x) if train else 0)
+
+    tapped = dp.tap(net, "*")
+    params, state = tapped.init(KEY, X)
+    (_, seen), _ = tapped.apply(params, state, X, train=True)
+    assert set(seen) == {"f", "noise"}
+    expect("", f"{tapped!r}: wants a call of noise, got none with train=False; tap a layer that is "
+               "called in both modes", tapped, params, X)
+
+
 def test_what_is_refused():
     expect("", "tap(linear(3), 'kernel'): wants a pattern that matches a layer (none), "
                "got 'kernel'; correct it; * is one level, ** any number",
