@@ -8,6 +8,7 @@ import pytest
 from recipes import AGAIN, ELSEWHERE, LATER, RECIPES
 from reference import CASES, differences
 
+pytestmark = pytest.mark.usefixtures("optimized")
 TOLERANCE = {"out": 1e-5, "grad_in": 1e-5, "grad_param": 1e-5, "buffer_after": 2e-6}
 PATTERNS = [*RECIPES, *ELSEWHERE, *LATER]
 
