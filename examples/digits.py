@@ -3,10 +3,11 @@
     python examples/digits.py [--model convnet|mlp|resnet] [--steps N] [--seed N] [--out digits.png]
 
 Data: scikit-learn's 1,797 images of 8x8 pixels, of which 360 are held out. Takes under a minute on
-two cores, compilation included; the ResNet two. Expected over seeds 0 to 4: 99.61 % of the held-out
-images on average and 99.44 % at worst for the convolutional network, 98.06 % and 97.50 % for the
-MLP, 99.39 % and 98.89 % for the ResNet (`python examples/digits_choices.py --final`). Every choice
-in here was made on a part of the training images alone, by examples/digits_choices.py.
+two cores, compilation included; the ResNet a little more. Expected over seeds 0 to 4: 99.61 % of
+the held-out images on average and 99.44 % at worst for the convolutional network, 98.06 % and
+97.50 % for the MLP, 99.39 % and 98.89 % for the ResNet (`python examples/digits_choices.py
+--final`). Every choice in here was made on a part of the training images alone, by
+examples/digits_choices.py.
 """
 
 from __future__ import annotations

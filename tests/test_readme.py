@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+import diffprog as dp
+
 README = pathlib.Path(__file__).parent.parent / "README.md"
 NOT_RUN = "<!-- not run -->"
 BLOCK = re.compile(
@@ -34,7 +36,10 @@ def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
     assert list(blocks(text)), "README.md shows no Python block that is run"
     assert text.count("```python") == len(BLOCK.findall(text)), "a block is not closed"
     monkeypatch.chdir(tmp_path)
-    execute(text, str(README))
+    names = execute(text, str(README))
+    assert repr(names["AlexNet"]) == repr(dp.alexnet())
+    assert names["table"].parameters == 60_965_224
+    assert names["activations"]["down"].shape == (12, 2, 16)
 
 
 def test_blocks_share_a_namespace_and_some_are_not_run(tmp_path, monkeypatch):
