@@ -39,8 +39,10 @@ def behind(layer: Layer, x: Any, y: Any, field: Field | None) -> Field | None:
     dims = len(size)
     stride = _each(layer.settings["stride"] or size, dims)
     dilation = _each(layer.settings.get("dilation", 1), dims)
-    if len(field.size) != dims:
+    if not field.size:
         field = Field((1,) * dims, (1,) * dims)
+    if len(field.size) != dims:
+        return None  # its axes are not those of the windows before it
     seen = zip(field.size, field.stride, size, dilation, strict=True)
     return Field(
         tuple(r + (k - 1) * d * s for r, s, k, d in seen),

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import diffprog as dp
+
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (3, 4))
 
@@ -27,6 +29,20 @@ def close(a, b):
     for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert u.shape == v.shape
         np.testing.assert_allclose(np.asarray(u), np.asarray(v), rtol=0, atol=1e-5 * largest)
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def computes(net, params, x, wanted):
+    """Assert that a net with these parameters gives what NumPy gave, in float64."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, params)
+        dp.tree.verify(net, params, jnp.asarray(x))
+        y = net(params, jnp.asarray(x))
+        assert y.shape == wanted.shape
+        np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
 
 
 def equal(a, b):

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparing import drawn
 from refusing import expect
 
 import diffprog as dp
 
 KINDS = {"avg": (dp.adaptive_avg_pool, np.mean), "max": (dp.adaptive_max_pool, np.max)}
-
-
-def drawn(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def naive(reduce, x, size):

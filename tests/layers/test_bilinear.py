@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparing import drawn
 from refusing import expect
 
 import diffprog as dp
 
 KEY = jax.random.key(0)
-
-
-def drawn(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def looped(a, b, kernel, bias):

@@ -4,14 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close
+from comparing import KEY, close, computes, drawn
 from refusing import expect
 
 import diffprog as dp
-
-
-def drawn(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def naive(x, kernel, stride, pads, extra, dilation, groups):
@@ -63,12 +59,7 @@ def test_it_equals_loops(name, groups):
                           options.get("output_padding", (0,) * dims),
                           options.get("dilation", ones), groups)
     net = dp.conv_transpose(6, size, groups=groups, **options)
-    with jax.enable_x64(True):
-        params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
-        dp.tree.verify(net, params, jnp.asarray(x))
-        y = net(params, jnp.asarray(x))
-        assert y.shape == wanted.shape
-        np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
+    computes(net, {"kernel": kernel, "bias": bias}, x, wanted)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])

@@ -5,16 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusing import expect
+from standardizing import EPS, drawn
 
 import diffprog as dp
 
 KEY = jax.random.key(0)
-EPS = 1e-3  # large, so that its place in the formula shows
-
-
-def drawn(*shape, seed=0):
-    return np.random.default_rng(seed).normal(2.0, 3.0, size=shape)
-
 
 def by_groups(x, groups, dims, scale, bias):
     """The formula, one example and one group at a time."""

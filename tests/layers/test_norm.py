@@ -4,20 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from standardizing import EPS, drawn, standardized
 
 import diffprog as dp
 
 KEY = jax.random.key(0)
-EPS = 1e-3  # large, so that its place in the formula shows
-
-
-def drawn(*shape, seed=0):
-    return np.random.default_rng(seed).normal(2.0, 3.0, size=shape)
-
-
-def standardized(x, mean, var, scale=1.0, bias=0.0, eps=EPS):
-    return scale * (x - mean) / np.sqrt(var + eps) + bias
-
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 1, 3)])
 def test_layer_norm_standardizes_each_vector(leading):

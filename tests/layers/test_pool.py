@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparing import drawn
 from refusing import expect
 
 import diffprog as dp
-
-
-def drawn(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def naive(reduce, x, size, stride, pads):

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from comparing import KEY, X, close, equal, gradient, params_of, same
 
 import diffprog as dp
@@ -51,9 +50,3 @@ def test_it_counts_as_its_own_kind():
     net = dp.serial(dp.ensemble(2, dp.linear(3)), dp.ensemble(2, dp.linear(3)))
     assert list(net.children) == ["ensemble_0", "ensemble_1"]
     assert repr(net) == "serial(ensemble(2, linear(3)), ensemble(2, linear(3)))"
-
-
-def test_the_mean_of_members_is_nearer_than_their_mean_error():
-    """Jensen's inequality for the squared error, on real members."""
-    y = np.asarray(dp.ensemble(5, dp.linear(1))(params_of(dp.ensemble(5, dp.linear(1))), X))
-    assert ((y.mean(0) - 1) ** 2).mean() < ((y - 1) ** 2).mean()
