@@ -14,10 +14,11 @@ import jax.numpy as jnp
 
 from diffprog import tree
 from diffprog.errors import LayerError
-from diffprog.layer import Layer, Params
+from diffprog.layer import Layer
 from diffprog.losses import magnitude
 from diffprog.notation import show
 from diffprog.objectives import Objective
+from diffprog.plans import Params
 
 __all__ = ["l1", "l2", "penalized"]
 

@@ -19,9 +19,10 @@ import optax
 
 from diffprog import tree
 from diffprog.errors import LayerError, check_count
-from diffprog.layer import Layer, Params, State
+from diffprog.layer import Layer
 from diffprog.notation import listed, show
 from diffprog.objectives import Objective, parts
+from diffprog.plans import Params, State
 
 __all__ = ["Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict"]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError, check_array, check_count, check_leaves
-from diffprog.layer import Layer, Params, State, factory
+from diffprog.layer import Layer, factory
 from diffprog.layers.window import (
     AXES,
     Padding,
@@ -29,6 +29,7 @@ from diffprog.layers.window import (
 from diffprog.masks import cleared
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
+from diffprog.plans import Params, State
 
 __all__ = ["conv", "conv_transpose", "depthwise_conv"]
 
