@@ -18,6 +18,7 @@ verify: test
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/core.py
+	$(BIN)/python benchmarks/gpt.py
 
 .venv/ready: pyproject.toml constraints.txt
 	if command -v uv >/dev/null; then \

@@ -2,8 +2,7 @@
 
     python benchmarks/core.py
 
-Times are CPU seconds of this process, interleaved, so that a noisy machine disturbs both sides
-alike; each ratio is the median over rounds.
+How times are taken is said in `measuring.py`.
 """
 
 from __future__ import annotations
@@ -11,32 +10,16 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from measuring import ratio
 
 import diffprog as dp
 
 KEY = jax.random.key(0)
-
-
-def cpu(f: Callable[[], Any]) -> float:
-    start = time.process_time()
-    f()
-    return time.process_time() - start
-
-
-def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> float:
-    """The median of ours / theirs over rounds that take turns in going first."""
-    found = []
-    for turn in range(rounds):
-        pair = (ours, theirs) if turn % 2 else (theirs, ours)
-        times = {f: cpu(f) for f in pair}
-        found.append(times[ours] / times[theirs])
-    return statistics.median(found)
 
 
 def chain() -> tuple[Any, Any, Any, jax.Array]:

@@ -20,15 +20,30 @@ if TYPE_CHECKING:
     from diffprog.derivatives import check_gradients
     from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
     from diffprog.layers.adaptive import adaptive_avg_pool, adaptive_max_pool
+    from diffprog.layers.attention import attention_head, cross_attention, self_attention
     from diffprog.layers.batch_norm import batch_norm
+    from diffprog.layers.cells import gru, lstm, simple_rnn
+    from diffprog.layers.collapse import collapse
     from diffprog.layers.conv import conv, conv_transpose, depthwise_conv
     from diffprog.layers.dropout import dropout, spatial_dropout, stochastic_depth
+    from diffprog.layers.embedding import attend, embedding
     from diffprog.layers.linear import bilinear, linear
     from diffprog.layers.masking import hide
     from diffprog.layers.norm import group_norm, instance_norm, layer_norm, rms_norm
     from diffprog.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
+    from diffprog.layers.position import learned_positions, sinusoidal_positions
+    from diffprog.layers.recurrent import recurrent
     from diffprog.layers.reshape import flatten, one_hot, reshape
     from diffprog.layers.resize import patches, pixel_shuffle, upsample
+    from diffprog.layers.rotary import rotary
+    from diffprog.layers.scaling import (
+        linear_scaling,
+        llama3_scaling,
+        longrope_scaling,
+        ntk_scaling,
+        yarn_scaling,
+    )
+    from diffprog.layers.sublayer import add_norm, ffn, pre_norm
     from diffprog.losses import (
         absolute_error,
         binary_cross_entropy,
@@ -69,12 +84,22 @@ _HOMES = {
     "avg_pool": "layers.pool", "global_avg_pool": "layers.pool", "global_max_pool": "layers.pool",
     "max_pool": "layers.pool", "batch_norm": "layers.batch_norm", "group_norm": "layers.norm",
     "instance_norm": "layers.norm", "layer_norm": "layers.norm", "rms_norm": "layers.norm",
+    "attention_head": "layers.attention", "cross_attention": "layers.attention",
+    "self_attention": "layers.attention", "add_norm": "layers.sublayer", "ffn": "layers.sublayer",
+    "pre_norm": "layers.sublayer",
     "dropout": "layers.dropout", "spatial_dropout": "layers.dropout",
     "stochastic_depth": "layers.dropout", "hide": "layers.masking", "flatten": "layers.reshape",
     "one_hot": "layers.reshape", "reshape": "layers.reshape", "patches": "layers.resize",
     "pixel_shuffle": "layers.resize", "upsample": "layers.resize",
+    "attend": "layers.embedding", "embedding": "layers.embedding",
+    "learned_positions": "layers.position", "sinusoidal_positions": "layers.position",
+    "rotary": "layers.rotary", "linear_scaling": "layers.scaling",
+    "llama3_scaling": "layers.scaling", "longrope_scaling": "layers.scaling",
+    "ntk_scaling": "layers.scaling", "yarn_scaling": "layers.scaling",
     "binary_step": "layers.activation", "gelu": "layers.activation", "glu": "layers.activation",
     "prelu": "layers.activation", "swiglu": "layers.activation",
+    "collapse": "layers.collapse", "gru": "layers.cells", "lstm": "layers.cells",
+    "recurrent": "layers.recurrent", "simple_rnn": "layers.cells",
     # models
     "alexnet": "models.alexnet", "mlp": "models.mlp", "resnet": "models.resnet",
     # losses and metrics
@@ -100,9 +125,13 @@ __all__ = [
     # layers
     "bilinear", "linear", "conv", "conv_transpose", "depthwise_conv", "adaptive_avg_pool",
     "adaptive_max_pool", "avg_pool", "global_avg_pool", "global_max_pool", "max_pool", "batch_norm",
-    "group_norm", "instance_norm", "layer_norm", "rms_norm", "dropout", "spatial_dropout",
+    "group_norm", "instance_norm", "layer_norm", "rms_norm", "attention_head", "cross_attention",
+    "self_attention", "add_norm", "ffn", "pre_norm", "dropout", "spatial_dropout",
     "stochastic_depth", "hide", "flatten", "one_hot", "reshape", "patches", "pixel_shuffle",
-    "upsample", "binary_step", "gelu", "glu", "prelu", "swiglu",
+    "upsample", "attend", "embedding", "learned_positions", "sinusoidal_positions", "rotary",
+    "linear_scaling", "llama3_scaling", "longrope_scaling", "ntk_scaling", "yarn_scaling",
+    "binary_step", "gelu", "glu", "prelu", "swiglu",
+    "collapse", "gru", "lstm", "recurrent", "simple_rnn",
     # models
     "alexnet", "mlp", "resnet",
     # losses and metrics

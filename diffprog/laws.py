@@ -25,6 +25,7 @@ from diffprog.plans import spec
 
 _CLOSE = 1e-9  # float64 results of two ways to compute one thing; rounding gives 1e-13 or less
 _TIMED = ("mask", "positions", "segments")  # side inputs with an axis of time, the second one
+_KEPT = ("memory", "memory_mask")  # those that a stream keeps from its start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Trial:
     key: jax.Array
     x: Any
     side: dict[str, Any]
+    initial: Any  # params and state as init gave them, in float32 where x is no float64
     params: Any
     state: Any
     tolerance: float  # between two ways to compute one thing, as a share of the largest number
@@ -46,9 +48,10 @@ class Trial:
         """Initialize the layer on x in float64; under x64 only."""
         drawn = jax.tree.map(functools.partial(_drawn, key), x)
         wide, beside = jax.tree.map(widened, (drawn, side))
-        params, state = layer.init(key, wide, **beside)
+        initial = layer.init(key, wide, **beside)
+        params, state = jax.tree.map(widened, initial)
         tolerance = max(_CLOSE, 10 * float(jnp.finfo(precision).eps))
-        return cls(layer, key, wide, beside, params, state, tolerance)
+        return cls(layer, key, wide, beside, initial, params, state, tolerance)
 
     @functools.cached_property
     def run(self) -> Callable[..., Any]:
@@ -87,17 +90,29 @@ class Trial:
         """Output and state in training, with a key."""
         return self.run(self.params, self.state, self.x, self.side, self.key, True)
 
+    def carried(self, side: dict[str, Any]) -> Any:
+        """The state of a stream after x; None where the layer cannot stream."""
+        shape = jax.tree.leaves(self.x)[0].shape
+        if self.layer.start is None or len(shape) < 2:
+            return None
+        try:
+            state = self.layer.start(self.params, self.state, self.x, length=shape[1], **side)
+            return self.run(self.params, state, self.x, side, None, False)[1]
+        except LayerError:
+            return None
+
 
 def _shapes(t: Trial) -> None:
     plan = t.layer.plan(t.x, **t.side)
-    real = spec((t.params, t.state, t.rest[0]))
+    y, _ = t.run(*t.initial, t.x, t.side, None, False)
+    real = spec((*t.initial, y))
     _same_spec("the plan", (plan.params, plan.state, spec(plan.y)), real)
     _same_spec("the output in training", spec(t.rest[0]), spec(t.training[0]))
 
 
 def _abstract(t: Trial) -> None:
     seen = jax.eval_shape(lambda key: t.layer.init(key, t.x, **t.side), t.key)
-    _same_spec("init under jax.eval_shape", spec(seen), spec((t.params, t.state)))
+    _same_spec("init under jax.eval_shape", spec(seen), spec(t.initial))
 
 
 def _jit(t: Trial) -> None:
@@ -112,7 +127,7 @@ def _structure(t: Trial) -> None:
 
 
 def _determinism(t: Trial) -> None:
-    _same("a second init", t.layer.init(t.key, t.x, **t.side), (t.params, t.state))
+    _same("a second init", t.layer.init(t.key, t.x, **t.side), t.initial)
     again = t.run(t.params, t.state, t.x, t.side, t.key, True)
     _same("a second apply", again, t.training)
 
@@ -178,19 +193,21 @@ def _streaming(t: Trial) -> None:
         beside = {n: jax.tree.map(cut, v) if n in _TIMED else v for n, v in side.items()}
         return jax.tree.map(cut, x), beside
 
-    def streamed(cuts: Sequence[int], params: Any, x: Any) -> Any:
+    def streamed(cuts: Sequence[int], again: bool, params: Any, x: Any) -> Any:
         state, outputs = t.state, []
         for begin, end in itertools.pairwise(cuts):
             part, side = chunk(x, t.side, begin, end)
             if begin == 0 and t.layer.start:
                 state = t.layer.start(params, state, part, length=length, **side)
+            if not again:
+                side = {name: value for name, value in side.items() if name not in _KEPT}
             y, state = t.eager(params, state, part, side, None, False)
             outputs.append(y)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outputs)
 
-    def value_and_gradients(cuts: Sequence[int]) -> Any:
+    def value_and_gradients(cuts: Sequence[int], again: bool = False) -> Any:
         def total(params: Any, floats: Any) -> Any:
-            y = streamed(cuts, params, _with_floats(t.x, floats))
+            y = streamed(cuts, again, params, _with_floats(t.x, floats))
             return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(y) if is_float(a)), y
 
         (_, y), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(t.params, _floats(t.x))
@@ -201,7 +218,7 @@ def _streaming(t: Trial) -> None:
             t.layer.start(t.params, t.state, t.x, length=length, **t.side)
         except LayerError:
             return  # it says by itself that it cannot
-    whole = jax.jit(functools.partial(value_and_gradients, (0, length)))()
+    whole = jax.jit(functools.partial(value_and_gradients, (0, length), True))()
     t.close("one chunk", whole[0], t.rest[0])
     for name, cuts in (("chunks of 1", range(length + 1)),
                        ("chunks of 2", [*range(0, length, 2), length]),
@@ -279,7 +296,7 @@ def _rebuilding(t: Trial) -> None:
     again = _rebuilt_throughout(t.layer)
     if repr(again) != repr(t.layer):
         raise LayerError(f"rebuild to give {t.layer!r}", repr(again))
-    _same("init of the rebuilt layer", again.init(t.key, t.x, **t.side), (t.params, t.state))
+    _same("init of the rebuilt layer", again.init(t.key, t.x, **t.side), t.initial)
     t.close("the rebuilt layer", again.apply(t.params, t.state, t.x, **t.side), t.rest)
 
 
@@ -291,7 +308,8 @@ def _rebuilt_throughout(layer: Layer) -> Layer:
 def _side_inputs(t: Trial) -> None:
     for name, value in t.side.items():
         other = t.side | {name: jax.tree.map(_changed, value)}
-        if _equal(t.run(t.params, t.state, t.x, other, None, False)[0], t.rest[0]):
+        same = _equal(t.run(t.params, t.state, t.x, other, None, False)[0], t.rest[0])
+        if same and _equal(t.carried(other), t.carried(t.side)):
             raise LayerError(f"{name} to have an effect", "the same output for another one",
                              "pass it on, or leave it out of the signature")
 

@@ -47,6 +47,8 @@ class Layer:
         side: the names of the side inputs that the layer takes.
         planner: ``(x, side) -> Plan`` of layers made of layers, which remembers; None evaluates
             the pair.
+        choice: ``(x, side) -> str``, how `apply` computes an input of these shapes, where it may
+            choose; for `summary`.
         factory: the function whose call `repr` shows.
 
     Example:
@@ -58,7 +60,7 @@ class Layer:
 
     init: Callable[..., tuple[Params, State]]
     apply: Callable[..., tuple[Any, State]]
-    start: Callable[..., State] | None = None
+    start: Callable[..., State] | Any = None
     children: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
     name: str = "layer"
@@ -67,6 +69,7 @@ class Layer:
     random: bool = False
     side: frozenset[str] = frozenset()
     planner: Callable[[Any, dict[str, Any]], Plan] | None = None
+    choice: Callable[[Any, dict[str, Any]], str] | None = None
     factory: Callable[..., Layer] | None = None
     _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)
     _names: dict[str, frozenset[str]] = dataclasses.field(init=False, default_factory=dict)
@@ -277,7 +280,9 @@ def _guarded_start(layer: Layer, raw: Any) -> Any:
             check_count("length", length)
             side = layer._taken(side)
             _check_call(layer, params, state, x, None, False, side)
-            return raw(params, state, x, length=length, **side)
+            carried = raw(params, state, x, length=length, **side)
+            layer._names["streamed"] = layer._names.get("streamed", frozenset()) | carried.keys()
+            return carried
         except Exception as error:
             sign(error, repr(layer), x)
             raise
@@ -312,7 +317,12 @@ def _check_call(
     if layer.random and train and key is None:
         raise LayerError("a key when train=True", "none", "pass key=jax.random.key(seed) to apply")
     if "params" not in layer._names:
-        layer.plan(x, **side)
+        try:
+            layer.plan(x, **side)
+        except LayerError:
+            if not state:
+                raise
+            return  # a stream may leave out what only `start` needed, such as memory
     kinds: dict[str, Any] = {"params": params, "state": state}
     for kind, given in kinds.items():
         names = layer._names[kind]
@@ -332,10 +342,15 @@ def _streamed(
         rest = {name: state[name] for name in layer._names["state"] & state.keys()}
         start = functools.partial(layer.start, length=1, **side)  # type: ignore[arg-type]
         try:
-            found = frozenset(jax.eval_shape(start, params, rest, x))
+            jax.eval_shape(start, params, rest, x)  # which notes the names
         except LayerError:
-            found = frozenset()
-        layer._names["streamed"] = found
+            try:
+                layer.plan(x, **side)
+            except LayerError:
+                return frozenset(state)  # what only `start` needed is not here; it must know
+            if "memory" in layer.side - side.keys():
+                return frozenset(state)  # as an attention_head, which does without it too
+            layer._names["streamed"] = frozenset()
     return layer._names["streamed"]
 
 

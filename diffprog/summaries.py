@@ -37,6 +37,8 @@ class Row(NamedTuple):
         flops: floating-point operations at rest, over all copies and repetitions.
         field: of a convolution or a pool, how many places of the net's input one output sees, and
             how many places apart two neighbouring outputs look; None elsewhere.
+        choice: how it is computed, of a layer that chooses by platform, shape and dtype, such as
+            attention; empty elsewhere.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Row(NamedTuple):
     bytes: int
     flops: float
     field: Field | None
+    choice: str
 
     def cells(self) -> tuple[str, ...]:
         """The row as text; of a layer made of layers only the kind is shown."""
@@ -57,7 +60,7 @@ class Row(NamedTuple):
             show(self.input), show(self.output),
             "" if self.layer.bare else f"{self.parameters:,}",
             "" if self.layer.bare else _short(self.bytes, "B"), _short(self.flops),
-            *(map(_sides, self.field) if self.field else ("", "")),
+            *(map(_sides, self.field) if self.field else ("", "")), self.choice,
         )
 
 
@@ -91,7 +94,7 @@ class Summary:
 
     def __str__(self) -> str:
         titles = ("path", "layer", "input", "output", "parameters", "bytes", "FLOPs", "field",
-                  "stride")
+                  "stride", "computed by")
         lines = _table([titles, *(row.cells() for row in self.rows)], left=4)
         kinds = [("kind", "calls", "parameters", "FLOPs")]
         kinds += [(name, f"{kind.calls}", f"{kind.parameters:,}", _short(kind.flops))
@@ -156,8 +159,13 @@ class _Reader:
 
         `trees` have the axes of every `repeat` around the layer, `times` is their product.
         """
-        inner, copies, depth, dtype = _core(layer)
+        inner, copies, depth, dtype, scans = _core(layer)
         narrow, beside = jax.eval_shape(lambda given: cast(given, dtype), (x, side))
+        for _ in range(scans):
+            times *= jax.tree.leaves(narrow)[0].shape[1]
+            narrow = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+                (*a.shape[:1], *a.shape[2:]), a.dtype), narrow)
+            beside.pop("mask", None)  # which recurrence keeps for itself
         one = inner.plan(narrow, **beside)
         ways = Ways(field)
         below: list[list[Row]] = []
@@ -197,8 +205,10 @@ class _Reader:
         row = Row(
             path, layer, x, layer.plan(x, **side).y, tree.count(trees[0]),
             sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees)),
-            own + sum(rows[0].flops for rows in below), field if is_window(inner) else None)
-        return [row, *itertools.chain(*below)], field
+            own + sum(rows[0].flops for rows in below), field if is_window(inner) else None,
+            inner.choice(narrow, beside) if inner.choice else "")
+        behind_all_time = None if scans and layer.start else field
+        return [row, *itertools.chain(*below)], behind_all_time
 
     def _count(self, name: str, parameters: int, own: float) -> None:
         kind = self.kinds.get(name, Kind(0, 0, 0.0))
@@ -206,22 +216,28 @@ class _Reader:
 
 
 class _Core(NamedTuple):
-    """What wrappers wrap: the layer, its copies in all, those in sequence, and its dtype."""
+    """What wrappers wrap: the layer, its copies in all, those in sequence, its dtype, and how many
+    recurrences carry it along time, of which it sees one step."""
 
     layer: Layer
     copies: int
     depth: int
     dtype: Any
+    scans: int
 
 
 def _core(layer: Layer) -> _Core:
-    copies, depth, dtype = 1, 1, None
-    while "layer" in layer.settings:  # as every wrapper calls it
-        n = layer.settings.get("n", 1)
-        copies, depth = copies * n, depth * (n if layer.name == "repeat" else 1)
-        dtype = layer.settings.get("dtype", dtype)
-        layer = as_layer(layer.settings["layer"])
-    return _Core(layer, copies, depth, dtype)
+    copies, depth, dtype, scans = 1, 1, None, 0
+    while True:
+        given = layer.settings
+        if "layer" in given:  # as every wrapper calls it
+            n = given.get("n", 1)
+            copies, depth = copies * n, depth * (n if layer.name == "repeat" else 1)
+            dtype, layer = given.get("dtype", dtype), as_layer(given["layer"])
+        elif layer.name == "recurrent" and "cell" in given and not given["bidirectional"]:
+            scans, layer = scans + 1, as_layer(given["cell"])
+        else:
+            return _Core(layer, copies, depth, dtype, scans)
 
 
 def _table(rows: list[tuple[str, ...]], left: int) -> list[str]:

@@ -52,6 +52,15 @@ CAUSAL = dp.conv(3, 2, dims=1, padding="CAUSAL") >> jnp.tanh
 SCALE = {"scale": jnp.array([1.0, 2.0, 3.0])}
 # Which of five steps are real.
 FIVE = {"mask": jnp.array([[True, True, False, True, False], [False, True, True, False, False]])}
+RAGGED = FIVE | {"positions": jnp.array([[0, 1, 0, 2, 0], [0, 0, 1, 0, 0]])}
+IDS = jnp.array([[0, 2, 4, 1, 3], [3, 3, 0, 1, 4]])
+
+
+@dp.program(embed=dp.embedding(5, 4), positions=dp.learned_positions(6), body=dp.linear(4))
+def tied(layers, x):
+    y = jnp.tanh(layers.body(layers.positions(layers.embed(x))))
+    return dp.attend(layers.embed.params, y)
+
 
 CASES = [
     # linear
@@ -117,6 +126,55 @@ CASES = [
     Case("group_norm, masked", dp.group_norm(2, dims=1), floats(2, 5, 4), FIVE),
     Case("instance_norm", dp.instance_norm(), floats(2, 3, 2, 3)),
     Case("instance_norm, masked", dp.instance_norm(dims=1, scale=False), floats(2, 5, 2), FIVE),
+    # embedding and positions
+    Case("embedding", dp.embedding(5, 3), IDS, {"causal": True}),
+    Case("embedding, tied", tied, IDS, RAGGED | {"causal": True}),
+    Case("sinusoidal_positions", dp.sinusoidal_positions(), floats(2, 5, 4), {"causal": True}),
+    Case("sinusoidal_positions, ragged", dp.sinusoidal_positions(base=100.0, first=1),
+         floats(2, 5, 2), RAGGED | {"causal": True}),
+    Case("learned_positions", dp.learned_positions(7), floats(2, 5, 3), {"causal": True}),
+    Case("learned_positions, ragged", dp.learned_positions(5), floats(2, 5, 2),
+         RAGGED | {"causal": True}),
+    # recurrence
+    Case("cells", dp.branch(dp.simple_rnn(2), dp.lstm(2), dp.gru(2), merge=dp.concatenate),
+         floats(2, 1, 3)),
+    Case("recurrent", dp.recurrent(dp.lstm(2)), floats(2, 3, 2), {
+        "mask": FIVE["mask"][:, 1:4], "causal": True}),
+    Case("recurrent backwards", dp.recurrent(dp.simple_rnn(2), reverse=True), floats(2, 5, 3),
+         FIVE),
+    Case("recurrent both ways", dp.recurrent(dp.gru(2), bidirectional=True), floats(2, 5, 2),
+         FIVE),
+    Case("recurrent chain", dp.recurrent(dp.serial(
+        dp.linear(3), dp.dropout(0.5), dp.simple_rnn(2, bias=False)), unroll=2),
+        floats(2, 3, 2), {"causal": True}),
+    Case("recurrent copies", dp.repeat(2, dp.recurrent(dp.heads(2, dp.simple_rnn(1)))),
+         floats(2, 2, 2), {"mask": FIVE["mask"][:, 1:3], "causal": True}),
+    *(Case(f"collapse to {how}", dp.collapse(how), floats(2, 5, 2), FIVE)
+      for how in ("first", "last", "mean", "max", "attention")),
+    # attention
+    Case("self_attention", dp.self_attention(2, kv_heads=1, value_dim=1), floats(2, 3, 4), {
+        "mask": FIVE["mask"][:, 1:4],
+        "attention_mask": jnp.array([1, 0, 1, 1, 1, 0], bool).reshape(2, 1, 1, 3),
+        "attention_bias": jnp.arange(36.0).reshape(2, 2, 3, 3) % 5 - 2}),
+    Case("self_attention, streaming", dp.self_attention(1, causal=True, rotary=dp.rotary()),
+         floats(2, 3, 2), {name: a[:, 1:4] for name, a in RAGGED.items()} | {"causal": True}),
+    Case("self_attention, window",
+         dp.self_attention(1, causal=True, window=2, bias=False),
+         floats(2, 4, 2), {"mask": FIVE["mask"][:, :4], "causal": True}),
+    Case("self_attention, segments", dp.self_attention(1, causal=True, bias=False),
+         floats(2, 3, 2), {"segments": jnp.array([[0, 0, 1], [5, 2, 2]]), "causal": True}),
+    Case("cross_attention", dp.cross_attention(1, bias=False), floats(2, 2, 2), {
+        "memory": jnp.sin(jnp.arange(20.0).reshape(2, 5, 2)), "memory_mask": FIVE["mask"],
+        "causal": True}),
+    Case("attention_head in heads", dp.heads(2, dp.attention_head(1, causal=True, bias=False)),
+         floats(2, 2, 2), {"causal": True}),
+    Case("ffn", dp.ffn(3, jnp.tanh), floats(2, 2)),
+    Case("add_norm with dropout", dp.add_norm(
+        dp.ffn(2, jnp.tanh, dropout=0.5), dp.rms_norm(), dropout=0.5) >> dp.self_attention(
+            1, dropout=0.5, bias=False), floats(2, 2, 2)),
+    Case("pre_norm in repeat", dp.repeat(2, dp.pre_norm(
+        dp.self_attention(1, causal=True, bias=False), dp.rms_norm())),
+        floats(2, 3, 2), {"mask": FIVE["mask"][:, 1:4], "causal": True}),
     # the rest
     Case("dropout", dp.dropout(0.4), floats(3, 8)),
     Case("spatial_dropout", dp.spatial_dropout(0.5, dims=1), floats(3, 2, 8)),

@@ -49,7 +49,7 @@ def nets(draw, kind, depth=None):
     if kind == "labels":
         shape = (BATCH, *d.pick([(), (4,)]))
         x = jnp.arange(math.prod(shape)).reshape(shape) % width
-        hot = d.make(dp.one_hot, width)
+        hot = d.pick([lambda: d.make(dp.one_hot, width), lambda: d.make(dp.embedding, width, 3)])()
         layer = dp.serial(hot, d.net(d.after(hot, x), depth))
     elif kind == "pair":
         x = floats(BATCH, width), floats(BATCH, d.pick([2, 3]))

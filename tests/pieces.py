@@ -55,7 +55,11 @@ def resampled(layers, x, *, mask=None):
     return layers.rest(y, mask=mask if mask is None or mask.ndim == 1 else mask[:, ::2])
 
 
-PROGRAMS = (twice, scaled, trained, tied, resampled)
+def asked(layers, x, *, mask=None):
+    return layers.ask(x, memory=layers.code(x), memory_mask=mask)
+
+
+PROGRAMS = (twice, scaled, trained, tied, resampled, asked)
 
 
 def namespace():
@@ -199,6 +203,50 @@ def _reshape(d, x):
     return dp.serial(*d.clean(x), d.make(dp.flatten), linear, d.make(dp.reshape, shape))
 
 
+def _ffn(d, x):
+    return d.make(dp.ffn, 3, d.pick([jnp.tanh, dp.gelu]), bias_init=generic,
+                  dropout=d.pick([0.0, 0.5]))
+
+
+def _self_attention(d, x):
+    heads = d.pick([n for n in divisors(x.shape[-1]) if n < 4])
+    causal = d.causal or d.pick([True, False])
+    where = {"window": d.pick([None, 2, 3])} if causal else {}
+    if x.shape[-1] // heads % 2 == 0:
+        where["rotary"] = d.pick([None, dp.rotary()])
+    return d.make(dp.self_attention, heads, causal=causal, kv_heads=d.pick([1, heads]),
+                  value_dim=d.pick([None, 3]), dropout=d.pick([0.0, 0.0, 0.5]),
+                  implementation=d.pick([None, "blocks"]), bias_init=generic, **where)
+
+
+def _attention_head(d, x):
+    head = d.make(dp.attention_head, 2, d.pick([None, 3]), causal=d.causal, bias_init=generic)
+    return d.make(dp.heads, 2, head)
+
+
+def _cross_attention(d, x):
+    code = d.make(dp.linear, 3, bias_init=generic)
+    ask = d.make(dp.cross_attention, d.pick(divisors(x.shape[-1])), bias_init=generic)
+    return d.program(asked, ask=ask, code=code)
+
+
+def _positions(d, x):
+    if x.shape[-1] % 2 or d.pick([True, False]):
+        return d.make(dp.learned_positions, x.shape[-2] + 1)
+    return d.make(dp.sinusoidal_positions)
+
+
+def _recurrent(d, x):
+    cell = d.make(d.pick([dp.simple_rnn, dp.lstm, dp.gru]), d.pick([2, 3]), bias_init=generic)
+    cell = d.pick([cell, dp.heads(2, cell), dp.serial(dp.linear(2, bias_init=generic), cell)])
+    way = d.pick([{}, *(() if d.causal else ({"reverse": True}, {"bidirectional": True}))])
+    return d.make(dp.recurrent, cell, **way)
+
+
+def _collapse(d, x):
+    return d.make(dp.collapse, d.pick(["first", "last", "mean", "max", "attention"]))
+
+
 def _features_apart(d, x):
     """Each step's features as a matrix and back, which does not mix the steps."""
     apart = d.make(dp.reshape, (d.pick(divisors(x.shape[-1])), -1), keep=2)
@@ -217,6 +265,11 @@ def _over_space(d, x):
     return not d.causal and x.ndim > 2 and d.takes_mask(x)
 
 
+def _in_time(d, x):
+    """The time of a mask is that of x: the axis before the features."""
+    return x.ndim > 2 and d.takes_mask(x) and (x.ndim == 3 or not d.causal)
+
+
 def _enlarging(d, x):
     return not d.causal and x.ndim > 2 and d.takes_mask(x) and max(x.shape[1:-1]) < 5 + (x.ndim < 4)
 
@@ -229,6 +282,7 @@ LEAVES = {
     _binary_step: lambda d, x: d.steps,
     _hide: lambda d, x: d.real_only(x),
     _reshape: lambda d, x: not d.causal,
+    _ffn: _anywhere,
 }
 SPATIAL = {
     _conv: _over_space, _pool: _over_space, _global_pool: _over_space, _patches: _over_space,
@@ -237,6 +291,10 @@ SPATIAL = {
     _pixel_shuffle: lambda d, x: x.ndim == 4 and _enlarging(d, x),
     _flatten: lambda d, x: not d.causal and x.ndim > 2,
     _causal_conv: lambda d, x: d.causal,
+    _self_attention: _in_time, _attention_head: _in_time, _recurrent: _in_time,
+    _positions: _in_time,
+    _cross_attention: lambda d, x: not d.causal and x.ndim == 3 and d.takes_mask(x),
+    _collapse: lambda d, x: not d.causal and x.ndim == 3 and d.takes_mask(x),
     _features_apart: lambda d, x: d.causal,
 }
 
@@ -270,6 +328,12 @@ def _residual(d, x, depth):
     body = d.net(x, depth)
     d.parts["residual with a shortcut"] += 1
     return d.make(dp.residual, body, d.to(d.leaf(x), x, d.after(body, x)))
+
+
+def _normed(d, x, depth):
+    norm = d.pick([None, dp.layer_norm(eps=0.1, bias_init=generic)])
+    return d.make(d.pick([dp.add_norm, dp.pre_norm]), d.kept(x, depth), norm,
+                  dropout=d.pick([0.0, 0.5]))
 
 
 def _branch(d, x, depth):
@@ -347,8 +411,8 @@ def _resampled(d, x, depth):
 
 
 COMBINATORS = dict.fromkeys([
-    _serial, _power, _residual, _branch, _repeat, _heads, _ensemble, _remat, _replace, _tap,
-    _twice, _trained, _tied], _anywhere)
+    _serial, _power, _residual, _normed, _branch, _repeat, _heads, _ensemble, _remat, _replace,
+    _tap, _twice, _trained, _tied], _anywhere)
 SPECIAL = {
     _mixed: lambda d, x: d.mixing,
     _scaled: lambda d, x: d.scaling,

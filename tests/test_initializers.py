@@ -15,6 +15,7 @@ import pytest
 from comparing import KEY, same
 
 import diffprog as dp
+from diffprog.layers.cells import forget_ones
 from diffprog.parameters import INITIALIZERS
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "defaults.md"
@@ -105,6 +106,14 @@ def test_a_name_is_the_function_and_other_names_are_refused():
 
 # The leaves of every layer.
 
+def to_ids(x):
+    return x.astype(jnp.int32)
+
+
+def asking_itself(attention):
+    return dp.program(ask=attention)(lambda layers, x: layers.ask(x, memory=x))
+
+
 # layer -> the call with wide kernels, and the shape of x (of the first part of x)
 WIDE = {
     "linear": (lambda **o: dp.linear(300, **o), (1, 200)),
@@ -113,6 +122,16 @@ WIDE = {
     "depthwise_conv": (lambda **o: dp.depthwise_conv(3, multiplier=3, **o), (1, 3, 3, 400)),
     "conv_transpose": (lambda **o: dp.conv_transpose(40, 3, **o), (1, 3, 3, 30)),
     "glu": (lambda **o: dp.glu(300, **o), (1, 200)),
+    "embedding": (lambda **o: dp.serial(to_ids, dp.embedding(200, 300, **o)), (1, 4)),
+    "learned_positions": (lambda **o: dp.learned_positions(200, **o), (1, 5, 300)),
+    "self_attention": (lambda **o: dp.self_attention(4, head_dim=75, **o), (1, 1, 200)),
+    "cross_attention": (lambda **o: asking_itself(dp.cross_attention(4, **o)), (1, 1, 200)),
+    "attention_head": (lambda **o: dp.attention_head(300, **o), (1, 1, 200)),
+    "ffn": (lambda **o: dp.ffn(300, **o), (1, 200)),
+    "simple_rnn": (lambda **o: dp.simple_rnn(300, **o), (1, 200)),
+    "lstm": (lambda **o: dp.lstm(100, **o), (1, 200)),
+    "gru": (lambda **o: dp.gru(100, **o), (1, 200)),
+    "collapse": (lambda **o: dp.collapse("attention", **o), (1, 1, 20_000)),
     "swiglu": (lambda **o: dp.swiglu(300, **{"bias": True, **o}), (1, 200)),
     "group_norm": (lambda **o: dp.group_norm(2, **o), (1, 3, 3, 4)),
     "instance_norm": (lambda **o: dp.instance_norm(**o), (1, 3, 3, 4)),
@@ -126,11 +145,15 @@ def drawn(layer, leaf, **options):
                          is_leaf=lambda s: isinstance(s[0], int))
     leaves = dp.tree.paths(make(**options).init(KEY, parts)[0])
     of = {path.rpartition("/")[2]: array for path, array in leaves.items()}
-    names = {}
+    if "hidden/kernel" in leaves:  # of a cell, whose `hidden_init` is that of this leaf
+        of |= {"kernel": leaves["input/kernel"], "hidden": leaves["hidden/kernel"]}
+    names = {"features": of[leaf].shape[-1]}
     if "kernel" in of:
         *places, fan_in, features = of["kernel"].shape
-        names = {"fan_in": math.prod(places) * fan_in, "fan_out": math.prod(places) * features,
+        names |= {"fan_in": math.prod(places) * fan_in, "fan_out": math.prod(places) * features,
                  "in_1": of["kernel"].shape[0], "in_2": fan_in}
+    if "hidden" in of:
+        names["F"] = len(of["hidden"])
     return np.asarray(of[leaf]), names
 
 
@@ -152,7 +175,8 @@ def test_every_leaf_of_every_layer_is_in_the_docs():
 def test_each_leaf_begins_as_the_docs_say(row):
     layer, leaf, initializer = row["Layer"], row["Leaf"], row["Initializer"]
     default = inspect.signature(getattr(dp, layer)).parameters[f"{leaf}_init"].default
-    wanted = eval(initializer, {"constant": jax.nn.initializers.constant})
+    wanted = eval(initializer, {"forget_ones": forget_ones} | {
+        name: getattr(jax.nn.initializers, name) for name in ("constant", "variance_scaling")})
     assert default == wanted or not isinstance(default, str)
     got, names = drawn(layer, leaf)
     np.testing.assert_array_equal(got, drawn(layer, leaf, **{f"{leaf}_init": wanted})[0])
@@ -163,6 +187,8 @@ def test_each_leaf_begins_as_the_docs_say(row):
         bound, there = (value(text, **names) for text in (
             uniform[1], row["Standard deviation there"]))
         assert math.isclose(bound / math.sqrt(3), there)
+    elif normal := re.fullmatch(r"N\(0, (.+)\)", theirs):
+        assert value(normal[1]) == value(row["Standard deviation there"])
     elif theirs:
         assert (got == float(theirs)).all() and row["Standard deviation there"] == "0"
 

@@ -194,6 +194,18 @@ def test_each_law_catches_its_fault(law, place):
             LAWS[law](trial)
 
 
+def test_a_wrong_gradient_is_caught_behind_ids_too():
+    with pytest.raises(dp.LayerError, match="1 broken:\n  gradients agree"):
+        dp.check(dp.embedding(3, 2) >> _cube, jnp.array([[0, 2], [1, 1]]))
+
+
+def test_a_side_input_may_have_its_effect_in_a_stream_alone():
+    x, side = floats(2, 2, 4), {"mask": jnp.ones((2, 2), bool)}
+    with pytest.raises(dp.LayerError, match="1 broken:\n  side inputs have effect"):
+        dp.check(dp.sinusoidal_positions(), x, **side)
+    dp.check(dp.sinusoidal_positions(), x, **side, positions=jnp.array([[0, 1], [3, 4]]))
+
+
 def test_check_lists_every_law_that_fails():
     with pytest.raises(dp.LayerError) as caught:
         dp.check(plain(lambda scale, x: _cube(scale * x) - x.mean(0)), floats(3, 2))

@@ -41,7 +41,19 @@ SHOWN = {
         dp.prelu(shared=True), dp.glu(6), dp.swiglu(4, bias=True), dp.binary_step,
         dp.linear(3, kernel_init="he_normal")), IMAGE),
     "bilinear": (dp.branch(dp.linear(2), dp.linear(3)) >> dp.bilinear(4), X),
+    "recurrence": (dp.serial(
+        dp.recurrent(dp.serial(dp.lstm(4, bias=False), dp.gru(3)), unroll=2),
+        dp.recurrent(dp.simple_rnn(2, activation=jax.nn.relu), bidirectional=True),
+        dp.recurrent(jnp.sin, reverse=True), dp.collapse("max")), jnp.ones((2, 3, 4))),
+    "attention": (dp.serial(
+        dp.add_norm(dp.self_attention(2, kv_heads=1, causal=True, window=3, rotary=dp.rotary(
+            500000.0, scaling=dp.linear_scaling(2.0)), dropout=0.5), dp.rms_norm(), dropout=0.5),
+        dp.pre_norm(dp.ffn(8, dp.gelu)), dp.cross_attention(2, bias=False),
+        dp.heads(2, dp.attention_head(2, 3, scale=1.0, implementation="xla"))),
+        jnp.ones((2, 3, 4)), {"memory": jnp.ones((2, 5, 3))}),
     "one_hot": (dp.one_hot(5), jnp.arange(3)),
+    "ids": (dp.embedding(11, 4) >> dp.sinusoidal_positions(first=1) >> dp.learned_positions(
+        8, embedding_init="zeros"), jnp.ones((2, 3), jnp.int32)),
     "transforms": (dp.serial(
         dp.repeat(2, BLOCK, remat="dots_saveable"), dp.remat(BLOCK, policy="dots_saveable"),
         dp.mixed(BLOCK, jnp.bfloat16), dp.tap(dp.ensemble(2, BLOCK), "body")), X),
@@ -60,21 +72,23 @@ def namespace():
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_repr_evaluates_to_an_equal_net(name):
-    net, x = SHOWN[name]
+    net, x, *rest = SHOWN[name]
+    side = dict(*rest)
     again = eval(repr(net), namespace())
     assert repr(again) == repr(net)
     assert names(again) == names(net)
-    trees = net.init(KEY, x)
-    same(again.init(KEY, x), trees)
+    trees = net.init(KEY, x, **side)
+    same(again.init(KEY, x, **side), trees)
     for train in (False, True):  # one text of the whole program, so one output for all inputs
         first, second = (
-            jax.jit(layer.apply, static_argnames="train").lower(*trees, x, key=KEY, train=train)
+            jax.jit(layer.apply, static_argnames="train").lower(
+                *trees, x, key=KEY, train=train, **side)
             for layer in (net, again))
         assert first.as_text() == second.as_text()
 
 
 def test_every_layer_and_combinator_is_shown_above():
-    text = " ".join(repr(net) for net, _ in SHOWN.values())
+    text = " ".join(repr(net) for net, *_ in SHOWN.values())
     makers = [name for name in dp.__all__ if hasattr(getattr(dp, name), "__wrapped__")]
     assert len(makers) > 35
     for name in makers:

@@ -55,10 +55,18 @@ def linear(
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., features)")  # integers would round the kernel to zeros
         check_leaves(params, features)
-        y = x @ params["kernel"].astype(x.dtype)
-        return y + params["bias"].astype(x.dtype) if bias else y
+        return affine(params, x)
 
     return stateless(init, forward, name="linear")
+
+
+def affine(params: Params, x: jax.Array) -> jax.Array:
+    """``x @ kernel + bias``, in the dtype of x; without a bias if there is none."""
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x  # XLA's gradient is faster on a matrix
+    y = rows @ params["kernel"].astype(x.dtype)
+    if "bias" in params:
+        y = y + params["bias"].astype(x.dtype)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 @factory

@@ -1,5 +1,7 @@
 """`layer_norm` and `rms_norm` against numpy in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from standardizing import EPS, drawn, standardized
 import diffprog as dp
 
 KEY = jax.random.key(0)
+
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 1, 3)])
 def test_layer_norm_standardizes_each_vector(leading):
@@ -143,3 +146,111 @@ def test_what_cannot_be_is_refused(make):
     params, _ = norm.init(KEY, jnp.ones((2, 3)))
     with pytest.raises(dp.LayerError, match="floating-point"):
         norm(params, jnp.array([[1, 2, 3], [4, 0, 0]]))
+
+
+# The derivative of `layer_norm` is written by hand: everything that JAX makes of it is compared
+# with what it makes of the formula.
+
+AFFINE = {"scale": drawn(5, seed=1), "bias": drawn(5, seed=2)}
+
+
+def formula(params, x):
+    mean = x.mean(-1, keepdims=True)
+    var = ((x - mean) ** 2).mean(-1, keepdims=True)
+    y = (x - mean) / jnp.sqrt(var + EPS)
+    return y * params.get("scale", 1.0) + params.get("bias", 0.0)
+
+
+def pair(*names):
+    """The layer and the formula as functions of (params, x), and float64 params."""
+    norm = dp.layer_norm(eps=EPS, scale="scale" in names, bias="bias" in names)
+    return norm, formula, {name: jnp.asarray(AFFINE[name]) for name in names}
+
+
+def agree(make, f, g, *given):
+    """Assert that make(f) and make(g) are equal to rounding, in float64."""
+    one, other = (jax.jit(make(h))(*given) for h in (f, g))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == jnp.float64
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, float(jnp.abs(b).max())))
+
+
+@pytest.mark.parametrize("names", [("scale", "bias"), ("scale",), ("bias",), ()], ids=str)
+def test_first_derivatives_of_layer_norm_are_those_of_the_formula(names):
+    with jax.enable_x64(True):
+        norm, plain, params = pair(*names)
+        x, dx = jnp.asarray(drawn(2, 3, 5)), jnp.asarray(drawn(2, 3, 5, seed=3))
+        tangent = jax.tree.map(lambda a: a + 1, params), dx
+        agree(lambda f: f, norm, plain, params, x)
+        agree(lambda f: lambda *at: jax.jvp(f, at, tangent), norm, plain, params, x)
+        agree(lambda f: lambda *at: jax.vjp(f, *at)[1](dx), norm, plain, params, x)
+        agree(lambda f: jax.vmap(jax.jacrev(f, 1), (None, 0)), norm, plain, params, x[0])
+
+
+@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
+def test_second_derivatives_of_layer_norm_are_those_of_the_formula(outer, inner):
+    with jax.enable_x64(True):
+        norm, plain, params = pair("scale", "bias")
+        x, weights = jnp.asarray(drawn(5)), jnp.asarray(drawn(5, seed=3))
+        loss = lambda f: lambda p, x: jnp.sum(jnp.sin(f(p, x)) * weights)  # noqa: E731
+        agree(lambda f: outer(inner(loss(f), (0, 1)), (0, 1)), norm, plain, params, x)
+
+
+def test_third_derivatives_and_products_with_the_hessian():
+    with jax.enable_x64(True):
+        norm, plain, params = pair("scale", "bias")
+        x, v = jnp.asarray(drawn(3, 5)), jnp.asarray(drawn(3, 5, seed=3))
+        slope = lambda f: jax.grad(lambda x: jnp.sum(jnp.sin(f(params, x))))  # noqa: E731
+        agree(lambda f: lambda x: jax.jvp(slope(f), (x,), (v,)), norm, plain, x)
+        curve = lambda f: lambda x: jax.jvp(slope(f), (x,), (v,))[1]  # noqa: E731
+        agree(lambda f: jax.jacrev(curve(f)), norm, plain, x)
+
+
+def test_the_derivative_passes_through_vmap_and_scan():
+    with jax.enable_x64(True):
+        norm, plain, params = pair("scale", "bias")
+        x = jnp.asarray(drawn(4, 3, 5))
+
+        def loop(f, x):
+            return jax.lax.scan(lambda x, _: (x + f(params, x), None), x, length=3)[0]
+
+        def mapped(f):
+            slope = jax.grad(lambda x: jnp.sum(jnp.sin(loop(f, x))))
+            return lambda x: (jax.vmap(slope)(x), jax.vmap(slope, 1, 1)(x),
+                              jax.jvp(functools.partial(loop, f), (x,), (jnp.cos(x),)))
+
+        agree(mapped, norm, plain, x)
+
+
+def test_a_large_mean_costs_the_gradient_no_accuracy():
+    x = np.random.default_rng(0).normal(1e4, 1.0, (20, 64)).astype(np.float32)
+    weights = np.random.default_rng(1).normal(1.0, 1.0, (20, 64)).astype(np.float32)
+    slope = lambda f, dtype: jax.grad(  # noqa: E731
+        lambda x: jnp.sum(f({}, x) * weights.astype(dtype)))(jnp.asarray(x, dtype))
+    found = slope(dp.layer_norm(eps=EPS, scale=False, bias=False), jnp.float32)
+    with jax.enable_x64(True):
+        wanted = np.asarray(slope(formula, jnp.float64))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-3)
+
+
+def test_the_gradient_in_bfloat16_is_reduced_in_float32():
+    # The sum of 4096 ones in bfloat16 would stop at 256.
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4096)), jnp.bfloat16)
+    norm = dp.layer_norm()
+    params, _ = norm.init(KEY, x)
+    loss = lambda params, x: jnp.sum(norm(params, x).astype(jnp.float32) ** 3)  # noqa: E731
+    of_params, of_x = jax.grad(loss, (0, 1))(params, x)
+    assert of_x.dtype == jnp.bfloat16
+    assert {leaf.dtype.name for leaf in of_params.values()} == {"float32"}
+    wanted = jax.grad(lambda x: jnp.sum(formula({}, x) ** 3))(x.astype(jnp.float32))
+    np.testing.assert_allclose(of_x.astype(jnp.float32), wanted, rtol=0.05, atol=0.05)
+
+
+def test_a_constant_vector_has_a_finite_gradient():
+    norm, x = dp.layer_norm(eps=EPS), jnp.full((2, 3), 7.0)
+    params, _ = norm.init(KEY, x)
+    grads = jax.grad(lambda x: norm(params, x)[:, 0].sum())(x)
+    np.testing.assert_allclose(grads, np.tile([2 / 3, -1 / 3, -1 / 3], (2, 1)) / EPS**0.5,
+                               rtol=1e-5)

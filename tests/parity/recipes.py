@@ -1,4 +1,4 @@
-"""The tables: from names of cases to our counterparts; last, what is still to come."""
+"""The tables: from names of cases to our counterparts."""
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +130,24 @@ def inside(name, leaves):
     return deeper
 
 
+def table(options):
+    return {"weight": Leaf("params", "embedding")}
+
+
+def embedding(options):
+    return dp.embedding(options[0], options[1])
+
+
+def padded_embedding(options):
+    """In PyTorch the row of the padding begins with zeros and gets no gradient: it is hidden."""
+
+    @dp.program(embed=embedding(options), hide=dp.hide())
+    def embedded(layers, x):
+        return layers.hide(layers.embed(x), mask=x != options["padding_idx"])
+
+    return embedded
+
+
 ALEXNET = {  # original name of a layer -> ours, and how its kernel is arranged
     **{f"features.{place}": (f"conv_{number}", conv_kernel)
        for number, place in enumerate((0, 3, 6, 8, 10))},
@@ -177,6 +195,8 @@ LAYERS = {
     "Linear*": Recipe(lambda o: dp.linear(o["out_features"], bias=o["bias"]), kernel(np.transpose)),
     "Bilinear": Recipe(lambda o: dp.bilinear(o["out_features"], bias=o["bias"]),
                        kernel(lambda weight: np.moveaxis(weight, 0, -1))),
+    "Embedding": Recipe(embedding, table),
+    "Embedding_padding_idx": Recipe(padded_embedding, inside("embed", table)),
     "AlexNet_tiny": Recipe(alexnet, alexnet_leaves, {"x": channels_last}),
 }
 
@@ -273,11 +293,6 @@ AGAIN = {
     "GLU": Recipe(gated),
 }
 
-ELSEWHERE = ["optim/*"]  # test_optimizers.py
-
-# Cases of layers that are still to come: each moves into the tables above with its layer.
-LATER = [
-    "LSTM*", "GRU*", "RNN*",
-    "MHA_*", "sdpa*", "Transformer*",
-    "Embedding*",
-]
+ELSEWHERE = ["optim/*",  # test_optimizers.py
+             "LSTM*", "GRU*", "RNN*",  # test_recurrences.py
+             "MHA_*", "sdpa*", "Transformer*"]  # test_attentions.py

@@ -51,11 +51,13 @@ def arrays(case, kind, axes):
 def options(case):
     """The options of a case: those given as such, or those that the module prints.
 
-    One without a name is numbered 0; `dims` counts the axes that are neither batch nor channels.
+    Those without a name are numbered 0 and 1; `dims` counts the axes that are neither batch nor
+    channels.
     """
     info = CASES[case]
     printed = re.findall(r"(\w+)=(\([^)]*\)|[^,\s)]+)", info["torch"])
     printed += [(0, first) for first in re.findall(r"^\w+\((\([^)]*\)|[\d.]+)[,)]", info["torch"])]
+    printed += [(1, second) for second in re.findall(r"^\w+\([\d.]+, ([\d.]+)[,)]", info["torch"])]
     given = info.get("kwargs", {name: value(text) for name, text in printed})
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     return given | {"train": info["train"], "dims": ARRAYS[f"{case}/cot/y"].ndim - 2}

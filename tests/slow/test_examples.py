@@ -33,6 +33,16 @@ def test_digits_in_short_mode(model, steps, tmp_path):
     assert len(out.with_suffix(".jsonl").read_text().splitlines()) == 20
 
 
+@pytest.mark.parametrize("model", ["transformer", "gru"])
+def test_text_in_short_mode(model, tmp_path):
+    example = str(ROOT / "examples" / "text.py")
+    printed = run([sys.executable, example, "--model", model, "--steps", "100"], tmp_path)
+    assert "\nThe statement " in printed
+    streamed, whole = re.findall(r": (\d\.\d{3}) bits per character", printed)
+    assert abs(float(streamed) - float(whole)) <= 0.001
+    assert float(whole) < 4.0  # single characters by their frequency: 4.7
+
+
 def test_the_two_commands_of_the_readme_from_a_clean_clone(tmp_path):
     readme = (ROOT / "README.md").read_text()
     clone, demo = readme.split("```sh\n")[1].split("```")[0].strip().splitlines()

@@ -1,0 +1,253 @@
+"""The product in the middle of attention: weights by softmax, applied to values.
+
+Heads come before time, so that each head is one matrix product. What a query may see is said by a
+`Pattern`, of which every implementation asks for the part that it works on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError
+from diffprog.notation import listed, show
+from diffprog.parameters import parameter_dtype
+
+IMPLEMENTATIONS = ("xla", "blocks", "cudnn")
+
+_BLOCKS = 4  # a causal product in four blocks of queries skips 3/8 of all pairs
+_LONG = 256  # steps from which blocks are faster than one product
+
+Pair = tuple[jax.Array, jax.Array]  # of the queries, of the keys
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, meta_fields=["causal", "window", "empty"],
+    data_fields=["orders", "places", "real", "segments", "mask"])
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """Which queries see which keys; what is None forbids nothing.
+
+    Attributes:
+        causal: no query sees a key of higher order.
+        window: a query sees the keys less than so many places behind it.
+        orders: (T,) and (S,), the order in time; 0, 1, 2, ... for both if None.
+        places: (..., T) and (..., S), what `window` counts; the orders if None.
+        real: (..., S), the keys that are there.
+        segments: (..., T) and (..., S), ints; a query sees the keys of its own segment.
+        mask: (..., heads or 1, T, S), an explicit pattern.
+        empty: may a query see nothing at all?
+    """
+
+    causal: bool = False
+    window: int | None = None
+    orders: Pair | None = None
+    places: Pair | None = None
+    real: jax.Array | None = None
+    segments: Pair | None = None
+    mask: jax.Array | None = None
+    empty: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Does it depend on the order in time alone?"""
+        return all(part is None for part in (
+            self.orders, self.places, self.real, self.segments, self.mask))
+
+    def part(self, rows: slice, columns: slice) -> jax.Array | None:
+        """Booleans (..., heads or 1, rows, columns), True = seen; None if all is seen."""
+        seen = []
+        if self.causal or self.window:
+            one, other = self.orders or (jnp.arange(rows.stop), jnp.arange(columns.stop))
+            one, other = one[rows, None], other[columns]
+            if self.causal:
+                seen.append(one >= other)
+            if self.window and self.places is None:
+                seen.append(one - other < self.window)
+        if self.window and self.places is not None:
+            one, other = self.places
+            seen.append(_pairs(one[..., rows], other[..., columns], jnp.subtract) < self.window)
+        if self.real is not None:
+            seen.append(self.real[..., None, None, columns])
+        if self.segments is not None:
+            one, other = self.segments
+            seen.append(_pairs(one[..., rows], other[..., columns], jnp.equal))
+        if self.mask is not None:
+            seen.append(self.mask[..., rows, columns])
+        return functools.reduce(jnp.logical_and, seen) if seen else None
+
+    def reach(self, rows: slice, columns: int) -> slice:
+        """Of so many columns those that the rows may see, as far as it is known at tracing."""
+        if not self.causal or self.orders is not None:
+            return slice(0, columns)
+        far = self.window is None or self.places is not None  # padding makes a window longer
+        return slice(0 if far else max(0, rows.start - self.window + 1), rows.stop)
+
+
+@functools.partial(jax.jit, static_argnames=("dropout", "implementation"))
+def dot_product(
+    query: jax.Array, key: jax.Array, value: jax.Array, pattern: Pattern = Pattern(), *,
+    scale: float | None = None, bias: jax.Array | None = None, dropout: float = 0.0,
+    rng: jax.Array | None = None, implementation: str | None = None,
+) -> jax.Array:
+    """Weigh values by likeness: ``y = softmax(scale * query @ key^T + bias) @ value``.
+
+    Where there are fewer heads of keys than of queries, neighbouring heads of queries share one.
+    A query that sees no key gives zeros, with zero gradient. It is jitted, so that a net of many
+    layers traces it once.
+
+    Shapes:
+        query: (..., H, T, D); key: (..., K, S, D); value: (..., K, S, E), K a divisor of H.
+        bias: (..., H or 1, T, S), added to the scores. y: (..., H, T, E), in the dtype of query.
+
+    Args:
+        pattern: which queries see which keys.
+        scale: factor of the scores; 1 / sqrt(D) if None.
+        dropout: share of the weights that is dropped at random, with the key `rng`.
+        implementation: one of `IMPLEMENTATIONS`; chosen by `choose` if None.
+    """
+    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    steps, places = query.shape[-2], key.shape[-2]
+    empty = pattern.empty or bias is not None  # a bias may hold -inf
+
+    def part(rows: slice, columns: slice) -> tuple[jax.Array, jax.Array]:
+        return _weighted(
+            scaled[..., rows, :], key[..., columns, :], value[..., columns, :],
+            None if bias is None else bias[..., rows, columns], pattern.part(rows, columns),
+            empty, dropout, None if rng is None else jax.random.fold_in(rng, rows.start))
+
+    def at_once() -> jax.Array:
+        return normalized(*part(slice(0, steps), slice(0, places)))
+
+    def in_blocks() -> jax.Array:
+        """Block by block of the queries, each with no more keys than it may see."""
+        size = -(-steps // _BLOCKS)
+        blocks = [slice(begin, min(begin + size, steps)) for begin in range(0, steps, size)]
+        parts = zip(*(part(rows, pattern.reach(rows, places)) for rows in blocks), strict=True)
+        return normalized(*(jnp.concatenate(blocks, -2) for blocks in parts))
+
+    def normalized(y: jax.Array, total: jax.Array) -> jax.Array:
+        if empty:
+            total = jnp.where(total == 0, jnp.ones_like(total), total)
+        return (y * (1 / total)).astype(query.dtype)  # one division for each query
+
+    def by_cudnn() -> jax.Array:
+        """cuDNN's fused kernel, which wants time before heads and one axis of examples."""
+        arrange = lambda a: a.reshape(-1, *a.shape[-3:]).swapaxes(1, 2)  # noqa: E731
+        try:
+            y = jax.nn.dot_product_attention(
+                arrange(scaled), arrange(key), arrange(value), scale=1.0, is_causal=pattern.causal,
+                local_window_size=pattern.window and (pattern.window - 1, 0),
+                implementation="cudnn")
+        except RuntimeError as error:
+            raise LayerError("cuDNN, which comes with JAX for NVIDIA GPUs", str(error),
+                             "leave the choice of the implementation to the layer") from error
+        return y.swapaxes(1, 2).reshape(query.shape)
+
+    ways = {"xla": at_once, "blocks": in_blocks, "cudnn": by_cudnn}
+    choice = choose(query, key, value, pattern, implementation=implementation,
+                    more=bias is not None or rng is not None)
+    default = choice.pop("default")
+    if not choice:
+        return ways[default]()
+    return jax.lax.platform_dependent(
+        **{platform: ways[name] for platform, name in choice.items()}, default=ways[default])
+
+
+def choose(
+    query: Any, key: Any, value: Any, pattern: Pattern, *, more: bool = False,
+    implementation: str | None = None,
+) -> dict[str, str]:
+    """Platform -> implementation, "default" among them, for inputs of these shapes and dtypes.
+
+    `more` says that there is a mask, a bias or dropout.
+    """
+    unfit = _unfit(query, key, value, pattern, more)
+    if implementation == "cudnn" and unfit:
+        raise LayerError(f"{unfit}, for cuDNN's attention", show((query, value)),
+                         "leave the choice of the implementation to the layer")
+    if implementation:
+        return {"default": implementation}
+    aligned = pattern.orders is None and query.shape[-2] == key.shape[-2]
+    halves = pattern.causal and aligned and query.shape[-2] >= _LONG
+    choice = {"default": "blocks" if halves else "xla"}
+    return choice if unfit or not _on_hopper() else choice | {"cuda": "cudnn"}
+
+
+def check_implementation(name: Any) -> None:
+    """Raise unless it is None or names an implementation."""
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise LayerError(f"an implementation ({listed(IMPLEMENTATIONS)}) or None", repr(name),
+                         "None chooses by platform, dtype and shape")
+
+
+def _pairs(one: jax.Array, other: jax.Array, f: Callable[..., jax.Array]) -> jax.Array:
+    """f of every pair, (..., T) and (..., S) to (..., 1, T, S)."""
+    return f(one[..., None, :, None], other[..., None, None, :])
+
+
+def _weighted(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None,
+    seen: jax.Array | None, empty: bool, rate: float, rng: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The weighted sum and the sum of weights, which is divided out last: y is the smaller one.
+
+    Both are (..., H, T, features). The queries of the heads that share a key stand one after the
+    other in time, so that they are one product.
+    """
+    wide, shared = parameter_dtype(query), query.shape[-3] // key.shape[-3]
+    scores = jnp.einsum("...td,...sd->...ts", _in_groups(query, shared), key,
+                        preferred_element_type=wide)
+    if bias is not None:
+        scores = scores + _in_groups(bias, shared).astype(wide)
+    if seen is not None and seen.ndim == 2:  # the order in time alone; a sum needs no gradient
+        scores = scores + jnp.tile(jnp.where(seen, 0.0, -jnp.inf).astype(wide), (shared, 1))
+    elif seen is not None:
+        scores = jnp.where(_in_groups(seen, shared), scores, -jnp.inf)
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    if empty:
+        top = jnp.maximum(top, jnp.finfo(wide).min)  # the largest of nothing is -inf
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    if rng is not None:
+        kept = jax.random.bernoulli(rng, 1 - rate, weights.shape)
+        weights = jnp.where(kept, weights / (1 - rate), jnp.zeros_like(weights))
+    y = jnp.einsum("...ts,...se->...te", weights.astype(value.dtype), value,
+                   preferred_element_type=wide)
+    apart = lambda a: a.reshape(*query.shape[:-1], a.shape[-1])  # noqa: E731
+    return apart(y), apart(total)
+
+
+def _in_groups(a: jax.Array, shared: int) -> jax.Array:
+    """(..., H, T, D) to (..., H / shared, shared * T, D); one head for all stays one."""
+    if shared == 1:
+        return a
+    if a.shape[-3] == 1:
+        return jnp.concatenate([a] * shared, -2) if a.shape[-2] > 1 else a
+    return a.reshape(*a.shape[:-3], a.shape[-3] // shared, shared * a.shape[-2], a.shape[-1])
+
+
+def _unfit(query: Any, key: Any, value: Any, pattern: Pattern, more: bool) -> str:
+    """What cuDNN's kernel wants and does not get; nothing if all is well."""
+    features = query.shape[-1]
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return "bfloat16 or float16"
+    if features != value.shape[-1] or features % 8 or features > 128:
+        return "as many features in keys as in values, a multiple of 8 up to 128"
+    if more or not pattern.plain:
+        return "causality and a window alone, neither masks nor a bias nor dropout"
+    return ""
+
+
+@functools.cache
+def _on_hopper() -> bool:
+    """Is there a GPU on which cuDNN's kernel is the fastest? Elsewhere it is not, or lacks."""
+    try:
+        return any(d.compute_capability == "9.0" for d in jax.local_devices(backend="cuda"))
+    except RuntimeError:
+        return False

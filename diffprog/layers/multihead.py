@@ -1,0 +1,315 @@
+"""What all attention layers share: maps to queries, keys and values, and what streams of them.
+
+The public layers are in `attention.py`; the product of queries, keys and values in
+`dot_product.py`; what a stream keeps in `caches.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError, check_array, check_count, check_share
+from diffprog.layer import Layer
+from diffprog.layers.caches import empty_cache, extended, overrun, real_before
+from diffprog.layers.dot_product import Pattern, check_implementation, choose, dot_product
+from diffprog.layers.linear import affine
+from diffprog.layers.position import follow
+from diffprog.layers.rotary import Rotary
+from diffprog.masks import cleared, over_steps
+from diffprog.notation import show
+from diffprog.parameters import Initializer, fold, parameter
+from diffprog.plans import Params, State
+
+_SELF = frozenset({"mask", "segments", "attention_mask", "attention_bias"})
+_CROSS = frozenset({"memory", "memory_mask", "attention_mask", "attention_bias"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Multihead:
+    """The settings of an attention layer; `layer` makes it.
+
+    `joined` heads have an output map. `crossing` says whether keys and values are those of the side
+    input `memory`; None leaves it to the call.
+    """
+
+    heads: int
+    head_dim: int | None
+    value_dim: int | None
+    kv_heads: int | None
+    causal: bool
+    window: int | None
+    rotary: Rotary | None
+    bias: bool
+    dropout: float
+    scale: float | None
+    implementation: str | None
+    kernel_init: Initializer
+    bias_init: Initializer
+    joined: bool
+    crossing: bool | None
+
+    def layer(self) -> Layer:
+        """The layer of these settings, after a check of them."""
+        self._check()
+        side = {True: _CROSS, False: _SELF, None: _SELF | _CROSS}[self.crossing]
+        return Layer(
+            self.init, self.apply, self.start, random=self.dropout > 0,
+            side=side | {"positions"} if self.rotary else side, choice=self.choice,
+        )
+
+    def _check(self) -> None:
+        check_count("heads", self.heads)
+        for name in ("head_dim", "value_dim", "kv_heads", "window"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_share("dropout", self.dropout)
+        check_implementation(self.implementation)
+        if self.heads % self._groups:
+            raise LayerError(f"kv_heads that divide heads={self.heads}", f"{self.kv_heads}",
+                             "each is shared by equally many heads of queries")
+        if self.window and not self.causal:
+            raise LayerError("causal=True with a window", "causal=False",
+                             "a window looks back; give attention_mask for another pattern")
+        if not isinstance(self.rotary, Rotary | None):
+            raise LayerError("rotary as dp.rotary makes it", show(self.rotary),
+                             "for example dp.rotary(base=10000.0)")
+
+    def init(self, key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        """Kernels (and biases) of query, key, value, and of the output map."""
+        _check_sequence(x)
+        keys, values = self._sources(x, side)
+        head_dim, value_dim = self._sizes(x)
+        shapes = {
+            "query": (x.shape[-1], self.heads * head_dim),
+            "key": (keys.shape[-1], self._groups * head_dim),
+            "value": (values.shape[-1], self._groups * value_dim),
+        }
+        if self.joined:
+            shapes["out"] = (self.heads * value_dim, x.shape[-1])
+        params: Params = {}
+        for name, shape in shapes.items():
+            own = fold(key, name)
+            params[name] = {"kernel": parameter(own, "kernel", self.kernel_init, shape, x)}
+            if self.bias:
+                params[name]["bias"] = parameter(own, "bias", self.bias_init, shape[-1:], x)
+        return params, {}
+
+    def apply(
+        self, params: Params, state: State, x: jax.Array, *, key: jax.Array | None = None,
+        train: bool = False, **side: Any,
+    ) -> tuple[jax.Array, State]:
+        """The formula, on a whole sequence, or on a chunk if the state is that of a stream."""
+        _check_sequence(x)
+        _check_batch(state, x)
+        over = None
+        if self._crosses(side, state):
+            query = self._mapped(params, "query", x)
+            (keys, values), pattern, state = self._remembered(params, state, x, side)
+        else:
+            over = overrun(state, x.shape[-2])
+            mask = over_steps(side.get("mask"), x)
+            query, keys, values, state = self._projected(params, state, x, mask, side)
+            keys, values, pattern, state = self._seen(state, x, keys, values, mask, side)
+        explicit, bias = _explicit(query, keys, state, side)
+        if explicit is not None:
+            pattern = dataclasses.replace(pattern, mask=explicit, empty=True)
+        y = dot_product(query, keys, values, pattern, scale=self.scale, bias=bias,
+                        dropout=self.dropout, rng=key if train and self.dropout else None,
+                        implementation=self.implementation)
+        if over is not None:
+            y = jnp.where(over, jnp.nan, y)  # the oldest steps are overwritten by now
+        y = jnp.moveaxis(y, -3, -2)
+        y = y.reshape(*y.shape[:-2], -1)
+        return affine(params["out"], y) if self.joined else y, state
+
+    def start(self, params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        """An empty cache; or keys and values of memory, computed once."""
+        _check_sequence(x)
+        _check_stream(side)
+        if self._crosses(side, {}):
+            (keys, values), pattern, _ = self._remembered(params, {}, x, side)
+            real = jnp.ones((*x.shape[:-2], keys.shape[-2]), bool)
+            return {"key": keys, "value": values,
+                    "real": real if pattern.real is None else real & pattern.real}
+        if not self.causal:
+            raise LayerError("causal=True for a stream", "causal=False",
+                             "without it every position sees later ones")
+        head_dim, value_dim = self._sizes(x)
+        shape = lambda size: jax.ShapeDtypeStruct(  # noqa: E731
+            (*x.shape[:-2], self._groups, x.shape[-2], size), x.dtype)
+        cache = empty_cache(shape(head_dim), shape(value_dim), length, self.window)
+        return cache | {"next": jnp.zeros(x.shape[:-2], jnp.int32)} if self.rotary else cache
+
+    def choice(self, x: Any, side: dict[str, Any]) -> str:
+        """Which implementation runs on an input of these shapes, and where another one does."""
+        head_dim, value_dim = self._sizes(x)
+        memory = self._sources(x, side)[0]
+        of = lambda a, heads, size: jax.ShapeDtypeStruct(  # noqa: E731
+            (*a.shape[:-2], heads, a.shape[-2], size), x.dtype)
+        chosen = choose(
+            of(x, self.heads, head_dim), of(memory, self._groups, head_dim),
+            of(memory, self._groups, value_dim), Pattern(self.causal, self.window),
+            more=self.dropout > 0 or bool(side.keys() - {"memory", "positions"}),
+            implementation=self.implementation)
+        default = chosen.pop("default")
+        return ", ".join([default, *(f"{name} on {where}" for where, name in chosen.items())])
+
+    @property
+    def _groups(self) -> int:
+        """Heads of keys and values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    def _sizes(self, x: Any) -> tuple[int, int]:
+        """Features of a query and of a value."""
+        if self.head_dim is None and x.shape[-1] % self.heads:
+            raise LayerError(f"a width that is a multiple of heads={self.heads}", show(x),
+                             "choose another number of heads, or give head_dim")
+        head_dim = self.head_dim or x.shape[-1] // self.heads
+        return head_dim, self.value_dim or head_dim
+
+    def _crosses(self, side: dict[str, Any], state: State) -> bool:
+        """Are keys and values those of memory?"""
+        if self.crossing is not None:
+            return self.crossing
+        crosses = "memory" in side or "real" in state
+        if crosses and (self.causal or self.rotary):
+            raise LayerError("no memory for a head that is causal or has rotary",
+                             show(side.get("memory")), "the order of a memory is not that of x")
+        if crosses and "segments" in side:
+            raise LayerError("no segments beside memory", show(side["segments"]),
+                             "give attention_mask")
+        if not crosses and "memory_mask" in side:
+            raise LayerError("memory with its memory_mask", "memory_mask alone",
+                             "pass memory= too, or mask= for x itself")
+        return crosses
+
+    def _sources(self, x: Any, side: dict[str, Any]) -> Any:
+        """What keys and values are made of."""
+        if not self._crosses(side, {}):
+            return x, x
+        if "memory" not in side:
+            raise LayerError("the side input memory", "none",
+                             "pass memory=, what is to be asked, in every call but a stream's")
+        memory = side["memory"]
+        pair = memory if isinstance(memory, (tuple, list)) else (memory, memory)
+        if len(pair) != 2:
+            raise LayerError("memory as an array or a pair (keys, values)", show(memory),
+                             "pass what makes keys, and what makes values")
+        for part in pair:
+            _check_sequence(part)
+            if part.shape[:-2] != x.shape[:-2]:
+                raise LayerError(f"memory (..., time, features) for each example of {show(x)}",
+                                 show(memory), "give it the leading axes of x")
+        if pair[0].shape[-2] != pair[1].shape[-2]:
+            raise LayerError("as many keys as values in memory", show(memory),
+                             "each key belongs to one value")
+        return pair
+
+    def _projected(
+        self, params: Params, state: State, x: jax.Array, mask: Any, side: dict[str, Any]
+    ) -> tuple[jax.Array, jax.Array, jax.Array, State]:
+        """Queries, keys and values of x, turned by their positions."""
+        x = cleared(x, mask)
+        # Joining the kernels for one product gains nothing: `python benchmarks/gpt.py`.
+        query, key, value = (self._mapped(params, name, x) for name in ("query", "key", "value"))
+        if self.rotary:
+            steps, state = follow(state, side.get("positions"), mask, x.shape[:-1])
+            steps = None if steps is None else steps[..., None, :]  # the same for all heads
+            query, key = self.rotary(query, steps), self.rotary(key, steps)
+        return query, key, value, state
+
+    def _seen(
+        self, state: State, x: jax.Array, key: jax.Array, value: jax.Array, mask: Any,
+        side: dict[str, Any],
+    ) -> tuple[jax.Array, jax.Array, Pattern, State]:
+        """Keys and values, with those of the past, and what the queries of x see of them."""
+        segments = side.get("segments")
+        if segments is not None:
+            _check_segments(segments, x)
+        if state:
+            return *extended(state, key, value, mask, segments, self.window),
+        pattern = Pattern(
+            self.causal, self.window, real=mask, empty=mask is not None,
+            segments=None if segments is None else (segments, segments))
+        if self.window and mask is not None:
+            pattern = dataclasses.replace(pattern, places=(real_before(mask), real_before(mask)))
+        return key, value, pattern, state
+
+    def _remembered(
+        self, params: Params, state: State, x: jax.Array, side: dict[str, Any]
+    ) -> tuple[Any, Pattern, State]:
+        """Keys and values of memory: those kept in the state, unless it is passed."""
+        if state and "memory" not in side:
+            if "memory_mask" in side:
+                raise LayerError("memory with its memory_mask", "memory_mask alone",
+                                 "the stream keeps the mask that start was given")
+            kept = state["key"], state["value"]
+            return kept, Pattern(real=state["real"], empty=True), state
+        keys, values = self._sources(x, side)
+        real = over_steps(side.get("memory_mask"), keys)
+        made = tuple(self._mapped(params, name, cleared(part, real).astype(x.dtype))
+                     for name, part in (("key", keys), ("value", values)))
+        if state:
+            if made[0].shape != state["key"].shape:
+                raise LayerError("a memory of the length with which the stream began",
+                                 show(side["memory"]), "start anew, or pad it")
+            now = jnp.ones_like(state["real"]) if real is None else real
+            state = {"key": made[0], "value": made[1], "real": now}
+        return made, Pattern(real=real, empty=real is not None), state
+
+    def _mapped(self, params: Params, name: str, x: jax.Array) -> jax.Array:
+        """One of the three linear maps, (..., time, width) to (..., heads, time, features)."""
+        y = affine(params[name], x)
+        heads = self.heads if name == "query" else self._groups
+        return jnp.moveaxis(y.reshape(*y.shape[:-1], heads, -1), -2, -3)
+
+
+def _explicit(
+    query: jax.Array, key: jax.Array, state: State, side: dict[str, Any]
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """attention_mask and attention_bias, after a check of their shapes."""
+    if state:
+        _check_stream(side)
+    found = side.get("attention_mask"), side.get("attention_bias")
+    for name, given, kind in zip(("attention_mask", "attention_bias"), found,
+                                 (jnp.bool_, jnp.floating), strict=True):
+        if given is None:
+            continue
+        shape = (*query.shape[:-1], key.shape[-2])
+        fits = given.ndim == len(shape) and all(
+            size in (1, full) for size, full in zip(given.shape, shape, strict=True))
+        if not (jnp.issubdtype(given.dtype, kind) and fits):
+            what = "booleans" if kind is jnp.bool_ else "floats"
+            raise LayerError(f"{name} as {what} of shape {shape}, or 1 for axes that are alike",
+                             show(given), "its axes are batch, heads, query and key")
+    mask, bias = (None if given is None else jnp.broadcast_to(
+        given, (*given.shape[:-2], query.shape[-2], key.shape[-2])) for given in found)
+    return mask, bias
+
+
+def _check_stream(side: dict[str, Any]) -> None:
+    for name in ("attention_mask", "attention_bias"):
+        if name in side:
+            raise LayerError(f"no {name} in a stream", show(side[name]),
+                             "mask, segments and window say what a chunk may see")
+
+
+def _check_batch(state: State, x: Any) -> None:
+    if state and state["key"].shape[:-3] != x.shape[:-2]:
+        raise LayerError(f"a chunk with batch axes {state['key'].shape[:-3]}, as start saw",
+                         show(x), "start anew for another batch")
+
+
+def _check_sequence(x: Any) -> None:
+    check_array(x, rank=2, axes="(..., time, features)")
+
+
+def _check_segments(segments: Any, x: Any) -> None:
+    ints = hasattr(segments, "dtype") and jnp.issubdtype(segments.dtype, jnp.integer)
+    if not ints or segments.shape != x.shape[:-1]:
+        raise LayerError(f"segments as ints of shape {x.shape[:-1]}", show(segments),
+                         "number the sequences that share a row")

@@ -1,0 +1,193 @@
+"""Positions: what tells a layer that works step by step where in the sequence a step stands.
+
+Positions are counted from 0, or given as the side input `positions`. While streaming, every layer
+that knows positions keeps the same books, `follow`, so that a prompt and the single steps after it
+are one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffprog.errors import LayerError, check_array, check_count
+from diffprog.layer import Layer, factory
+from diffprog.layers.embedding import as_int32, rows
+from diffprog.layers.rotary import angles, check_base, frequencies
+from diffprog.masks import check_mask, over_steps
+from diffprog.notation import show
+from diffprog.parameters import Initializer, parameter
+from diffprog.plans import Params, State
+
+__all__ = ["learned_positions", "sinusoidal_positions"]
+
+_NONE = np.iinfo(np.int32).min  # no position is as small as this
+
+
+def follow(
+    state: State, positions: jax.Array | None, mask: jax.Array | None, shape: tuple[int, ...]
+) -> tuple[jax.Array | None, State]:
+    """The positions of the steps of x, where None stands for 0, 1, 2, ..., and the state after.
+
+    A stream carries `next`, the position of the next step of each row. Steps without positions go
+    on from there, and each counts, real or not. Given positions set `next` to the one after the
+    last real step of the row: so a ragged prompt passes positions and a mask, and single steps
+    after it go on rightly in every row without either.
+
+    Args:
+        state: `next`, int32 of shape (batch...,), while streaming; without it nothing is carried.
+        positions: ints of `shape`, or None.
+        mask: booleans of `shape`, or None.
+        shape: (batch..., time), that of x without its features.
+    """
+    if positions is not None:
+        ints = hasattr(positions, "dtype") and jnp.issubdtype(positions.dtype, jnp.integer)
+        if not ints or positions.shape != shape:
+            raise LayerError(f"positions as ints of shape {shape}", show(positions),
+                             "give one to each step: jnp.broadcast_to(positions, x.shape[:-1])")
+        positions = as_int32(positions)
+    if "next" not in state:
+        return positions, state
+    following = state["next"]
+    if following.shape != shape[:-1]:
+        raise LayerError(f"a chunk with batch axes {following.shape}, as start saw",
+                         f"{shape[:-1]}", "start anew for another batch")
+    if positions is None:
+        positions = following[..., None] + jnp.arange(shape[-1], dtype=jnp.int32)
+        following = following + shape[-1]
+    else:
+        after = jnp.max(positions + 1, axis=-1, initial=_NONE, where=mask)
+        following = jnp.where(after == _NONE, following, after)
+    return positions, state | {"next": following}
+
+
+@factory
+def sinusoidal_positions(*, base: float = 10000.0, first: int = 0) -> Layer:
+    """Add waves of the position: ``y_t = x_t + p_t``, ``p_t[2i] = sin(t / base**(2i/D))``.
+
+    ``p_t[2i+1]`` is the cosine of the same, so that the product of p_t and p_(t+k) depends on the
+    distance k alone.
+
+    Shapes:
+        x: (batch..., time, D), D even -> the same, in the dtype of x.
+        positions: ints (batch..., time); 0, 1, 2, ... if not given.
+        mask: booleans (batch..., time), which a stream needs beside `positions` to know the last
+            real step; no sum depends on it.
+        streaming state: ``next`` (batch...,), the position of the next step.
+
+    Args:
+        base: wavelengths grow from 2 pi steps towards 2 pi * base steps; above 1.
+        first: the i of the first pair. The paper counts i = 0 ... D/2 - 1; with 1 it is
+            i = 1 ... D/2, as some lecture notes have it.
+
+    Raises:
+        LayerError: D is odd, or positions are no ints of the shape (batch..., time).
+
+    Example:
+        >>> y = dp.sinusoidal_positions()({}, jnp.zeros((1, 2, 4)))
+        >>> [round(number, 3) for number in y[0, 1].tolist()]
+        [0.841, 0.54, 0.01, 1.0]
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+    """
+    check_base(base)
+    check_count("first", first, least=0)
+
+    def waves(params: Params, positions: jax.Array | None, x: jax.Array, wide: Any) -> jax.Array:
+        if x.shape[-1] % 2:
+            raise LayerError("an even number of features", show(x), "add or drop a feature")
+        steps = jnp.arange(x.shape[-2], dtype=jnp.int32) if positions is None else positions
+        pairs = frequencies(base, x.shape[-1], first)
+        # A cosine is a sine that is ahead by a quarter of a turn.
+        return jnp.sin(angles(steps, np.repeat(pairs, 2), wide, np.tile([0, 0.25], len(pairs))))
+
+    return _added(lambda key, x: {}, waves)
+
+
+@factory
+def learned_positions(length: int, *, embedding_init: Initializer = "normal") -> Layer:
+    """Add a learned vector at each position: ``y_t = x_t + embedding[t]``.
+
+    Shapes:
+        x: (batch..., time, D), time at most `length` -> the same, in the dtype of x.
+        positions: ints (batch..., time) in [0, length); 0, 1, 2, ... if not given. Others, and a
+            stream that runs past `length`, give NaN, because nothing can be raised under `jax.jit`.
+        mask: booleans (batch..., time), which a stream needs beside `positions` to know the last
+            real step; no sum depends on it.
+        params: ``embedding`` (length, D).
+        streaming state: ``next`` (batch...,), the position of the next step.
+
+    Args:
+        length: how many positions there are.
+        embedding_init: initializer; ``normal``, with standard deviation 0.02 (Radford et al. 2018,
+            section 4.1; ViT: Dosovitskiy et al. 2021, arXiv:2010.11929, its code).
+
+    Raises:
+        LayerError: x, or the stream that is started, is longer than `length`; positions are no
+            ints of the shape (batch..., time).
+
+    Example:
+        >>> net, x = dp.learned_positions(8), jnp.zeros((2, 5, 3))
+        >>> params, state = net.init(jax.random.key(0), x)
+        >>> bool((net(params, x)[1] == params["embedding"][:5]).all())
+        True
+
+    Source: Gehring et al. 2017, arXiv:1705.03122, section 3.1.
+    """
+    check_count("length", length)
+
+    def init(key: jax.Array, x: Any) -> Params:
+        shape = (length, x.shape[-1])
+        return {"embedding": parameter(key, "embedding", embedding_init, shape, x)}
+
+    def vectors(params: Params, positions: jax.Array | None, x: jax.Array, wide: Any) -> jax.Array:
+        table = params["embedding"].astype(wide)
+        if table.shape != (length, x.shape[-1]):
+            raise LayerError(f"params of {length} positions and {x.shape[-1]} features",
+                             show(params), "pass what init gave")
+        if positions is not None:
+            return rows(table, positions)
+        _check_length(x.shape[-2], length)
+        return table[: x.shape[-2]]
+
+    return _added(init, vectors, length)
+
+
+def _added(
+    init: Callable[[jax.Array, Any], Params], vectors: Callable[..., jax.Array],
+    longest: int | None = None,
+) -> Layer:
+    """The layer that adds ``vectors(params, positions, x, wide)`` to x, summed in dtype `wide`."""
+
+    def begin(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
+        check_array(x, rank=2, axes="(..., time, features)")
+        return init(key, x), {}
+
+    def apply(
+        params: Params, state: State, x: jax.Array, *, positions: jax.Array | None = None,
+        mask: jax.Array | None = None, **_: Any,
+    ) -> tuple[jax.Array, State]:
+        check_array(x, rank=2, axes="(..., time, features)")
+        if mask is not None:
+            check_mask(mask, x.shape)
+        real = over_steps(mask, x) if "next" in state else None
+        positions, state = follow(state, positions, real, x.shape[:-1])
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        y = x.astype(wide) + vectors(params, positions, x, wide)
+        return y.astype(x.dtype), state
+
+    def start(params: Params, state: State, x: jax.Array, *, length: int, **_: Any) -> State:
+        if longest is not None:
+            _check_length(length, longest)
+        return {"next": jnp.zeros(x.shape[:-2], jnp.int32)}
+
+    return Layer(begin, apply, start, side=frozenset({"mask", "positions"}))
+
+
+def _check_length(time: int, length: int) -> None:
+    if time > length:
+        raise LayerError(f"at most {length} steps", f"{time}", "learn more positions, or cut x")

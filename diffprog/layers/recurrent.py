@@ -1,0 +1,228 @@
+"""Recurrence: one layer carried along time by `jax.lax.scan`.
+
+What is carried is the layer's own streaming state, so any streaming layer of one time step is a
+cell: `lstm`, a chain of them, copies of them, a residual block around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog import tree
+from diffprog.combinators import concatenate
+from diffprog.errors import LayerError, check_array, check_count
+from diffprog.layer import Layer, as_layer, described, factory, rebuilt
+from diffprog.masks import cleared, widened
+from diffprog.notation import listed, show
+from diffprog.plans import Params, Plan, State, remember, spec
+from diffprog.program import Children, wire
+from diffprog.transforms.stacking import key_of_copy
+
+__all__ = ["recurrent"]
+
+
+@factory
+def recurrent(
+    cell: Any, *, reverse: bool = False, bidirectional: bool = False, unroll: int = 1
+) -> Layer:
+    """Carry a cell along time: ``y[t], carry = cell(x[t], carry)``, from the cell's first carry.
+
+    A cell is any streaming layer of one time step, its streaming state being the carry:
+    ``recurrent(serial(linear(6), lstm(6), lstm(4)))`` is legal, and the same as three layers in
+    sequence. The parameters are the cell's own, without a level of their own.
+
+    To give an initial carry or to read the final one, stream: ``state = net.start(params, {}, x,
+    length=n)`` has the structure of the cell's state; exchange in it what shall be exchanged, and
+    ``y, state = net.apply(params, state, x)`` returns the carry after the last step.
+
+    Shapes:
+        x: (batch, time, ...), floats with features on the last axis, or integers; a pytree of such
+            with the same first two axes. The cell sees (batch, ...).
+        y: what the cell gives, (batch, ...), with time as the second axis; of both directions
+            (batch, time, 2 * features).
+        params: the cell's; of both directions ``forward`` and ``backward``, each the cell's.
+        state while streaming: the cell's.
+        mask: booleans (batch, time) or (batch,). A step that is not real keeps the carry and gives
+            exactly 0; so the backward direction begins at each row's own end. It is not handed on.
+            All other side inputs of the cell are handed on unchanged at every step.
+
+    Args:
+        cell: a layer; one that mixes nothing in time is mapped over it.
+        reverse: True goes from the last step to the first; y keeps the order of x.
+        bidirectional: True goes both ways, with parameters for each, and concatenates the results.
+        unroll: steps per turn of the loop; positive.
+
+    Raises:
+        LayerError: at composition, for reverse and bidirectional together; at ``init``, if x is
+            nothing of that shape, the cell has running statistics, changes the form of its carry or
+            gives something that does not begin with the batch; with a mask, if a part of the carry
+            has no batch axis; in ``start``, if it goes backwards.
+
+    Example:
+        >>> net, x = dp.recurrent(dp.gru(3)), jnp.ones((2, 5, 4))
+        >>> params, _ = net.init(jax.random.key(0), x)
+        >>> state = net.start(params, {}, x, length=5)
+        >>> state["hidden"] = jnp.full((2, 3), 0.5)  # an initial carry
+        >>> y, state = net.apply(params, state, x)
+        >>> y.shape, bool((state["hidden"] == y[:, -1]).all())
+        ((2, 5, 3), True)
+
+    Source: Elman 1990, Cognitive Science 14, 179-211; both directions: Schuster and Paliwal 1997,
+    IEEE Transactions on Signal Processing 45, 2673-2681.
+    """
+    check_count("unroll", unroll)
+    cell = as_layer(cell)
+    if reverse and bidirectional:
+        raise LayerError("reverse or bidirectional", "both",
+                         "leave reverse out: bidirectional goes both ways")
+    if bidirectional:
+        return _both_ways({"forward": recurrent(cell, unroll=unroll),
+                           "backward": recurrent(cell, reverse=True, unroll=unroll)})
+    begin: Any = cell.start
+
+    def begun(params: Params, x: Any, side: dict[str, Any], length: int = 1) -> State:
+        """The first carry, for a step of the shape and dtype of x: nothing else of x counts."""
+        blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x)
+        return begin(params, {}, blank, length=length, **side) if begin else {}
+
+    @remember
+    def planner(x: Any, side: dict[str, Any]) -> Plan:
+        batch, time = _extent(x)
+        jax.eval_shape(lambda mask: _real(mask, batch, time), side.get("mask"))
+        x, beside = _one_step(x), _handed_on(side)
+        one = cell.plan(x, **beside)
+        if one.state:
+            raise LayerError("a cell that holds nothing but its carry",
+                             listed(tree.paths(one.state)), "batch norm and taps have no place "
+                             "inside a cell; put them before or after the recurrence")
+        carry = jax.eval_shape(begun, one.params, x, beside)
+        run = lambda p, s, x, beside: cell.apply(p, s, x, **beside)[1]  # noqa: E731
+        after = jax.eval_shape(run, one.params, carry, x, beside)
+        if spec(after) != spec(carry):
+            raise LayerError(f"a carry that keeps its form, {show(carry)}", show(after),
+                             "let apply return the state as start made it")
+        if any(leaf.shape[:1] != (batch,) for leaf in jax.tree.leaves(one.y)):
+            raise LayerError(f"a cell that gives ({batch}, ...), the examples first", show(one.y),
+                             "give it (batch, time, ...), or a cell that keeps the first axis")
+        y = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+            (batch, time, *a.shape[1:]), a.dtype), one.y)
+        return Plan(one.params, {}, y, one.calls)
+
+    @remember
+    def batch_axes(x: Any, side: dict[str, Any]) -> Any:
+        """Of each part of the carry the axis of examples: the one that grows with the batch."""
+        batch, _ = _extent(x)
+        params = cell.plan(_one_step(x), **side).params
+
+        def carry(size: int) -> Any:
+            sized = lambda a: jax.ShapeDtypeStruct(  # noqa: E731
+                (size, *a.shape[1:]) if a.shape[:1] == (batch,) else a.shape, a.dtype)
+            return jax.eval_shape(begun, params, *jax.tree.map(sized, (_one_step(x), side)))
+
+        def axis(less: Any, more: Any) -> int:
+            pairs = enumerate(zip(less.shape, more.shape, strict=True))
+            grown = [i for i, (a, b) in pairs if a != b]
+            if len(grown) != 1 or less.shape[grown[0]] != batch:
+                raise LayerError("a carry whose every part has one axis of examples, to keep it "
+                                 "where the mask is False", show(less),
+                                 "leave the mask out, or carry one for each example")
+            return grown[0]
+
+        return jax.tree.map(axis, carry(batch), carry(batch + 1))
+
+    # What `start` was given need not be passed again, but `batch_axes` calls `start` with it.
+    started: dict[Any, dict[str, Any]] = {}
+
+    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        return cell.init(key, _one_step(x), **_handed_on(side))
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, mask: jax.Array | None = None, **side: Any) -> tuple[Any, State]:
+        batch, time = _extent(x)
+        real = _real(mask, batch, time)
+        known = started.get(jax.tree.structure(state), {}) | spec(side)
+        axes = None if real is None else batch_axes(spec(x), known)
+        x = jax.tree.map(lambda a: cleared(a, real, reach=2), x)
+        carry = state or begun(params, _one_step(x), side, max(time, 1))
+
+        def step(carry: State, at: Any) -> tuple[State, Any]:
+            x, real, count = at
+            y, new = cell.apply(
+                params, carry, x, key=key_of_copy(key, count), train=train, **side)
+            if real is None:
+                return new, y
+            keep = lambda axis, new, old: jnp.where(  # noqa: E731
+                jnp.expand_dims(real, [i for i in range(new.ndim) if i != axis]), new, old)
+            return (jax.tree.map(keep, axes, new, carry),
+                    jax.tree.map(lambda a: cleared(a, real, reach=1), y))
+
+        counts = jnp.arange(time) if cell.random and key is not None else None
+        xs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, real))
+        last, y = jax.lax.scan(step, carry, (*xs, counts), length=time, reverse=reverse,
+                               unroll=unroll)
+        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), y), last if state else state
+
+    def start(params: Params, state: State, x: Any, *, length: int, mask: Any = None,
+              **side: Any) -> State:
+        if reverse:
+            raise LayerError("the whole input at once: it looks ahead", "a streaming call",
+                             "apply it without start")
+        _extent(x)
+        carry = begun(params, _one_step(x), side, length)
+        started[jax.tree.structure(carry)] = spec(side)
+        return carry
+
+    return Layer(
+        init, apply, begin and start, cell.children,
+        lambda children: recurrent(rebuilt(cell, children), reverse=reverse, unroll=unroll),
+        name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | {"mask"},
+        planner=planner,
+    )
+
+
+def _both_ways(children: Mapping[str, Layer]) -> Layer:
+    """Two recurrences on the same input, joined; shown as one call if their cells are alike."""
+
+    def join(layers: Children, x: Any) -> jax.Array:
+        return concatenate((layers.forward(x), layers.backward(x)))
+
+    layer = wire(join, children, name="recurrent", rebuild=_both_ways)
+    cell, unroll = (children["forward"].settings.get(name) for name in ("cell", "unroll"))
+    call: dict[str, Any] = {"cell": cell, "unroll": unroll, "bidirectional": True}
+    ways = [described(layer, recurrent, call | {"reverse": back, "bidirectional": False})
+            for back in (False, True)]
+    alike = list(map(repr, ways)) == list(map(repr, children.values()))
+    return described(layer, recurrent, call | {"reverse": False}) if alike else layer
+
+
+def _extent(x: Any) -> tuple[int, int]:
+    """How many examples and steps x has, after a check that all its parts agree."""
+    for leaf in (leaves := jax.tree.leaves(x)) or [x]:
+        check_array(leaf, floating=False)
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+        check_array(leaf, rank=2 + floats, floating=False,
+                    axes=f"(batch, time{', features' if floats else ''})")
+    if len({leaf.shape[:2] for leaf in leaves}) > 1:
+        raise LayerError("parts of equal batch and time", show(x), "bring them to one length")
+    return leaves[0].shape[:2]
+
+
+def _one_step(x: Any) -> Any:
+    """The shapes of one time step."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+        (*a.shape[:1], *a.shape[2:]), a.dtype), x)
+
+
+def _real(mask: Any, batch: int, time: int) -> Any:
+    """The mask as (batch, time); None stays None."""
+    if mask is None:
+        return None
+    return jnp.broadcast_to(widened(mask, (batch, time), reach=2), (batch, time))
+
+
+def _handed_on(side: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in side.items() if name != "mask"}

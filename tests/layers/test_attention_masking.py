@@ -1,0 +1,168 @@
+"""What attention does not see, and what it drops: exact zeros, without a trace of NaN."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attending import numbers
+from comparing import KEY, close, drawn, same
+
+import diffprog as dp
+
+STEPS, WIDTH = 5, 4
+X, MEMORY = np.float32(drawn(3, STEPS, WIDTH)), np.float32(drawn(3, 4, 2, seed=1))
+MASK = np.array([[0, 0, 0, 0, 0], [0, 1, 1, 0, 1], [1, 1, 1, 1, 1]], bool)
+REMEMBERED = np.array([[0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], bool)
+CAUSAL = dp.self_attention(2, causal=True)
+
+# name -> layer without an output map, side inputs, which queries see nothing
+EMPTY = {
+    "mask": ({}, {"mask": MASK}, ~MASK.any(1)[:, None]),
+    "causal mask": ({"causal": True}, {"mask": MASK}, ~np.cumsum(MASK, 1).astype(bool)),
+    "window": ({"causal": True, "window": 1, "implementation": "blocks"}, {"mask": MASK}, ~MASK),
+    "attention_mask": ({}, {"attention_mask": MASK[:, None, :, None]}, ~MASK),
+    "attention_bias": ({}, {"attention_bias": np.where(MASK, 0, -np.inf).astype(np.float32)[
+        :, None, :, None]}, ~MASK),
+    "memory_mask": ({}, {"memory": MEMORY, "memory_mask": REMEMBERED},
+                    ~REMEMBERED.any(1)[:, None]),
+}
+
+
+def sums(net, side):
+    """Gradients in params and in x of a sum over the queries that see nothing, and the outputs."""
+    def total(params, x, nothing, memory):
+        y = net(params, x, **side | ({"memory": memory} if "memory" in side else {}))
+        return jnp.sum(jnp.where(nothing[..., None], jnp.sin(y) + y, 0)), y
+
+    return jax.jit(jax.value_and_grad(total, (0, 1, 3), has_aux=True))
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_who_sees_nothing_gives_zeros_and_no_gradient(name):
+    options, side, nothing = EMPTY[name]
+    net = dp.heads(2, dp.attention_head(3, **options))
+    nothing = np.broadcast_to(nothing, X.shape[:2])
+    params = numbers(net, X, **side)
+    run = sums(net, side)
+    (_, y), grads = run(params, X, nothing, MEMORY)
+    assert nothing.any() and not np.asarray(y)[nothing].any()
+    assert all(not np.asarray(g).any() for g in jax.tree.leaves(grads))
+    _, grads = run(params, X, ~nothing, MEMORY)  # the others have one
+    assert np.asarray(y)[~nothing].all() and grads[1].any() and grads[0]["value"]["kernel"].any()
+    assert dp.tree.nonfinite(grads) == []
+
+
+def test_behind_the_output_map_is_its_bias():
+    net = dp.self_attention(2)
+    params = numbers(net, X)
+    y = net(params, X, mask=MASK)
+    same(y[0], jnp.broadcast_to(params["out"]["bias"], y[0].shape))
+
+
+@pytest.mark.parametrize("name", ["self", "causal", "window", "shared", "cross"])
+def test_what_stands_in_the_padding_reaches_nothing(name):
+    net = {"self": dp.self_attention(2, rotary=dp.rotary()), "causal": CAUSAL,
+           "window": dp.self_attention(2, causal=True, window=2),
+           "shared": dp.self_attention(2, kv_heads=1, causal=True, implementation="blocks"),
+           "cross": dp.cross_attention(2)}[name]
+    crossing = name == "cross"
+    side = {"memory_mask": REMEMBERED} if crossing else {"mask": MASK}
+    params = numbers(net, X, memory=MEMORY if crossing else None, **side)
+
+    @jax.jit
+    def run(padding):
+        def total(params, x, memory):
+            x = x if crossing else jnp.where(MASK[..., None], x, padding)
+            memory = jnp.where(REMEMBERED[..., None], memory, padding) if crossing else None
+            y = net(params, x, memory=memory, **side)
+            y = y if crossing else jnp.where(MASK[..., None], y, 0)
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(params, X, MEMORY)
+
+    wanted = run(0.0)
+    for broken in (np.nan, np.inf, 3e38):
+        same(run(broken), wanted)
+
+
+def test_a_mask_of_nothing_false_changes_nothing():
+    full = np.ones((3, STEPS), bool)
+    for net in (CAUSAL, dp.self_attention(2, causal=True, window=2, rotary=dp.rotary())):
+        params = numbers(net, X)
+        run = jax.jit(net)
+        wanted = run(params, X)
+        close(run(params, X, mask=full), wanted)
+        close(run(params, X, attention_mask=np.ones((1, 1, STEPS, STEPS), bool)), wanted)
+        close(run(params, X, segments=np.full((3, STEPS), 7)), wanted)
+        close(run(params, X, attention_bias=np.full((1, 1, 1, 1), 2.0, np.float32)), wanted)
+
+
+def test_segments_are_sequences_side_by_side():
+    """Three sequences in one row, which begin at position 0 each, equal the three alone."""
+    net = dp.self_attention(2, causal=True, rotary=dp.rotary(), window=2)
+    params = numbers(net, X)
+    row = np.concatenate([X[0, :3], X[1, :5], X[2, :2]])[None]
+    cuts, lengths = [slice(0, 3), slice(3, 8), slice(8, 10)], (3, 5, 2)
+    together = jax.jit(net)(
+        params, row, segments=np.repeat([4, 0, 9], lengths)[None],
+        positions=np.concatenate([np.arange(n) for n in lengths])[None])
+    for n, (cut, length) in enumerate(zip(cuts, lengths, strict=True)):
+        close(together[:, cut], jax.jit(net)(params, X[n : n + 1, :length]))
+
+
+# Dropout of weights.
+
+DROPPING = dp.self_attention(2, causal=True, dropout=0.5)
+
+
+def test_weights_are_dropped_in_training_alone():
+    params = numbers(DROPPING, X)
+    close(DROPPING(params, X), CAUSAL(params, X))
+    close(DROPPING(params, X, key=KEY), CAUSAL(params, X))  # at rest a key changes nothing
+    train = jax.jit(lambda key: DROPPING.apply(params, {}, X, key=key, train=True, mask=MASK)[0])
+    same(train(KEY), train(KEY))
+    assert not np.array_equal(train(KEY), train(jax.random.key(1)))
+    assert not np.array_equal(train(KEY)[2, 1], CAUSAL(params, X, mask=MASK)[2, 1])
+    same(train(KEY)[0], jnp.broadcast_to(params["out"]["bias"], (STEPS, WIDTH)))
+    assert DROPPING.random and not CAUSAL.random
+    with pytest.raises(dp.LayerError, match="wants a key when train=True, got none"):
+        DROPPING.apply(params, {}, X, train=True)
+
+
+def test_what_is_dropped_is_right_on_average():
+    params = numbers(DROPPING, X)
+    many = jax.jit(jax.vmap(lambda key: DROPPING.apply(
+        params, {}, X, key=key, train=True)[0]))(jax.random.split(KEY, 4000))
+    off = np.abs(many.mean(0) - CAUSAL(params, X))
+    spread = np.asarray(many.std(0)) / np.sqrt(len(many))
+    assert (spread > 0).all() and (off <= 5 * spread).all()
+
+
+def test_dropout_in_a_stream():
+    """Each chunk drops by its own key; what is kept of the past is whole."""
+    params = numbers(DROPPING, X)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def streamed(train):
+        state, seen = DROPPING.start(params, {}, X, length=STEPS), []
+        for n, cut in enumerate((slice(0, 2), slice(2, 3), slice(3, 5))):
+            y, state = DROPPING.apply(
+                params, state, X[:, cut], key=jax.random.key(n), train=train)
+            seen.append(y)
+        return jnp.concatenate(seen, 1), state
+
+    (dropped, kept), (whole, wanted) = streamed(True), streamed(False)
+    same(kept, wanted)
+    close(whole, CAUSAL(params, X))
+    assert bool(jnp.isfinite(dropped).all()) and not np.allclose(dropped, whole, atol=1e-3)
+
+
+def test_cross_attention_drops_too():
+    net = dp.cross_attention(2, dropout=0.9)
+    params = numbers(net, X, memory=MEMORY)
+    run = lambda **options: net.apply(params, {}, X, memory=MEMORY, **options)[0]  # noqa: E731
+    close(run(), dp.cross_attention(2)(params, X, memory=MEMORY))
+    first, second = (run(train=True, key=jax.random.key(n)) for n in range(2))
+    assert not np.array_equal(first, second)

@@ -1,0 +1,174 @@
+"""`embedding` and `attend` against NumPy: rows, scores, gradients, and ids that do not exist."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import KEY, close, drawn
+from jax.experimental import checkify
+from refusing import expect
+
+import diffprog as dp
+
+NET = dp.embedding(11, 3)
+TABLE = {"embedding": jnp.asarray(drawn(11, 3), jnp.float32)}
+IDS = np.random.default_rng(1).integers(11, size=(2, 1, 5))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 1, 5)])
+def test_each_id_has_a_row(shape):
+    ids = np.resize(IDS, shape)
+    params, state = NET.init(KEY, jax.ShapeDtypeStruct(shape, jnp.int32))
+    assert state == {} and params["embedding"].shape == (11, 3)
+    wanted = np.zeros((*shape, 3), np.float32)
+    for place in np.ndindex(shape):
+        wanted[place] = np.asarray(TABLE["embedding"])[ids[place]]
+    np.testing.assert_array_equal(NET(TABLE, jnp.asarray(ids)), wanted)
+
+
+def test_it_is_a_product_with_unit_vectors_in_value_and_gradient():
+    ids, weights = jnp.asarray(IDS), drawn(2, 1, 5, 3)
+    product = dp.one_hot(11) >> dp.linear(3, bias=False)
+
+    def loss(net):
+        return lambda params: jnp.sum(jnp.sin(net(params, ids)) * weights)
+
+    ours, grads = jax.value_and_grad(loss(NET))(TABLE)
+    theirs, wanted = jax.value_and_grad(loss(product))(
+        {"linear_0": {"kernel": TABLE["embedding"]}})
+    close(ours, theirs)
+    close(grads["embedding"], wanted["linear_0"]["kernel"])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int32", "int64", "uint64"])
+def test_ids_that_do_not_exist_are_never_another_row(dtype):
+    """Also those that one of the dtypes on the way does not hold."""
+    kind = np.iinfo(dtype)
+    candidates = [-1, -11, -(2**32) + 3, 11, 127, 255, 2**31, 2**32 - 1, 2**32 + 3, kind.min,
+                  kind.max]
+    wrong = sorted({i for i in candidates if kind.min <= i <= kind.max and not 0 <= i < 11})
+    with jax.enable_x64(True):
+        ids = jnp.asarray(np.array([4, *wrong, 10], dtype))
+        assert ids.dtype == dtype and len(wrong) > 1
+
+        def run(params, ids):
+            y = NET(params, ids)
+            return jnp.sum(jnp.nan_to_num(y)), y
+
+        (_, y), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(TABLE, ids)
+    assert np.isnan(y[1:-1]).all()
+    np.testing.assert_array_equal(y[jnp.array([0, -1])], TABLE["embedding"][jnp.array([4, 10])])
+    wanted = np.zeros((11, 3))
+    wanted[[4, 10]] = 1
+    np.testing.assert_array_equal(grads["embedding"], wanted)
+
+
+def test_a_sequence_of_NaN_gives_no_gradient_to_any_row():
+    grads = jax.grad(lambda params: jnp.sum(NET(params, jnp.array([-1, 12]))))(TABLE)
+    np.testing.assert_array_equal(grads["embedding"], 0)
+
+
+FIRST_WRONG = "index 12 is out of bounds for axis 0 with size 11"
+
+
+@pytest.mark.parametrize("run", [
+    lambda params, ids: NET(params, ids),
+    jax.jit(lambda params, ids: NET(params, ids)),
+    lambda params, ids: jax.vmap(NET, (None, 0))(params, ids),
+    lambda params, ids: jax.grad(lambda p: jnp.sum(NET(p, ids)))(params),
+    lambda params, ids: jax.lax.scan(lambda c, i: (c, NET(params, i)), 0, ids)[1],
+], ids=["eager", "jit", "vmap", "grad", "scan"])
+def test_an_error_on_request_names_the_id(run):
+    checked = checkify.checkify(run, errors=checkify.index_checks)
+    error, _ = checked(TABLE, jnp.array([[0, 1], [3, 12]]))
+    with pytest.raises(checkify.JaxRuntimeError, match=FIRST_WRONG):
+        error.throw()
+    checked(TABLE, jnp.array([[0, 1], [3, 10]]))[0].throw()
+
+
+def test_negative_ids_are_reported_too_and_nothing_is_spent_without_request():
+    error, _ = checkify.checkify(jax.jit(NET.apply), errors=checkify.index_checks)(
+        TABLE, {}, jnp.array([3, -1]))
+    assert "index -1 is out of bounds for axis 0 with size 11" in error.get()
+    jaxpr = jax.make_jaxpr(NET)(TABLE, jnp.array([3, -1]))
+    assert [e.primitive.name for e in jaxpr.eqns] == ["broadcast_in_dim", "gather"]
+
+
+def test_parameters_are_float32_and_other_dtypes_are_kept():
+    ids = jnp.array([1, 2])
+    with jax.enable_x64(True):
+        plan = NET.plan(ids)
+        assert plan.params["embedding"].dtype == plan.y.dtype == jnp.float32
+        for dtype in (jnp.bfloat16, jnp.float64):
+            cast = jax.tree.map(lambda leaf, d=dtype: leaf.astype(d), TABLE)
+            assert NET(cast, ids).dtype == dtype
+
+
+# Scores.
+
+def test_attend_scores_by_products():
+    x = drawn(2, 4, 3, seed=2)
+    wanted = np.zeros((2, 4, 11))
+    for place in np.ndindex(2, 4, 11):
+        wanted[place] = sum(x[place[:2]] * np.asarray(TABLE["embedding"])[place[2]])
+    y = dp.attend(TABLE, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5)
+    assert dp.attend(TABLE, jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+    assert dp.attend(TABLE, jnp.ones(3)).shape == (11,)
+
+
+def test_scores_begin_with_variance_one():
+    params, _ = dp.embedding(500, 64).init(KEY, jnp.array([0]))
+    x = jax.random.normal(jax.random.key(1), (100, 64))
+    assert abs(float(dp.attend(params, x).var()) - 1) < 0.05
+    assert abs(float(params["embedding"].std()) * math.sqrt(64) - 1) < 0.02
+
+
+@dp.program(embed=dp.embedding(11, 3), body=dp.linear(3))
+def tied(layers, x):
+    y = jnp.tanh(layers.body(layers.embed(x)))
+    return dp.attend(layers.embed.params, y)
+
+
+def test_a_tied_embedding_learns_from_both_of_its_places():
+    ids = jnp.asarray(IDS[:, 0])
+    params, _ = tied.init(KEY, ids)
+
+    def loss(read, scored):
+        y = jnp.tanh(read[ids] @ params["body"]["kernel"] + params["body"]["bias"])
+        return jnp.sum(jnp.sin(y @ scored.T))
+
+    table = params["embed"]["embedding"]
+    close(jnp.sum(jnp.sin(tied(params, ids))), loss(table, table))
+    ours = jax.grad(lambda p: jnp.sum(jnp.sin(tied(p, ids))))(params)["embed"]["embedding"]
+    close(ours, sum(jax.grad(loss, (0, 1))(table, table)))
+
+
+# What cannot be.
+
+def test_what_cannot_be_is_refused():
+    expect("", "embedding(0, 3): wants vocabulary, an int of at least 1, got 0; pass a Python int",
+           dp.embedding, 0, 3)
+    expect("", "embedding(4, 2.0): wants features, an int of at least 1, got 2.0; pass a Python "
+           "int", dp.embedding, 4, 2.0)
+    net = dp.serial(embed=NET)
+    wants = "embed (embedding(11, 3)): wants ints, got "
+    expect("embed", f"{wants}float32[2,5]; convert it: x.astype(jnp.int32)",
+           net.init, KEY, jnp.ones((2, 5)))
+    expect("embed", f"{wants}bool[2]; convert it: x.astype(jnp.int32)",
+           net, {"embed": TABLE}, jnp.ones(2, bool))
+    expect("embed", "embed (embedding(11, 3)): wants params of 11 ids and 3 features, got "
+           "{embedding: float32[12,3]}; pass what init gave",
+           net, {"embed": {"embedding": jnp.ones((12, 3))}}, jnp.array([1]))
+
+
+def test_what_cannot_be_scored_is_refused():
+    expect("", "wants 3 features on the last axis, as init saw, got float32[2,4]; init anew on "
+           "input of this shape, or mend the layer before", dp.attend, TABLE, jnp.ones((2, 4)))
+    expect("", "wants the params of an embedding, got {kernel: float32[3,4]}; for example "
+           "layers.embed.params, after layers.embed was called",
+           dp.attend, {"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3)))
+    expect("", "wants floating-point input, got int32[2,3]; convert it: x.astype(jnp.float32)",
+           dp.attend, TABLE, jnp.ones((2, 3), jnp.int32))

@@ -1,0 +1,204 @@
+"""The feed-forward net and the residual sums with norms, against NumPy and against compositions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import KEY, close, computes, drawn, gradient, names, same
+from refusing import WIDER, expect, halve
+
+import diffprog as dp
+
+X = drawn(2, 3, 4)
+ROWS = jnp.float32(X)
+
+
+def affine(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+def fed(params, x, bend=lambda a: np.maximum(a, 0)):
+    return affine(params["down"], bend(affine(params["up"], x)))
+
+
+def normed(params, x, eps=1e-5):
+    centred = x - x.mean(-1, keepdims=True)
+    return params["scale"] * centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) + (
+        params["bias"])
+
+
+FED = {"up": {"kernel": drawn(4, 7, seed=1), "bias": drawn(7, seed=2)},
+       "down": {"kernel": drawn(7, 4, seed=3), "bias": drawn(4, seed=4)}}
+NORMED = {"scale": drawn(4, seed=5), "bias": drawn(4, seed=6)}
+BOTH = {"body": FED, "norm": NORMED}
+
+
+def test_ffn_equals_its_formula():
+    computes(dp.ffn(7), FED, X, fed(FED, X))
+    computes(dp.ffn(7), FED, X[0, 0], fed(FED, X[0, 0]))
+    phi = np.vectorize(lambda a: (1 + math.erf(a / math.sqrt(2))) / 2)
+    computes(dp.ffn(7, dp.gelu), FED, X, fed(FED, X, lambda a: a * phi(a)))
+    plain = {name: {"kernel": part["kernel"]} for name, part in FED.items()}
+    without = np.maximum(X @ FED["up"]["kernel"], 0) @ FED["down"]["kernel"]
+    computes(dp.ffn(7, bias=False), plain, X, without)
+
+
+def test_the_sums_equal_their_formulas():
+    computes(dp.add_norm(dp.ffn(7)), BOTH, X, normed(NORMED, X + fed(FED, X)))
+    computes(dp.pre_norm(dp.ffn(7)), BOTH, X, X + fed(FED, normed(NORMED, X)))
+
+
+def test_another_norm_and_another_body():
+    scale = {"scale": NORMED["scale"]}
+    size = np.sqrt((X**2).mean(-1, keepdims=True) + 1e-5)
+    computes(dp.pre_norm(jnp.negative, dp.rms_norm()), {"norm": scale}, X,
+             X - scale["scale"] * X / size)
+    computes(dp.add_norm(jnp.sin, jnp.tanh), {}, X, np.tanh(X + np.sin(X)))
+
+
+def test_they_equal_compositions_by_hand():
+    """In value and gradient: `ffn` two linear maps, the sums `residual` with the norm in its place.
+    """
+    params, _ = dp.ffn(7, jnp.tanh).init(KEY, ROWS)
+    two = dp.serial(up=dp.linear(7), bend=jnp.tanh, down=dp.linear(4))
+    same(two.init(KEY, ROWS)[0], params)  # each kernel is drawn as that of `linear`
+    close(gradient(dp.ffn(7, jnp.tanh), params, ROWS), gradient(two, params, ROWS))
+    body = dp.ffn(7, jnp.tanh)
+    post, pre = dp.add_norm(body), dp.pre_norm(body)
+    params = jax.tree.map(jnp.float32, BOTH)
+    after = dp.serial(sum=dp.residual(body), norm=dp.layer_norm())
+    slopes = gradient(post, params, ROWS)
+    close({"sum": {"body": slopes["body"]}, "norm": slopes["norm"]}, gradient(
+        after, {"sum": {"body": params["body"]}, "norm": params["norm"]}, ROWS))
+    before = dp.residual(dp.serial(norm=dp.layer_norm(), body=body))
+    close({"body": gradient(pre, params, ROWS)}, gradient(before, {"body": params}, ROWS))
+
+
+def test_children_are_the_body_and_the_norm():
+    block = dp.pre_norm(dp.self_attention(2)) >> dp.pre_norm(dp.ffn(8))
+    params, state = block.init(KEY, ROWS)
+    assert state == {} and names(block) == ["pre_norm_0", "pre_norm_1"]
+    assert {path: leaf.shape for path, leaf in dp.tree.paths(params["pre_norm_1"]).items()} == {
+        "body/up/kernel": (4, 8), "body/up/bias": (8,), "body/down/kernel": (8, 4),
+        "body/down/bias": (4,), "norm/scale": (4,), "norm/bias": (4,)}
+    assert names(dp.add_norm(dp.ffn(8), dropout=0.1)) == ["body", "norm", "drop"]
+    bare = dp.add_norm(jnp.sin, jnp.tanh, dropout=0.1)
+    assert bare.bare and bare.random and not dp.add_norm(dp.ffn(8)).random
+
+
+def test_state_side_inputs_and_streams_go_through():
+    net = dp.add_norm(dp.self_attention(2, causal=True), dp.batch_norm())
+    params, state = net.init(KEY, ROWS)
+    assert set(state) == {"norm"} and {"mask", "segments"} <= net.side
+    mask = np.array([[1, 1, 0], [0, 0, 1]], bool)
+    _, after = net.apply(params, state, ROWS, mask=mask, train=True)
+    assert not np.array_equal(after["norm"]["mean"], state["norm"]["mean"])
+    whole, _ = net.apply(params, after, ROWS, mask=mask)
+    carried = net.start(params, after, ROWS, length=3)
+    assert set(carried) == {"body", "norm"}
+    first, carried = net.apply(params, carried, ROWS[:, :2], mask=mask[:, :2])
+    last, _ = net.apply(params, carried, ROWS[:, 2:], mask=mask[:, 2:])
+    close(jnp.concatenate([first, last], 1), whole)
+
+
+def test_repr_shows_the_call():
+    net = dp.add_norm(dp.ffn(8, dp.gelu, dropout=0.2), dropout=0.1)
+    text = "add_norm(ffn(8, activation=gelu, dropout=0.2), dropout=0.1)"
+    assert repr(net) == repr(net.rebuild(net.children)) == text
+    assert repr(dp.replace(net, "norm", lambda norm: dp.rms_norm())) == (
+        "add_norm(ffn(8, activation=gelu, dropout=0.2), norm=rms_norm(), dropout=0.1)")
+    assert repr(dp.replace(net, "body", lambda body: jnp.sin)) == "add_norm(jnp.sin, dropout=0.1)"
+    assert repr(dp.pre_norm(jnp.sin, dp.layer_norm())) == "pre_norm(jnp.sin, norm=layer_norm())"
+
+
+# Where values are dropped.
+
+def ones(x):
+    return jnp.ones_like(x)
+
+
+def trained(net, params, key=KEY):
+    return np.asarray(net.apply(params, {}, ROWS, key=key, train=True)[0])
+
+
+def test_ffn_drops_hidden_values():
+    """With kernels of ones and large biases each y is a sum of hidden values, kept or dropped."""
+    net = dp.ffn(100, dropout=0.2)
+    params = jax.tree.map(jnp.zeros_like, net.init(KEY, ROWS)[0])
+    params["up"]["bias"], params["down"]["kernel"] = jnp.ones(100), jnp.ones((100, 4))
+    same(net(params, ROWS), jnp.full(X.shape, 100.0))
+    y = trained(net, params)
+    kept = y * 0.8
+    np.testing.assert_allclose(kept, kept.round(), atol=1e-4)
+    assert (y == y[..., :1]).all()  # the same hidden values for all of a row
+    assert len(np.unique(y)) > 3 and abs(kept.mean() - 80) < 5 * 4 / math.sqrt(6)
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_the_sums_drop_values_of_the_body_alone(rate):
+    for net, wanted in ((dp.add_norm(ones, jnp.negative, dropout=rate), lambda y: -y - ROWS),
+                        (dp.pre_norm(jnp.cosh, jnp.zeros_like, dropout=rate), lambda y: y - ROWS)):
+        close(wanted(net({}, ROWS)), np.ones_like(ROWS))
+        dropped = wanted(trained(net, {}))
+        np.testing.assert_allclose(
+            np.where(dropped > 0.5, dropped - 1 / (1 - rate), dropped), 0, atol=1e-5)
+        assert 0 < (dropped > 0.5).sum() < dropped.size
+        assert not np.array_equal(trained(net, {}), trained(net, {}, jax.random.key(1)))
+
+
+def test_a_rate_of_zero_needs_no_key():
+    for net in (dp.ffn(7), dp.add_norm(dp.ffn(7)), dp.pre_norm(dp.ffn(7))):
+        params, _ = net.init(KEY, ROWS)
+        same(net.apply(params, {}, ROWS, train=True)[0], net(params, ROWS))
+
+
+# What is refused.
+
+ACTIVATION = "write linear(...) >> layer >> linear(...) for a layer with parameters"
+BODY = "let it have as many features, and the dtype of x"
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: dp.ffn(0), "ffn(0): wants features, an int of at least 1, got 0; pass a Python int"),
+    (lambda: dp.ffn(4, dp.prelu()), "ffn(4, activation=prelu()): wants an activation that is a "
+                                    f"function of an array, got prelu(); {ACTIVATION}"),
+    (lambda: dp.ffn(4, "relu"), "ffn(4, activation='relu'): wants an activation that is a function "
+                                f"of an array, got 'relu'; {ACTIVATION}"),
+    (lambda: dp.ffn(4, dropout=1), "ffn(4, dropout=1): wants dropout in [0, 1), got 1; pass a "
+                                   "share, not a percentage"),
+    (lambda: dp.add_norm(dp.ffn(4), dropout=10), "add_norm(ffn(4), dropout=10): wants dropout in "
+                                                 "[0, 1), got 10; pass a share, not a percentage"),
+    (lambda: dp.pre_norm(dp.ffn(4), 0.1), "pre_norm(ffn(4), norm=0.1): wants a layer or a function "
+     "of one input, got 0.1; for example dp.linear(8) or jax.nn.relu"),
+    (lambda: dp.add_norm(dp.ffn), "add_norm(ffn): wants a layer, got the function ffn; call it: "
+                                  "ffn(...)"),
+])
+def test_settings_are_refused_at_composition(make, message):
+    expect("", message, make)
+
+
+@pytest.mark.parametrize(("layer", "x", "path", "message"), [
+    (dp.ffn(4, jnp.sum), ROWS, "at", "wants an activation that keeps float32[6,4] as it is, got "
+     "float32[]; write swiglu(features) >> linear(width) for a gated one"),
+    (dp.ffn(4), jnp.ones((2, 4), int), "at", "wants floating-point input, got int32[2,4]; convert "
+     "it: x.astype(jnp.float32)"),
+    (dp.add_norm(dp.linear(5)), ROWS, "at", "wants a body that keeps the shape of x, "
+     f"float32[2,3,4], got float32[2,3,5]; {BODY}"),
+    (dp.pre_norm(halve), ROWS, "at", "wants a body that keeps the shape of x, float32[2,3,4], "
+     f"got bfloat16[2,3,4]; {BODY}"),
+    (dp.pre_norm(dp.residual(dp.linear(5))), ROWS, "at/body", "wants a body that keeps the shape "
+     f"of x, float32[2,3,4], got float32[2,3,5]; {WIDER}"),
+])
+def test_inputs_are_refused_at_init_with_the_path(layer, x, path, message):
+    shown = layer if path == "at" else layer.children["body"]
+    expect(path, f"{path} ({shown!r}): {message}", dp.serial(at=layer).init, KEY, x)
+
+
+def test_training_with_dropout_wants_a_key():
+    for net, path in ((dp.ffn(4, dropout=0.1), ""), (dp.add_norm(dp.ffn(4), dropout=0.1), "drop")):
+        params, _ = net.init(KEY, ROWS)
+        with pytest.raises(dp.LayerError, match="wants a key when train=True, got none") as caught:
+            net.apply(params, {}, ROWS, train=True)
+        assert caught.value.path == path
