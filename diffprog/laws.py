@@ -21,11 +21,10 @@ from diffprog.derivatives import check_gradients, is_float, widened
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, rebuilt
 from diffprog.notation import show
-from diffprog.plans import spec
+from diffprog.plans import KEPT, spec
 
 _CLOSE = 1e-9  # float64 results of two ways to compute one thing; rounding gives 1e-13 or less
 _TIMED = ("mask", "positions", "segments")  # side inputs with an axis of time, the second one
-_KEPT = ("memory", "memory_mask")  # those that a stream keeps from its start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _streaming(t: Trial) -> None:
             if begin == 0 and t.layer.start:
                 state = t.layer.start(params, state, part, length=length, **side)
             if not again:
-                side = {name: value for name, value in side.items() if name not in _KEPT}
+                side = {name: value for name, value in side.items() if name not in KEPT}
             y, state = t.eager(params, state, part, side, None, False)
             outputs.append(y)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outputs)

@@ -23,7 +23,7 @@ import numpy as np
 from diffprog import notation, tree
 from diffprog.errors import LayerError, check_count, sign
 from diffprog.notation import listed, show
-from diffprog.plans import Params, Plan, State, remember, spec
+from diffprog.plans import KEPT, Params, Plan, State, remember, spec
 
 P = ParamSpec("P")
 
@@ -320,9 +320,9 @@ def _check_call(
         try:
             layer.plan(x, **side)
         except LayerError:
-            if not state:
+            if not (state and layer.side & (KEPT - side.keys())):
                 raise
-            return  # a stream may leave out what only `start` needed, such as memory
+            return  # there is nothing to plan by; the layer must know its own state
     kinds: dict[str, Any] = {"params": params, "state": state}
     for kind, given in kinds.items():
         names = layer._names[kind]
@@ -344,12 +344,8 @@ def _streamed(
         try:
             jax.eval_shape(start, params, rest, x)  # which notes the names
         except LayerError:
-            try:
-                layer.plan(x, **side)
-            except LayerError:
-                return frozenset(state)  # what only `start` needed is not here; it must know
-            if "memory" in layer.side - side.keys():
-                return frozenset(state)  # as an attention_head, which does without it too
+            if layer.side & (KEPT - side.keys()):
+                return frozenset(state)  # `start` may have been given more; the layer must know
             layer._names["streamed"] = frozenset()
     return layer._names["streamed"]
 

@@ -15,6 +15,8 @@ Params = dict[str, Any]
 State = dict[str, Any]
 T = TypeVar("T")
 
+KEPT = frozenset({"memory", "memory_mask"})  # side inputs that a stream keeps from its start
+
 
 class Call(NamedTuple):
     """One call of a child: its name, and the shapes of what it was given."""

@@ -20,7 +20,7 @@ from diffprog.layers.linear import affine
 from diffprog.layers.position import follow
 from diffprog.layers.rotary import Rotary
 from diffprog.masks import cleared, over_steps
-from diffprog.notation import show
+from diffprog.notation import listed, show
 from diffprog.parameters import Initializer, fold, parameter
 from diffprog.plans import Params, State
 
@@ -104,7 +104,7 @@ class Multihead:
     ) -> tuple[jax.Array, State]:
         """The formula, on a whole sequence, or on a chunk if the state is that of a stream."""
         _check_sequence(x)
-        _check_batch(state, x)
+        _check_state(state, x, self._crosses(side, state))
         over = None
         if self._crosses(side, state):
             query = self._mapped(params, "query", x)
@@ -123,7 +123,7 @@ class Multihead:
         if over is not None:
             y = jnp.where(over, jnp.nan, y)  # the oldest steps are overwritten by now
         y = jnp.moveaxis(y, -3, -2)
-        y = y.reshape(*y.shape[:-2], -1)
+        y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
         return affine(params["out"], y) if self.joined else y, state
 
     def start(self, params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
@@ -145,7 +145,7 @@ class Multihead:
         return cache | {"next": jnp.zeros(x.shape[:-2], jnp.int32)} if self.rotary else cache
 
     def choice(self, x: Any, side: dict[str, Any]) -> str:
-        """Which implementation runs on an input of these shapes, and where another one does."""
+        """Which implementation runs at rest on these shapes, and where another one does."""
         head_dim, value_dim = self._sizes(x)
         memory = self._sources(x, side)[0]
         of = lambda a, heads, size: jax.ShapeDtypeStruct(  # noqa: E731
@@ -153,7 +153,7 @@ class Multihead:
         chosen = choose(
             of(x, self.heads, head_dim), of(memory, self._groups, head_dim),
             of(memory, self._groups, value_dim), Pattern(self.causal, self.window),
-            more=self.dropout > 0 or bool(side.keys() - {"memory", "positions"}),
+            more=bool(side.keys() - {"memory", "positions"}),
             implementation=self.implementation)
         default = chosen.pop("default")
         return ", ".join([default, *(f"{name} on {where}" for where, name in chosen.items())])
@@ -265,7 +265,7 @@ class Multihead:
         """One of the three linear maps, (..., time, width) to (..., heads, time, features)."""
         y = affine(params[name], x)
         heads = self.heads if name == "query" else self._groups
-        return jnp.moveaxis(y.reshape(*y.shape[:-1], heads, -1), -2, -3)
+        return jnp.moveaxis(y.reshape(*y.shape[:-1], heads, y.shape[-1] // heads), -2, -3)
 
 
 def _explicit(
@@ -298,10 +298,18 @@ def _check_stream(side: dict[str, Any]) -> None:
                              "mask, segments and window say what a chunk may see")
 
 
-def _check_batch(state: State, x: Any) -> None:
-    if state and state["key"].shape[:-3] != x.shape[:-2]:
-        raise LayerError(f"a chunk with batch axes {state['key'].shape[:-3]}, as start saw",
-                         show(x), "start anew for another batch")
+def _check_state(state: State, x: Any, crossing: bool) -> None:
+    """Raise for the state of another stream; without a stream there is none."""
+    if not state:
+        return
+    kept = {"key", "value", "real" if crossing else "segments"}
+    if kept - state.keys():
+        raise LayerError(f"the state of a stream, with {listed(kept)}", listed(state),
+                         "pass what start gave")
+    key = state["key"]
+    if key.shape[:-3] != x.shape[:-2] or key.dtype != x.dtype:
+        raise LayerError(f"a chunk with batch axes {key.shape[:-3]} in {key.dtype}, as start saw",
+                         show(x), "start anew for another batch or dtype")
 
 
 def _check_sequence(x: Any) -> None:

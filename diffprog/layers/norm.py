@@ -253,7 +253,7 @@ def moments(
 
     Squares come before the mean: XLA compiles this order into half the program.
     """
-    mean = x.mean(axes, keepdims=keepdims, where=real)
+    mean = jnp.mean(x, axes, keepdims=keepdims, where=real)
     centered = x - mean
     return mean, centered, jnp.square(centered).mean(axes, keepdims=keepdims, where=real)
 

@@ -168,9 +168,24 @@ def test_a_stream_is_of_one_length_and_one_batch():
     for net, side in ((layer, {}), (dp.self_attention(3, causal=True, window=2), {}),
                       (CROSS, {"memory": MEMORY})):
         params, state = stream(net, **side)
-        expect("", f"{net!r}: wants a chunk with batch axes (2,), as start saw, got "
-               "float32[1,2,12]; start anew for another batch",
+        expect("", f"{net!r}: wants a chunk with batch axes (2,) in float32, as start saw, got "
+               "float32[1,2,12]; start anew for another batch or dtype",
                net.apply, params, state, X[:1, :2])
+        expect("", f"{net!r}: wants a chunk with batch axes (2,) in float32, as start saw, got "
+               "bfloat16[2,2,12]; start anew for another batch or dtype",
+               net.apply, params, state, jnp.bfloat16(X[:, :2]))
+
+
+def test_the_state_of_another_stream_is_refused():
+    _, state = stream(CROSS, memory=MEMORY)
+    own = dp.self_attention(3, causal=True)
+    for layer in (OWN, own):
+        expect("", f"{layer!r}: wants state none, got key, real, value; pass state=, as init gave "
+               "it", layer.apply, layer.init(KEY, X)[0], state, X)
+    params, state = stream(own)
+    expect("", "cross_attention(3): wants the state of a stream, with key, real, value, got index, "
+           "key, segment, segments, value; pass what start gave",
+           dp.cross_attention(3).apply, CROSS.init(KEY, X, memory=MEMORY)[0], state, X)
 
 
 def test_a_new_memory_in_a_stream_is_as_long_as_the_old_one():
