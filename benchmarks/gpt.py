@@ -58,8 +58,7 @@ def generate(net: dp.Layer, params: Any, first: jax.Array, tokens: int) -> jax.A
         token = logits.argmax(-1)
         return (token, state), token[:, 0]
 
-    begin: Any = net.start
-    state = begin(params, {}, first, length=STEPS)
+    state = net.start(params, {}, first, length=STEPS)
     return jax.lax.scan(step, (first, state), length=tokens)[1].T
 
 

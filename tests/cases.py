@@ -9,12 +9,16 @@ import diffprog as dp
 
 
 class Case(NamedTuple):
-    """A layer and the input on which it is tried; `options` go to `dp.check`."""
+    """A layer and the input on which it is tried; `options` go to `dp.check`.
+
+    `slow` marks compositions of layers that have fast cases of their own: `make verify` tries them.
+    """
 
     name: str
     layer: Any
     x: Any
     options: dict[str, Any] | None = None
+    slow: bool = False
 
     @property
     def side(self) -> dict[str, Any]:
@@ -143,12 +147,12 @@ CASES = [
     Case("recurrent backwards", dp.recurrent(dp.simple_rnn(2), reverse=True), floats(2, 5, 3),
          FIVE),
     Case("recurrent both ways", dp.recurrent(dp.gru(2), bidirectional=True), floats(2, 5, 2),
-         FIVE),
+         FIVE, slow=True),
     Case("recurrent chain", dp.recurrent(dp.serial(
         dp.linear(3), dp.dropout(0.5), dp.simple_rnn(2, bias=False)), unroll=2),
-        floats(2, 3, 2), {"causal": True}),
+        floats(2, 3, 2), {"causal": True}, slow=True),
     Case("recurrent copies", dp.repeat(2, dp.recurrent(dp.heads(2, dp.simple_rnn(1)))),
-         floats(2, 2, 2), {"mask": FIVE["mask"][:, 1:3], "causal": True}),
+         floats(2, 2, 2), {"mask": FIVE["mask"][:, 1:3], "causal": True}, slow=True),
     *(Case(f"collapse to {how}", dp.collapse(how), floats(2, 5, 2), FIVE)
       for how in ("first", "last", "mean", "max", "attention")),
     # attention
@@ -171,10 +175,10 @@ CASES = [
     Case("ffn", dp.ffn(3, jnp.tanh), floats(2, 2)),
     Case("add_norm with dropout", dp.add_norm(
         dp.ffn(2, jnp.tanh, dropout=0.5), dp.rms_norm(), dropout=0.5) >> dp.self_attention(
-            1, dropout=0.5, bias=False), floats(2, 2, 2)),
+            1, dropout=0.5, bias=False), floats(2, 2, 2), slow=True),
     Case("pre_norm in repeat", dp.repeat(2, dp.pre_norm(
         dp.self_attention(1, causal=True, bias=False), dp.rms_norm())),
-        floats(2, 3, 2), {"mask": FIVE["mask"][:, 1:4], "causal": True}),
+        floats(2, 3, 2), {"mask": FIVE["mask"][:, 1:4], "causal": True}, slow=True),
     # the rest
     Case("dropout", dp.dropout(0.4), floats(3, 8)),
     Case("spatial_dropout", dp.spatial_dropout(0.5, dims=1), floats(3, 2, 8)),
@@ -203,28 +207,28 @@ CASES = [
     Case("repeat of convolutions", dp.repeat(2, dp.conv(2, 3) >> jnp.tanh), floats(2, 3, 3, 2)),
     Case("heads", dp.heads(2, dp.linear(3) >> dp.dropout(0.5)), floats(2, 4)),
     Case("heads with state", dp.heads(2, dp.batch_norm()), floats(4, 3)),
-    Case("remat", dp.remat(block), floats(3, 2, 4), SCALE),
-    Case("repeat, streaming", dp.repeat(2, CAUSAL), floats(2, 4, 3), {"causal": True}),
-    Case("heads, streaming", dp.heads(2, CAUSAL), floats(2, 4, 3), {"causal": True}),
+    Case("remat", dp.remat(block), floats(3, 2, 4), SCALE, slow=True),
+    Case("repeat, streaming", dp.repeat(2, CAUSAL), floats(2, 4, 3), {"causal": True}, slow=True),
+    Case("heads, streaming", dp.heads(2, CAUSAL), floats(2, 4, 3), {"causal": True}, slow=True),
     Case("remat in repeat", dp.repeat(2, dp.remat(dp.linear(3) >> jnp.tanh)), floats(2, 3)),
     Case("remat of repeat", dp.remat(dp.repeat(2, CAUSAL, remat=True), policy="dots_saveable"),
-         floats(2, 3, 3), {"causal": True}),
+         floats(2, 3, 3), {"causal": True}, slow=True),
     Case("ensemble", dp.ensemble(2, dp.linear(3) >> dp.dropout(0.5)), floats(2, 4),
          {"batched": False}),
     Case("ensemble, averaged", dp.ensemble(2, dp.batch_norm()) >> mean_of_all, floats(4, 3)),
     Case("ensemble, streaming", dp.ensemble(2, CAUSAL) >> mean_of_all, floats(2, 3, 3),
-         {"causal": True}),
+         {"causal": True}, slow=True),
     Case("mixed", dp.mixed(block, jnp.float32), floats(3, 2, 4),
-         SCALE | {"precision": "float32"}),
+         SCALE | {"precision": "float32"}, slow=True),
     Case("mixed in repeat", dp.repeat(2, dp.mixed(dp.batch_norm() >> jnp.tanh, jnp.float32)),
          floats(4, 3), {"precision": "float32"}),
     Case("mixed, streaming", dp.mixed(dp.repeat(2, CAUSAL), jnp.float32), floats(2, 3, 3),
-         {"precision": "float32", "causal": True}),
+         {"precision": "float32", "causal": True}, slow=True),
     Case("replace", dp.replace(CAUSAL, "tanh~0", lambda tanh: jnp.sin), floats(2, 3, 3),
          {"causal": True}),
     Case("tap", dp.tap(block, "up") >> both, floats(3, 2, 4), SCALE),
     Case("tap in remat of repeat", dp.remat(dp.tap(dp.repeat(2, CAUSAL), "conv_0")) >> both,
-         floats(2, 3, 3), {"causal": True}),
+         floats(2, 3, 3), {"causal": True}, slow=True),
     Case("tap in repeat", dp.repeat(2, dp.tap(dp.batch_norm() >> dp.linear(3), "*") >> both),
-         floats(4, 3)),
+         floats(4, 3), slow=True),
 ]

@@ -45,6 +45,7 @@ def translator(layers, x, *, source=None, memory=None):
 
 
 NETS = {
+    "block": block(),
     "repeat": dp.repeat(3, block()),
     "nested": dp.repeat(2, dp.serial(dp.repeat(2, block(rotary=dp.rotary())), jnp.tanh)),
     "window": dp.serial(block(window=3), block(window=1)),
@@ -58,7 +59,9 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(
+    name, marks=[pytest.mark.slow] * (name in ("nested", "recomputed", "tapped", "mixed")))
+    for name in NETS])
 def test_prompt_and_single_steps_equal_all_at_once_in_two_compilations(name):
     net = NETS[name]
     params, state = net.init(KEY, X)
@@ -92,7 +95,7 @@ def test_caches_of_repeated_layers_are_updated_in_place():
     assert memory.alias_size_in_bytes >= 12 * one_cache  # the state that came is written over
 
 
-@pytest.mark.parametrize("name", ["repeat", "positions"])
+@pytest.mark.parametrize("name", ["block", "positions"])
 def test_past_the_length_all_is_nan_for_ever(name):
     net = NETS[name]
     params, state = net.init(KEY, X)
@@ -112,7 +115,7 @@ def test_a_window_never_ends():
 
 
 LENGTHS = [2, 4]
-RAGGED = dp.repeat(2, block(rotary=dp.rotary()))
+RAGGED = block(rotary=dp.rotary())
 
 
 @pytest.mark.parametrize(("net", "side"), [

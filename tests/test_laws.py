@@ -15,7 +15,8 @@ TIME = {"nothing depends on the future", "streaming equals all at once"}
 GRADIENTS = {"gradients agree", "gradients are finite"}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [
+    pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.slow) for case in CASES])
 def test_every_law_holds(case):
     options = case.options or {}
     report = dp.check(case.layer, case.x, **options)

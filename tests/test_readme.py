@@ -30,6 +30,7 @@ def execute(text, name):
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
     text = README.read_text()

@@ -182,7 +182,7 @@ def test_the_state_of_another_stream_is_refused():
     for layer in (OWN, own):
         expect("", f"{layer!r}: wants state none, got key, real, value; pass state=, as init gave "
                "it", layer.apply, layer.init(KEY, X)[0], state, X)
-    params, state = stream(own)
+    _, state = stream(own)
     expect("", "cross_attention(3): wants the state of a stream, with key, real, value, got index, "
            "key, segment, segments, value; pass what start gave",
            dp.cross_attention(3).apply, CROSS.init(KEY, X, memory=MEMORY)[0], state, X)

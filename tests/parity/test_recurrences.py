@@ -9,7 +9,7 @@ from reference import arrays, difference
 
 import diffprog as dp
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.slow]
 TOLERANCE = 1e-5
 
 
