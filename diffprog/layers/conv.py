@@ -57,8 +57,8 @@ def conv(
         x: (..., H, W, C) -> (..., H', W', features) for two dims; the last dims + 1 axes are space
             and channels, all before are batch.
         params: ``kernel`` (size, size, C / groups, features); ``bias`` (features,).
-        mask, for one dim: booleans of the leading axes of x; what is not real counts as zero, at its
-            place: pad the shorter prompts of a stream before their first step, not after the last.
+        mask, for one dim: booleans of the leading axes of x; what is not real counts as zero and
+            keeps its place: pad short prompts of a stream before their first step, not after it.
         streaming state: ``past`` (..., K - 1, C).
 
     Args:
