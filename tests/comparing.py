@@ -1,5 +1,7 @@
 """What several test files compare with: keys, inputs, trees and jaxprs."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,15 @@ def identity(x):
 
 def copies(x):
     return x, x
+
+
+def equations(jaxpr):
+    """How often each primitive occurs, also inside other equations."""
+    count = collections.Counter()
+    for equation in jaxpr.eqns:
+        count[equation.primitive.name] += 1
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                count += equations(inner)
+    return count

@@ -53,8 +53,9 @@ def attention_head(
     if value_features is not None:
         check_count("value_features", value_features)
     return Multihead(
-        1, features, value_features, None, causal, window, rotary, bias, dropout, scale,
-        implementation, kernel_init, bias_init, joined=False, crossing=None,
+        heads=1, head_dim=features, value_dim=value_features, causal=causal, window=window,
+        rotary=rotary, bias=bias, dropout=dropout, scale=scale, implementation=implementation,
+        kernel_init=kernel_init, bias_init=bias_init, joined=False, crossing=None,
     ).layer()
 
 
@@ -124,8 +125,10 @@ def self_attention(
     """
     check_count("heads", heads)
     return Multihead(
-        heads, head_dim, value_dim, kv_heads, causal, window, rotary, bias, dropout, scale,
-        implementation, kernel_init, bias_init, joined=True, crossing=False,
+        heads=heads, head_dim=head_dim, value_dim=value_dim, kv_heads=kv_heads, causal=causal,
+        window=window, rotary=rotary, bias=bias, dropout=dropout, scale=scale,
+        implementation=implementation, kernel_init=kernel_init, bias_init=bias_init, joined=True,
+        crossing=False,
     ).layer()
 
 
@@ -168,6 +171,7 @@ def cross_attention(
     """
     check_count("heads", heads)
     return Multihead(
-        heads, head_dim, value_dim, kv_heads, False, None, None, bias, dropout, scale,
-        implementation, kernel_init, bias_init, joined=True, crossing=True,
+        heads=heads, head_dim=head_dim, value_dim=value_dim, kv_heads=kv_heads, bias=bias,
+        dropout=dropout, scale=scale, implementation=implementation, kernel_init=kernel_init,
+        bias_init=bias_init, joined=True, crossing=True,
     ).layer()

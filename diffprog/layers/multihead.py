@@ -28,7 +28,7 @@ _SELF = frozenset({"mask", "segments", "attention_mask", "attention_bias"})
 _CROSS = frozenset({"memory", "memory_mask", "attention_mask", "attention_bias"})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Multihead:
     """The settings of an attention layer; `layer` makes it.
 
@@ -37,20 +37,20 @@ class Multihead:
     """
 
     heads: int
+    joined: bool
+    crossing: bool | None
     head_dim: int | None
     value_dim: int | None
-    kv_heads: int | None
-    causal: bool
-    window: int | None
-    rotary: Rotary | None
+    kv_heads: int | None = None
+    causal: bool = False
+    window: int | None = None
+    rotary: Rotary | None = None
     bias: bool
     dropout: float
     scale: float | None
     implementation: str | None
     kernel_init: Initializer
     bias_init: Initializer
-    joined: bool
-    crossing: bool | None
 
     def layer(self) -> Layer:
         """The layer of these settings, after a check of them."""

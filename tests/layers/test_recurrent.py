@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn, equal, params_of, same
+from comparing import KEY, close, drawn, equal, equations, params_of, same
 from refusing import expect
-from test_structure import equations
 
 import diffprog as dp
 from diffprog.costs import flops
