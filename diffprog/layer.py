@@ -37,7 +37,8 @@ class Layer:
             `jax.ShapeDtypeStruct`, of which only shapes and dtypes are read.
         apply: ``(params, state, x, *, key=None, train=False, **side) -> (y, state)``.
         start: ``(params, state, x, *, length, **side) -> state``, what streaming carries; None
-            promises that the layer does not mix positions in time.
+            promises that the layer does not mix positions in time. The state keeps `memory` and
+            `memory_mask`; all other side inputs belong to the chunk with which they are given.
         children: the layers inside, under the names that their parameters have in the trees.
         rebuild: ``(children) -> Layer``, the same layer made of other children.
         name: the kind; unnamed children are numbered by it.
@@ -275,7 +276,7 @@ def _guarded_apply(layer: Layer, raw: Any) -> Any:
 
 
 def _guarded_start(layer: Layer, raw: Any) -> Any:
-    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+    def start(params: Params, state: State, x: Any, *, length: Any = None, **side: Any) -> State:
         try:
             check_count("length", length)
             side = layer._taken(side)

@@ -27,12 +27,6 @@ def widened(
 
     It may speak of the first `reach` axes: all but the last, the features, if None.
     """
-    check_mask(mask, shape, reach=reach)
-    return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
-
-
-def check_mask(mask: jax.Array, shape: tuple[int, ...], *, reach: int | None = None) -> None:
-    """Raise unless the mask holds booleans of the leading axes of `shape`, as `widened` wants."""
     reach = len(shape) - 1 if reach is None else reach
     if not (hasattr(mask, "dtype") and mask.dtype == jnp.bool_):
         raise LayerError("a mask of booleans", show(mask), "True marks what is real")
@@ -40,6 +34,7 @@ def check_mask(mask: jax.Array, shape: tuple[int, ...], *, reach: int | None = N
         raise LayerError(f"a mask of the leading axes of {shape}", show(mask),
                          "where the time axis changes length, name mask in a program and pass on "
                          "the new one")
+    return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
 
 
 def over_steps(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
@@ -47,3 +42,8 @@ def over_steps(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
     if mask is None:
         return None
     return jnp.broadcast_to(widened(mask, x.shape)[..., 0], x.shape[:-1])
+
+
+def real_before(mask: jax.Array) -> jax.Array:
+    """How many real steps stand before each step."""
+    return jnp.cumsum(mask, -1, dtype=jnp.int32) - mask

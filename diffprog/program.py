@@ -147,7 +147,7 @@ def wire(
         def read(name: str) -> Params:
             if name not in params:
                 raise LayerError(f"a call of layers.{name} before its params are read", "",
-                                 f"call layers.{name} first")
+                                 f"call layers.{name} on a line before")
             return _blank(params[name])
 
         evaluate = lambda train: jax.eval_shape(  # noqa: E731

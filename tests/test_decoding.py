@@ -118,11 +118,13 @@ LENGTHS = [2, 4]
 RAGGED = block(rotary=dp.rotary())
 
 
-@pytest.mark.parametrize(("net", "side"), [
-    (RAGGED, "left"), (RAGGED, "right"), (dp.learned_positions(8) >> block(), "right"),
-    (dp.sinusoidal_positions() >> dp.self_attention(2, causal=True, window=3), "right"),
-], ids=["rotary, left", "rotary", "learned", "sinusoidal, window"])
-def test_ragged_prompts_go_on_as_each_would_alone(net, side):
+@pytest.mark.parametrize(("net", "side", "told"), [
+    (RAGGED, "left", True), (RAGGED, "right", False),
+    (dp.learned_positions(8) >> block(), "right", True),
+    (dp.learned_positions(6) >> dp.self_attention(1, causal=True), "left", False),
+    (dp.sinusoidal_positions() >> dp.self_attention(2, causal=True, window=3), "right", False),
+], ids=["rotary, left, told", "rotary", "learned, told", "learned, left", "sinusoidal, window"])
+def test_ragged_prompts_go_on_as_each_would_alone(net, side, told):
     """A prompt of 2 steps and one of 4; the steps after them say nothing about themselves."""
     params, state = net.init(KEY, X)
     shift = [4 - n if side == "left" else 0 for n in LENGTHS]
@@ -134,7 +136,8 @@ def test_ragged_prompts_go_on_as_each_would_alone(net, side):
                         for x, s, n in zip(X, shift, LENGTHS, strict=True)])
     prompt = jnp.where(mask[..., None], prompt, jnp.nan)
     carried = started(net, params, state, prompt)
-    y, carried = streamed(net, params, carried, prompt, [4], mask=mask, positions=positions)
+    given = {"mask": mask} | ({"positions": positions} if told else {})
+    y, carried = streamed(net, params, carried, prompt, [4], **given)
     later = jnp.stack([x[n : n + 2] for x, n in zip(X, LENGTHS, strict=True)])
     after, _ = streamed(net, params, carried, later, [1, 1])
     for row, (s, n) in enumerate(zip(shift, LENGTHS, strict=True)):
@@ -162,6 +165,38 @@ def test_a_memory_is_kept_and_its_encoder_not_called():
     carried = started(translator, params, state, X, memory=memory)
     assert set(carried) == {"own", "own@1", "ask"}
     close(streamed(translator, params, carried, X, [3, 1, 2])[0], whole)
+
+
+def first_of(pair):
+    return pair[0]
+
+
+ASK = dp.cross_attention(2)
+ASKING = {
+    "repeat": dp.repeat(2, dp.pre_norm(ASK)), "heads": dp.heads(2, ASK),
+    "ensemble": dp.ensemble(2, ASK), "remat": dp.repeat(2, dp.remat(ASK)),
+    "mixed": dp.repeat(2, dp.mixed(ASK, jnp.float32)),
+    "tap": dp.tap(dp.serial(a=ASK), "a") >> first_of,
+    "tap in repeat": dp.repeat(2, dp.tap(dp.serial(a=ASK), "a") >> first_of),
+    "tap of repeat": dp.tap(dp.repeat(2, ASK >> jnp.tanh), "tanh~0") >> first_of,
+    "replace": dp.replace(dp.serial(a=ASK, b=abs), "b", lambda b: jnp.tanh),
+    "branch": dp.branch(ASK, dp.self_attention(1, causal=True), merge=dp.add),
+    "parallel": dp.serial(lambda x: (x, x), dp.parallel(ASK, abs), dp.add),
+    "residual": dp.repeat(2, dp.residual(ASK)),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_every_combinator_keeps_the_memory(name):
+    net = ASKING[name]
+    params, state = net.init(KEY, X, memory=MEMORY)
+    carried = started(net, params, state, X[:, :1], memory=MEMORY)
+    apply, outputs = jax.jit(net.apply), []
+    for chunk in (X[:, :3], X[:, 3:4]):
+        y, carried = apply(params, carried, chunk)
+        outputs.append(y)
+    axis = outputs[0].ndim - 2  # that of time: an ensemble has one axis more
+    close(jnp.concatenate(outputs, axis), jax.jit(net)(params, X[:, :4], memory=MEMORY))
 
 
 def test_a_memory_that_is_passed_takes_the_place_of_the_old_one():

@@ -70,19 +70,20 @@ def self_attention(
     """Every position asks all positions: ``y = concatenate(head_1(x), ..., head_h(x)) @ W + b``.
 
     ``head_i(x) = softmax(scale * q_i @ k_i^T) @ v_i`` with linear maps q, k and v of x. A causal
-    one streams: it keeps the keys and values of the past. Chunks of a stream describe themselves by
-    `mask`, `segments` and `positions`; a chunk without segments goes on with the last one, one
-    without positions counts on.
+    one streams: it keeps the keys and values of the past. In a stream `mask`, `segments` and
+    `positions` are those of the chunk; one without segments goes on with the last segment, one
+    without positions counts on from the last real step of each row.
 
     Shapes:
         x: (..., T, D) -> (..., T, D), in the dtype of x.
         mask: booleans (batch, time) or (batch,), True = real. Nothing is taken from other
-            positions; a position that may take nothing gives zeros before the output map.
+            positions; one that may take nothing gives zeros before the output map, so that y there
+            is its bias.
         segments: ints (batch, time); a position takes from its own segment alone.
-        attention_mask: booleans (batch, heads or 1, query, key), True = attend; 1 stands for
-            all that are alike.
+        attention_mask: booleans (batch, heads or 1, query, key), True = attend; any axis may be
+            1, which broadcasts.
         attention_bias: floats of the same shape, added to the scores.
-        positions, with rotary: ints (batch, time); 0, 1, 2, ... if absent.
+        positions, with rotary: ints (batch, time); if absent, real steps are counted from 0.
         params: ``query`` (kernel (D, heads * head_dim)), ``key``, ``value`` (D, kv_heads * ...) and
             ``out`` (heads * value_dim, D), each a ``kernel`` and a ``bias``.
         streaming state: ``key`` and ``value`` (..., kv_heads, length, head_dim), ``segments`` of
@@ -142,8 +143,8 @@ def cross_attention(
     """Every position asks a memory: ``y = concatenate(head_1, ..., head_h) @ W + b``.
 
     ``head_i = softmax(scale * q_i @ k_i^T) @ v_i`` with linear maps q of x, k and v of `memory`. It
-    streams: `start` computes keys and values once, and memory need not be passed again; one that
-    is passed takes the place of the old one.
+    streams: `start` computes keys and values once, and memory need not be passed again. Passing it
+    again replaces it and its mask: without a `memory_mask` all of the new one is real.
 
     Shapes:
         x: (..., T, D) -> (..., T, D), in the dtype of x.

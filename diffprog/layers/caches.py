@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffprog.errors import LayerError
 from diffprog.layers.dot_product import Pattern
+from diffprog.masks import real_before
 from diffprog.plans import State
 
 NONE = -(2**31)  # the segment of a place that no query sees
@@ -105,11 +106,6 @@ def _slid(
            for name in ("key", "value")},
     }
     return pattern, whole, kept
-
-
-def real_before(mask: jax.Array) -> jax.Array:
-    """How many real steps stand before each step."""
-    return jnp.cumsum(mask, -1, dtype=jnp.int32) - mask
 
 
 def _last_real(segments: jax.Array, mask: jax.Array | None, before: jax.Array) -> jax.Array:

@@ -38,7 +38,8 @@ def simple_rnn(
     """One step of a simple recurrent cell: ``h = activation(x @ W + b + h @ U)``; y is h.
 
     Shapes:
-        x: (..., D) -> (..., features), one time step, in the dtype of x.
+        x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
+            examples: for a sequence wrap the cell in `recurrent`.
         params: ``input`` has the ``kernel`` W (D, features) and the ``bias`` b (features,);
             ``hidden`` has the ``kernel`` U (features, features).
         state while streaming: ``hidden`` (..., features), zeros at the start.
@@ -85,7 +86,8 @@ def lstm(
     bias, where cuDNN and PyTorch have two that are only ever added.
 
     Shapes:
-        x: (..., D) -> (..., features), one time step, in the dtype of x.
+        x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
+            examples: for a sequence wrap the cell in `recurrent`.
         params: ``input`` has the ``kernel`` W (D, 4 * features) and the ``bias`` b
             (4 * features,); ``hidden`` has the ``kernel`` U (features, 4 * features).
         state while streaming: ``hidden`` h and ``cell`` c, each (..., features), zeros at the
@@ -135,7 +137,8 @@ def gru(
     the first version of the paper, in cuDNN and in PyTorch, so that all gates share two products.
 
     Shapes:
-        x: (..., D) -> (..., features), one time step, in the dtype of x.
+        x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
+            examples: for a sequence wrap the cell in `recurrent`.
         params: ``input`` has the ``kernel`` (D, 3 * features) and the ``bias`` (3 * features,) of
             r, z and n in this order; ``hidden`` has the ``kernel`` (features, 3 * features) and the
             ``bias`` (features,) c_n of the candidate alone.

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from diffprog.errors import LayerError, check_array, check_count, check_share
 from diffprog.layer import Layer
-from diffprog.layers.caches import empty_cache, extended, overrun, real_before
+from diffprog.layers.caches import empty_cache, extended, overrun
 from diffprog.layers.dot_product import Pattern, check_implementation, choose, dot_product
 from diffprog.layers.linear import affine
 from diffprog.layers.position import follow
 from diffprog.layers.rotary import Rotary
-from diffprog.masks import cleared, over_steps
+from diffprog.masks import cleared, over_steps, real_before
 from diffprog.notation import listed, show
 from diffprog.parameters import Initializer, fold, parameter
 from diffprog.plans import Params, State

@@ -18,7 +18,7 @@ from diffprog.errors import LayerError, check_array, check_count
 from diffprog.layer import Layer, factory
 from diffprog.layers.embedding import as_int32, rows
 from diffprog.layers.rotary import angles, check_base, frequencies
-from diffprog.masks import check_mask, over_steps
+from diffprog.masks import over_steps, real_before
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params, State
@@ -33,10 +33,9 @@ def follow(
 ) -> tuple[jax.Array | None, State]:
     """The positions of the steps of x, where None stands for 0, 1, 2, ..., and the state after.
 
-    A stream carries `next`, the position of the next step of each row. Steps without positions go
-    on from there, and each counts, real or not. Given positions set `next` to the one after the
-    last real step of the row: so a ragged prompt passes positions and a mask, and single steps
-    after it go on rightly in every row without either.
+    Positions that are not given count the real steps of each row, so that padding shifts nothing;
+    what is not real stands at 0. A stream carries `next`, the position of the next step of each
+    row: it goes on from there, or after the last real one of the positions that are given.
 
     Args:
         state: `next`, int32 of shape (batch...,), while streaming; without it nothing is carried.
@@ -50,18 +49,23 @@ def follow(
             raise LayerError(f"positions as ints of shape {shape}", show(positions),
                              "give one to each step: jnp.broadcast_to(positions, x.shape[:-1])")
         positions = as_int32(positions)
-    if "next" not in state:
+    following = state.get("next")
+    if following is None:
+        if positions is None and mask is not None:
+            positions = jnp.where(mask, real_before(mask), 0)
         return positions, state
-    following = state["next"]
     if following.shape != shape[:-1]:
         raise LayerError(f"a chunk with batch axes {following.shape}, as start saw",
                          f"{shape[:-1]}", "start anew for another batch")
-    if positions is None:
-        positions = following[..., None] + jnp.arange(shape[-1], dtype=jnp.int32)
-        following = following + shape[-1]
-    else:
+    if positions is not None:
         after = jnp.max(positions + 1, axis=-1, initial=_NONE, where=mask)
         following = jnp.where(after == _NONE, following, after)
+    elif mask is not None:
+        positions = jnp.where(mask, following[..., None] + real_before(mask), 0)
+        following = following + mask.sum(-1, dtype=jnp.int32)
+    else:
+        positions = following[..., None] + jnp.arange(shape[-1], dtype=jnp.int32)
+        following = following + shape[-1]
     return positions, state | {"next": following}
 
 
@@ -74,9 +78,9 @@ def sinusoidal_positions(*, base: float = 10000.0, first: int = 0) -> Layer:
 
     Shapes:
         x: (batch..., time, D), D even -> the same, in the dtype of x.
-        positions: ints (batch..., time); 0, 1, 2, ... if not given.
-        mask: booleans (batch..., time), which a stream needs beside `positions` to know the last
-            real step; no sum depends on it.
+        positions: ints (batch..., time); if not given, real steps are counted from 0.
+        mask: booleans (batch..., time) or (batch,), True = real; what is not real takes no
+            position, and counts in none.
         streaming state: ``next`` (batch...,), the position of the next step.
 
     Args:
@@ -114,10 +118,11 @@ def learned_positions(length: int, *, embedding_init: Initializer = "normal") ->
 
     Shapes:
         x: (batch..., time, D), time at most `length` -> the same, in the dtype of x.
-        positions: ints (batch..., time) in [0, length); 0, 1, 2, ... if not given. Others, and a
-            stream that runs past `length`, give NaN, because nothing can be raised under `jax.jit`.
-        mask: booleans (batch..., time), which a stream needs beside `positions` to know the last
-            real step; no sum depends on it.
+        positions: ints (batch..., time) in [0, length); if not given, real steps are counted from
+            0. Others, and a stream that runs past `length`, give NaN, because nothing can be raised
+            under `jax.jit`.
+        mask: booleans (batch..., time) or (batch,), True = real; what is not real takes no
+            position, and counts in none.
         params: ``embedding`` (length, D).
         streaming state: ``next`` (batch...,), the position of the next step.
 
@@ -172,10 +177,7 @@ def _added(
         mask: jax.Array | None = None, **_: Any,
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=2, axes="(..., time, features)")
-        if mask is not None:
-            check_mask(mask, x.shape)
-        real = over_steps(mask, x) if "next" in state else None
-        positions, state = follow(state, positions, real, x.shape[:-1])
+        positions, state = follow(state, positions, over_steps(mask, x), x.shape[:-1])
         wide = jnp.promote_types(x.dtype, jnp.float32)
         y = x.astype(wide) + vectors(params, positions, x, wide)
         return y.astype(x.dtype), state

@@ -36,8 +36,9 @@ def recurrent(
     sequence. The parameters are the cell's own, without a level of their own.
 
     To give an initial carry or to read the final one, stream: ``state = net.start(params, {}, x,
-    length=n)`` has the structure of the cell's state; exchange in it what shall be exchanged, and
-    ``y, state = net.apply(params, state, x)`` returns the carry after the last step.
+    length=n)`` has the structure of the cell's state; overwrite in it what you want to set, and
+    ``y, state = net.apply(params, state, x)`` returns the carry after the last step. The length
+    matters only to cells that cache.
 
     Shapes:
         x: (batch, time, ...), floats with features on the last axis, or integers; a pytree of such
@@ -47,8 +48,8 @@ def recurrent(
         params: the cell's; of both directions ``forward`` and ``backward``, each the cell's.
         state while streaming: the cell's.
         mask: booleans (batch, time) or (batch,). A step that is not real keeps the carry and gives
-            exactly 0; so the backward direction begins at each row's own end. It is not handed on.
-            All other side inputs of the cell are handed on unchanged at every step.
+            exactly 0; so the backward direction begins at each row's own end. The cell does
+            not receive it; every other side input reaches it whole, at every step.
 
     Args:
         cell: a layer; one that mixes nothing in time is mapped over it.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer, factory, rebuilt
 from diffprog.notation import listed
-from diffprog.plans import Params, Plan, State, remember, spec, visits
+from diffprog.plans import KEPT, Params, Plan, State, remember, spec, visits
 from diffprog.transforms.replace import edited
 
 __all__ = ["tap"]
@@ -61,6 +61,7 @@ def tap(layer: Any, pattern: str) -> Layer:
         return _watched(child, mark, lambda: called.add(path))
 
     inner = edited(layer, pattern, watch)
+    kept: dict[str, Any] = {}  # shapes of what `start` was given and need not be passed again
 
     @remember
     def places(x: Any, side: dict[str, Any]) -> State:
@@ -73,7 +74,8 @@ def tap(layer: Any, pattern: str) -> Layer:
         return _taps(inner.plan(x, **side).state, mark)
 
     def filled(state: State, x: Any, side: dict[str, Any]) -> State:
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), places(spec(x), spec(side)))
+        beside = {name: kept[name] for name in kept if state} | spec(side)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), places(spec(x), beside))
         return _merged(state, zeros, mark)
 
     def planner(x: Any, side: dict[str, Any]) -> Plan:
@@ -91,6 +93,7 @@ def tap(layer: Any, pattern: str) -> Layer:
         return (y, dict(_named(_taps(new, mark), mark))), _without(new, mark)
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        kept.update(spec({name: side[name] for name in KEPT & side.keys()}))
         full = filled(state, x, side)
         return _without(begin(params, full, x, length=length, **side), mark)
 

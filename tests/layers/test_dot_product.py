@@ -13,8 +13,8 @@ from refusing import expect
 
 import diffprog as dp
 from diffprog.layers import dot_product as module
-from diffprog.layers.caches import real_before
 from diffprog.layers.dot_product import Pattern, choose, dot_product
+from diffprog.masks import real_before
 
 STEPS, LONG = 6, module._LONG
 MASK = np.array([[1, 1, 0, 1, 0, 1], [0, 0, 1, 1, 1, 0]], bool)

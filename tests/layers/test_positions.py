@@ -118,10 +118,12 @@ def test_outside_a_stream_nothing_is_kept():
     assert steps is at and state == {}
 
 
-def test_positions_that_are_absent_go_on_and_all_count():
-    wanted = [[0, 1, 2], [5, 6, 7]], [3, 8]
-    assert after([0, 5]) == wanted
-    assert after([0, 5], mask=[[1, 0, 0], [0, 0, 0]]) == wanted
+def test_positions_that_are_absent_count_the_real_steps():
+    assert after([0, 5]) == ([[0, 1, 2], [5, 6, 7]], [3, 8])
+    mask = [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert after([0, 5, 9], mask=mask) == ([[0, 0, 1], [0, 5, 0], [0, 0, 0]], [2, 6, 9])
+    steps, state = follow({}, None, jnp.array(mask, bool), (3, 3))
+    assert steps.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]] and state == {}
 
 
 def test_given_positions_go_on_after_the_last_real_step():
