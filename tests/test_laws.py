@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, floats
+from comparing import same
 
 import diffprog as dp
 from diffprog.laws import LAWS, Trial
@@ -201,10 +202,12 @@ def test_a_wrong_gradient_is_caught_behind_ids_too():
 
 
 def test_a_side_input_may_have_its_effect_in_a_stream_alone():
-    x, side = floats(2, 2, 4), {"mask": jnp.ones((2, 2), bool)}
-    with pytest.raises(dp.LayerError, match="1 broken:\n  side inputs have effect"):
-        dp.check(dp.sinusoidal_positions(), x, **side)
-    dp.check(dp.sinusoidal_positions(), x, **side, positions=jnp.array([[0, 1], [3, 4]]))
+    """A mask beside positions says which step is the last real one, and nothing else."""
+    net, x = dp.sinusoidal_positions(), jnp.ones((2, 2, 4))
+    side = {"mask": jnp.ones((2, 2), bool), "positions": jnp.array([[0, 1], [3, 4]])}
+    dp.check(net, x, **side)
+    for mask in (side["mask"], ~side["mask"]):
+        same(net({}, x, positions=side["positions"], mask=mask), net({}, x, **side))
 
 
 def test_check_lists_every_law_that_fails():
