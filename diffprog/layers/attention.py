@@ -28,7 +28,8 @@ def attention_head(
         x: (..., T, D) -> (..., T, value_features), in the dtype of x.
         memory: (..., S, M), or a pair of which the first makes keys and the second values.
         mask, memory_mask, segments, attention_mask, attention_bias, positions, streaming: as in
-            `self_attention` and `cross_attention`, with one head.
+            `self_attention` and `cross_attention`, with one head. With memory nothing is taken from
+            x, and mask says nothing.
         params: ``query``, ``key`` and ``value``, each a ``kernel`` and a ``bias``.
 
     Args:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from diffprog.errors import LayerError, check_array, check_count, check_leaves
 from diffprog.layer import Layer, factory
+from diffprog.layers.linear import affine
 from diffprog.notation import show
 from diffprog.parameters import Initializer, fold, parameter
 from diffprog.plans import Params, State
@@ -222,13 +223,10 @@ def _cell(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., features)")
-        check_leaves(params["input"], wide)
         check_leaves({"kernel": params["hidden"]["kernel"]}, wide)
         _check_carry(state, names, (*x.shape[:-1], features))
         carry = {name: leaf.astype(x.dtype) for name, leaf in (state or zeros(x)).items()}
-        given = x @ params["input"]["kernel"].astype(x.dtype)
-        if "bias" in params["input"]:
-            given = given + params["input"]["bias"].astype(x.dtype)
+        given = affine(params["input"], x, wide)
         held = carry["hidden"] @ params["hidden"]["kernel"].astype(x.dtype)
         new = step(params, carry, given, held)
         return new["hidden"], {name: new[name].astype(leaf.dtype) for name, leaf in state.items()}

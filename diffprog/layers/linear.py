@@ -54,14 +54,17 @@ def linear(
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., features)")  # integers would round the kernel to zeros
-        check_leaves(params, features)
-        return affine(params, x)
+        return affine(params, x, features)
 
     return stateless(init, forward, name="linear")
 
 
-def affine(params: Params, x: jax.Array) -> jax.Array:
-    """``x @ kernel + bias``, in the dtype of x; without a bias if there is none."""
+def affine(params: Params, x: jax.Array, features: int) -> jax.Array:
+    """``x @ kernel + bias`` of so many features, in the dtype of x; without a bias if it has none.
+
+    Leaves of another size are refused: a bias of one feature would be broadcast.
+    """
+    check_leaves(params, features)
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x  # XLA's gradient is faster on a matrix
     y = rows @ params["kernel"].astype(x.dtype)
     if "bias" in params:

@@ -107,7 +107,7 @@ class Multihead:
         _check_state(state, x, self._crosses(side, state))
         over = None
         if self._crosses(side, state):
-            query = self._mapped(params, "query", x)
+            query = self._mapped(params, "query", x, self._sizes(x)[0])
             (keys, values), pattern, state = self._remembered(params, state, x, side)
         else:
             over = overrun(state, x.shape[-2])
@@ -124,7 +124,7 @@ class Multihead:
             y = jnp.where(over, jnp.nan, y)  # the oldest steps are overwritten by now
         y = jnp.moveaxis(y, -3, -2)
         y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
-        return affine(params["out"], y) if self.joined else y, state
+        return affine(params["out"], y, x.shape[-1]) if self.joined else y, state
 
     def start(self, params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         """An empty cache; or keys and values of memory, computed once."""
@@ -215,7 +215,9 @@ class Multihead:
         """Queries, keys and values of x, turned by their positions."""
         x = cleared(x, mask)
         # Joining the kernels for one product gains nothing: `python benchmarks/gpt.py`.
-        query, key, value = (self._mapped(params, name, x) for name in ("query", "key", "value"))
+        head_dim, value_dim = self._sizes(x)
+        query, key = (self._mapped(params, name, x, head_dim) for name in ("query", "key"))
+        value = self._mapped(params, "value", x, value_dim)
         if self.rotary:
             steps, state = follow(state, side.get("positions"), mask, x.shape[:-1])
             steps = None if steps is None else steps[..., None, :]  # the same for all heads
@@ -251,8 +253,9 @@ class Multihead:
             return kept, Pattern(real=state["real"], empty=True), state
         keys, values = self._sources(x, side)
         real = over_steps(side.get("memory_mask"), keys)
-        made = tuple(self._mapped(params, name, cleared(part, real).astype(x.dtype))
-                     for name, part in (("key", keys), ("value", values)))
+        made = tuple(self._mapped(params, name, cleared(part, real).astype(x.dtype), size)
+                     for name, part, size in zip(
+                         ("key", "value"), (keys, values), self._sizes(x), strict=True))
         if state:
             if made[0].shape != state["key"].shape:
                 raise LayerError("a memory of the length with which the stream began",
@@ -261,11 +264,11 @@ class Multihead:
             state = {"key": made[0], "value": made[1], "real": now}
         return made, Pattern(real=real, empty=real is not None), state
 
-    def _mapped(self, params: Params, name: str, x: jax.Array) -> jax.Array:
-        """One of the three linear maps, (..., time, width) to (..., heads, time, features)."""
-        y = affine(params[name], x)
+    def _mapped(self, params: Params, name: str, x: jax.Array, size: int) -> jax.Array:
+        """One of the three linear maps, (..., time, width) to (..., heads, time, size)."""
         heads = self.heads if name == "query" else self._groups
-        return jnp.moveaxis(y.reshape(*y.shape[:-1], heads, y.shape[-1] // heads), -2, -3)
+        y = affine(params[name], x, heads * size)
+        return jnp.moveaxis(y.reshape(*y.shape[:-1], heads, size), -2, -3)
 
 
 def _explicit(

@@ -79,13 +79,13 @@ def ffn(
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., features)")
         rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x  # once for both maps
-        hidden = affine(params["up"], rows)
+        hidden = affine(params["up"], rows, features)
         bent = activation(hidden)
         if spec(bent) != spec(hidden):
             raise LayerError(f"an activation that keeps {show(hidden)} as it is", show(bent),
                              "write swiglu(features) >> linear(width) for a gated one")
         kept, _ = drop.apply({}, {}, bent, key=key, train=train)
-        return affine(params["down"], kept).reshape(x.shape), state
+        return affine(params["down"], kept, x.shape[-1]).reshape(x.shape), state
 
     return Layer(init, apply, random=dropout > 0)
 

@@ -176,6 +176,20 @@ def test_a_stream_is_of_one_length_and_one_batch():
                net.apply, params, state, jnp.bfloat16(X[:, :2]))
 
 
+@pytest.mark.parametrize("name", ["query", "key", "value", "out"])
+def test_a_bias_of_one_feature_is_not_broadcast(name):
+    params, _ = OWN.init(KEY, X)
+    params[name]["bias"] = jnp.zeros(1)
+    expect("", "self_attention(3): wants params of 12 features, got {kernel: float32[12,12], bias: "
+           "float32[1]}; pass what init gave", OWN.apply, params, {}, X)
+
+
+def test_parameters_of_other_heads_are_refused():
+    params, _ = dp.self_attention(3, head_dim=8).init(KEY, X)
+    expect("", "self_attention(3): wants params of 12 features, got {kernel: float32[12,24], bias: "
+           "float32[24]}; pass what init gave", OWN.apply, params, {}, X)
+
+
 def test_the_state_of_another_stream_is_refused():
     _, state = stream(CROSS, memory=MEMORY)
     own = dp.self_attention(3, causal=True)

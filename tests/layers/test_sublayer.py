@@ -202,3 +202,11 @@ def test_training_with_dropout_wants_a_key():
         with pytest.raises(dp.LayerError, match="wants a key when train=True, got none") as caught:
             net.apply(params, {}, ROWS, train=True)
         assert caught.value.path == path
+
+
+def test_a_bias_of_one_feature_is_not_broadcast():
+    net, x = dp.ffn(4), jnp.ones((2, 3))
+    params, _ = net.init(jax.random.key(0), x)
+    params["up"]["bias"] = jnp.zeros(1)
+    expect("", "ffn(4): wants params of 4 features, got {kernel: float32[3,4], bias: float32[1]}; "
+           "pass what init gave", net.apply, params, {}, x)
