@@ -55,8 +55,20 @@ if TYPE_CHECKING:
     )
     from diffprog.metrics import accuracy, confusion, top_k_accuracy
     from diffprog.models.alexnet import alexnet
+    from diffprog.models.bert import bert, bert_pretraining
+    from diffprog.models.gpt import gpt
+    from diffprog.models.llama import llama
     from diffprog.models.mlp import mlp
     from diffprog.models.resnet import resnet
+    from diffprog.models.seq2seq import seq2seq
+    from diffprog.models.sequence_classifier import sequence_classifier
+    from diffprog.models.transformer import (
+        encoder_decoder,
+        transformer,
+        transformer_decoder,
+        transformer_encoder,
+    )
+    from diffprog.models.vit import vit
     from diffprog.objectives import binary_classification, classification, regression
     from diffprog.penalties import l1, l2, penalized
     from diffprog.summaries import summary
@@ -101,7 +113,12 @@ _HOMES = {
     "collapse": "layers.collapse", "gru": "layers.cells", "lstm": "layers.cells",
     "recurrent": "layers.recurrent", "simple_rnn": "layers.cells",
     # models
-    "alexnet": "models.alexnet", "mlp": "models.mlp", "resnet": "models.resnet",
+    "alexnet": "models.alexnet", "bert": "models.bert", "bert_pretraining": "models.bert",
+    "encoder_decoder": "models.transformer", "gpt": "models.gpt", "llama": "models.llama",
+    "mlp": "models.mlp", "resnet": "models.resnet", "seq2seq": "models.seq2seq",
+    "sequence_classifier": "models.sequence_classifier", "transformer": "models.transformer",
+    "transformer_decoder": "models.transformer", "transformer_encoder": "models.transformer",
+    "vit": "models.vit",
     # losses and metrics
     "absolute_error": "losses", "binary_cross_entropy": "losses", "cross_entropy": "losses",
     "ctc": "losses", "huber": "losses", "kl_divergence": "losses", "squared_error": "losses",
@@ -133,7 +150,9 @@ __all__ = [
     "binary_step", "gelu", "glu", "prelu", "swiglu",
     "collapse", "gru", "lstm", "recurrent", "simple_rnn",
     # models
-    "alexnet", "mlp", "resnet",
+    "alexnet", "bert", "bert_pretraining", "encoder_decoder", "gpt", "llama", "mlp", "resnet",
+    "seq2seq", "sequence_classifier", "transformer", "transformer_decoder", "transformer_encoder",
+    "vit",
     # losses and metrics
     "absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber", "kl_divergence",
     "squared_error", "accuracy", "confusion", "top_k_accuracy",

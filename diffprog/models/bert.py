@@ -1,0 +1,128 @@
+"""BERT: a Transformer encoder that reads text, and the two heads that it is trained with.
+
+Devlin, Chang, Lee, Toutanova 2018, "BERT: pre-training of deep bidirectional transformers for
+language understanding", arXiv:1810.04805.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.combinators import serial
+from diffprog.layer import Layer, stateless
+from diffprog.layers.activation import gelu
+from diffprog.layers.collapse import collapse
+from diffprog.layers.dropout import dropout as dropping
+from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.linear import linear
+from diffprog.layers.norm import layer_norm
+from diffprog.layers.position import learned_positions
+from diffprog.models.transformer import transformer_encoder
+from diffprog.parameters import parameter
+from diffprog.program import Children, program
+
+__all__ = ["bert", "bert_pretraining"]
+
+
+def bert(
+    vocabulary: int = 30522, *, length: int = 512, types: int = 2, width: int = 768,
+    depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
+    eps: float = 1e-12,
+) -> Layer:
+    """Read text: ``y = body(N(embed(x) + embed(type) + position))``, and ``tanh(pool(y[0]))``.
+
+    Shapes:
+        x: ints (batch, time) in [0, vocabulary), time at most `length`, and first a token that
+            stands for the whole -> a pair: vectors (batch, time, width), and one of the whole,
+            (batch, width).
+        token_types: ints (batch, time) in [0, types), which sentence a token is of; 0 if absent.
+        mask, positions, segments, attention_mask, attention_bias: as in `self_attention` and
+            `learned_positions`. `segments`, which may not see each other, are not token_types.
+        params: ``embed``, ``types``, ``positions``, ``norm``, ``body`` and ``pool``; 109,482,240
+            numbers by default, which is BERT-base. Initial values are those of the layers, not
+            the paper's.
+
+    Args:
+        vocabulary: how many tokens there are.
+        length: how many positions are learned.
+        types: how many types of tokens there are.
+        width: size of the vectors; a multiple of heads.
+        depth: number of blocks.
+        heads: heads of attention.
+        hidden: size of the hidden axis of `ffn`; ``4 * width`` if None.
+        dropout: as in `transformer_encoder`, and of what enters the first block (0.1 in BERT).
+        eps: of the norms; positive.
+
+    Raises:
+        LayerError: as `learned_positions` and `transformer_encoder` do.
+
+    Example:
+        >>> net = dp.bert(11, length=8, width=16, depth=2, heads=4)
+        >>> [part.shape for part in net.plan(jnp.ones((2, 5), int)).y]
+        [(2, 5, 16), (2, 16)]
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, section 3 and figure 2.
+    """
+    body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
+                               dropout=dropout, eps=eps)
+    pool = serial(first=collapse("first"), linear=linear(width), tanh=jnp.tanh)
+
+    @program(embed=embedding(vocabulary, width), types=embedding(types, width),
+             positions=learned_positions(length), norm=layer_norm(eps=eps),
+             drop=dropping(dropout), body=body, pool=pool)
+    def bert(
+        layers: Children, x: Any, *, token_types: Any = None
+    ) -> tuple[jax.Array, jax.Array]:
+        token_types = jnp.zeros_like(x) if token_types is None else token_types
+        y = layers.positions(layers.embed(x) + layers.types(token_types))
+        y = layers.body(layers.drop(layers.norm(y)))
+        return y, layers.pool(y)
+
+    return bert
+
+
+def bert_pretraining(
+    vocabulary: int = 30522, *, length: int = 512, types: int = 2, width: int = 768,
+    depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
+    eps: float = 1e-12,
+) -> Layer:
+    """Guess hidden tokens and whether two sentences follow: ``(N(gelu(W y)) @ embed.T + b, V p)``.
+
+    y and p are the pair that `bert` gives. The objective is `masked_language`.
+
+    Shapes:
+        x, token_types, mask and the others: as in `bert` -> a pair: scores of the tokens, (batch,
+            time, vocabulary), and of the second sentence following the first, (batch, 2); number 0
+            says that it follows, as in the published weights.
+        params: ``encoder`` (`bert`), ``transform``, ``bias`` and ``follows``; 110,106,428 numbers
+            by default.
+
+    Args:
+        vocabulary, length, types, width, depth, heads, hidden, dropout, eps: as in `bert`.
+
+    Raises:
+        LayerError: as `bert` does.
+
+    Example:
+        >>> net = dp.bert_pretraining(11, length=8, width=16, depth=2, heads=4)
+        >>> [part.shape for part in net.plan(jnp.ones((2, 5), int)).y]
+        [(2, 5, 11), (2, 2)]
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
+    """
+    encoder = bert(vocabulary, length=length, types=types, width=width, depth=depth, heads=heads,
+                   hidden=hidden, dropout=dropout, eps=eps)
+    transform = serial(linear=linear(width), gelu=gelu, norm=layer_norm(eps=eps))
+    bias = stateless(lambda key, x: {"bias": parameter(key, "bias", "zeros", x.shape[-1:], x)},
+                     lambda params, x: x + params["bias"].astype(x.dtype), name="bias")
+
+    @program(encoder=encoder, transform=transform, bias=bias, follows=linear(2))
+    def bert_pretraining(layers: Children, x: Any) -> tuple[jax.Array, jax.Array]:
+        y, whole = layers.encoder(x)
+        scores = attend(layers.encoder.params["embed"], layers.transform(y))
+        return layers.bias(scores), layers.follows(whole)
+
+    return bert_pretraining

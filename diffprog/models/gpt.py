@@ -1,0 +1,73 @@
+"""GPT-2: a causal Transformer that scores the next token.
+
+Radford, Wu, Child, Luan, Amodei, Sutskever 2019, "Language models are unsupervised multitask
+learners", section 2.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from diffprog.layer import Layer
+from diffprog.layers.dropout import dropout as dropping
+from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.position import learned_positions
+from diffprog.models.transformer import Activation, transformer_decoder
+from diffprog.program import Children, program
+
+__all__ = ["gpt"]
+
+
+def gpt(
+    vocabulary: int = 50257, *, length: int = 1024, width: int = 768, depth: int = 12,
+    heads: int = 12, hidden: int | None = None, activation: Activation = jax.nn.gelu,
+    dropout: float = 0.0, eps: float = 1e-5,
+) -> Layer:
+    """Score the next token: ``y = trunk(embed(x) + position) @ embed.T``.
+
+    y[t] scores the token that follows x[:t + 1]. The trunk is `transformer_decoder` with norms
+    first and no memory. It streams; `generate` writes with it.
+
+    Shapes:
+        x: ints (batch, time) in [0, vocabulary), time at most `length` -> (batch, time,
+            vocabulary).
+        mask, positions, segments, attention_mask, attention_bias: as in `self_attention` and
+            `learned_positions`.
+        params: ``embed``, ``positions`` and ``trunk``; 124,439,808 numbers by default, which is
+            the smallest GPT-2. Initial values are those of the layers, not the paper's.
+
+    Args:
+        vocabulary: how many tokens there are.
+        length: how many positions are learned.
+        width: size of the vectors; a multiple of heads.
+        depth: number of blocks.
+        heads: heads of attention.
+        hidden: size of the hidden axis of `ffn`; ``4 * width`` if None.
+        activation: of `ffn`; the tanh approximation of gelu, as in GPT-2.
+        dropout: as in `transformer_encoder`, and of what enters the first block (0.1 in GPT-2).
+        eps: of the norms; positive.
+
+    Raises:
+        LayerError: as `learned_positions` and `transformer_decoder` do.
+
+    Example:
+        >>> net = dp.gpt(11, length=8, width=16, depth=2, heads=4)
+        >>> net.plan(jnp.ones((2, 5), int)).y.shape
+        (2, 5, 11)
+
+    Source: Radford et al. 2019, section 2.3; the tied output: Press and Wolf 2017,
+    arXiv:1608.05859.
+    """
+    trunk = transformer_decoder(
+        depth, heads=heads, hidden=hidden or 4 * width, activation=activation, cross=False,
+        norm_first=True, dropout=dropout, eps=eps)
+
+    @program(embed=embedding(vocabulary, width), positions=learned_positions(length),
+             drop=dropping(dropout), trunk=trunk)
+    def gpt(layers: Children, x: Any) -> jax.Array:
+        y = layers.trunk(layers.drop(layers.positions(layers.embed(x))))
+        return attend(layers.embed.params, y)
+
+    return gpt

@@ -1,0 +1,83 @@
+"""LLaMA: a causal Transformer with RMS norms, rotary positions, SwiGLU and shared key heads.
+
+Touvron et al. 2023, "LLaMA: open and efficient foundation language models", arXiv:2302.13971,
+section 2.2; kv_heads as in "Llama 2", arXiv:2307.09288.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from diffprog.combinators import serial
+from diffprog.layer import Layer
+from diffprog.layers.activation import swiglu
+from diffprog.layers.attention import self_attention
+from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.linear import linear
+from diffprog.layers.norm import rms_norm
+from diffprog.layers.rotary import Rotary, rotary
+from diffprog.layers.sublayer import pre_norm
+from diffprog.program import Children, program
+from diffprog.transforms.repeat import repeat
+
+__all__ = ["llama"]
+
+
+def llama(
+    vocabulary: int = 32000, *, width: int = 4096, depth: int = 32, heads: int = 32,
+    kv_heads: int | None = None, head_dim: int | None = None, hidden: int = 11008,
+    positions: Rotary | None = None, window: int | None = None, tied: bool = False,
+    eps: float = 1e-5,
+) -> Layer:
+    """Score the next token: ``y = head(trunk(embed(x)))``, without a bias anywhere.
+
+    y[t] scores the token that follows x[:t + 1]. A block is ``x = x + attend(N(x)); x = x +
+    down(silu(gate(N(x))) * up(N(x)))``, N the RMS norm. It streams; `generate` writes with it.
+
+    Shapes:
+        x: ints (batch, time) in [0, vocabulary) -> (batch, time, vocabulary).
+        mask, positions, segments, attention_mask, attention_bias: as in `self_attention`.
+        params: ``embed``, ``trunk`` and, unless tied, ``head``; 6,738,415,616 numbers by default,
+            which is the smallest of 2023.
+
+    Args:
+        vocabulary: how many tokens there are.
+        width: size of the vectors; a multiple of heads if there is no head_dim.
+        depth: number of blocks.
+        heads, kv_heads, head_dim: as in `self_attention`.
+        hidden: size of the hidden axis of the gated feed-forward net, mostly 8/3 * width.
+        positions: how queries and keys are turned; ``rotary()`` if None.
+        window: as in `self_attention`; None sees all of the past.
+        tied: the embedding scores the output, and there is no head.
+        eps: of the norms; positive.
+
+    Raises:
+        LayerError: as `self_attention` does.
+
+    Example:
+        >>> net = dp.llama(11, width=16, depth=2, heads=4, kv_heads=2, hidden=32)
+        >>> net.plan(jnp.ones((2, 5), int)).y.shape
+        (2, 5, 11)
+
+    Source: Touvron et al. 2023, arXiv:2302.13971, section 2.2; kv_heads: arXiv:2307.09288,
+    section 2.2; window: Jiang et al. 2023, arXiv:2310.06825.
+    """
+    attention = self_attention(
+        heads, kv_heads=kv_heads, head_dim=head_dim, causal=True, window=window, bias=False,
+        rotary=rotary() if positions is None else positions)
+    feed = swiglu(hidden) >> linear(width, bias=False)
+    block = serial(attend=pre_norm(attention, rms_norm(eps=eps)),
+                   feed=pre_norm(feed, rms_norm(eps=eps)))
+    trunk = serial(blocks=repeat(depth, block), norm=rms_norm(eps=eps))
+    embed = embedding(vocabulary, width)
+    if not tied:
+        return serial(embed=embed, trunk=trunk, head=linear(vocabulary, bias=False))
+
+    @program(embed=embed, trunk=trunk)
+    def llama(layers: Children, x: Any) -> jax.Array:
+        y = layers.trunk(layers.embed(x))
+        return attend(layers.embed.params, y)
+
+    return llama

@@ -1,0 +1,83 @@
+"""Sequence to sequence by recurrence: an encoder, a decoder, and attention between them.
+
+Sutskever, Vinyals, Le 2014, arXiv:1409.3215, with the global attention of Luong, Pham, Manning
+2015, arXiv:1508.04025, section 3.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.combinators import serial
+from diffprog.errors import LayerError, check_count
+from diffprog.layer import Layer
+from diffprog.layers.attention import cross_attention
+from diffprog.layers.cells import lstm
+from diffprog.layers.dropout import dropout as dropping
+from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.linear import linear
+from diffprog.layers.recurrent import recurrent
+from diffprog.models.transformer import encoder_decoder
+from diffprog.program import Children, program
+
+__all__ = ["seq2seq"]
+
+
+def seq2seq(
+    source: int, target: int, width: int = 256, *, depth: int = 1, dropout: float = 0.0
+) -> Layer:
+    """Translate: ``h = LSTM(embed(x)); y = tanh([h, attend(h, memory)] @ W + b) @ embed.T``.
+
+    ``memory = BiLSTM(embed(source))``. y[t] scores the id that follows x[:t + 1]. The decoder
+    begins at zero and knows the source by attention alone; what attention found is not fed to the
+    next step, so that all steps are trained at once.
+
+    Shapes:
+        x: ints (batch, time) in [0, target) -> (batch, time, target).
+        source, source_mask, memory, memory_mask, mask: as in `transformer`.
+        params: ``encoder`` (``embed``, ``body``) and ``decoder`` (``embed``, ``body``, ``attend``,
+            ``join``).
+
+    Args:
+        source, target: sizes of the vocabularies; positive.
+        width: size of all vectors; even.
+        depth: LSTMs of the encoder, and of the decoder, one on top of the other.
+        dropout: share that is dropped in training, of the vectors that are read and of y before
+            it is scored, in [0, 1).
+
+    Raises:
+        LayerError: an odd width; source and memory are given both.
+
+    Example:
+        >>> net = dp.seq2seq(11, 13, 16)
+        >>> x, source = jnp.ones((2, 5), int), jnp.ones((2, 7), int)
+        >>> params, state = net.init(jax.random.key(0), x, source=source)
+        >>> net(params, x, source=source).shape
+        (2, 5, 13)
+
+    Source: Luong, Pham, Manning 2015, arXiv:1508.04025, eq. 5 to 8, without input feeding.
+    """
+    check_count("width", width)
+    check_count("depth", depth)
+    if width % 2:
+        raise LayerError("an even width", f"{width}", "half of it reads in each direction")
+
+    def scaled(x: jax.Array) -> jax.Array:
+        return x * width**0.5  # vectors that score have variance 1 / width
+
+    both = [recurrent(lstm(width // 2), bidirectional=True) for _ in range(depth)]
+    encoder = serial(embed=embedding(source, width), scaled=scaled, drop=dropping(dropout),
+                     body=serial(*both))
+
+    @program(embed=embedding(target, width), drop=dropping(dropout),
+             body=serial(*[recurrent(lstm(width)) for _ in range(depth)]),
+             attend=cross_attention(1), join=linear(width))
+    def decoder(layers: Children, x: Any) -> jax.Array:
+        h = layers.body(layers.drop(scaled(layers.embed(x))))
+        y = layers.join(jnp.concatenate([h, layers.attend(h)], axis=-1))
+        return attend(layers.embed.params, layers.drop(jnp.tanh(y)))
+
+    return encoder_decoder(encoder, decoder)

@@ -1,0 +1,48 @@
+"""A class for a sequence: read it, collapse it to one vector, and decide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffprog.combinators import serial
+from diffprog.errors import check_count
+from diffprog.layer import Layer
+from diffprog.layers.collapse import collapse
+from diffprog.layers.embedding import embedding
+from diffprog.layers.linear import linear
+
+__all__ = ["sequence_classifier"]
+
+
+def sequence_classifier(
+    vocabulary: int, features: int, body: Any, *, width: int = 128, how: str = "mean"
+) -> Layer:
+    """The scores of classes: ``y = collapse(body(embed(x))) @ W + b``.
+
+    Shapes:
+        x: ints (batch, time) in [0, vocabulary) -> (batch, features).
+        mask: booleans (batch, time), True = real; padding changes nothing.
+        params: ``embed``, ``body``, ``collapse`` if it attends, and ``head``.
+
+    Args:
+        vocabulary: how many ids there are.
+        features: number of classes.
+        body: what maps vectors (batch, time, width) to vectors, such as
+            ``recurrent(gru(128), bidirectional=True)`` or ``sinusoidal_positions() >>
+            transformer_encoder(2)``.
+        width: size of the vectors that are read.
+        how: which vector stands for the sequence, as in `collapse`.
+
+    Raises:
+        LayerError: as `collapse` and the body do.
+
+    Example:
+        >>> net = dp.sequence_classifier(11, 3, dp.recurrent(dp.gru(16)), width=8, how="last")
+        >>> net.plan(jnp.ones((2, 5), int)).y.shape
+        (2, 3)
+
+    Source: with how="mean" and no body: Joulin et al. 2016, arXiv:1607.01759.
+    """
+    check_count("features", features)
+    return serial(embed=embedding(vocabulary, width), body=body, collapse=collapse(how),
+                  head=linear(features))

@@ -1,0 +1,89 @@
+"""The Vision Transformer: an image is a sequence of patches.
+
+Dosovitskiy et al. 2021, "An image is worth 16x16 words: Transformers for image recognition at
+scale", arXiv:2010.11929.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.combinators import serial
+from diffprog.errors import LayerError, check_count
+from diffprog.layer import Layer, stateless
+from diffprog.layers.activation import gelu
+from diffprog.layers.collapse import collapse
+from diffprog.layers.conv import conv
+from diffprog.layers.dropout import dropout as dropping
+from diffprog.layers.linear import linear
+from diffprog.layers.position import learned_positions
+from diffprog.models.transformer import transformer_encoder
+from diffprog.parameters import parameter
+from diffprog.plans import Params
+
+__all__ = ["vit"]
+
+
+def vit(
+    features: int = 1000, *, image: int = 224, patch: int = 16, width: int = 768, depth: int = 12,
+    heads: int = 12, hidden: int | None = None, dropout: float = 0.0, eps: float = 1e-6,
+) -> Layer:
+    """Read an image as words: ``y = linear(body([token, patch_1 @ W, ...] + position)[0])``.
+
+    Shapes:
+        x: (..., image, image, C) -> (..., features).
+        params: ``patches``, ``token``, ``positions``, ``body`` and ``head``; 86,567,656 numbers
+            by default, which is ViT-B/16. Initial values are those of the layers.
+
+    Args:
+        features: number of classes.
+        image: side of the images in pixels; a multiple of patch.
+        patch: side of a patch in pixels.
+        width: size of the vectors; a multiple of heads.
+        depth: number of blocks.
+        heads: heads of attention.
+        hidden: size of the hidden axis of `ffn`; ``4 * width`` if None.
+        dropout: as in `transformer_encoder`, and of what enters the first block.
+        eps: of the norms; positive.
+
+    Raises:
+        LayerError: patch does not divide image; images are larger than that; and as
+            `transformer_encoder` does.
+
+    Example:
+        >>> net = dp.vit(10, image=8, patch=2, width=16, depth=2, heads=4)
+        >>> net.plan(jnp.ones((3, 8, 8, 1))).y.shape
+        (3, 10)
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1 to 4.
+    """
+    for name, size in (("features", features), ("image", image), ("patch", patch)):
+        check_count(name, size)
+    if image % patch:
+        raise LayerError(f"an image that is a multiple of patch={patch}", f"image={image}",
+                         "cut or pad the images")
+    body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
+                               norm_first=True, dropout=dropout, eps=eps)
+    return serial(
+        patches=conv(width, patch, stride=patch, padding="VALID"), rows=_rows, token=_token(),
+        positions=learned_positions((image // patch) ** 2 + 1), drop=dropping(dropout), body=body,
+        first=collapse("first"), head=linear(features))
+
+
+def _rows(y: jax.Array) -> jax.Array:
+    """Patches of an image, (..., rows, columns, width), as one sequence."""
+    return y.reshape(*y.shape[:-3], -1, y.shape[-1])
+
+
+def _token() -> Layer:
+    """Put a learned vector before a sequence; it begins at zero, as in the paper's code."""
+
+    def forward(params: Params, x: jax.Array) -> jax.Array:
+        token = params["embedding"].astype(x.dtype)
+        return jnp.concatenate(
+            [jnp.broadcast_to(token, (*x.shape[:-2], *token.shape)), x], axis=-2)
+
+    return stateless(
+        lambda key, x: {"embedding": parameter(key, "embedding", "zeros", (1, x.shape[-1]), x)},
+        forward, name="token")
