@@ -15,9 +15,13 @@ from diffprog.layer import Layer, stateless
 from diffprog.program import program
 
 if TYPE_CHECKING:
+    from diffprog.beams import beam_search
     from diffprog.checks import check
+    from diffprog.cloze import mask_tokens, sentence_pairs
     from diffprog.data import batches
     from diffprog.derivatives import check_gradients
+    from diffprog.generation import Generation, generate, sample
+    from diffprog.language import chunked_next_token, masked_language, next_token
     from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
     from diffprog.layers.adaptive import adaptive_avg_pool, adaptive_max_pool
     from diffprog.layers.attention import attention_head, cross_attention, self_attention
@@ -51,9 +55,16 @@ if TYPE_CHECKING:
         ctc,
         huber,
         kl_divergence,
+        linear_cross_entropy,
         squared_error,
     )
-    from diffprog.metrics import accuracy, confusion, top_k_accuracy
+    from diffprog.metrics import (
+        accuracy,
+        bits_per_character,
+        confusion,
+        perplexity,
+        top_k_accuracy,
+    )
     from diffprog.models.alexnet import alexnet
     from diffprog.models.bert import bert, bert_pretraining
     from diffprog.models.gpt import gpt
@@ -121,13 +132,20 @@ _HOMES = {
     "vit": "models.vit",
     # losses and metrics
     "absolute_error": "losses", "binary_cross_entropy": "losses", "cross_entropy": "losses",
-    "ctc": "losses", "huber": "losses", "kl_divergence": "losses", "squared_error": "losses",
-    "accuracy": "metrics", "confusion": "metrics", "top_k_accuracy": "metrics",
+    "ctc": "losses", "huber": "losses", "kl_divergence": "losses",
+    "linear_cross_entropy": "losses", "squared_error": "losses", "accuracy": "metrics",
+    "bits_per_character": "metrics", "confusion": "metrics", "perplexity": "metrics",
+    "top_k_accuracy": "metrics",
     # objectives and training
     "binary_classification": "objectives", "classification": "objectives",
-    "regression": "objectives", "penalized": "penalties", "l1": "penalties", "l2": "penalties",
+    "regression": "objectives", "chunked_next_token": "language", "masked_language": "language",
+    "next_token": "language", "mask_tokens": "cloze", "sentence_pairs": "cloze",
+    "penalized": "penalties", "l1": "penalties", "l2": "penalties",
     "batches": "data", "Fit": "training", "Step": "training", "TrainState": "training",
     "evaluate": "training", "fit": "training", "make_step": "training", "predict": "training",
+    # writing
+    "Generation": "generation", "beam_search": "beams", "generate": "generation",
+    "sample": "generation",
     # seeing and checking
     "check": "checks", "check_gradients": "derivatives", "summary": "summaries",
 }
@@ -155,10 +173,14 @@ __all__ = [
     "vit",
     # losses and metrics
     "absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber", "kl_divergence",
-    "squared_error", "accuracy", "confusion", "top_k_accuracy",
+    "linear_cross_entropy", "squared_error", "accuracy", "bits_per_character", "confusion",
+    "perplexity", "top_k_accuracy",
     # objectives and training
-    "binary_classification", "classification", "regression", "penalized", "l1", "l2", "batches",
-    "Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict",
+    "binary_classification", "classification", "regression", "chunked_next_token",
+    "masked_language", "next_token", "mask_tokens", "sentence_pairs", "penalized", "l1", "l2",
+    "batches", "Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict",
+    # writing
+    "Generation", "beam_search", "generate", "sample",
     # seeing and checking
     "check", "check_gradients", "summary",
 ]

@@ -23,11 +23,12 @@ from diffprog.entries import (
     reduce,
     spread,
 )
-from diffprog.errors import LayerError, check_array, check_share
+from diffprog.errors import LayerError, check_array, check_count, check_share
+from diffprog.masks import widened
 from diffprog.notation import show
 
 __all__ = ["absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber",
-           "kl_divergence", "squared_error"]
+           "kl_divergence", "linear_cross_entropy", "squared_error"]
 
 
 def cross_entropy(
@@ -90,6 +91,84 @@ def cross_entropy(
         spread_out = optax.losses.softmax_cross_entropy(logits, uniform)
         losses = (1 - smoothing) * losses + smoothing * spread_out
     return reduce(jnp.where(valid, losses, jnp.nan), real, reduction, each)
+
+
+def linear_cross_entropy(
+    x: jax.Array, kernel: jax.Array, labels: jax.Array, *, bias: jax.Array | None = None,
+    chunk: int = 8192, ignore: int | None = None, mask: Mask = None, reduction: Reduction = "mean",
+) -> tuple[jax.Array, jax.Array]:
+    """`cross_entropy` of ``x @ kernel + bias``, computed a part of the classes at a time.
+
+    The scores of all classes never exist at once, in neither direction: ``log sum exp`` is summed
+    up over the chunks, and the gradient computes each chunk anew, one more product in all.
+
+    Shapes:
+        x: (..., D). kernel: (D, classes). bias: (classes,). labels: (...), ints. mask: leading axes
+            of (...), True where real.
+        Returns the loss, and the likeliest class of each entry, ints (...).
+
+    Args:
+        x: what is scored; products are in its dtype, sums in float32 or wider.
+        kernel, bias: of the last linear layer; of a tied embedding ``embedding.T``.
+        labels: the true classes, ints in [0, classes); a class outside gives NaN.
+        chunk: how many classes are scored at a time; positive. Multiples that divide the number of
+            classes spare a copy of the rest.
+        ignore, mask, reduction: as in `cross_entropy`.
+
+    Raises:
+        LayerError: shapes or dtypes do not fit.
+
+    Example:
+        >>> x, kernel, labels = jnp.ones((2, 3)), jnp.ones((3, 10)), jnp.array([4, 9])
+        >>> loss, best = dp.linear_cross_entropy(x, kernel, labels, chunk=4)
+        >>> round(float(loss), 4), best.tolist()  # log 10; of equal scores the first
+        (2.3026, [0, 0])
+
+    Source: the running sum: Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3.
+    """
+    check_count("chunk", chunk)
+    check_array(x, 1, "(..., features)")
+    if getattr(kernel, "ndim", 0) != 2 or kernel.shape[0] != x.shape[-1]:
+        raise LayerError(f"a kernel ({x.shape[-1]}, classes)", show(kernel),
+                         "pass embedding.T for a tied embedding")
+    classes = kernel.shape[1]
+    if bias is not None and bias.shape != (classes,):
+        raise LayerError(f"a bias ({classes},)", show(bias), "one number for each class")
+    labels = class_numbers(x, labels)
+    real = known(labels, mask, ignore)
+    rows, targets = clear(x, None if real is None else widened(real, x.shape)), labels.reshape(-1)
+    rows = rows.reshape(-1, x.shape[-1])
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
+
+    @jax.checkpoint  # keeps no chunk for the gradient
+    def step(carry: Any, part: Any) -> tuple[Any, None]:
+        top, best, summed, true = carry
+        first, weights = part
+        scores = rows @ weights[:, : rows.shape[-1]].T.astype(rows.dtype)
+        scores = scores.astype(wide)
+        if bias is not None:
+            scores += weights[:, -1].astype(wide)
+        here = jax.lax.stop_gradient(scores.max(-1))
+        best = jnp.where(here > top, first + scores.argmax(-1), best)
+        new = jnp.maximum(here, top)
+        summed = summed * jnp.exp(top - new) + jnp.exp(scores - new[:, None]).sum(-1)
+        at = targets - first
+        own = jnp.take_along_axis(scores, at[:, None], -1, mode="clip")[:, 0]
+        return (new, best, summed, jnp.where((at >= 0) & (at < len(weights)), own, true)), None
+
+    count = len(rows)
+    carry: Any = (jnp.full(count, -jnp.inf, wide), jnp.zeros(count, jnp.int32),
+                  jnp.zeros(count, wide), jnp.full(count, jnp.nan, wide))
+    whole = classes // chunk
+    if whole:
+        parts = scoring[: whole * chunk].reshape(whole, chunk, -1)
+        carry, _ = jax.lax.scan(step, carry, (chunk * jnp.arange(whole), parts))
+    if whole * chunk < classes:
+        carry, _ = step(carry, (whole * chunk, scoring[whole * chunk :]))
+    top, best, summed, true = carry
+    losses = (top + jnp.log(summed) - true).reshape(labels.shape)
+    return reduce(losses, real, reduction), best.reshape(labels.shape)
 
 
 def binary_cross_entropy(

@@ -5,13 +5,15 @@ Masks and reductions are those of the losses.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from diffprog.entries import Mask, Reduction, class_numbers, known, reduce
 from diffprog.errors import LayerError, check_count
 
-__all__ = ["accuracy", "confusion", "top_k_accuracy"]
+__all__ = ["accuracy", "bits_per_character", "confusion", "perplexity", "top_k_accuracy"]
 
 
 def accuracy(
@@ -101,3 +103,38 @@ def confusion(
     table = jnp.zeros((classes, classes), jnp.int32)  # float32 would stop counting at 2**24
     table = table.at[labels, jnp.asarray(logits).argmax(-1)].add(real.astype(jnp.int32))
     return jnp.where(wrong.any(), jnp.nan, table.astype(jnp.float32))
+
+
+def perplexity(loss: float) -> float:
+    """``exp(loss)``: among how many equally likely tokens a net hesitates, on average.
+
+    It is no mean over batches: average losses first, as `evaluate` does, and take it of the result.
+
+    Args:
+        loss: mean surprise of a token, in nats.
+
+    Example:
+        >>> round(dp.perplexity(2.0794415), 4)  # log 8
+        8.0
+    """
+    return math.exp(loss)
+
+
+def bits_per_character(loss: float, tokens: int = 1, characters: int = 1) -> float:
+    """``loss / log(2) * tokens / characters``: what a text costs, whatever its tokens are.
+
+    Args:
+        loss: mean surprise of a token, in nats.
+        tokens: how many tokens of the text were predicted.
+        characters: how many characters those tokens stand for; equal to `tokens` if each is one.
+
+    Raises:
+        LayerError: counts that are not positive.
+
+    Example:
+        >>> round(dp.bits_per_character(2.0794415, tokens=100, characters=400), 4)  # 3 bits a token
+        0.75
+    """
+    check_count("tokens", tokens)
+    check_count("characters", characters)
+    return loss / math.log(2) * tokens / characters

@@ -59,6 +59,12 @@ def spec(x: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, _canonical(a.dtype)), x)
 
 
+def grown(less: Any, more: Any) -> int:
+    """The axis along which `more` is larger: that of examples, if it has more; -1 if none is."""
+    return next((i for i, (a, b) in enumerate(zip(less.shape, more.shape, strict=True)) if a != b),
+                -1)
+
+
 def remember(plan: Callable[[Any, dict[str, Any]], T]) -> Callable[[Any, dict[str, Any]], T]:
     """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer."""
     plans: dict[Any, T] = {}

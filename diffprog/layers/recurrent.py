@@ -18,7 +18,7 @@ from diffprog.errors import LayerError, check_array, check_count
 from diffprog.layer import Layer, as_layer, described, factory, rebuilt
 from diffprog.masks import cleared, widened
 from diffprog.notation import listed, show
-from diffprog.plans import Params, Plan, State, remember, spec
+from diffprog.plans import Params, Plan, State, grown, remember, spec
 from diffprog.program import Children, wire
 from diffprog.transforms.stacking import key_of_copy
 
@@ -125,13 +125,12 @@ def recurrent(
             return jax.eval_shape(begun, params, *jax.tree.map(sized, (_one_step(x), side)))
 
         def axis(less: Any, more: Any) -> int:
-            pairs = enumerate(zip(less.shape, more.shape, strict=True))
-            grown = [i for i, (a, b) in pairs if a != b]
-            if len(grown) != 1 or less.shape[grown[0]] != batch:
+            found = grown(less, more)
+            if found < 0 or less.shape[found] != batch:
                 raise LayerError("a carry whose every part has one axis of examples, to keep it "
                                  "where the mask is False", show(less),
                                  "leave the mask out, or carry one for each example")
-            return grown[0]
+            return found
 
         return jax.tree.map(axis, carry(batch), carry(batch + 1))
 

@@ -1,0 +1,142 @@
+"""Beam search: the likeliest texts, where taking the likeliest token each time is not enough."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.errors import LayerError, check_count
+from diffprog.generation import (
+    NOTHING,
+    Begin,
+    Generation,
+    Prompts,
+    among,
+    as_ids,
+    begun,
+    check_ids,
+    checked,
+    prompted,
+    started,
+    wide,
+    written_out,
+)
+from diffprog.layer import Layer
+from diffprog.plans import Params, State, grown, spec
+
+__all__ = ["beam_search"]
+
+
+def beam_search(
+    net: Layer, params: Params, prompts: Prompts, steps: int, *, beams: int = 4,
+    length_penalty: float = 0.0, state: State | None = None, stop: Sequence[int] = (), **side: Any,
+) -> Generation:
+    """Likely texts, not likely tokens: the `beams` texts of largest ``score / length**penalty``.
+
+    At every step the best so many beginnings are kept, of all of which each is continued by each
+    token. With as many beams as there are beginnings the search is exhaustive.
+
+    Shapes:
+        Returns tokens (batch, beams, steps), lengths and scores (batch, beams), the best first.
+            A beam that is left over has length 0 and score -inf.
+
+    Args:
+        net, params, prompts, steps, state, stop, side: as in `generate`.
+        beams: how many beginnings are kept; positive.
+        length_penalty: 0 compares log-probabilities, which favours short texts; 1 compares their
+            means over tokens.
+
+    Raises:
+        LayerError: as in `generate`; a penalty below 0.
+
+    Example:
+        >>> net = dp.gpt(11, length=8, width=16, depth=2, heads=4)
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((1, 8), int))
+        >>> dp.beam_search(net, params, [[1, 2, 3]], 5, beams=3).tokens.shape
+        (1, 3, 5)
+
+    Source: Graves 2012, arXiv:1211.3711, section 2.4; Sutskever, Vinyals, Le 2014,
+    arXiv:1409.3215, section 3.2.
+    """
+    check_count("beams", beams)
+    if not length_penalty >= 0:
+        raise LayerError("a length_penalty of at least 0", repr(length_penalty),
+                         "0 compares whole texts, 1 their tokens")
+    begin = begun(net, params, state, prompts, steps, side)
+    return checked(_searched(
+        begin, float(length_penalty), steps=steps, beams=beams, stop=as_ids(stop), net=net))
+
+
+@functools.partial(jax.jit, static_argnames=("net", "steps", "beams", "stop"))
+def _searched(
+    begin: Begin, penalty: jax.Array, *, net: Layer, steps: int, beams: int,
+    stop: tuple[int, ...],
+) -> Generation:
+    """Prompt and loop of `beam_search`; in the loop the beams of all texts are one batch."""
+    net, begin = written_out(net, begin)
+    axes = _batch_axes(net, begin, steps)
+    state, logits, each = prompted(net, begin, steps)
+    batch, vocabulary = logits.shape
+    check_ids(stop, None, vocabulary)
+    rows = beams * jnp.arange(batch)[:, None]
+
+    def of_beams(tree: Any, beam: jax.Array, axes: Any) -> Any:
+        """Of each leaf the rows of these beams, along its axis of texts."""
+        return jax.tree.map(lambda a, axis: a if axis < 0 else jnp.take(
+            a, beam.reshape(-1), axis=axis), tree, axes)
+
+    def grow(step: Any, logits: jax.Array, found: Generation, alive: jax.Array) -> Any:
+        """The best continuations of all beams; a text that has ended has one, itself."""
+        scores = found.scores[..., None] + jax.nn.log_softmax(wide(logits)).reshape(
+            batch, beams, vocabulary)
+        itself = jnp.where(jnp.arange(vocabulary) == 0, found.scores[..., None], -jnp.inf)
+        scores = jnp.where(alive[..., None], scores, itself).reshape(batch, -1)
+        lengths = found.lengths + alive
+        sizes = jnp.maximum(jnp.repeat(lengths, vocabulary, axis=1), 1).astype(scores.dtype)
+        _, best = jax.lax.top_k(scores / sizes**penalty, beams)
+        beam, token = best // vocabulary, (best % vocabulary).astype(jnp.int32)
+        take = functools.partial(jnp.take_along_axis, indices=beam, axis=1)
+        scores, alive = jnp.take_along_axis(scores, best, axis=1), take(alive)
+        tokens = jnp.take_along_axis(found.tokens, beam[..., None], axis=1)
+        written = jnp.where(alive, token, NOTHING)
+        tokens = jax.lax.dynamic_update_index_in_dim(tokens, written, step, 2)
+        found = Generation(tokens, take(lengths), scores)
+        return found, beam, token, alive & ~among(token, stop)
+
+    def body(carry: Any) -> Any:
+        step, token, alive, state, found = carry
+        logits, state = net.apply(begin.params, state, token.reshape(-1, 1), **beside)
+        found, beam, token, alive = grow(step, logits[:, 0], found, alive)
+        return step + 1, token, alive, of_beams(state, rows + beam, axes), found
+
+    same = jnp.repeat(jnp.arange(batch), beams)
+    beside = jax.tree.map(lambda a: a[same], each)
+    first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)  # all beams are the prompt as yet
+    nothing = Generation(jnp.full((batch, beams, steps), NOTHING, jnp.int32),
+                         jnp.zeros((batch, beams), jnp.int32),
+                         jnp.broadcast_to(first.astype(wide(logits).dtype), (batch, beams)))
+    found, _, token, alive = grow(0, logits[same], nothing, jnp.ones((batch, beams), bool))
+    going = lambda carry: (carry[0] < steps) & carry[2].any()  # noqa: E731
+    *_, found = jax.lax.while_loop(
+        going, body, (jnp.int32(1), token, alive, of_beams(state, same, axes), found))
+    left = jnp.isneginf(found.scores)
+    return Generation(jnp.where(left[..., None], NOTHING, found.tokens),
+                      jnp.where(left, 0, found.lengths), found.scores)
+
+
+def _batch_axes(net: Layer, begin: Begin, steps: int) -> Any:
+    """Of each leaf of the stream's state the axis of texts, -1 where there is none."""
+    batch, width = begin.ids.shape
+
+    def shapes(size: int) -> Any:
+        of = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)  # noqa: E731
+        first = jax.ShapeDtypeStruct((size, 1), jnp.int32)
+        return jax.eval_shape(
+            functools.partial(started, net, width + steps - 1), spec(begin.params),
+            spec(begin.state), first, jax.tree.map(of, begin.side))
+
+    return jax.tree.map(grown, shapes(batch), shapes(batch + 1))

@@ -1,0 +1,235 @@
+"""The objectives of text: the next token, hidden tokens, and whether two sentences follow.
+
+Text is ids of tokens, (batch, time). What is not a token of the text, padding, is marked by the
+side input `mask`; a token that is not to be predicted has the label -100.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog import tree
+from diffprog.entries import Mask, known, reduce, spread, total
+from diffprog.errors import LayerError, check_array, check_count, check_share
+from diffprog.layer import Layer
+from diffprog.losses import cross_entropy, linear_cross_entropy
+from diffprog.metrics import accuracy
+from diffprog.notation import listed, show
+from diffprog.objectives import Metrics, Objective, parts
+from diffprog.transforms.tap import tap
+
+__all__ = ["chunked_next_token", "masked_language", "next_token"]
+
+IGNORED = -100  # the label of a token that is not asked for, as `mask_tokens` writes it
+
+
+def next_token(*, smoothing: float = 0.0) -> Objective:
+    """The objective of a net that scores the next token: ``loss = -log p(x[t+1] | x[:t+1])``.
+
+    The net sees all tokens but the last, and is asked for all but the first. A net that also takes
+    a `source` is thus trained to translate with the true beginning of the translation before it,
+    which is teacher forcing. Metrics: `accuracy`, and `bits`, the loss in bits per token.
+
+    A batch is ids (batch, time + 1), or a dict with ``x``, those ids, and side inputs under all
+    other names. Of these `mask` and `segments` are (batch, time + 1) like x, and `positions` too; a
+    token that is padding, follows padding or begins a new segment is not asked for.
+
+    Args:
+        smoothing: as in `cross_entropy`.
+
+    Raises:
+        LayerError: a batch of another form, or with fewer than two tokens; the net gives no scores
+            for each token.
+
+    Example:
+        >>> net = dp.gpt(11, length=8, width=16, depth=1, heads=2)
+        >>> ids = jnp.array([[1, 2, 3, 4, 5]])
+        >>> params, state = net.init(jax.random.key(0), ids[:, :-1])
+        >>> loss, (state, metrics) = dp.next_token()(net, params, state, ids, key=None, train=True)
+        >>> sorted(metrics), int(metrics["count"])
+        (['accuracy', 'bits', 'count', 'loss'], 4)
+
+    Source: Bengio et al. 2003, JMLR 3, section 2; teacher forcing: Williams and Zipser 1989,
+    doi:10.1162/neco.1989.1.2.270.
+    """
+    check_share("smoothing", smoothing)
+
+    def objective(
+        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        ids, real, side = _shifted(net, batch)
+        logits, state = net.apply(params, state, ids[:, :-1], key=key, train=train, **side)
+        labels = ids[:, 1:]
+        _check_scores(logits, labels)
+        found = {"loss": cross_entropy(logits, labels, smoothing=smoothing, mask=real),
+                 "accuracy": accuracy(logits, labels, mask=real)}
+        return found["loss"], (state, found | _counted(found["loss"], labels, real))
+
+    return objective
+
+
+def chunked_next_token(features: str, table: str, *, chunk: int = 8192) -> Objective:
+    """`next_token` without the logits: ``linear_cross_entropy(y, table)``, y from inside the net.
+
+    The net's own scores are never computed. They must be the product of what the layer at
+    `features` gives with the parameters at `table`, and nothing else; of nets that bend or scale
+    their scores use `next_token`.
+
+    Args:
+        features: path of the layer whose output is scored: "trunk" of `gpt` and `llama`.
+        table: path of the parameters that score: "embed/embedding" of `gpt` and of a tied `llama`,
+            "head/kernel" of one that is not; a ``bias`` beside a kernel is added.
+        chunk: how many tokens of the vocabulary are scored at a time; positive.
+
+    Raises:
+        LayerError: a path that names nothing; features and table that do not fit the net's scores;
+            a batch that `next_token` does not take.
+
+    Example:
+        >>> net = dp.gpt(11, length=8, width=16, depth=1, heads=2)
+        >>> ids = jnp.array([[1, 2, 3, 4, 5]])
+        >>> params, state = net.init(jax.random.key(0), ids[:, :-1])
+        >>> objective = dp.chunked_next_token("trunk", "embed/embedding", chunk=4)
+        >>> loss, _ = objective(net, params, state, ids, key=None, train=True)
+        >>> bool(abs(loss - dp.next_token()(
+        ...     net, params, state, ids, key=None, train=True)[0]) < 1e-5)
+        True
+    """
+    check_count("chunk", chunk)
+
+    def objective(
+        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        ids, real, side = _shifted(net, batch)
+        labels = ids[:, 1:]
+        # The scores are traced and not used, so that XLA never computes them.
+        (scores, seen), state = tap(net, features).apply(
+            params, state, ids[:, :-1], key=key, train=train, **side)
+        if list(seen) != [features]:
+            raise LayerError("the path of one layer as features", listed(seen), "name one alone")
+        kernel, bias = _scoring(params, table)
+        _check_scores(scores, labels)
+        if seen[features].shape[-1] != len(kernel) or scores.shape[-1] != kernel.shape[-1]:
+            raise LayerError(
+                f"features and a table whose product are the scores {show(scores)}",
+                show((seen[features], kernel)), "name the net's last layer before its scores, "
+                "and what it is multiplied with")
+        loss, best = linear_cross_entropy(
+            seen[features], kernel, labels, bias=bias, chunk=chunk, mask=real)
+        hits = (best == labels).astype(jnp.float32)
+        found = {"loss": loss, "accuracy": reduce(hits, spread(real, labels.shape), "mean")}
+        return loss, (state, found | _counted(loss, labels, real))
+
+    return objective
+
+
+def masked_language() -> Objective:
+    """The objective of BERT: the surprise of the hidden tokens plus that of whether y follows x.
+
+    The net gives a pair, scores of all tokens (batch, time, vocabulary) and of the pair (batch,
+    2), as `bert_pretraining` does. A batch is a dict with ``x``, ids of which some are hidden;
+    ``y``, a pair: the true ids where they are asked for and -100 elsewhere, as `mask_tokens` gives
+    them, and ints (batch,), 0 where the second sentence follows the first; and side inputs.
+
+    Metrics: ``token_loss`` and ``token_accuracy``, means over the hidden tokens; ``follows_loss``
+    and ``follows_accuracy``, over the pairs.
+
+    Raises:
+        LayerError: a batch or a net of another form.
+
+    Example:
+        >>> net = dp.bert_pretraining(11, length=8, width=16, depth=1, heads=2)
+        >>> x = jnp.array([[1, 9, 3], [1, 2, 9]])
+        >>> y = jnp.array([[-100, 2, -100], [-100, -100, 4]]), jnp.array([0, 1])
+        >>> params, state = net.init(jax.random.key(0), x)
+        >>> loss, (state, metrics) = dp.masked_language()(
+        ...     net, params, state, {"x": x, "y": y}, key=None, train=True)
+        >>> int(metrics["count/token_loss"]), int(metrics["count"])
+        (2, 2)
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
+    """
+    of_tokens = functools.partial(cross_entropy, ignore=IGNORED)
+
+    def objective(
+        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        x, y, side = parts(net, batch)
+        if not isinstance(y, (tuple, list)) or len(y) != 2:
+            raise LayerError("y as a pair: the true tokens, and what follows", show(y),
+                             "use classification(ignore=-100) for tokens alone")
+        scores, state = net.apply(params, state, x, key=key, train=train, **side)
+        if not isinstance(scores, (tuple, list)) or len(scores) != 2:
+            raise LayerError("a net that scores a pair, tokens and what follows", show(scores),
+                             "for example bert_pretraining")
+        (tokens, follows), (labels, order) = scores, y
+        asked = total(labels.shape, known(labels, None, IGNORED))
+        found = {"token_loss": of_tokens(tokens, labels),
+                 "token_accuracy": accuracy(tokens, labels, ignore=IGNORED),
+                 "follows_loss": cross_entropy(follows, order),
+                 "follows_accuracy": accuracy(follows, order),
+                 "count": total(order.shape, None),
+                 "count/token_loss": asked, "count/token_accuracy": asked}
+        loss = found["token_loss"] + found["follows_loss"]
+        return loss, (state, {"loss": loss, **found})
+
+    return objective
+
+
+def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
+    """The ids, which of those but the first are asked for, and side inputs for all but the last."""
+    given = dict(batch) if isinstance(batch, Mapping) else {"x": batch}
+    rest = {name: value for name, value in given.items() if name != "x" and value is not None}
+    if "x" not in given or rest.keys() - net.side - {"mask", "segments"}:
+        raise LayerError(f"a batch with x and side inputs of the net ({listed(net.side)})",
+                         listed(given), "x holds inputs and targets; rename or remove the rest")
+    ids = given["x"]
+    check_array(ids, rank=2, axes="(batch, time + 1)", floating=False)
+    if ids.ndim != 2 or ids.shape[1] < 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise LayerError("ids (batch, time + 1), at least two tokens", show(ids),
+                         "each token but the first is asked for")
+    real = None
+    if (mask := rest.get("mask")) is not None:
+        mask = spread(mask, ids.shape)
+        real, rest["mask"] = mask[:, 1:] & mask[:, :-1], mask[:, :-1]
+    for name in ("segments", "positions"):
+        if name not in rest:
+            continue
+        if getattr(rest[name], "shape", None) != ids.shape:
+            raise LayerError(f"{name} of the shape of x, {ids.shape}", show(rest[name]),
+                             "give one to each token, the last one too")
+        if name == "segments":
+            same = rest[name][:, 1:] == rest[name][:, :-1]
+            real = same if real is None else real & same
+        rest[name] = rest[name][:, :-1]
+    return ids, real, {name: value for name, value in rest.items() if name in net.side}
+
+
+def _check_scores(logits: Any, labels: jax.Array) -> None:
+    check_array(logits)
+    if logits.shape[:-1] != labels.shape:
+        raise LayerError(f"a net that gives (batch, time, vocabulary) for {show(labels)}",
+                         show(logits), "the scores of each token's successor")
+
+
+def _counted(loss: jax.Array, labels: jax.Array, real: Mask) -> Metrics:
+    return {"bits": loss / math.log(2), "count": total(labels.shape, real)}
+
+
+def _scoring(params: Any, table: str) -> tuple[jax.Array, Any]:
+    """The kernel (features, vocabulary) and the bias at a path of the parameters."""
+    leaves = tree.paths(params)
+    if table not in leaves or leaves[table].ndim != 2:
+        raise LayerError(f"the path of a matrix as table ({listed(leaves)})", repr(table),
+                         "for example embed/embedding or head/kernel")
+    kernel = leaves[table]
+    above, _, name = table.rpartition("/")
+    if name == "embedding":
+        return kernel.T, None
+    return kernel, leaves.get(f"{above}/bias" if above else "bias")

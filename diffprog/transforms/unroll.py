@@ -1,0 +1,48 @@
+"""Depth written out: the net in which each `repeat` is its copies, one after the other.
+
+A scan over layers copies the cache of each layer when it writes a step into it; written out, XLA
+updates caches in place. So what runs one net thousands of times writes it out first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from diffprog.combinators import serial
+from diffprog.layer import Layer, as_layer, rebuilt
+from diffprog.transforms.repeat import repeat
+
+Split = Callable[[Any], Any]
+
+
+def unrolled(layer: Layer) -> tuple[Layer, Split]:
+    """The net with its repeats written out, and what makes its trees of those of `layer`.
+
+    Repeats inside other wrappers, such as `mixed`, stay as they are.
+    """
+    if layer.factory is inspect.unwrap(repeat):
+        count = layer.settings["n"]
+        one, split = unrolled(as_layer(layer.settings["layer"]))
+        names = [f"copy_{i}" for i in range(count)]
+
+        def copies(tree: Any) -> Any:
+            return {name: split(jax.tree.map(lambda a, i=i: a[i], tree))
+                    for i, name in enumerate(names)} if tree else tree
+
+        return serial(**dict.fromkeys(names, one)), copies
+
+    wraps = layer.settings.keys() & {"layer", "cell"}  # its children are those of what it wraps
+    if wraps or not layer.children or layer.rebuild is None:
+        return layer, lambda tree: tree
+    parts = {name: unrolled(child) for name, child in layer.children.items()}
+    if all(parts[name][0] is child for name, child in layer.children.items()):
+        return layer, lambda tree: tree
+
+    def split_each(tree: Any) -> Any:
+        return {name: parts[name][1](part) for name, part in tree.items()}
+
+    return rebuilt(layer, {name: part[0] for name, part in parts.items()}), split_each
