@@ -207,8 +207,8 @@ def _goes(net: Layer, length: int, trial: Callable[[int], Any]) -> bool:
 def started(
     net: Layer, length: int, params: Params, state: State, first: Any, side: dict[str, Any]
 ) -> State:
-    """The state of a stream of so many steps."""
-    return net.start(params, state, first, length=length, **side)
+    """The state of a stream of so many steps; a net that mixes no positions needs none."""
+    return net.start(params, state, first, length=length, **side) if net.start else state
 
 
 def written_out(net: Layer, begin: Begin) -> tuple[Layer, Begin]:

@@ -24,7 +24,6 @@ from diffprog.entries import (
     spread,
 )
 from diffprog.errors import LayerError, check_array, check_count, check_share
-from diffprog.masks import widened
 from diffprog.notation import show
 
 __all__ = ["absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber",
@@ -136,8 +135,7 @@ def linear_cross_entropy(
         raise LayerError(f"a bias ({classes},)", show(bias), "one number for each class")
     labels = class_numbers(x, labels)
     real = known(labels, mask, ignore)
-    rows, targets = clear(x, None if real is None else widened(real, x.shape)), labels.reshape(-1)
-    rows = rows.reshape(-1, x.shape[-1])
+    rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
 
@@ -150,7 +148,7 @@ def linear_cross_entropy(
         if bias is not None:
             scores += weights[:, -1].astype(wide)
         here = jax.lax.stop_gradient(scores.max(-1))
-        best = jnp.where(here > top, first + scores.argmax(-1), best)
+        best = jnp.where(here > top, (first + scores.argmax(-1)).astype(best.dtype), best)
         new = jnp.maximum(here, top)
         summed = summed * jnp.exp(top - new) + jnp.exp(scores - new[:, None]).sum(-1)
         at = targets - first

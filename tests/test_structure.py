@@ -23,8 +23,9 @@ FLOORS = {
     "layers.*": 3,
     "models.*": 4,
     **dict.fromkeys([
-        "entries", "losses", "metrics", "penalties", "objectives", "data", "training",
-        "summaries", "costs", "receptive", "checks", "laws", "derivatives"], "tool"),
+        "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
+        "training", "generation", "beams", "summaries", "costs", "receptive", "checks", "laws",
+        "derivatives"], "tool"),
 }
 
 
@@ -160,21 +161,25 @@ def f():
 # Public names.
 
 PUBLIC = [
-    "Fit", "Layer", "LayerError", "Step", "TrainState", "absolute_error", "accuracy",
+    "Fit", "Generation", "Layer", "LayerError", "Step", "TrainState", "absolute_error", "accuracy",
     "adaptive_avg_pool", "adaptive_max_pool", "add", "add_norm", "alexnet", "attend",
-    "attention_head", "avg_pool", "batch_norm", "batches", "bilinear", "binary_classification",
-    "binary_cross_entropy", "binary_step", "branch", "check", "check_gradients", "classification",
-    "collapse", "concatenate", "confusion", "conv", "conv_transpose", "cross_attention",
-    "cross_entropy", "ctc", "depthwise_conv", "dropout", "embedding", "ensemble", "evaluate", "ffn",
-    "fit", "flatten", "gelu", "global_avg_pool", "global_max_pool", "glu", "group_norm", "gru",
-    "heads", "hide", "huber", "instance_norm", "kl_divergence", "l1", "l2", "layer_norm",
-    "learned_positions", "linear", "linear_scaling", "llama3_scaling", "longrope_scaling", "lstm",
-    "make_step", "max_pool", "mixed", "mlp", "ntk_scaling", "one_hot", "parallel", "patches",
-    "penalized", "pixel_shuffle", "pre_norm", "predict", "prelu", "program", "recurrent",
-    "regression", "remat", "repeat", "replace", "reshape", "residual", "resnet", "rms_norm",
-    "rotary", "self_attention", "serial", "simple_rnn", "sinusoidal_positions", "spatial_dropout",
-    "squared_error", "stateless", "stochastic_depth", "summary", "swiglu", "tap", "top_k_accuracy",
-    "tree", "upsample", "yarn_scaling",
+    "attention_head", "avg_pool", "batch_norm", "batches", "beam_search", "bert",
+    "bert_pretraining", "bilinear", "binary_classification", "binary_cross_entropy", "binary_step",
+    "bits_per_character", "branch", "check", "check_gradients", "chunked_next_token",
+    "classification", "collapse", "concatenate", "confusion", "conv", "conv_transpose",
+    "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "dropout", "embedding",
+    "encoder_decoder", "ensemble", "evaluate", "ffn", "fit", "flatten", "gelu", "generate",
+    "global_avg_pool", "global_max_pool", "glu", "gpt", "group_norm", "gru", "heads", "hide",
+    "huber", "instance_norm", "kl_divergence", "l1", "l2", "layer_norm", "learned_positions",
+    "linear", "linear_cross_entropy", "linear_scaling", "llama", "llama3_scaling",
+    "longrope_scaling", "lstm", "make_step", "mask_tokens", "masked_language", "max_pool", "mixed",
+    "mlp", "next_token", "ntk_scaling", "one_hot", "parallel", "patches", "penalized", "perplexity",
+    "pixel_shuffle", "pre_norm", "predict", "prelu", "program", "recurrent", "regression", "remat",
+    "repeat", "replace", "reshape", "residual", "resnet", "rms_norm", "rotary", "sample",
+    "self_attention", "sentence_pairs", "seq2seq", "sequence_classifier", "serial", "simple_rnn",
+    "sinusoidal_positions", "spatial_dropout", "squared_error", "stateless", "stochastic_depth",
+    "summary", "swiglu", "tap", "top_k_accuracy", "transformer", "transformer_decoder",
+    "transformer_encoder", "tree", "upsample", "vit", "yarn_scaling",
 ]
 
 

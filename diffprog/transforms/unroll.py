@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from diffprog.combinators import serial
 from diffprog.layer import Layer, as_layer, rebuilt
 from diffprog.transforms.repeat import repeat
 
@@ -33,7 +32,7 @@ def unrolled(layer: Layer) -> tuple[Layer, Split]:
             return {name: split(jax.tree.map(lambda a, i=i: a[i], tree))
                     for i, name in enumerate(names)} if tree else tree
 
-        return serial(**dict.fromkeys(names, one)), copies
+        return Layer.serial(**dict.fromkeys(names, one)), copies
 
     wraps = layer.settings.keys() & {"layer", "cell"}  # its children are those of what it wraps
     if wraps or not layer.children or layer.rebuild is None:

@@ -1,0 +1,82 @@
+"""Beam search against the search of all texts."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusing import expect
+from writing import NETS, PROMPTS, VOCABULARY, memory, scores, trees
+
+import diffprog as dp
+
+STEPS = 2
+
+
+def search(name, prompts=PROMPTS, steps=STEPS, **options):
+    params, state = trees(name)
+    return dp.beam_search(
+        NETS[name], params, prompts, steps, state=state, **memory(name) | options)
+
+
+def texts(stop):
+    """All texts of STEPS tokens, those that end earlier ending at a stop token."""
+    found = set()
+    for text in itertools.product(range(VOCABULARY), repeat=STEPS):
+        ends = [i for i, token in enumerate(text) if token in stop]
+        found.add(text[: ends[0] + 1] if ends else text)
+    return sorted(found)
+
+
+def exhaustive(name, prompt, number, stop, penalty):
+    """Every text with its score, the best by ``score / length**penalty`` first."""
+    rows = texts(stop)
+    likely = scores(name, [[*prompt, *text] for text in rows], number)
+    begin = len(prompt) - 1
+    totals = [sum(likely[i, begin + t, token] for t, token in enumerate(text))
+              for i, text in enumerate(rows)]
+    order = np.argsort([-total / len(text) ** penalty
+                        for text, total in zip(rows, totals, strict=True)])
+    return [(list(rows[i]), totals[i]) for i in order]
+
+
+@pytest.mark.parametrize(("name", "stop", "penalty"), [
+    ("gpt", (), 0.0), ("gpt", (1, 4), 0.0), ("gpt", (1, 4), 1.0),
+    *(pytest.param(name, stop, penalty, marks=pytest.mark.slow)
+      for name in ("llama with a window", "lstm", "transformer", "seq2seq", "mixed")
+      for stop, penalty in (((), 0.0), ((1, 4), 0.7)))])
+def test_with_enough_beams_it_is_exhaustive(name, stop, penalty):
+    """As many beams as beginnings: the best texts are those of the search of all."""
+    written = search(name, beams=VOCABULARY, stop=stop, length_penalty=penalty)
+    for i, prompt in enumerate(PROMPTS):
+        wanted = exhaustive(name, prompt, i, stop, penalty)[:VOCABULARY]
+        for beam, (text, score) in enumerate(wanted):
+            length = int(written.lengths[i, beam])
+            assert written.tokens[i, beam, :length].tolist() == text
+            assert (written.tokens[i, beam, length:] == -1).all()
+            np.testing.assert_allclose(written.scores[i, beam], score, rtol=1e-4, atol=1e-5)
+
+
+def test_one_beam_is_greedy():
+    params, state = trees("gpt")
+    one = search("gpt", steps=5, beams=1)
+    assert one.tokens[:, 0].tolist() == dp.generate(
+        NETS["gpt"], params, PROMPTS, 5, state=state).tokens.tolist()
+
+
+def test_more_beams_than_texts():
+    written = search("gpt", [[3]], 1, beams=VOCABULARY + 2)
+    assert sorted(written.tokens[0, :VOCABULARY, 0].tolist()) == list(range(VOCABULARY))
+    np.testing.assert_allclose(jnp.exp(written.scores[0, :VOCABULARY]).sum(), 1, rtol=1e-5)
+    assert (written.tokens[0, VOCABULARY:] == -1).all()
+    assert (written.scores[0, VOCABULARY:] == -jnp.inf).all()
+    assert written.lengths[0].tolist() == [1] * VOCABULARY + [0, 0]
+
+
+def test_what_it_refuses():
+    expect("", "wants beams, an int of at least 1, got 0; pass a Python int", search, "gpt",
+           beams=0)
+    expect("", "wants a length_penalty of at least 0, got -1.0; 0 compares whole texts, 1 their "
+           "tokens", search, "gpt", length_penalty=-1.0)
+    expect("", "wants stop tokens in [0, 7), got 9; the net can never write another", search, "gpt",
+           stop=[9])

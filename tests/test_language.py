@@ -1,0 +1,275 @@
+"""The objectives of text against sums written by hand, and the loss that makes no logits."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from refusing import expect, refused
+
+import diffprog as dp
+
+KEY = jax.random.key(0)
+IDS = jax.random.randint(KEY, (2, 6), 0, 7)
+NET = dp.gpt(7, length=5, width=4, depth=1, heads=2, hidden=4)
+
+
+@functools.cache
+def drawn():
+    return NET.init(KEY, IDS[:, :-1])
+
+
+def measured(objective, batch, net=NET, trees=None):
+    params, state = trees or drawn()
+    loss, (_, metrics) = objective(net, params, state, batch, key=None, train=True)
+    return float(loss), {name: float(value) for name, value in metrics.items()}
+
+
+def surprises(logits, labels):
+    """``-log softmax(logits)[label]`` of each entry, in float64."""
+    logits = np.asarray(logits, np.float64)
+    own = np.take_along_axis(logits, np.asarray(labels)[..., None], -1)[..., 0]
+    return np.log(np.exp(logits).sum(-1)) - own
+
+
+# The next token.
+
+
+def test_each_token_but_the_first_is_asked_for():
+    logits = NET(drawn()[0], IDS[:, :-1])
+    wanted = surprises(logits, IDS[:, 1:])
+    for batch in (IDS, {"x": IDS}):
+        loss, metrics = measured(dp.next_token(), batch)
+        np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
+        assert metrics["loss"] == loss and metrics["count"] == 10
+        np.testing.assert_allclose(metrics["bits"], loss / math.log(2), rtol=1e-6)
+        hits = np.asarray(logits).argmax(-1) == np.asarray(IDS[:, 1:])
+        np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [
+    [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]]])
+def test_padding_is_neither_asked_for_nor_asked(mask):
+    mask = np.array(mask, bool)
+    real = mask[:, 1:] & mask[:, :-1]  # padding does not know what begins after it
+    wanted = [surprises(NET(drawn()[0], IDS[i : i + 1, row][:, :-1]), IDS[i : i + 1, row][:, 1:])
+              for i, row in enumerate(mask) if row.sum() > 1]
+    for filler in (0, 6):
+        batch = {"x": jnp.where(mask, IDS, filler), "mask": jnp.asarray(mask)}
+        loss, metrics = measured(dp.next_token(), batch)
+        np.testing.assert_allclose(loss, np.concatenate(wanted, 1).mean(), rtol=1e-5)
+        assert metrics["count"] == real.sum()
+
+
+def test_a_mask_of_whole_texts():
+    loss, metrics = measured(dp.next_token(), {"x": IDS, "mask": jnp.array([True, False])})
+    np.testing.assert_allclose(loss, measured(dp.next_token(), IDS[:1])[0], rtol=1e-5)
+    assert metrics["count"] == 5
+
+
+def test_texts_in_one_row_do_not_ask_each_other():
+    """Two texts packed into a row give the losses that they have alone."""
+    row = {"x": IDS[:1], "segments": jnp.array([[0, 0, 1, 1, 1, 1]]),
+           "positions": jnp.array([[0, 1, 0, 1, 2, 3]])}
+    loss, metrics = measured(dp.next_token(), row)
+    alone = [measured(dp.next_token(), part) for part in (IDS[:1, :2], IDS[:1, 2:])]
+    wanted = sum(one * found["count"] for one, found in alone) / 4
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert metrics["count"] == 4
+
+
+def test_a_translation_sees_the_true_beginning():
+    """Teacher forcing: the loss is that of the net on all but the last, source and all."""
+    net = dp.seq2seq(5, 7, 4)
+    source, mask = jnp.array([[1, 2, 3], [4, 4, 0]]), jnp.array([[1, 1, 1], [1, 1, 0]], bool)
+    params, state = net.init(KEY, IDS[:, :-1], source=source)
+    batch = {"x": IDS, "source": source, "source_mask": mask}
+    loss, _ = measured(dp.next_token(), batch, net, (params, state))
+    logits = net(params, IDS[:, :-1], source=source, source_mask=mask)
+    np.testing.assert_allclose(loss, surprises(logits, IDS[:, 1:]).mean(), rtol=1e-5)
+
+
+def test_smoothing():
+    loss, _ = measured(dp.next_token(smoothing=0.1), IDS)
+    logits = NET(drawn()[0], IDS[:, :-1])
+    np.testing.assert_allclose(loss, dp.cross_entropy(logits, IDS[:, 1:], smoothing=0.1), rtol=1e-6)
+
+
+def test_averages_over_batches_are_over_tokens():
+    step = dp.make_step(NET, dp.next_token(), optax.sgd(0.1))
+    state = step.init(KEY, IDS[:, :-1])
+    mask = jnp.array([[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
+    parts = [{"x": IDS, "mask": jnp.ones_like(mask)}, {"x": IDS, "mask": mask}]
+    found = dp.evaluate(step, state, parts)
+    each = [measured(dp.next_token(), part, trees=(state.params, {})) for part in parts]
+    wanted = sum(loss * metrics["count"] for loss, metrics in each) / 13
+    np.testing.assert_allclose(found["loss"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(found["bits"], wanted / math.log(2), rtol=1e-5)
+
+
+def test_what_next_token_refuses():
+    params, state = drawn()
+    ask = lambda batch, net=NET: dp.next_token()(  # noqa: E731
+        net, params, state, batch, key=None, train=True)
+    two = "wants ids (batch, time + 1), at least two tokens, got {}; each token but the first is " \
+          "asked for"
+    expect("", two.format("int32[2,1]"), ask, IDS[:, :1])
+    expect("", two.format("float32[2,3]"), ask, jnp.ones((2, 3)))
+    error = refused(ask, {"x": IDS, "y": IDS})
+    assert "x holds inputs and targets" in error.remedy
+    error = refused(ask, {"x": IDS, "positions": IDS[:, 1:]})
+    assert error.wants == "positions of the shape of x, (2, 6)"
+    last = dp.stateless(None, lambda params, x: jnp.ones((len(x), 7)), name="last")
+    error = refused(lambda: dp.next_token()(last, {}, {}, IDS, key=None, train=True))
+    assert error.wants.startswith("a net that gives (batch, time, vocabulary)")
+
+
+# The same without logits.
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_loss_without_logits_is_the_loss(chunk, bias):
+    draw = np.random.default_rng(0)
+    x, kernel = draw.normal(size=(2, 5, 4)), draw.normal(0, 2, size=(4, 7))
+    labels = draw.integers(0, 7, (2, 5))
+    mask = draw.random((2, 5)) < 0.7
+    b = draw.normal(size=7) if bias else None
+    logits = x @ kernel + (0 if b is None else b)
+    loss, best = dp.linear_cross_entropy(
+        jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(labels), chunk=chunk,
+        bias=None if b is None else jnp.asarray(b), mask=jnp.asarray(mask))
+    np.testing.assert_allclose(loss, surprises(logits, labels)[mask].mean(), rtol=1e-5)
+    assert (np.asarray(best)[mask] == logits.argmax(-1)[mask]).all()
+
+
+def test_the_gradient_of_a_loss_without_logits():
+    draw = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        given = [jnp.asarray(draw.normal(size=shape)) for shape in ((6, 4), (4, 7), (7,))]
+        labels = jnp.asarray(draw.integers(0, 7, 6))
+
+        def chunked(x, kernel, bias):
+            return dp.linear_cross_entropy(x, kernel, labels, bias=bias, chunk=3)[0]
+
+        def whole(x, kernel, bias):
+            return dp.cross_entropy(x @ kernel + bias, labels)
+
+        wanted = jax.grad(whole, (0, 1, 2))(*given)
+        for mode in (jax.grad, jax.jacfwd):
+            for ours, other in zip(mode(chunked, (0, 1, 2))(*given), wanted, strict=True):
+                np.testing.assert_allclose(ours, other, atol=1e-12)
+        assert dp.check_gradients(lambda x: chunked(x, *given[1:]), given[0])
+
+
+def test_labels_that_are_none_and_entries_that_are_not_real():
+    x, kernel = jnp.ones((3, 2)), jnp.ones((2, 5))
+    loss, _ = dp.linear_cross_entropy(x, kernel, jnp.array([1, 5, 2]), chunk=2, reduction="none")
+    assert np.isnan(loss).tolist() == [False, True, False]
+    loss, _ = dp.linear_cross_entropy(
+        x.at[1].set(jnp.nan), kernel, jnp.array([1, -100, 2]), chunk=2, ignore=-100)
+    np.testing.assert_allclose(loss, math.log(5), rtol=1e-6)
+
+
+TABLES = {
+    "tied": (NET, "embed/embedding"),
+    "untied": (dp.serial(trunk=dp.embedding(7, 4) >> dp.linear(4), head=dp.linear(7)),
+               "head/kernel"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_next_token_in_chunks(name):
+    net, table = TABLES[name]
+    params, state = net.init(KEY, IDS[:, :-1])
+    params = jax.tree.map(lambda a: a + 0.1, params)  # biases too
+    mask = jnp.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
+    batch = {"x": IDS, "mask": mask}
+
+    def run(objective, params):
+        return objective(net, params, state, batch, key=None, train=True)
+
+    (loss, (_, found)), grads = jax.value_and_grad(functools.partial(
+        run, dp.chunked_next_token("trunk", table, chunk=3)), has_aux=True)(params)
+    (wanted, (_, metrics)), slopes = jax.value_and_grad(functools.partial(
+        run, dp.next_token()), has_aux=True)(params)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    for other in metrics:
+        np.testing.assert_allclose(found[other], metrics[other], rtol=1e-5, err_msg=other)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), grads, slopes)
+
+
+def test_no_logits_of_a_batch_are_made(optimized):
+    """Nowhere in the compiled step is there an array of all tokens and the whole vocabulary."""
+    net = dp.gpt(640, length=16, width=8, depth=1, heads=2)
+    ids = jnp.zeros((4, 17), jnp.int32)
+    tokens, vocabulary = 64, 640
+
+    def largest(objective):
+        step = dp.make_step(net, objective, optax.sgd(0.1))
+        program = step.apply.lower(step.init(KEY, ids[:, :-1]), ids).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    whole = largest(dp.next_token())
+    chunked = largest(dp.chunked_next_token("trunk", "embed/embedding", chunk=64))
+    assert whole > 4 * tokens * vocabulary > chunked, (whole, chunked)
+
+
+def test_what_chunks_refuse():
+    params, state = drawn()
+
+    def ask(*paths, net=NET):
+        return dp.chunked_next_token(*paths)(net, params, state, IDS, key=None, train=True)
+
+    assert refused(ask, "trunk", "head/kernel").got == "'head/kernel'"
+    assert "product are the scores" in refused(ask, "trunk", "positions/embedding").wants
+    assert "matches a layer" in refused(ask, "body", "embed/embedding").wants
+    assert "one layer" in refused(ask, "*", "embed/embedding").wants
+    expect("", "wants chunk, an int of at least 1, got 0; pass a Python int",
+           functools.partial(dp.chunked_next_token, chunk=0), "trunk", "embed/embedding")
+
+
+# Hidden tokens and what follows.
+
+
+def test_masked_language_is_the_sum_of_two_losses():
+    draw = np.random.default_rng(0)
+    scores = jnp.asarray(draw.normal(size=(2, 3, 5))), jnp.asarray(draw.normal(size=(2, 2)))
+    net = dp.stateless(None, lambda params, x: scores, name="fixed")
+    labels, follows = jnp.array([[-100, 2, -100], [4, 0, -100]]), jnp.array([1, 0])
+    batch = {"x": jnp.zeros((2, 3), int), "y": (labels, follows)}
+    loss, metrics = measured(dp.masked_language(), batch, net, ({}, {}))
+    asked = surprises(scores[0], jnp.maximum(labels, 0))[np.asarray(labels) >= 0]
+    other = surprises(scores[1], follows)
+    np.testing.assert_allclose(loss, asked.mean() + other.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["token_loss"], asked.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["follows_loss"], other.mean(), rtol=1e-5)
+    best = np.asarray(scores[0]).argmax(-1)[np.asarray(labels) >= 0]
+    np.testing.assert_allclose(metrics["token_accuracy"], (best == [2, 4, 0]).mean(), rtol=1e-6)
+    hits = np.asarray(scores[1]).argmax(-1) == np.asarray(follows)
+    np.testing.assert_allclose(metrics["follows_accuracy"], hits.mean(), rtol=1e-6)
+    assert metrics["count/token_loss"] == metrics["count/token_accuracy"] == 3
+    assert metrics["count"] == 2
+
+
+def test_what_masked_language_refuses():
+    ask = lambda net, y: dp.masked_language()(  # noqa: E731
+        net, {}, {}, {"x": IDS, "y": y}, key=None, train=True)
+    one = dp.stateless(None, lambda params, x: x, name="one")
+    assert "y as a pair" in refused(ask, one, IDS).wants
+    assert "scores a pair" in refused(ask, one, (IDS, IDS[:, 0])).wants
+
+
+# In words that people use.
+
+
+def test_perplexity_and_bits():
+    assert dp.perplexity(0.0) == 1.0
+    np.testing.assert_allclose(dp.perplexity(math.log(50)), 50)
+    np.testing.assert_allclose(dp.bits_per_character(math.log(2)), 1)
+    np.testing.assert_allclose(dp.bits_per_character(2 * math.log(2), 10, 40), 0.5)
+    expect("", "wants characters, an int of at least 1, got 0; pass a Python int",
+           dp.bits_per_character, 1.0, 1, 0)

@@ -1,0 +1,95 @@
+"""Small nets that write, and what they would write if they read all anew for each token."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffprog as dp
+
+KEY = jax.random.key(0)
+VOCABULARY, LONGEST = 7, 12
+PROMPTS = [[3, 1, 4], [5], [2, 6, 0, 1]]
+SOURCE = jnp.array([[1, 2, 3], [4, 4, 0], [2, 0, 0]])
+REAL = jnp.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
+
+
+def recurrence(cell):
+    return dp.serial(embed=dp.embedding(VOCABULARY, 6), body=dp.recurrent(cell),
+                     head=dp.linear(VOCABULARY))
+
+
+DECODERS = {
+    "gpt": dp.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8),
+    "llama": dp.llama(VOCABULARY, width=8, depth=2, heads=4, kv_heads=2, hidden=8, tied=True),
+    "llama with a window": dp.llama(VOCABULARY, width=8, depth=2, heads=2, hidden=8, window=3),
+    "lstm": recurrence(dp.lstm(6) >> dp.lstm(5)),
+    "gru": recurrence(dp.gru(6)),
+    "convolution": dp.embedding(VOCABULARY, 6) >> dp.conv(6, 3, dims=1, padding="CAUSAL")
+    >> jnp.tanh >> dp.linear(VOCABULARY),
+    "mixed": dp.mixed(dp.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8),
+                      jnp.float32),
+}
+TRANSLATORS = {
+    "transformer": dp.transformer(5, VOCABULARY, 8, depth=2, heads=2, hidden=8),
+    "seq2seq": dp.seq2seq(5, VOCABULARY, 6),
+}
+NETS = DECODERS | TRANSLATORS
+
+# How far each net is moved from its initial values, and by which key, so that what it writes
+# varies, and no two tokens are so near that rounding decides.
+MOVED = {"gpt": (1.0, 18), "llama": (1.5, 24), "llama with a window": (1.5, 4), "lstm": (1.5, 24),
+         "gru": (1.5, 23), "convolution": (1.0, 19), "mixed": (1.0, 18), "transformer": (1.0, 9),
+         "seq2seq": (1.0, 16)}
+
+
+@functools.cache
+def trees(name):
+    """Parameters and state of a net."""
+    net, x = NETS[name], jnp.zeros((1, 4), int)
+    side = {"source": SOURCE[:1]} if name in TRANSLATORS else {}
+    params, state = net.init(KEY, x, **side)
+    leaves, structure = jax.tree.flatten(params)
+    far, seed = MOVED[name]
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(structure, [
+        a + far * jax.random.normal(key, a.shape)
+        for a, key in zip(leaves, keys, strict=True)]), state
+
+
+@functools.cache
+def whole(name):
+    """Scores after each of LONGEST tokens; what stands behind a token changes nothing."""
+    net = NETS[name]
+    return jax.jit(lambda params, ids, **side: jax.nn.log_softmax(net(params, ids, **side)))
+
+
+def scores(name, rows, number=None):
+    """Log-probabilities (rows, LONGEST, vocabulary) of texts; `number` tells their source."""
+    ids = np.zeros((len(rows), LONGEST), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    side = {}
+    if name in TRANSLATORS:
+        side = {"source": jnp.repeat(SOURCE[number : number + 1], len(rows), 0),
+                "source_mask": jnp.repeat(REAL[number : number + 1], len(rows), 0)}
+    return np.asarray(whole(name)(trees(name)[0], jnp.asarray(ids), **side))
+
+
+def greedy(name, prompt, steps, number=None):
+    """The likeliest tokens, each after reading all before it anew; and their scores."""
+    row, found = list(prompt), []
+    for _ in range(steps):
+        likely = scores(name, [row], number)[0, len(row) - 1]
+        row.append(int(likely.argmax()))
+        found.append(likely.max())
+    return row[len(prompt):], np.array(found)
+
+
+def memory(name):
+    """What a translator's encoder makes of the sources, as side inputs; of a decoder, nothing."""
+    if name not in TRANSLATORS:
+        return {}
+    encode = NETS[name].children["encoder"]
+    return {"memory": encode(trees(name)[0]["encoder"], SOURCE, mask=REAL), "memory_mask": REAL}
