@@ -142,6 +142,9 @@ def begun(
     if wrong := side.keys() & _OF_CHUNKS:
         raise LayerError("side inputs that hold for all steps", listed(wrong), "give prompts of "
                          "different lengths as a list of lists; they are padded and masked here")
+    if "source" in side and "memory" in net.side:
+        raise LayerError("memory in place of source", show(side["source"]), "encode it once: "
+                         'memory=net.children["encoder"](params["encoder"], source)')
     state = {} if state is None else state
     ids, real = _padded(prompts)
     longest = ids.shape[1]

@@ -60,6 +60,7 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     """
     check_share("smoothing", smoothing)
 
+    @_shown
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
@@ -103,6 +104,7 @@ def chunked_next_token(features: str, table: str, *, chunk: int = 8192) -> Objec
     """
     check_count("chunk", chunk)
 
+    @_shown
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
@@ -179,6 +181,17 @@ def masked_language() -> Objective:
         loss = found["token_loss"] + found["follows_loss"]
         return loss, (state, {"loss": loss, **found})
 
+    return objective
+
+
+def _shown(objective: Any) -> Objective:
+    """The objective, which says that it shows the net all tokens but the last."""
+
+    def inputs(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
+        ids, _, side = _shifted(net, batch)
+        return ids[:, :-1], side
+
+    objective.inputs = inputs
     return objective
 
 

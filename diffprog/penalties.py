@@ -6,6 +6,7 @@ has no such form, or is to be seen.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,7 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
         ['accuracy', 'count', 'loss', 'penalty']
     """
 
+    @functools.wraps(objective)  # what the net is shown stays as it is
     def total(
         net: Layer, params: Params, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:

@@ -48,12 +48,14 @@ class Step:
         apply: ``(state, batch) -> (state, metrics)``, jitted.
         evaluate: ``(state, batch) -> metrics``, jitted, at rest.
         net: what is trained.
+        inputs: ``batch -> (x, side)``, what the net is shown of a batch.
     """
 
     init: Callable[..., TrainState]
     apply: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[TrainState, Any], dict[str, jax.Array]]
     net: Layer
+    inputs: Callable[[Any], tuple[Any, dict[str, Any]]]
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.init, self.apply))
@@ -75,7 +77,9 @@ def make_step(
 
     Args:
         net: the layer to train.
-        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``.
+        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. One
+            that shows the net something else than the x of a batch has an attribute ``inputs``,
+            ``(net, batch) -> (x, side)``, by which `fit` makes parameters.
         optimizer: any optax transformation.
         donate: let `apply` reuse the memory of the state it is given, which is gone afterwards;
             False keeps it, for notebooks.
@@ -113,7 +117,13 @@ def make_step(
     def rest(now: TrainState, batch: Any) -> dict[str, jax.Array]:
         return objective(net, now.params, now.state, batch, key=None, train=False)[1][1]
 
-    return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net)
+    def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
+        if inputs := getattr(objective, "inputs", None):
+            return inputs(net, batch)
+        x, _, side = parts(net, batch)
+        return x, side
+
+    return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net, shown)
 
 
 def fit(
@@ -165,7 +175,7 @@ def fit(
             raise LayerError("validation data for patience", "none", "pass validation=...")
     stream = _endless(data)
     batch = next(stream)
-    x, _, side = parts(step.net, batch)
+    x, side = step.inputs(batch)
     if state is None:
         assert key is not None
         now = step.init(key, x, **side)

@@ -214,9 +214,11 @@ def test_nets_that_cannot_write():
            "to one prompt at a time", ask, net=plain, params=params)
     scalar = dp.stateless(None, lambda params, x: x * 1.0, name="scalar")
     assert "(batch, time, vocabulary)" in refused(ask, [[1]], net=scalar, params={}).wants
-    translator = NETS["seq2seq"]
-    error = refused(ask, [[1]], net=translator, params=trees("seq2seq")[0])
-    assert "memory" in error.wants
+    translator, params = NETS["seq2seq"], trees("seq2seq")[0]
+    assert "memory" in refused(ask, [[1]], net=translator, params=params).wants
+    expect("", "wants memory in place of source, got int32[1,2]; encode it once: "
+           'memory=net.children["encoder"](params["encoder"], source)', ask, [[1]],
+           net=translator, params=params, source=jnp.ones((1, 2), int))
 
 
 def test_scores_that_are_no_numbers():

@@ -110,6 +110,17 @@ def test_averages_over_batches_are_over_tokens():
     np.testing.assert_allclose(found["bits"], wanted / math.log(2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("objective", [
+    dp.next_token(), dp.penalized(dp.next_token(), lambda params: 1e-3 * dp.l2(params))])
+def test_parameters_are_made_for_what_the_net_is_shown(objective):
+    """One token more than there are positions is no token too many: the last is only asked for."""
+    step = dp.make_step(NET, objective, optax.sgd(0.1))
+    assert IDS.shape[1] == NET.children["positions"].settings["length"] + 1
+    fit = dp.fit(step, [{"x": np.asarray(IDS), "mask": np.ones(2, bool)}], key=KEY, steps=2,
+                 progress=False)
+    assert len(fit.history) == 1
+
+
 def test_what_next_token_refuses():
     params, state = drawn()
     ask = lambda batch, net=NET: dp.next_token()(  # noqa: E731
