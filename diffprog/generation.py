@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +91,7 @@ def generate(
                          "pass key=jax.random.key(seed), or temperature=0.0 for the likeliest")
     begin = begun(net, params, state, prompts, steps, side)
     choose = {"greedy": temperature == 0, "top_k": top_k}
-    numbers = {"temperature": float(temperature), "top_p": top_p}
+    numbers = {"temperature": float(temperature), "top_p": None if top_p == 1 else top_p}
     found = _generated(begin, key, numbers, steps=steps, stop=as_ids(stop), **choose, net=net)
     return checked(found)
 
@@ -119,7 +120,12 @@ def sample(
     check_array(logits, 1, "(..., vocabulary)")
     if temperature == 0:
         return logits.argmax(-1)
-    return _drawn(key, logits, {"temperature": temperature, "top_p": top_p}, top_k)
+    numbers = {"temperature": temperature, "top_p": None if top_p == 1 else top_p}
+    return _drawn(key, logits, numbers, top_k)
+
+
+# The longest stream that each net is known to take, and the shortest that it is known to refuse.
+_reach: weakref.WeakKeyDictionary[Layer, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
 class Begin(NamedTuple):
@@ -149,24 +155,30 @@ def begun(
     ids, real = _padded(prompts)
     longest = ids.shape[1]
 
-    def goes(width: int) -> bool:
-        """Does the net stream as far as a prompt of this width takes it?"""
-        return _goes(net, width + steps - 1, lambda length: jax.eval_shape(
-            functools.partial(started, net, length), params, state, ids[:, :1], side))
+    def trial(width: int) -> None:
+        """Raise if the net does not stream as far as a prompt of this width takes it."""
+        jax.eval_shape(functools.partial(started, net, width + steps - 1), params, state,
+                       ids[:, :1], side)
 
-    if not goes(longest):
-        started(net, longest + steps - 1, params, state, ids[:, :1], side)  # it says why
+    took, refused = (length - steps + 1 for length in _reach.get(net, (0, sys.maxsize)))
+    if longest > took:
+        trial(longest)
+        took = longest
     if "mask" not in net.side:
         if not real.all():
             raise LayerError("prompts of one length, for a net without mask",
                              f"lengths {real.sum(1).tolist()}", "write to one prompt at a time")
         return Begin(params, state, ids, None, side)
-    width, most = longest, 1 << (longest - 1).bit_length()
-    if goes(most):
-        width = most
-    while most - width > 1:  # the most that the net takes is the same for all prompts near it
-        middle = (width + most) // 2
-        width, most = (middle, most) if goes(middle) else (width, middle)
+    power = 1 << (longest - 1).bit_length()
+    while took < power and refused - took > 1:  # as wide as the net allows, if that is less
+        width = power if refused > power else (took + refused) // 2
+        try:
+            trial(width)
+            took = width
+        except LayerError:
+            refused = width
+    _reach[net] = (took + steps - 1, refused + steps - 1)
+    width = min(took, power)
     before = ((0, 0), (width - longest, 0))
     return Begin(params, state, np.pad(ids, before), np.pad(real, before), side)
 
@@ -187,24 +199,6 @@ def _padded(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     ids = np.stack([np.pad(row, (longest - row.size, 0)) for row in rows]).astype(np.int32)
     missing = longest - np.array([row.size for row in rows])
     return ids, np.arange(longest) >= missing[:, None]
-
-
-# How far each net can go, as far as it is known: the longest stream that it took, and the shortest
-# that it refused.
-_reach: weakref.WeakKeyDictionary[Layer, tuple[float, float]] = weakref.WeakKeyDictionary()
-
-
-def _goes(net: Layer, length: int, trial: Callable[[int], Any]) -> bool:
-    """Can a stream of the net have this length? `trial` raises if not."""
-    took, refused = _reach.get(net, (0, math.inf))
-    if took < length < refused:
-        try:
-            trial(length)
-            took = length
-        except LayerError:
-            refused = length
-        _reach[net] = (took, refused)
-    return length <= took
 
 
 def started(

@@ -54,6 +54,18 @@ def test_a_handful_of_programs_serves_all_prompts():
     assert generation._generated._cache_size() - before == 4
 
 
+def test_a_refusal_for_another_reason_is_forgotten():
+    """A call that lacked memory says nothing of how far the net can go."""
+    net = dp.seq2seq(5, VOCABULARY, 6)
+    given = memory("seq2seq")
+    params, _ = trees("seq2seq")
+    refused(dp.generate, net, params, PROMPTS, 5)
+    before = generation._generated._cache_size()
+    for prompts in (PROMPTS, [prompt[:3] for prompt in PROMPTS]):  # widths 4 and 3, both padded
+        dp.generate(net, params, prompts, 5, **given)
+    assert generation._generated._cache_size() - before == 1
+
+
 def test_texts_end_at_a_stop_token():
     plain = [greedy("gpt", prompt, 5)[0] for prompt in PROMPTS]
     stop = plain[0][2]
