@@ -77,9 +77,9 @@ def _searched(
     stop: tuple[int, ...],
 ) -> Generation:
     """Prompt and loop of `beam_search`; in the loop the beams of all texts are one batch."""
-    net, begin = written_out(net, begin)
-    axes = _batch_axes(net, begin, steps)
     state, logits, each = prompted(net, begin, steps)
+    net, begin, state = written_out(net, begin, state, steps)
+    axes = _batch_axes(net, begin, steps)
     batch, vocabulary = logits.shape
     check_ids(stop, None, vocabulary)
     rows = beams * jnp.arange(batch)[:, None]

@@ -208,12 +208,18 @@ def started(
     return net.start(params, state, first, length=length, **side) if net.start else state
 
 
-def written_out(net: Layer, begin: Begin) -> tuple[Layer, Begin]:
-    """The net and its trees with their repeats written out, where that is measured to be faster."""
+def written_out(
+    net: Layer, begin: Begin, state: State, steps: int
+) -> tuple[Layer, Begin, State]:
+    """The net, its trees and its stream with repeats written out, where that is faster."""
     if jax.default_backend() != "cpu":
-        return net, begin  # there it costs memory: a second copy of the parameters
+        return net, begin, state  # there it costs memory: a second copy of the parameters
     net, split = unrolled(net)
-    return net, begin._replace(params=split(begin.params), state=split(begin.state))
+    begin = begin._replace(params=split(begin.params), state=split(begin.state))
+    length = begin.ids.shape[1] + steps - 1
+    # A net takes for a stream what its own `start` has made; its values are those of `state`.
+    started(net, length, begin.params, begin.state, jnp.asarray(begin.ids[:, :1]), begin.side)
+    return net, begin, split(state)
 
 
 def prompted(net: Layer, begin: Begin, steps: int) -> tuple[State, jax.Array, dict[str, Any]]:
@@ -236,8 +242,8 @@ def _generated(
     top_k: int | None, stop: tuple[int, ...],
 ) -> Generation:
     """Prompt and loop of `generate`."""
-    net, begin = written_out(net, begin)
     state, logits, each = prompted(net, begin, steps)
+    net, begin, state = written_out(net, begin, state, steps)
     batch, vocabulary = logits.shape
     check_ids(stop, top_k, vocabulary)
 

@@ -20,7 +20,15 @@ def recurrence(cell):
                      head=dp.linear(VOCABULARY))
 
 
+@dp.program(embed=dp.embedding(VOCABULARY, 8), head=dp.linear(VOCABULARY),
+            body=dp.repeat(2, dp.pre_norm(dp.self_attention(2, causal=True))))
+def twice(layers, x):
+    """One trunk called twice: its parameters are shared, its streams are not."""
+    return layers.head(layers.body(jnp.tanh(layers.body(layers.embed(x)))))
+
+
 DECODERS = {
+    "twice": twice,
     "gpt": dp.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8),
     "llama": dp.llama(VOCABULARY, width=8, depth=2, heads=4, kv_heads=2, hidden=8, tied=True),
     "llama with a window": dp.llama(VOCABULARY, width=8, depth=2, heads=2, hidden=8, window=3),
@@ -41,7 +49,7 @@ NETS = DECODERS | TRANSLATORS
 # varies, and no two tokens are so near that rounding decides.
 MOVED = {"gpt": (1.0, 18), "llama": (1.5, 24), "llama with a window": (1.5, 4), "lstm": (1.5, 24),
          "gru": (1.5, 23), "convolution": (1.0, 19), "mixed": (1.0, 18), "transformer": (1.0, 9),
-         "seq2seq": (1.0, 16)}
+         "seq2seq": (1.0, 16), "twice": (0.7, 19)}
 
 
 @functools.cache

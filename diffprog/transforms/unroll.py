@@ -42,6 +42,7 @@ def unrolled(layer: Layer) -> tuple[Layer, Split]:
         return layer, lambda tree: tree
 
     def split_each(tree: Any) -> Any:
-        return {name: parts[name][1](part) for name, part in tree.items()}
+        # "name@1" is the state of the second call of a child.
+        return {name: parts[name.split("@")[0]][1](part) for name, part in tree.items()}
 
     return rebuilt(layer, {name: part[0] for name, part in parts.items()}), split_each
