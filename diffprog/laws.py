@@ -152,8 +152,11 @@ def _padding(t: Trial) -> None:
 
     def filled(value: float) -> Any:
         def fill(a: Any) -> Any:
-            covers = is_float(a) and a.shape[: mask.ndim] == mask.shape
-            return jnp.where(_over(mask, a), a, value) if covers else a
+            if a.shape[: mask.ndim] != mask.shape or a.dtype == jnp.bool_:
+                return a
+            # Integers may be ids: what stands in their padding is one of those that x has.
+            other = value if is_float(a) else a.max() if value else a.min()
+            return jnp.where(_over(mask, a), a, other)
 
         return jax.tree.map(fill, t.x)
 

@@ -60,6 +60,18 @@ RAGGED = FIVE | {"positions": jnp.array([[0, 1, 0, 2, 0], [0, 0, 1, 0, 0]])}
 IDS = jnp.array([[0, 2, 4, 1, 3], [3, 3, 0, 1, 4]])
 
 
+TYPES = {"token_types": jnp.array([[0, 0, 1, 1, 1], [0, 1, 1, 1, 0]])}
+# What a sequence of five asks: ids, what an encoder made of them, and which of them are real.
+SOURCE = {"source": jnp.array([[4, 0, 1], [2, 3, 3]]),
+          "source_mask": jnp.array([[True, True, False], [False, True, True]])}
+MEMORY = {"memory": jnp.sin(jnp.arange(48.0).reshape(2, 3, 8)),
+          "memory_mask": SOURCE["source_mask"]}
+EXPLICIT = {"attention_mask": jnp.arange(50).reshape(2, 1, 5, 5) % 4 > 0,
+            "attention_bias": jnp.cos(jnp.arange(100.0)).reshape(2, 2, 5, 5)}
+STACK = {"depth": 2, "heads": 2, "hidden": 12}
+NET = STACK | {"width": 8}
+
+
 @dp.program(embed=dp.embedding(5, 4), positions=dp.learned_positions(6), body=dp.linear(4))
 def tied(layers, x):
     y = jnp.tanh(layers.body(layers.positions(layers.embed(x))))
@@ -231,4 +243,34 @@ CASES = [
          floats(2, 3, 3), {"causal": True}, slow=True),
     Case("tap in repeat", dp.repeat(2, dp.tap(dp.batch_norm() >> dp.linear(3), "*") >> both),
          floats(4, 3), slow=True),
+    # models
+    *(case._replace(slow=True) for case in (
+        Case("gpt", dp.gpt(11, length=8, dropout=0.2, **NET), IDS, RAGGED | {"causal": True}),
+        Case("llama", dp.llama(11, kv_heads=1, **NET), IDS, RAGGED | {"causal": True}),
+        Case("llama, tied, with a window", dp.llama(11, window=2, tied=True, head_dim=2, **NET),
+             IDS, FIVE | {"segments": jnp.array([[0, 0, 0, 4, 4], [1, 1, 1, 1, 1]]),
+                          "causal": True}),
+        Case("bert", dp.bert(11, length=8, **NET), IDS, RAGGED | TYPES),
+        Case("bert_pretraining", dp.bert_pretraining(11, length=8, **NET), IDS, FIVE | TYPES),
+        Case("vit", dp.vit(3, image=4, patch=2, **NET), floats(2, 4, 4, 3)),
+        Case("transformer_encoder", dp.transformer_encoder(dropout=0.2, **STACK),
+             floats(2, 5, 8), FIVE | EXPLICIT),
+        Case("transformer_encoder, norms first",
+             dp.transformer_encoder(norm_first=True, **STACK), floats(2, 5, 8), FIVE),
+        Case("transformer_decoder", dp.transformer_decoder(**STACK), floats(2, 5, 8),
+             FIVE | MEMORY | {"causal": True}),
+        Case("transformer_decoder alone", dp.transformer_decoder(
+            cross=False, norm_first=True, **STACK), floats(2, 5, 8), FIVE | {"causal": True}),
+        Case("transformer", dp.transformer(11, 13, **NET), IDS,
+             RAGGED | SOURCE | EXPLICIT | {"causal": True}),
+        Case("the decoder of transformer",
+             dp.transformer(11, 13, norm_first=True, **NET).children["decoder"], IDS,
+             RAGGED | MEMORY | {"causal": True}),
+        Case("seq2seq", dp.seq2seq(11, 13, 8, depth=2, dropout=0.2), IDS,
+             FIVE | SOURCE | {"causal": True}),
+        Case("the decoder of seq2seq", dp.seq2seq(11, 13, 8).children["decoder"], IDS,
+             FIVE | MEMORY | {"causal": True}),
+        Case("sequence_classifier", dp.sequence_classifier(
+            11, 3, dp.recurrent(dp.gru(4)), width=6, how="last"), IDS, FIVE),
+    )),
 ]

@@ -201,6 +201,12 @@ def test_a_wrong_gradient_is_caught_behind_ids_too():
         dp.check(dp.embedding(3, 2) >> _cube, jnp.array([[0, 2], [1, 1]]))
 
 
+def test_the_padding_of_ids_is_filled_too():
+    ids = jnp.array([[0, 2], [4, 1], [3, 1]])
+    with pytest.raises(dp.LayerError, match="\n  padding changes nothing"):
+        dp.check(dp.embedding(5, 3) >> _averages_the_padding(), ids, **MASK)
+
+
 def test_a_side_input_may_have_its_effect_in_a_stream_alone():
     """A mask beside positions says which step is the last real one, and nothing else."""
     net, x = dp.sinusoidal_positions(), jnp.ones((2, 2, 4))

@@ -67,7 +67,7 @@ def llama(
     attention = self_attention(
         heads, kv_heads=kv_heads, head_dim=head_dim, causal=True, window=window, bias=False,
         rotary=rotary() if positions is None else positions)
-    feed = swiglu(hidden) >> linear(width, bias=False)
+    feed = serial(up=swiglu(hidden), down=linear(width, bias=False))
     block = serial(attend=pre_norm(attention, rms_norm(eps=eps)),
                    feed=pre_norm(feed, rms_norm(eps=eps)))
     trunk = serial(blocks=repeat(depth, block), norm=rms_norm(eps=eps))

@@ -20,7 +20,7 @@ from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
 from diffprog.layers.linear import linear
 from diffprog.layers.recurrent import recurrent
-from diffprog.models.transformer import encoder_decoder
+from diffprog.models.transformer import encoder_decoder, scaled
 from diffprog.program import Children, program
 
 __all__ = ["seq2seq"]
@@ -65,18 +65,15 @@ def seq2seq(
     if width % 2:
         raise LayerError("an even width", f"{width}", "half of it reads in each direction")
 
-    def scaled(x: jax.Array) -> jax.Array:
-        return x * width**0.5  # vectors that score have variance 1 / width
-
     both = [recurrent(lstm(width // 2), bidirectional=True) for _ in range(depth)]
-    encoder = serial(embed=embedding(source, width), scaled=scaled, drop=dropping(dropout),
+    encoder = serial(embed=embedding(source, width), scaled=scaled(width), drop=dropping(dropout),
                      body=serial(*both))
 
-    @program(embed=embedding(target, width), drop=dropping(dropout),
+    @program(embed=embedding(target, width), scaled=scaled(width), drop=dropping(dropout),
              body=serial(*[recurrent(lstm(width)) for _ in range(depth)]),
              attend=cross_attention(1), join=linear(width))
     def decoder(layers: Children, x: Any) -> jax.Array:
-        h = layers.body(layers.drop(scaled(layers.embed(x))))
+        h = layers.body(layers.drop(layers.scaled(layers.embed(x))))
         y = layers.join(jnp.concatenate([h, layers.attend(h)], axis=-1))
         return attend(layers.embed.params, layers.drop(jnp.tanh(y)))
 

@@ -14,7 +14,7 @@ import jax
 
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
-from diffprog.layer import Layer
+from diffprog.layer import Layer, stateless
 from diffprog.layers.attention import cross_attention, self_attention
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
@@ -159,17 +159,16 @@ def transformer(
     options: dict[str, Any] = {"heads": heads, "hidden": hidden, "activation": activation,
                                "norm_first": norm_first, "dropout": dropout}
 
-    def scaled(x: jax.Array) -> jax.Array:
-        return x * width**0.5  # vectors that score have variance 1 / width; waves about 1
-
     encoder = serial(
-        embed=embedding(source, width), scaled=scaled, positions=sinusoidal_positions(),
+        embed=embedding(source, width), scaled=scaled(width), positions=sinusoidal_positions(),
         drop=dropping(dropout), body=transformer_encoder(depth, **options))
 
-    @program(embed=embedding(target, width), positions=sinusoidal_positions(),
-             drop=dropping(dropout), body=transformer_decoder(depth, **options))
+    @program(embed=embedding(target, width), scaled=scaled(width),
+             positions=sinusoidal_positions(), drop=dropping(dropout),
+             body=transformer_decoder(depth, **options))
     def decoder(layers: Children, x: jax.Array) -> jax.Array:
-        y = layers.body(layers.drop(layers.positions(scaled(layers.embed(x)))))
+        y = layers.positions(layers.scaled(layers.embed(x)))
+        y = layers.body(layers.drop(y))
         return attend(layers.embed.params, y)
 
     return encoder_decoder(encoder, decoder)
@@ -205,6 +204,11 @@ def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
         return layers.decoder(x, memory=memory, memory_mask=memory_mask)
 
     return translate
+
+
+def scaled(width: int) -> Layer:
+    """``y = sqrt(width) * x``: vectors that score have variance 1 / width, and waves about 1."""
+    return stateless(None, lambda params, x: x * width**0.5, name="scaled")
 
 
 def _around(norm_first: bool, dropout: float, eps: float) -> Callable[[Layer], Layer]:

@@ -8,6 +8,7 @@ anew, and say so in the changelog, by
 
 import json
 import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,38 @@ from diffprog.notation import show
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 IMAGE = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+IDS = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+READER = dp.recurrent(dp.gru(64), bidirectional=True)
+
+
+class Model(NamedTuple):
+    """A net, its input, and the side inputs without which it has no plan."""
+
+    net: dp.Layer
+    x: jax.ShapeDtypeStruct
+    side: dict[str, jax.ShapeDtypeStruct] | None = None
+
+    def plan(self):
+        return self.net.plan(self.x, **self.side or {})
+
+
 MODELS = {
-    "mlp": (dp.mlp((64, 32), 10), jax.ShapeDtypeStruct((1, 16), jnp.float32)),
-    "alexnet": (dp.alexnet(), jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)),
-    **{f"resnet_{depth}": (dp.resnet(depth), IMAGE) for depth in (18, 34, 50, 101, 152)},
+    "mlp": Model(dp.mlp((64, 32), 10), jax.ShapeDtypeStruct((1, 16), jnp.float32)),
+    "alexnet": Model(dp.alexnet(), jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)),
+    **{f"resnet_{depth}": Model(dp.resnet(depth), IMAGE) for depth in (18, 34, 50, 101, 152)},
+    "gpt": Model(dp.gpt(), IDS),
+    "bert": Model(dp.bert(), IDS),
+    "bert_pretraining": Model(dp.bert_pretraining(), IDS),
+    "llama": Model(dp.llama(), IDS),
+    "vit": Model(dp.vit(), IMAGE),
+    "transformer": Model(dp.transformer(37000, 37000), IDS, {"source": IDS}),
+    "seq2seq": Model(dp.seq2seq(50, 60, 16), IDS, {"source": IDS}),
+    "sequence_classifier": Model(dp.sequence_classifier(50, 3, READER, how="attention"), IDS),
 }
 
 
 def structure(name):
-    net, x = MODELS[name]
-    plan = net.plan(x)
+    plan = MODELS[name].plan()
     return {kind: {path: show(leaf) for path, leaf in dp.tree.paths(trees).items()}
             for kind, trees in (("params", plan.params), ("state", plan.state))}
 

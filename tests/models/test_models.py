@@ -23,8 +23,7 @@ def test_paths_shapes_and_dtypes_are_pinned(name):
 
 
 def count(name):
-    net, x = MODELS[name]
-    return dp.tree.count(net.plan(x).params)
+    return dp.tree.count(MODELS[name].plan().params)
 
 
 def conv(size, inputs, features, groups=1):

@@ -1,26 +1,15 @@
-"""Residual networks against the published implementation, where its outputs are at hand.
-
-The folders `resnet_basic` and `resnet_bottleneck` hold weights, inputs, outputs and gradients of
-Hugging Face transformers 5.23.0; they are read where the environment variable DIFFPROG_PARITY
-names the folder that they are in.
-"""
-
-import json
-import os
-import pathlib
-import struct
+"""Residual networks against the published implementation, where its outputs are at hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import AGAINST_ORIGINALS, close, described, folder, nested, tensors
 
 import diffprog as dp
 from diffprog.models.resnet import basic, bottleneck, image_stem, stages
 
-FOLDER = os.environ.get("DIFFPROG_PARITY")
-pytestmark = [pytest.mark.usefixtures("optimized"),
-              pytest.mark.skipif(FOLDER is None, reason="DIFFPROG_PARITY names no folder")]
+pytestmark = AGAINST_ORIGINALS
 BLOCKS = {"resnet_basic": (basic, 1), "resnet_bottleneck": (bottleneck, 4)}
 # original name of a leaf -> the tree, our name, and how its axes are arranged
 LEAVES = {
@@ -30,18 +19,6 @@ LEAVES = {
     "normalization.running_mean": ("state", "batch_norm_{}/mean", (0,)),
     "normalization.running_var": ("state", "batch_norm_{}/var", (0,)),
 }
-
-
-def tensors(path):
-    """The arrays of a safetensors file: a length, a header in JSON, and the bytes."""
-    data = path.read_bytes()
-    (size,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + size])
-    header.pop("__metadata__", None)
-    kinds = {"F32": np.float32, "I64": np.int64}
-    return {name: np.frombuffer(data[8 + size :][slice(*entry["data_offsets"])],
-                                kinds[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in header.items()}
 
 
 def place(name, firsts):
@@ -71,33 +48,21 @@ def trees(found, firsts):
             leaves.setdefault((tree, path), {})[copy] = value.transpose(axes)
     result = {"params": {}, "state": {}}
     for (tree, path), copies in leaves.items():
-        *folders, leaf = path.split("/")
-        at = result[tree]
-        for folder in folders:
-            at = at.setdefault(folder, {})
-        at[leaf] = jnp.asarray(copies[None] if None in copies else np.stack(
-            [copies[i] for i in range(len(copies))]))
-    return result
-
-
-def close(ours, wanted, tolerance):
-    for path, leaf in dp.tree.paths(wanted).items():
-        other = np.asarray(dp.tree.paths(ours)[path])
-        assert other.shape == leaf.shape, path
-        assert np.abs(other - leaf).max() <= tolerance * np.abs(leaf).max(), path
+        result[tree][path] = copies[None] if None in copies else np.stack(
+            [copies[i] for i in range(len(copies))])
+    return {tree: nested(found) for tree, found in result.items()}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_resnet_agrees_with_the_original(name):
-    folder, (block, wider) = pathlib.Path(FOLDER) / name, BLOCKS[name]
-    config = json.loads((folder / "config.json").read_text())
+    (block, wider), config = BLOCKS[name], described(name)
     widths = [size // wider for size in config["hidden_sizes"]]
     net = dp.serial(
         stem=image_stem(config["embedding_size"]), **stages(block, config["depths"], widths),
         head=dp.global_avg_pool() >> dp.linear(len(config["id2label"])))
     firsts = ["first" in net.children[f"stage_{i + 1}"].children for i in range(len(widths))]
-    read = lambda file: trees(tensors(folder / f"{file}.safetensors"), firsts)  # noqa: E731
-    weights, io = read("model"), np.load(folder / "io.npz")
+    read = lambda file: trees(tensors(name, file), firsts)  # noqa: E731
+    weights, io = read("model"), np.load(folder(name) / "io.npz")
     params, state = weights["params"], weights["state"]
     x = jnp.asarray(io["eval/in/pixel_values"].transpose(0, 2, 3, 1))
     labels = jnp.asarray(io["eval/in/labels"])
