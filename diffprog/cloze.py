@@ -81,11 +81,12 @@ def sentence_pairs(
     documents: Sequence[Sequence[Sentence]], length: int, *, start: int, separator: int,
     seed: int, padding: int = 0, short: float = 0.1,
 ) -> dict[str, np.ndarray]:
-    """Cut documents into pairs ``start A separator B separator``; in half of them B follows A.
+    """Cut documents into pairs ``start A separator B separator`` in which B may follow A.
 
-    In the other half B is of another document. Every sentence is in some pair. A pair fills
-    `length` as far as sentences go; what is too long loses tokens at a random end of the longer
-    part.
+    Where a document has a sentence left for B, it is B in half of the pairs; in all others B is of
+    another document. So documents of few or long sentences give fewer pairs that follow: look at
+    the mean of ``follows``. Every sentence is in some pair. A pair fills `length` as far as
+    sentences go; what is too long loses tokens at a random end of the longer part.
 
     Shapes:
         Returns arrays by name: ``x``, ints (pairs, length); ``token_types``, 0 for A and its ends
