@@ -45,10 +45,11 @@ def beam_search(
             A beam that is left over has length 0 and score -inf.
 
     Args:
-        net, params, prompts, steps, state, stop, side: as in `generate`.
+        net, params, prompts, steps, state, stop, side: as in `generate`. An array among the side
+            inputs whose first axis is as long as the batch is of its texts; any other is of all.
         beams: how many beginnings are kept; positive.
-        length_penalty: 0 compares log-probabilities, which favours short texts; 1 compares their
-            means over tokens.
+        length_penalty: in [0, 10]; 0 compares log-probabilities, which favours short texts; 1
+            compares their means over tokens.
 
     Raises:
         LayerError: as in `generate`; a penalty below 0.
@@ -63,8 +64,8 @@ def beam_search(
     arXiv:1409.3215, section 3.2.
     """
     check_count("beams", beams)
-    if not length_penalty >= 0:
-        raise LayerError("a length_penalty of at least 0", repr(length_penalty),
+    if not 0 <= length_penalty <= 10:
+        raise LayerError("a length_penalty in [0, 10]", repr(length_penalty),
                          "0 compares whole texts, 1 their tokens")
     begin = begun(net, params, state, prompts, steps, side)
     return checked(_searched(
@@ -105,7 +106,7 @@ def _searched(
         written = jnp.where(alive, token, NOTHING)
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, written, step, 2)
         found = Generation(tokens, take(lengths), scores)
-        return found, beam, token, alive & ~among(token, stop)
+        return found, beam, token, alive & ~among(token, stop) & ~jnp.isneginf(scores)
 
     def body(carry: Any) -> Any:
         step, token, alive, state, found = carry
@@ -114,7 +115,7 @@ def _searched(
         return step + 1, token, alive, of_beams(state, rows + beam, axes), found
 
     same = jnp.repeat(jnp.arange(batch), beams)
-    beside = jax.tree.map(lambda a: a[same], each)
+    beside = jax.tree.map(lambda a: a[same] if a.shape[:1] == (batch,) else a, each)
     first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)  # all beams are the prompt as yet
     nothing = Generation(jnp.full((batch, beams, steps), NOTHING, jnp.int32),
                          jnp.zeros((batch, beams), jnp.int32),
@@ -133,7 +134,8 @@ def _batch_axes(net: Layer, begin: Begin, steps: int) -> Any:
     batch, width = begin.ids.shape
 
     def shapes(size: int) -> Any:
-        of = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)  # noqa: E731
+        of = lambda a: jax.ShapeDtypeStruct(  # noqa: E731
+            (size, *a.shape[1:]) if a.shape[:1] == (batch,) else a.shape, a.dtype)
         first = jax.ShapeDtypeStruct((size, 1), jnp.int32)
         return jax.eval_shape(
             functools.partial(started, net, width + steps - 1), spec(begin.params),

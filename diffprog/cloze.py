@@ -32,7 +32,7 @@ def mask_tokens(
     Shapes:
         ids: ints (batch, time) in [0, vocabulary). mask: booleans (batch, time), True = real.
         Returns the text with hidden tokens, and the labels: the true ids where a token was chosen,
-            -100 elsewhere; both like ids.
+            -100 elsewhere; both int32, whatever ints the ids are.
 
     Args:
         key: other keys choose other tokens.
@@ -59,6 +59,7 @@ def mask_tokens(
     check_array(ids, rank=2, axes="(batch, time)", floating=False)
     if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
         raise LayerError("ids (batch, time)", show(ids), "give ints, one row for each text")
+    ids = jnp.asarray(ids, jnp.int32)  # -100 is a number of no unsigned dtype
     if any(not 0 <= token < vocabulary for token in (hidden, *keep)):
         raise LayerError(f"hidden and keep in [0, {vocabulary})", f"{hidden} and {tuple(keep)}",
                          "they are numbers of tokens")

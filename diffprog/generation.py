@@ -61,14 +61,15 @@ def generate(
         prompts: ints (batch, time), or a list of lists of ints, which may differ in length.
         steps: how many tokens at most; positive.
         key: the same key gives the same tokens.
-        temperature: at least 0.
+        temperature: 0, or at least 1e-30.
         top_k: of the likeliest tokens alone; between 1 and the vocabulary.
         top_p: of the likeliest tokens that make up this probability alone, in (0, 1]. It is
             measured after temperature and top_k.
         stop: ids that end a text. When all texts have ended, the loop does.
         side: `memory` and `memory_mask` of an encoder-decoder, ``memory =
-            net.children["encoder"](params["encoder"], source)``; other side inputs are given
-            unchanged at every step.
+            net.children["encoder"](params["encoder"], source, mask=source_mask)`` and
+            ``memory_mask=source_mask``; without the masks padding is read like the rest. Other
+            side inputs are given unchanged at every step.
 
     Raises:
         LayerError: an argument is out of its range; a prompt is empty, or with `steps` longer than
@@ -92,6 +93,7 @@ def generate(
     begin = begun(net, params, state, prompts, steps, side)
     choose = {"greedy": temperature == 0, "top_k": top_k}
     numbers = {"temperature": float(temperature), "top_p": None if top_p == 1 else top_p}
+    key = key if temperature > 0 else None
     found = _generated(begin, key, numbers, steps=steps, stop=as_ids(stop), **choose, net=net)
     return checked(found)
 
@@ -103,7 +105,7 @@ def sample(
     """Draw ids: ``id ~ softmax(logits / temperature)``, of the likeliest alone.
 
     Shapes:
-        logits: (..., vocabulary) -> ints (...).
+        logits: (..., vocabulary) -> ints (...), -1 where a logit is NaN.
 
     Args:
         key, temperature, top_k, top_p: as in `generate`; at temperature 0 the first of the
@@ -118,10 +120,11 @@ def sample(
     """
     _check_sampling(temperature, top_k, top_p)
     check_array(logits, 1, "(..., vocabulary)")
+    known = ~jnp.isnan(logits).any(-1)
     if temperature == 0:
-        return logits.argmax(-1)
+        return jnp.where(known, logits.argmax(-1), NOTHING)
     numbers = {"temperature": temperature, "top_p": None if top_p == 1 else top_p}
-    return _drawn(key, logits, numbers, top_k)
+    return jnp.where(known, _drawn(key, logits, numbers, top_k), NOTHING)
 
 
 # The longest stream that each net is known to take, and the shortest that it is known to refuse.
@@ -150,7 +153,8 @@ def begun(
                          "different lengths as a list of lists; they are padded and masked here")
     if "source" in side and "memory" in net.side:
         raise LayerError("memory in place of source", show(side["source"]), "encode it once: "
-                         'memory=net.children["encoder"](params["encoder"], source)')
+                         'memory=net.children["encoder"](params["encoder"], source, '
+                         "mask=source_mask), memory_mask=source_mask")
     state = {} if state is None else state
     ids, real = _padded(prompts)
     longest = ids.shape[1]
@@ -192,8 +196,9 @@ def _padded(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     if empty := [i for i, row in enumerate(rows) if not row.size]:
         raise LayerError("at least one token in each prompt", f"an empty prompt, number {empty[0]}",
                          "begin with the id that stands before a text")
-    if any(not np.issubdtype(row.dtype, np.integer) or row.min() < 0 for row in rows):
-        raise LayerError("prompts of ids, ints of at least 0", show(prompts),
+    if any(not np.issubdtype(row.dtype, np.integer) or row.min() < 0 or row.max() >= 2**31
+           for row in rows):
+        raise LayerError("prompts of ids, ints from 0 to 2**31 - 1", show(prompts),
                          "encode the text first")
     longest = max(row.size for row in rows)
     ids = np.stack([np.pad(row, (longest - row.size, 0)) for row in rows]).astype(np.int32)
@@ -307,8 +312,8 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def as_ids(stop: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(stop, int):
-        raise LayerError("stop as a sequence of ids", repr(stop), f"write stop=[{stop}]")
+    if np.ndim(stop) != 1 or isinstance(stop, str):
+        raise LayerError("stop as a sequence of ids", repr(stop), "for example stop=[0]")
     return tuple(int(token) for token in stop)
 
 
@@ -321,8 +326,8 @@ def check_ids(stop: tuple[int, ...], top_k: int | None, vocabulary: int) -> None
 
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if not 0 <= temperature < math.inf:
-        raise LayerError("a temperature of at least 0", repr(temperature),
+    if temperature != 0 and not 1e-30 <= temperature < math.inf:  # less is 0 in float32
+        raise LayerError("a temperature of 0, or at least 1e-30", repr(temperature),
                          "0 takes the likeliest token, 1 draws as the net says")
     if top_k is not None:
         check_count("top_k", top_k)

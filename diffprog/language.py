@@ -1,7 +1,7 @@
 """The objectives of text: the next token, hidden tokens, and whether two sentences follow.
 
 Text is ids of tokens, (batch, time). What is not a token of the text, padding, is marked by the
-side input `mask`; a token that is not to be predicted has the label -100.
+side input `mask`. A label, where there are labels, is -100 where nothing is asked for.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     which is teacher forcing. Metrics: `accuracy`, and `bits`, the loss in bits per token.
 
     A batch is ids (batch, time + 1), or a dict with ``x``, those ids, and side inputs under all
-    other names. Of these `mask` and `segments` are (batch, time + 1) like x, and `positions` too; a
-    token that is padding, follows padding or begins a new segment is not asked for.
+    other names. Of these `mask`, `segments` and `positions` are (batch, time + 1) like x, and all
+    others as the net takes them for the first `time` tokens. A token that is padding, follows
+    padding or begins a new segment is not asked for; segments alone do not begin positions anew.
+    With ``asked``, booleans like x, no others than those are asked for, such as the answer behind
+    a question; the net is shown all.
 
     Args:
         smoothing: as in `cross_entropy`.
@@ -79,8 +82,9 @@ def chunked_next_token(features: str, table: str, *, chunk: int = 8192) -> Objec
     """`next_token` without the logits: ``linear_cross_entropy(y, table)``, y from inside the net.
 
     The net's own scores are never computed. They must be the product of what the layer at
-    `features` gives with the parameters at `table`, and nothing else; of nets that bend or scale
-    their scores use `next_token`.
+    `features` gives with the parameters at `table`, and nothing else. Only sizes
+    are compared: compare its loss with that of `next_token` once, for it is that of another net
+    where the paths are wrong.
 
     Args:
         features: path of the layer whose output is scored: "trunk" of `gpt` and `llama`.
@@ -199,7 +203,7 @@ def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
     """The ids, which of those but the first are asked for, and side inputs for all but the last."""
     given = dict(batch) if isinstance(batch, Mapping) else {"x": batch}
     rest = {name: value for name, value in given.items() if name != "x" and value is not None}
-    if "x" not in given or rest.keys() - net.side - {"mask", "segments"}:
+    if "x" not in given or rest.keys() - net.side - {"mask", "asked"}:
         raise LayerError(f"a batch with x and side inputs of the net ({listed(net.side)})",
                          listed(given), "x holds inputs and targets; rename or remove the rest")
     ids = given["x"]
@@ -207,10 +211,12 @@ def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
     if ids.ndim != 2 or ids.shape[1] < 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise LayerError("ids (batch, time + 1), at least two tokens", show(ids),
                          "each token but the first is asked for")
-    real = None
+    real = spread(rest.pop("asked", None), ids.shape)
+    real = None if real is None else real[:, 1:]
     if (mask := rest.get("mask")) is not None:
         mask = spread(mask, ids.shape)
-        real, rest["mask"] = mask[:, 1:] & mask[:, :-1], mask[:, :-1]
+        rest["mask"], both = mask[:, :-1], mask[:, 1:] & mask[:, :-1]
+        real = both if real is None else real & both
     for name in ("segments", "positions"):
         if name not in rest:
             continue

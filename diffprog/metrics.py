@@ -117,7 +117,7 @@ def perplexity(loss: float) -> float:
         >>> round(dp.perplexity(2.0794415), 4)  # log 8
         8.0
     """
-    return math.exp(loss)
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def bits_per_character(loss: float, tokens: int = 1, characters: int = 1) -> float:

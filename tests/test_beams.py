@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusing import expect
-from writing import NETS, PROMPTS, VOCABULARY, memory, scores, trees
+from writing import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
 
 import diffprog as dp
 
@@ -73,10 +73,32 @@ def test_more_beams_than_texts():
     assert written.lengths[0].tolist() == [1] * VOCABULARY + [0, 0]
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (2, 1, 4)])
+def test_side_inputs_of_texts_and_of_all(shape):
+    """One beam takes them as `generate` does."""
+    @dp.program(embed=dp.embedding(5, 4), head=dp.linear(5))
+    def net(layers, x, *, style=None):
+        return layers.head(layers.embed(x) * style)
+
+    style = jnp.sin(jnp.arange(8.0)).reshape(2, 4)[:, None] if len(shape) == 3 else jnp.cos(
+        jnp.arange(np.prod(shape, dtype=int), dtype=jnp.float32)).reshape(shape)
+    params, _ = net.init(KEY, jnp.ones((2, 3), int), style=style)
+    plain = dp.generate(net, params, [[1], [2]], 3, style=style)
+    for beams in (1, 2):
+        found = dp.beam_search(net, params, [[1], [2]], 3, beams=beams, style=style)
+        if beams == 1:
+            assert (found.tokens[:, 0] == plain.tokens).all()
+        assert (found.scores[:, 0] >= plain.scores - 1e-5).all()
+        both = [dp.beam_search(net, params, [[token]], 3, beams=beams, style=(
+            style[i : i + 1] if len(shape) == 3 else style)) for i, token in enumerate((1, 2))]
+        np.testing.assert_allclose(
+            found.scores, jnp.concatenate([one.scores for one in both]), rtol=1e-5)
+
+
 def test_what_it_refuses():
     expect("", "wants beams, an int of at least 1, got 0; pass a Python int", search, "gpt",
            beams=0)
-    expect("", "wants a length_penalty of at least 0, got -1.0; 0 compares whole texts, 1 their "
+    expect("", "wants a length_penalty in [0, 10], got -1.0; 0 compares whole texts, 1 their "
            "tokens", search, "gpt", length_penalty=-1.0)
     expect("", "wants stop tokens in [0, 7), got 9; the net can never write another", search, "gpt",
            stop=[9])

@@ -47,6 +47,14 @@ def test_what_is_never_hidden():
     assert (np.asarray(labels) == -100).all()  # nothing can be chosen
 
 
+def test_labels_of_bytes():
+    """-100 is no number of an unsigned dtype, and must not become the label 156."""
+    ids = jnp.arange(10, 30, dtype=jnp.uint8)[None]
+    x, labels = hide(KEY, ids)
+    assert x.dtype == labels.dtype == jnp.int32
+    assert int((labels == -100).sum()) == 17 and int(labels.max()) < 30
+
+
 def test_another_key_hides_others():
     ids = jax.random.randint(KEY, (4, 40), 10, VOCABULARY)
     one, same, other = (hide(jax.random.key(seed), ids)[1] for seed in (0, 0, 1))

@@ -12,7 +12,7 @@ from diffprog import generation
 from diffprog.transforms.unroll import unrolled
 
 GPT = NETS["gpt"]
-fast = {"gpt", "lstm", "seq2seq"}
+fast = {"gpt", "gru"}
 
 
 def write(name, prompts=PROMPTS, steps=5, **options):
@@ -136,6 +136,13 @@ def test_shares_of_what_is_drawn(options, shares):
     assert (abs(counts - 20_000 * shares) <= 4.5 * sigma).all(), counts
 
 
+def test_nothing_is_drawn_where_scores_are_nan():
+    logits = jnp.stack([LOGITS, LOGITS.at[2].set(jnp.nan)])
+    for options in ({}, {"temperature": 0.0}, {"top_k": 2}):
+        assert dp.sample(KEY, logits, **options)[1] == -1
+        assert dp.sample(KEY, logits, **options)[0] >= 0
+
+
 def test_other_side_inputs_hold_for_all_steps():
     @dp.program(net=GPT)
     def warm(layers, x, *, offset=None):
@@ -186,8 +193,8 @@ def test_prompts_that_are_none():
     form = "prompts as ints (batch, time) or a list of lists of ints"
     assert refused(ask, [1, 2]).remedy == one
     assert refused(ask, []).wants == form
-    assert refused(ask, [[0.5]]).wants == "prompts of ids, ints of at least 0"
-    assert refused(ask, [[-1]]).wants == "prompts of ids, ints of at least 0"
+    for prompt in ([0.5], [-1], [2**32 + 1]):
+        assert refused(ask, [prompt]).wants == "prompts of ids, ints from 0 to 2**31 - 1"
 
 
 def test_prompts_that_are_too_long():
@@ -198,8 +205,8 @@ def test_prompts_that_are_too_long():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"temperature": -0.1}, "wants a temperature of at least 0, got -0.1"),
-    ({"temperature": float("nan")}, "wants a temperature of at least 0, got nan"),
+    ({"temperature": -0.1}, "wants a temperature of 0, or at least 1e-30, got -0.1"),
+    ({"temperature": float("nan")}, "wants a temperature of 0, or at least 1e-30, got nan"),
     ({"temperature": 1.0}, "wants a key at a temperature above 0, got none"),
     ({"top_p": 0.0}, "wants top_p in (0, 1], got 0.0"),
     ({"top_p": 1.1}, "wants top_p in (0, 1], got 1.1"),
@@ -229,8 +236,9 @@ def test_nets_that_cannot_write():
     translator, params = NETS["seq2seq"], trees("seq2seq")[0]
     assert "memory" in refused(ask, [[1]], net=translator, params=params).wants
     expect("", "wants memory in place of source, got int32[1,2]; encode it once: "
-           'memory=net.children["encoder"](params["encoder"], source)', ask, [[1]],
-           net=translator, params=params, source=jnp.ones((1, 2), int))
+           'memory=net.children["encoder"](params["encoder"], source, mask=source_mask), '
+           "memory_mask=source_mask", ask, [[1]], net=translator, params=params,
+           source=jnp.ones((1, 2), int))
 
 
 def test_scores_that_are_no_numbers():

@@ -81,6 +81,29 @@ def test_texts_in_one_row_do_not_ask_each_other():
     assert metrics["count"] == 4
 
 
+def test_others_than_the_asked_are_shown_alone():
+    """The answer is asked for, and the question is read."""
+    asked = jnp.arange(6) >= 3
+    loss, metrics = measured(dp.next_token(), {"x": IDS, "asked": jnp.tile(asked, (2, 1))})
+    wanted = surprises(NET(drawn()[0], IDS[:, :-1]), IDS[:, 1:])[:, 2:]
+    np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
+    assert metrics["count"] == 6
+
+
+@pytest.mark.parametrize("filler", [-1, -100, 7])
+def test_what_stands_in_the_padding_has_no_gradient(filler):
+    mask = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
+    params, state = drawn()
+
+    def slopes(x):
+        run = lambda params: dp.next_token()(  # noqa: E731
+            NET, params, state, {"x": x, "mask": mask}, key=None, train=True)[0]
+        return jax.grad(run)(params)
+
+    jax.tree.map(np.testing.assert_array_equal, slopes(jnp.where(mask, IDS, filler)),
+                 slopes(jnp.where(mask, IDS, 3)))
+
+
 def test_a_translation_sees_the_true_beginning():
     """Teacher forcing: the loss is that of the net on all but the last, source and all."""
     net = dp.seq2seq(5, 7, 4)
@@ -131,6 +154,8 @@ def test_what_next_token_refuses():
     expect("", two.format("float32[2,3]"), ask, jnp.ones((2, 3)))
     error = refused(ask, {"x": IDS, "y": IDS})
     assert "x holds inputs and targets" in error.remedy
+    deaf = dp.embedding(7, 4) >> dp.recurrent(dp.gru(4)) >> dp.linear(7)
+    assert "segments" in refused(ask, {"x": IDS, "segments": IDS}, deaf).got
     error = refused(ask, {"x": IDS, "positions": IDS[:, 1:]})
     assert error.wants == "positions of the shape of x, (2, 6)"
     last = dp.stateless(None, lambda params, x: jnp.ones((len(x), 7)), name="last")

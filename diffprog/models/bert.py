@@ -18,6 +18,7 @@ from diffprog.layers.collapse import collapse
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
 from diffprog.layers.linear import linear
+from diffprog.layers.masking import hide
 from diffprog.layers.norm import layer_norm
 from diffprog.layers.position import learned_positions
 from diffprog.models.transformer import transformer_encoder
@@ -70,14 +71,15 @@ def bert(
                                dropout=dropout, eps=eps)
     pool = serial(first=collapse("first"), linear=linear(width), tanh=jnp.tanh)
 
-    @program(embed=embedding(vocabulary, width), types=embedding(types, width),
+    @program(hide=hide(), embed=embedding(vocabulary, width), types=embedding(types, width),
              positions=learned_positions(length), norm=layer_norm(eps=eps),
              drop=dropping(dropout), body=body, pool=pool)
     def bert(
         layers: Children, x: Any, *, token_types: Any = None
     ) -> tuple[jax.Array, jax.Array]:
         token_types = jnp.zeros_like(x) if token_types is None else token_types
-        y = layers.positions(layers.embed(x) + layers.types(token_types))
+        y = layers.embed(layers.hide(x)) + layers.types(layers.hide(token_types))
+        y = layers.positions(y)
         y = layers.body(layers.drop(layers.norm(y)))
         return y, layers.pool(y)
 

@@ -13,6 +13,7 @@ import jax
 from diffprog.layer import Layer
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.masking import hide
 from diffprog.layers.position import learned_positions
 from diffprog.models.transformer import Activation, transformer_decoder
 from diffprog.program import Children, program
@@ -64,10 +65,11 @@ def gpt(
         depth, heads=heads, hidden=hidden or 4 * width, activation=activation, cross=False,
         norm_first=True, dropout=dropout, eps=eps)
 
-    @program(embed=embedding(vocabulary, width), positions=learned_positions(length),
+    @program(hide=hide(), embed=embedding(vocabulary, width), positions=learned_positions(length),
              drop=dropping(dropout), trunk=trunk)
     def gpt(layers: Children, x: Any) -> jax.Array:
-        y = layers.trunk(layers.drop(layers.positions(layers.embed(x))))
+        y = layers.positions(layers.embed(layers.hide(x)))
+        y = layers.trunk(layers.drop(y))
         return attend(layers.embed.params, y)
 
     return gpt

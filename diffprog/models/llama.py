@@ -16,6 +16,7 @@ from diffprog.layers.activation import swiglu
 from diffprog.layers.attention import self_attention
 from diffprog.layers.embedding import attend, embedding
 from diffprog.layers.linear import linear
+from diffprog.layers.masking import hide
 from diffprog.layers.norm import rms_norm
 from diffprog.layers.rotary import Rotary, rotary
 from diffprog.layers.sublayer import pre_norm
@@ -73,11 +74,11 @@ def llama(
     trunk = serial(blocks=repeat(depth, block), norm=rms_norm(eps=eps))
     embed = embedding(vocabulary, width)
     if not tied:
-        return serial(embed=embed, trunk=trunk, head=linear(vocabulary, bias=False))
+        return serial(hide=hide(), embed=embed, trunk=trunk, head=linear(vocabulary, bias=False))
 
-    @program(embed=embed, trunk=trunk)
+    @program(hide=hide(), embed=embed, trunk=trunk)
     def llama(layers: Children, x: Any) -> jax.Array:
-        y = layers.trunk(layers.embed(x))
+        y = layers.trunk(layers.embed(layers.hide(x)))
         return attend(layers.embed.params, y)
 
     return llama

@@ -19,6 +19,7 @@ from diffprog.layers.cells import lstm
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
 from diffprog.layers.linear import linear
+from diffprog.layers.masking import hide
 from diffprog.layers.recurrent import recurrent
 from diffprog.models.transformer import encoder_decoder, scaled
 from diffprog.program import Children, program
@@ -66,14 +67,16 @@ def seq2seq(
         raise LayerError("an even width", f"{width}", "half of it reads in each direction")
 
     both = [recurrent(lstm(width // 2), bidirectional=True) for _ in range(depth)]
-    encoder = serial(embed=embedding(source, width), scaled=scaled(width), drop=dropping(dropout),
-                     body=serial(*both))
+    encoder = serial(hide=hide(), embed=embedding(source, width), scaled=scaled(width),
+                     drop=dropping(dropout), body=serial(*both))
 
-    @program(embed=embedding(target, width), scaled=scaled(width), drop=dropping(dropout),
+    @program(hide=hide(), embed=embedding(target, width), scaled=scaled(width),
+             drop=dropping(dropout),
              body=serial(*[recurrent(lstm(width)) for _ in range(depth)]),
              attend=cross_attention(1), join=linear(width))
     def decoder(layers: Children, x: Any) -> jax.Array:
-        h = layers.body(layers.drop(layers.scaled(layers.embed(x))))
+        h = layers.scaled(layers.embed(layers.hide(x)))
+        h = layers.body(layers.drop(h))
         y = layers.join(jnp.concatenate([h, layers.attend(h)], axis=-1))
         return attend(layers.embed.params, layers.drop(jnp.tanh(y)))
 

@@ -10,6 +10,7 @@ from diffprog.layer import Layer
 from diffprog.layers.collapse import collapse
 from diffprog.layers.embedding import embedding
 from diffprog.layers.linear import linear
+from diffprog.layers.masking import hide
 
 __all__ = ["sequence_classifier"]
 
@@ -44,5 +45,5 @@ def sequence_classifier(
     Source: with how="mean" and no body: Joulin et al. 2016, arXiv:1607.01759.
     """
     check_count("features", features)
-    return serial(embed=embedding(vocabulary, width), body=body, collapse=collapse(how),
-                  head=linear(features))
+    return serial(hide=hide(), embed=embedding(vocabulary, width), body=body,
+                  collapse=collapse(how), head=linear(features))

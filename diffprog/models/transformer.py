@@ -18,6 +18,7 @@ from diffprog.layer import Layer, stateless
 from diffprog.layers.attention import cross_attention, self_attention
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.masking import hide
 from diffprog.layers.norm import layer_norm
 from diffprog.layers.position import sinusoidal_positions
 from diffprog.layers.sublayer import add_norm, ffn, pre_norm
@@ -160,14 +161,15 @@ def transformer(
                                "norm_first": norm_first, "dropout": dropout}
 
     encoder = serial(
-        embed=embedding(source, width), scaled=scaled(width), positions=sinusoidal_positions(),
-        drop=dropping(dropout), body=transformer_encoder(depth, **options))
+        hide=hide(), embed=embedding(source, width), scaled=scaled(width),
+        positions=sinusoidal_positions(), drop=dropping(dropout),
+        body=transformer_encoder(depth, **options))
 
-    @program(embed=embedding(target, width), scaled=scaled(width),
+    @program(hide=hide(), embed=embedding(target, width), scaled=scaled(width),
              positions=sinusoidal_positions(), drop=dropping(dropout),
              body=transformer_decoder(depth, **options))
     def decoder(layers: Children, x: jax.Array) -> jax.Array:
-        y = layers.positions(layers.scaled(layers.embed(x)))
+        y = layers.positions(layers.scaled(layers.embed(layers.hide(x))))
         y = layers.body(layers.drop(y))
         return attend(layers.embed.params, y)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.combinators import serial
-from diffprog.errors import LayerError, check_count
+from diffprog.errors import LayerError, check_array, check_count
 from diffprog.layer import Layer, stateless
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
@@ -19,6 +19,7 @@ from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import linear
 from diffprog.layers.position import learned_positions
 from diffprog.models.transformer import transformer_encoder
+from diffprog.notation import show
 from diffprog.parameters import parameter
 from diffprog.plans import Params
 
@@ -48,7 +49,7 @@ def vit(
         eps: of the norms; positive.
 
     Raises:
-        LayerError: patch does not divide image; images are larger than that; and as
+        LayerError: patch does not divide image; images are of another size; and as
             `transformer_encoder` does.
 
     Example:
@@ -66,9 +67,22 @@ def vit(
     body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
                                norm_first=True, dropout=dropout, eps=eps)
     return serial(
-        patches=conv(width, patch, stride=patch, padding="VALID"), rows=_rows, token=_token(),
-        positions=learned_positions((image // patch) ** 2 + 1), drop=dropping(dropout), body=body,
-        first=collapse("first"), head=linear(features))
+        images=_sized(image), patches=conv(width, patch, stride=patch, padding="VALID"),
+        rows=_rows, token=_token(), positions=learned_positions((image // patch) ** 2 + 1),
+        drop=dropping(dropout), body=body, first=collapse("first"), head=linear(features))
+
+
+def _sized(image: int) -> Layer:
+    """Refuse images of other sides: their patches would be taken for those at other places."""
+
+    def forward(params: Params, x: jax.Array) -> jax.Array:
+        check_array(x, rank=3, axes="(..., height, width, channels)")
+        if x.shape[-3:-1] != (image, image):
+            raise LayerError(f"images of {image} x {image}", show(x),
+                             "resize them, or give image=")
+        return x
+
+    return stateless(None, forward, name="images")
 
 
 def _rows(y: jax.Array) -> jax.Array:

@@ -108,3 +108,12 @@ def test_a_model_of_sequences_learns_eight_examples(name):
     fit = dp.fit(step, dp.batches(batch, 8, seed=0), key=KEY, steps=steps, every=10,
                  progress=False)
     assert fit.history[-1]["loss"] < 0.05
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 16, 3), (1, 9, 9, 3), (1, 4, 4, 3), (8, 8)])
+def test_images_of_another_size_are_refused(shape):
+    """A strip of 4 x 16 has as many patches as 8 x 8, at other places."""
+    net = dp.vit(4, image=8, patch=2, **NET)
+    with pytest.raises(dp.LayerError) as caught:
+        net.init(KEY, np.ones(shape, np.float32))
+    assert caught.value.path == "images"
