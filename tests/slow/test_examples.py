@@ -20,7 +20,7 @@ def run(command, cwd, **env):
 
 
 @pytest.mark.parametrize(("model", "steps"), [
-    ("convnet", 60), ("mlp", 60), ("resnet", 120), ("vit", 150)])
+    ("convnet", 60), ("mlp", 60), ("resnet", 120), ("vit", 240)])
 def test_digits_in_short_mode(model, steps, tmp_path):
     out = tmp_path / "picture.png"
     example = str(ROOT / "examples" / "digits.py")
