@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.entries import wide
 from diffprog.errors import LayerError, check_count
 from diffprog.generation import (
     NOTHING,
@@ -22,7 +23,6 @@ from diffprog.generation import (
     checked,
     prompted,
     started,
-    wide,
     written_out,
 )
 from diffprog.layer import Layer

@@ -47,6 +47,12 @@ def spread(mask: Any, shape: tuple[int, ...]) -> Any:
     return jnp.broadcast_to(widened(mask, shape, reach=len(shape)), shape)
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """x in float32, or wider if it is."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def clear(x: jax.Array, real: Mask) -> jax.Array:
     """x with 0 where it is not real, so that nothing there reaches a value or a gradient."""
     return cleared(x, real, reach=x.ndim)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from diffprog.entries import wide
 from diffprog.errors import LayerError, check_array, check_count
 from diffprog.layer import Layer
 from diffprog.notation import listed, show
@@ -132,7 +133,7 @@ _reach: weakref.WeakKeyDictionary[Layer, tuple[int, int]] = weakref.WeakKeyDicti
 
 
 class Begin(NamedTuple):
-    """What both loops begin with; `length` places are in the caches."""
+    """What both loops begin with: trees, padded prompts, which of their ids are real, the rest."""
 
     params: Params
     state: State
@@ -304,20 +305,19 @@ def _surprise(logits: jax.Array, token: jax.Array) -> jax.Array:
 
 
 def among(token: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    """Is a token one of the ids?"""
     return (token[..., None] == jnp.asarray(ids, jnp.int32)).any(-1)
 
 
-def wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def as_ids(stop: Sequence[int]) -> tuple[int, ...]:
+    """The stop tokens as ints, by which programs are remembered."""
     if np.ndim(stop) != 1 or isinstance(stop, str):
         raise LayerError("stop as a sequence of ids", repr(stop), "for example stop=[0]")
     return tuple(int(token) for token in stop)
 
 
 def check_ids(stop: tuple[int, ...], top_k: int | None, vocabulary: int) -> None:
+    """Raise for what a vocabulary of this size does not have."""
     if wrong := [token for token in stop if not 0 <= token < vocabulary]:
         raise LayerError(f"stop tokens in [0, {vocabulary})", repr(wrong[0]),
                          "the net can never write another")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -63,28 +63,24 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     """
     check_share("smoothing", smoothing)
 
-    @_shown
-    def objective(
-        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
-    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        ids, real, side = _shifted(net, batch)
-        logits, state = net.apply(params, state, ids[:, :-1], key=key, train=train, **side)
-        labels = ids[:, 1:]
+    def score(
+        net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
+        given: dict[str, Any],
+    ) -> Any:
+        logits, state = net.apply(params, state, x, **given)
         _check_scores(logits, labels)
-        found = {"loss": cross_entropy(logits, labels, smoothing=smoothing, mask=real),
-                 "accuracy": accuracy(logits, labels, mask=real)}
-        return found["loss"], (state, found | _counted(found["loss"], labels, real))
+        loss = cross_entropy(logits, labels, smoothing=smoothing, mask=real)
+        return loss, accuracy(logits, labels, mask=real), state
 
-    return objective
+    return _of_successors(score)
 
 
 def chunked_next_token(features: str, table: str, *, chunk: int = 8192) -> Objective:
     """`next_token` without the logits: ``linear_cross_entropy(y, table)``, y from inside the net.
 
     The net's own scores are never computed. They must be the product of what the layer at
-    `features` gives with the parameters at `table`, and nothing else. Only sizes
-    are compared: compare its loss with that of `next_token` once, for it is that of another net
-    where the paths are wrong.
+    `features` gives with the parameters at `table`, and nothing else. Only sizes are compared: look
+    once whether its loss is that of `next_token`, for with wrong paths it is that of another net.
 
     Args:
         features: path of the layer whose output is scored: "trunk" of `gpt` and `llama`.
@@ -108,15 +104,12 @@ def chunked_next_token(features: str, table: str, *, chunk: int = 8192) -> Objec
     """
     check_count("chunk", chunk)
 
-    @_shown
-    def objective(
-        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
-    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        ids, real, side = _shifted(net, batch)
-        labels = ids[:, 1:]
+    def score(
+        net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
+        given: dict[str, Any],
+    ) -> Any:
         # The scores are traced and not used, so that XLA never computes them.
-        (scores, seen), state = tap(net, features).apply(
-            params, state, ids[:, :-1], key=key, train=train, **side)
+        (scores, seen), state = tap(net, features).apply(params, state, x, **given)
         if list(seen) != [features]:
             raise LayerError("the path of one layer as features", listed(seen), "name one alone")
         kernel, bias = _scoring(params, table)
@@ -129,10 +122,9 @@ def chunked_next_token(features: str, table: str, *, chunk: int = 8192) -> Objec
         loss, best = linear_cross_entropy(
             seen[features], kernel, labels, bias=bias, chunk=chunk, mask=real)
         hits = (best == labels).astype(jnp.float32)
-        found = {"loss": loss, "accuracy": reduce(hits, spread(real, labels.shape), "mean")}
-        return loss, (state, found | _counted(loss, labels, real))
+        return loss, reduce(hits, spread(real, labels.shape), "mean"), state
 
-    return objective
+    return _of_successors(score)
 
 
 def masked_language() -> Objective:
@@ -167,6 +159,9 @@ def masked_language() -> Objective:
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         x, y, side = parts(net, batch)
+        if isinstance(batch, Mapping) and "mask" in batch and "mask" not in net.side:
+            raise LayerError("a net that takes mask", f"one that takes {listed(net.side)}",
+                             "tokens that are not asked for have the label -100")
         if not isinstance(y, (tuple, list)) or len(y) != 2:
             raise LayerError("y as a pair: the true tokens, and what follows", show(y),
                              "use classification(ignore=-100) for tokens alone")
@@ -188,15 +183,29 @@ def masked_language() -> Objective:
     return objective
 
 
-def _shown(objective: Any) -> Objective:
-    """The objective, which says that it shows the net all tokens but the last."""
+def _of_successors(score: Callable[..., Any]) -> Objective:
+    """The objective that asks for each token's successor.
+
+    `score` gives loss, accuracy and state of a net that is shown all tokens but the last.
+    """
+
+    def objective(
+        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        ids, real, side = _shifted(net, batch)
+        labels = ids[:, 1:]
+        loss, right, state = score(net, params, state, ids[:, :-1], labels, real,
+                                   {"key": key, "train": train, **side})
+        return loss, (state, {"loss": loss, "accuracy": right, "bits": loss / math.log(2),
+                              "count": total(labels.shape, real)})
 
     def inputs(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
         ids, _, side = _shifted(net, batch)
         return ids[:, :-1], side
 
-    objective.inputs = inputs
-    return objective
+    shown: Any = objective
+    shown.inputs = inputs
+    return shown
 
 
 def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
@@ -235,10 +244,6 @@ def _check_scores(logits: Any, labels: jax.Array) -> None:
     if logits.shape[:-1] != labels.shape:
         raise LayerError(f"a net that gives (batch, time, vocabulary) for {show(labels)}",
                          show(logits), "the scores of each token's successor")
-
-
-def _counted(loss: jax.Array, labels: jax.Array, real: Mask) -> Metrics:
-    return {"bits": loss / math.log(2), "count": total(labels.shape, real)}
 
 
 def _scoring(params: Any, table: str) -> tuple[jax.Array, Any]:

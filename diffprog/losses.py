@@ -22,6 +22,7 @@ from diffprog.entries import (
     known,
     reduce,
     spread,
+    wide,
 )
 from diffprog.errors import LayerError, check_array, check_count, check_share
 from diffprog.notation import show
@@ -78,7 +79,7 @@ def cross_entropy(
 
     labels = class_numbers(logits, labels)
     real = known(labels, mask, ignore)
-    logits = clear(_wide(logits), real)
+    logits = clear(wide(logits), real)
     classes = logits.shape[-1]
     valid = (labels >= 0) & (labels < classes)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -136,7 +137,7 @@ def linear_cross_entropy(
     labels = class_numbers(x, labels)
     real = known(labels, mask, ignore)
     rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
     scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
 
     @jax.checkpoint  # keeps no chunk for the gradient
@@ -144,9 +145,9 @@ def linear_cross_entropy(
         top, best, summed, true = carry
         first, weights = part
         scores = rows @ weights[:, : rows.shape[-1]].T.astype(rows.dtype)
-        scores = scores.astype(wide)
+        scores = scores.astype(dtype)
         if bias is not None:
-            scores += weights[:, -1].astype(wide)
+            scores += weights[:, -1].astype(dtype)
         here = jax.lax.stop_gradient(scores.max(-1))
         best = jnp.where(here > top, (first + scores.argmax(-1)).astype(best.dtype), best)
         new = jnp.maximum(here, top)
@@ -156,8 +157,8 @@ def linear_cross_entropy(
         return (new, best, summed, jnp.where((at >= 0) & (at < len(weights)), own, true)), None
 
     count = len(rows)
-    carry: Any = (jnp.full(count, -jnp.inf, wide), jnp.zeros(count, jnp.int32),
-                  jnp.zeros(count, wide), jnp.full(count, jnp.nan, wide))
+    carry: Any = (jnp.full(count, -jnp.inf, dtype), jnp.zeros(count, jnp.int32),
+                  jnp.zeros(count, dtype), jnp.full(count, jnp.nan, dtype))
     whole = classes // chunk
     if whole:
         parts = scoring[: whole * chunk].reshape(whole, chunk, -1)
@@ -333,7 +334,7 @@ def ctc(
     wrong = kept & ((labels < 0) | (labels >= classes) | (labels == blank))
     order = jnp.argsort(~kept, axis=1, stable=True)  # optax wants the real labels in front
     labels, kept = (jnp.take_along_axis(a, order, axis=1) for a in (labels, kept))
-    logits = clear(_wide(logits), frames)
+    logits = clear(wide(logits), frames)
     losses = optax.losses.ctc_loss(logits, 1.0 - frames, labels, 1.0 - kept, blank_id=blank)
     return reduce(jnp.where(wrong.any(1), jnp.nan, losses), frames.any(1), reduction)
 
@@ -358,11 +359,6 @@ def _paired(
     dtype = jnp.result_type(prediction, target, jnp.float32)
     real = spread(mask, target.shape[: target.ndim - features])
     return clear(prediction.astype(dtype), real), clear(target.astype(dtype), real), real
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _of_classes(weights: Any, logits: jax.Array) -> jax.Array:

@@ -297,6 +297,9 @@ def test_what_masked_language_refuses():
     one = dp.stateless(None, lambda params, x: x, name="one")
     assert "y as a pair" in refused(ask, one, IDS).wants
     assert "scores a pair" in refused(ask, one, (IDS, IDS[:, 0])).wants
+    batch = {"x": IDS, "y": (IDS, IDS[:, 0]), "mask": IDS > 0}
+    error = refused(dp.masked_language(), one, {}, {}, batch, key=None, train=True)
+    assert error.wants == "a net that takes mask"
 
 
 # In words that people use.

@@ -41,6 +41,8 @@ def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
     assert repr(names["AlexNet"]) == repr(dp.alexnet())
     assert names["table"].parameters == 60_965_224
     assert names["activations"]["down"].shape == (12, 2, 16)
+    assert names["texts"] == [" with para", " parameter"]
+    assert (names["written"].tokens == names["target"][:, 1:]).all()
 
 
 def test_blocks_share_a_namespace_and_some_are_not_run(tmp_path, monkeypatch):

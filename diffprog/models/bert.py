@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.combinators import serial
+from diffprog.errors import LayerError
 from diffprog.layer import Layer, stateless
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
@@ -22,6 +23,7 @@ from diffprog.layers.masking import hide
 from diffprog.layers.norm import layer_norm
 from diffprog.layers.position import learned_positions
 from diffprog.models.transformer import transformer_encoder
+from diffprog.notation import show
 from diffprog.parameters import parameter
 from diffprog.program import Children, program
 
@@ -58,7 +60,8 @@ def bert(
         eps: of the norms; positive.
 
     Raises:
-        LayerError: as `learned_positions` and `transformer_encoder` do.
+        LayerError: token_types have another shape than x; and as `learned_positions` and
+            `transformer_encoder` do.
 
     Example:
         >>> net = dp.bert(11, length=8, width=16, depth=2, heads=4)
@@ -78,6 +81,9 @@ def bert(
         layers: Children, x: Any, *, token_types: Any = None
     ) -> tuple[jax.Array, jax.Array]:
         token_types = jnp.zeros_like(x) if token_types is None else token_types
+        if token_types.shape != x.shape:
+            raise LayerError(f"token_types of the shape of x, {x.shape}", show(token_types),
+                             "give one to each token")
         y = layers.embed(layers.hide(x)) + layers.types(layers.hide(token_types))
         y = layers.positions(y)
         y = layers.body(layers.drop(layers.norm(y)))

@@ -184,8 +184,20 @@ def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
             mask of memory.
         mask, positions, segments, attention_mask, attention_bias: of x alone.
 
+    Args:
+        encoder: a layer of source, which may take mask.
+        decoder: a layer that takes `memory` and `memory_mask`.
+
     Raises:
-        LayerError: source and memory are given both.
+        LayerError: source and memory are given both; a source_mask without source.
+
+    Example:
+        >>> net = dp.encoder_decoder(dp.linear(4), dp.transformer_decoder(1, heads=2, hidden=8))
+        >>> x, source = jnp.ones((2, 3, 4)), jnp.ones((2, 7, 5))
+        >>> net.plan(x, source=source).y.shape
+        (2, 3, 4)
+
+    Source: Cho et al. 2014, arXiv:1406.1078, section 2.2.
     """
     others = dict.fromkeys(("positions", "segments", "attention_mask", "attention_bias"))
 

@@ -117,3 +117,10 @@ def test_images_of_another_size_are_refused(shape):
     with pytest.raises(dp.LayerError) as caught:
         net.init(KEY, np.ones(shape, np.float32))
     assert caught.value.path == "images"
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 1)])
+def test_token_types_are_not_broadcast(shape):
+    net = dp.bert(11, length=5, **NET)
+    with pytest.raises(dp.LayerError, match="token_types of the shape of x"):
+        net.init(KEY, np.ones((2, 5), int), token_types=np.ones(shape, int))
