@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from diffprog import tree
-from diffprog.combinators import add, branch, concatenate, parallel, residual, serial
+from diffprog.combinators import branch, parallel, residual, serial
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, stateless
+from diffprog.merging import add, concatenate
 from diffprog.program import program
 
 if TYPE_CHECKING:

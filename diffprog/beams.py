@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import check_count
 from diffprog.entries import wide
-from diffprog.errors import LayerError, check_count
+from diffprog.errors import LayerError
 from diffprog.generation import (
     NOTHING,
     Begin,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffprog.errors import LayerError, sign
+from diffprog.errors import LayerError, signed
 from diffprog.laws import LAWS, Trial
 from diffprog.layer import as_layer
 
@@ -76,8 +76,7 @@ def check(
                 except Exception as error:
                     failures.append(f"\n  {name}: {type(error).__name__}: {error}")
     if failures:
-        error = LayerError("every law of a layer kept",
-                           f"{len(failures)} broken:{''.join(failures)}")
-        sign(error, repr(layer))
-        raise error
+        with signed(layer.__repr__):
+            raise LayerError("every law of a layer kept",
+                             f"{len(failures)} broken:{''.join(failures)}")
     return Report(list(laws), sorted(layer.side - side.keys()))

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffprog.arguments import check_array, check_count, check_share
 from diffprog.entries import Mask, spread
-from diffprog.errors import LayerError, check_array, check_count, check_share
+from diffprog.errors import LayerError
 from diffprog.notation import show
 
 __all__ = ["mask_tokens", "sentence_pairs"]

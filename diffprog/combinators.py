@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array
-from diffprog.layer import Layer, as_layer, described, factory
+from diffprog.arguments import check_names
+from diffprog.children import Children, numbered
+from diffprog.errors import LayerError
+from diffprog.factories import described, factory
+from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import spec
-from diffprog.program import Children, check_names, wire
+from diffprog.program import wire
 
-__all__ = ["add", "branch", "concatenate", "parallel", "residual", "serial"]
+__all__ = ["branch", "parallel", "residual", "serial"]
 
 
 @factory
@@ -22,7 +26,8 @@ def serial(*layers: Any, **named: Any) -> Layer:
     """One after the other: ``y = f_n(... f_2(f_1(x)))``; also written ``f_1 >> f_2``.
 
     Unnamed layers are named by kind and count, ``linear_0``, ``linear_1``; what has no parameters
-    takes no number, so that inserting an activation renames nothing.
+    takes no number, so that inserting an activation renames nothing. A layer is a recipe: the same
+    one in two places has parameters of its own in each.
 
     Args:
         layers: layers and plain functions, unnamed.
@@ -108,55 +113,18 @@ def residual(body: Any, shortcut: Any = None) -> Layer:
 
     Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, eq. 1 and 2.
     """
-    ways = {"body": body} if shortcut is None else {"body": body, "shortcut": shortcut}
-    return _residual({name: as_layer(f) for name, f in ways.items()})
 
-
-def _residual(children: Mapping[str, Layer]) -> Layer:
     def add_up(layers: Children, x: Any) -> Any:
         y = layers.body(x)
-        x = layers.shortcut(x) if "shortcut" in children else x
+        x = x if shortcut is None else layers.shortcut(x)
         if spec(x) != spec(y):
-            other = "the shortcut" if "shortcut" in children else "x"
+            other = "x" if shortcut is None else "the shortcut"
             raise LayerError(f"a body that keeps the shape of {other}, {show(x)}", show(y),
                              "give it as many features, or a shortcut of the same shape")
         return jax.tree.map(jnp.add, x, y)
 
-    layer = wire(add_up, children, name="residual", rebuild=_residual)
-    return described(layer, residual, {"shortcut": None, **children})
-
-
-def concatenate(xs: Any) -> jax.Array:
-    """Join a tuple of arrays along their last axis.
-
-    Example:
-        >>> dp.concatenate((jnp.ones((2, 3)), jnp.ones((2, 1)))).shape
-        (2, 4)
-    """
-    return jnp.concatenate(_alike(xs, slice(-1), "except on the last axis"), axis=-1)
-
-
-def add(xs: Any) -> jax.Array:
-    """Add up a tuple of arrays of one shape; nothing is broadcast.
-
-    Example:
-        >>> dp.add((jnp.ones(2), jnp.ones(2))).tolist()
-        [2.0, 2.0]
-    """
-    first, *rest = _alike(xs, slice(None), "throughout")
-    for x in rest:
-        first = first + x
-    return first
-
-
-def _alike(xs: Any, part: slice, where: str) -> Any:
-    if not isinstance(xs, (tuple, list)) or not xs:
-        raise LayerError("a tuple of arrays", show(xs), "put branch or parallel before it")
-    for x in xs:
-        check_array(x, rank=1, floating=False)
-        if x.shape[part] != xs[0].shape[part] or x.ndim != xs[0].ndim:
-            raise LayerError(f"arrays of equal shape {where}", show(xs), "bring them to one shape")
-    return xs
+    ways = {"body": body} if shortcut is None else {"body": body, "shortcut": shortcut}
+    return wire(add_up, ways, name="residual", rebuild=lambda new: residual(**new))
 
 
 def _several(
@@ -165,26 +133,28 @@ def _several(
 ) -> Layer:
     """Wire unnamed and named layers with `function`, described as a call of `made_by`."""
     check_names(named)
-    children: dict[str, Layer] = {}
-    counts: dict[str, int] = {}
-    for layer in map(as_layer, layers):
-        mark = f"{layer.name}{'~' if layer.bare else '_'}"
-        children[f"{mark}{counts.setdefault(mark, 0)}"] = layer
-        counts[mark] += 1
+    children = numbered(map(as_layer, layers))
     if doubled := children.keys() & named.keys():
         raise LayerError("children of different names", f"{show(sorted(doubled)[0])} twice",
                          "unnamed layers are named by kind and count; choose another name")
     unnamed = tuple(children)
 
-    def build(children: Mapping[str, Layer]) -> Layer:
-        parts = {
-            "layers": tuple(children[name] for name in unnamed),
-            "named": {name: child for name, child in children.items() if name not in unnamed},
-        }
+    def build(children: Mapping[str, Any]) -> Layer:
         layer = wire(function, children, name=made_by.__name__, rebuild=build)
-        return described(layer, made_by, parts | options)
+        layers = tuple(layer.children[name] for name in unnamed)
+        named = {name: layer.children[name] for name in children if name not in unnamed}
+        return described(layer, made_by, {"layers": layers, "named": named, **options})
 
-    return build(children | {name: as_layer(f) for name, f in named.items()})
+    return build({**children, **named})
 
 
-Layer.serial = staticmethod(serial)
+def _chain(*layers: Any) -> Layer:
+    """``f >> g``: an unnamed serial is taken apart, so that grouping makes no difference."""
+    links: list[Layer] = []
+    for f in map(as_layer, layers):
+        unnamed = f.factory is inspect.unwrap(serial) and not f.settings["named"]
+        links += f.settings["layers"] if unnamed else [f]
+    return serial(*links)
+
+
+Layer.chain, Layer.serial = staticmethod(_chain), staticmethod(serial)

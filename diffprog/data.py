@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffprog.errors import LayerError, check_count
+from diffprog.arguments import check_count
+from diffprog.errors import LayerError
 from diffprog.notation import show
 
 __all__ = ["batches"]

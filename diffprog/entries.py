@@ -8,7 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array
+from diffprog.arguments import check_array
+from diffprog.errors import LayerError
 from diffprog.masks import cleared, widened
 from diffprog.notation import show
 

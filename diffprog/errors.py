@@ -7,9 +7,8 @@ exceptions keep their type and receive the same place as a note.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
-
-import jax.numpy as jnp
 
 from diffprog.notation import clip, show
 
@@ -47,69 +46,41 @@ class LayerError(ValueError):
         return f"{where}wants {self.wants}{got}{remedy}"
 
 
+class signed:
+    """A block whose exceptions say which layer raised them, given what; the innermost signs first.
+
+    Each block with the `name` of a child puts that name in front of the path.
+    """
+
+    def __init__(self, layer: Callable[[], str], given: Any = None, name: str = "") -> None:
+        self.layer, self.given, self.name = layer, given, name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, LayerError):
+            error.layer = error.layer or clip(self.layer())
+            error.path = _below(self.name, error.path)
+        elif isinstance(error, Exception):
+            notes = getattr(error, "__notes__", [])
+            at = [i for i, note in enumerate(notes) if isinstance(note, _Place)]
+            if at:
+                notes[at[0]] = _Place(notes[at[0]].what, _below(self.name, notes[at[0]].path))
+            else:
+                given = "" if self.given is None else f" given {show(self.given)}"
+                error.add_note(_Place(clip(self.layer()) + given, self.name))
+
+
 class _Place(str):
     """The note that tells where an exception that is no `LayerError` was raised."""
 
-    path: tuple[str, ...]
-    what: str
+    def __new__(cls, what: str, path: str) -> _Place:
+        return super().__new__(cls, f"at {path}: {what}" if path else f"at {what}")
 
-    @classmethod
-    def of(cls, path: tuple[str, ...], what: str) -> _Place:
-        place = cls(f"at {'/'.join(path)}: {what}" if path else f"at {what}")
-        place.path, place.what = path, what
-        return place
+    def __init__(self, what: str, path: str) -> None:
+        self.what, self.path = what, path
 
 
-def sign(error: Exception, layer: str, given: Any = None) -> None:
-    """Write into `error` which layer raised it, given what; the innermost layer signs first."""
-    if isinstance(error, LayerError):
-        error.layer = error.layer or clip(layer)
-    elif not any(isinstance(note, _Place) for note in getattr(error, "__notes__", ())):
-        error.add_note(_Place.of((), f"{clip(layer)} given {show(given)}"))
-
-
-def lengthen(error: Exception, name: str) -> None:
-    """Put one more name in front of the path that `error` carries."""
-    if isinstance(error, LayerError):
-        error.path = f"{name}/{error.path}" if error.path else name
-        return
-    notes = getattr(error, "__notes__", [])
-    for i, note in enumerate(notes):
-        if isinstance(note, _Place):
-            notes[i] = _Place.of((name, *note.path), note.what)
-
-
-def check_array(x: Any, rank: int = 0, axes: str = "", *, floating: bool = True) -> None:
-    """Raise unless x is one array with at least `rank` axes, of floats unless told otherwise."""
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
-        raise LayerError("one array", show(x), "pick one part of it with a lambda")
-    if len(x.shape) < rank:
-        raise LayerError(f"at least {rank} axes{axes and ' '}{axes}", show(x),
-                         "add the missing axes")
-    if floating and not jnp.issubdtype(x.dtype, jnp.floating):
-        raise LayerError("floating-point input", show(x), "convert it: x.astype(jnp.float32)")
-
-
-def check_features(wanted: int, x: Any) -> None:
-    """Raise unless the last axis of x has the size that the parameters were made for."""
-    if x.shape[-1] != wanted:
-        raise LayerError(f"{wanted} features on the last axis, as init saw", show(x),
-                         "init anew on input of this shape, or mend the layer before")
-
-
-def check_leaves(params: Any, features: int) -> None:
-    """Raise unless every leaf has `features` on its last axis: a single one would broadcast."""
-    if any(leaf.shape[-1] != features for leaf in params.values()):
-        raise LayerError(f"params of {features} features", show(params), "pass what init gave")
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless `value` is a Python int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise LayerError(f"{name}, an int of at least {least}", repr(value), "pass a Python int")
-
-
-def check_share(name: str, value: Any) -> None:
-    """Raise unless `value` is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise LayerError(f"{name} in [0, 1)", repr(value), "pass a share, not a percentage")
+def _below(name: str, path: str) -> str:
+    return "/".join(filter(None, (name, path)))

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from diffprog.arguments import check_array, check_count
 from diffprog.entries import wide
-from diffprog.errors import LayerError, check_array, check_count
+from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import listed, show
-from diffprog.plans import KEPT, Params, State
+from diffprog.plans import Params, State
 from diffprog.transforms.unroll import unrolled
 
 __all__ = ["Generation", "generate", "sample"]
@@ -222,9 +223,6 @@ def written_out(
         return net, begin, state  # there it costs memory: a second copy of the parameters
     net, split = unrolled(net)
     begin = begin._replace(params=split(begin.params), state=split(begin.state))
-    length = begin.ids.shape[1] + steps - 1
-    # A net takes for a stream what its own `start` has made; its values are those of `state`.
-    started(net, length, begin.params, begin.state, jnp.asarray(begin.ids[:, :1]), begin.side)
     return net, begin, split(state)
 
 
@@ -233,7 +231,7 @@ def prompted(net: Layer, begin: Begin, steps: int) -> tuple[State, jax.Array, di
     ids = jnp.asarray(begin.ids)
     length = ids.shape[1] + steps - 1  # the last token is written and never read
     state = started(net, length, begin.params, begin.state, ids[:, :1], begin.side)
-    each = {name: value for name, value in begin.side.items() if name not in KEPT}
+    each = {name: value for name, value in begin.side.items() if name not in net.kept}
     logits, state = net.apply(begin.params, state, ids, mask=begin.mask, **each)
     check_array(logits)
     if logits.ndim != 3 or logits.shape[:2] != ids.shape:

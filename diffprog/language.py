@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from diffprog import tree
+from diffprog.arguments import check_array, check_count, check_share
 from diffprog.entries import Mask, known, reduce, spread, total
-from diffprog.errors import LayerError, check_array, check_count, check_share
+from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import cross_entropy, linear_cross_entropy
 from diffprog.metrics import accuracy

@@ -19,9 +19,10 @@ from diffprog import tree
 from diffprog.combinators import serial
 from diffprog.derivatives import check_gradients, is_float, widened
 from diffprog.errors import LayerError
-from diffprog.layer import Layer, rebuilt
+from diffprog.factories import rebuilt
+from diffprog.layer import Layer
 from diffprog.notation import show
-from diffprog.plans import KEPT, spec
+from diffprog.plans import spec
 
 _CLOSE = 1e-9  # float64 results of two ways to compute one thing; rounding gives 1e-13 or less
 _TIMED = ("mask", "positions", "segments")  # side inputs with an axis of time, the second one
@@ -202,7 +203,7 @@ def _streaming(t: Trial) -> None:
             if begin == 0 and t.layer.start:
                 state = t.layer.start(params, state, part, length=length, **side)
             if not again:
-                side = {name: value for name, value in side.items() if name not in KEPT}
+                side = {name: value for name, value in side.items() if name not in t.layer.kept}
             y, state = t.eager(params, state, part, side, None, False)
             outputs.append(y)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outputs)

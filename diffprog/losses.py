@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffprog.arguments import check_array, check_count, check_share
 from diffprog.entries import (
     Mask,
     Reduction,
@@ -24,7 +25,7 @@ from diffprog.entries import (
     spread,
     wide,
 )
-from diffprog.errors import LayerError, check_array, check_count, check_share
+from diffprog.errors import LayerError
 from diffprog.notation import show
 
 __all__ = ["absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber",

@@ -10,8 +10,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import check_count
 from diffprog.entries import Mask, Reduction, class_numbers, known, reduce
-from diffprog.errors import LayerError, check_count
+from diffprog.errors import LayerError
 
 __all__ = ["accuracy", "bits_per_character", "confusion", "perplexity", "top_k_accuracy"]
 

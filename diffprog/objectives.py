@@ -18,8 +18,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import check_array, check_count, check_share
 from diffprog.entries import Mask, class_numbers, is_soft, known, reduce, spread, total
-from diffprog.errors import LayerError, check_array, check_count, check_share
+from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import binary_cross_entropy, cross_entropy, squared_error
 from diffprog.metrics import accuracy, top_k_accuracy

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 if TYPE_CHECKING:
     from diffprog.layer import Layer
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 State = dict[str, Any]
 T = TypeVar("T")
-
-KEPT = frozenset({"memory", "memory_mask"})  # side inputs that a stream keeps from its start
 
 
 class Call(NamedTuple):
@@ -57,6 +56,11 @@ def visits(layer: Layer, x: Any, side: dict[str, Any], path: str = "") -> Iterat
 def spec(x: Any) -> Any:
     """Shapes and dtypes of a pytree of arrays."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, _canonical(a.dtype)), x)
+
+
+def blank(tree: Any) -> Any:
+    """Zeros in place of shapes, where a function is evaluated abstractly."""
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
 
 
 def grown(less: Any, more: Any) -> int:

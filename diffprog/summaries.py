@@ -11,13 +11,13 @@ import itertools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from diffprog import tree
 from diffprog.costs import flops
-from diffprog.layer import Layer, as_layer, rebuilt
+from diffprog.factories import rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
-from diffprog.plans import spec
+from diffprog.plans import blank, spec
 from diffprog.receptive import Field, Ways, behind, is_window, repeated
 from diffprog.transforms.mixed import cast
 
@@ -180,7 +180,7 @@ class _Reader:
                     f"{path}/{name}" if path else name, child, spec(x), spec(side),
                     (params, carried), ways.get(x), times * copies)
                 below.append(rows)
-                y = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), rows[0].output)
+                y = blank(rows[0].output)
                 y = jax.lax.optimization_barrier(y)  # else what is done to zeros is not counted
                 ways.put(y, after)
                 return y, state

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from diffprog import tree
-from diffprog.errors import LayerError, check_count
+from diffprog.arguments import check_count
+from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import listed, show
 from diffprog.objectives import Objective, parts

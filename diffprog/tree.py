@@ -1,14 +1,11 @@
 """Parameters and state are nested dicts; a path such as ``blocks/attend/kernel`` names a leaf.
 
-Patterns address many leaves at once: ``*`` stands for one level and ``**`` for any number of
-levels, none included. One scheme serves every tool that speaks of some parameters: weight decay,
-freezing, partial loading, sharding. A pattern that matches nothing is an error.
+Patterns address many leaves at once. One scheme serves every tool that speaks of some parameters:
+weight decay, freezing, partial loading, sharding. A pattern that matches nothing is an error.
 """
 
 from __future__ import annotations
 
-import functools
-import re
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,6 +13,7 @@ import jax.numpy as jnp
 
 from diffprog.errors import LayerError
 from diffprog.notation import listed, show
+from diffprog.patterns import matches
 
 if TYPE_CHECKING:
     from diffprog.layer import Layer
@@ -35,14 +33,7 @@ def paths(tree: Any) -> dict[str, Any]:
 
 
 def select(tree: Any, *patterns: str) -> dict[str, Any]:
-    """The leaves whose path matches one of the patterns, under their paths.
-
-    Args:
-        tree: any pytree, mostly parameters.
-        patterns: paths in which ``*`` is one level and ``**`` any number of levels, none included.
-
-    Raises:
-        LayerError: a pattern matches nothing.
+    """The leaves whose path matches one of the patterns; one that matches nothing is an error.
 
     Example:
         >>> params = {"body": {"up": {"kernel": 1, "bias": 2}}, "head": {"kernel": 3}}
@@ -52,24 +43,12 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
         {'head/kernel': 3}
     """
     leaves = paths(tree)
-    chosen: set[str] = set()
     for pattern in patterns:
-        found = {path for path in leaves if matches(path, pattern)}
-        if not found:
+        if not any(matches(path, pattern) for path in leaves):
             raise LayerError(f"a pattern that matches a path ({listed(leaves)})", repr(pattern),
                              "correct it; * is one level, ** any number")
-        chosen |= found
-    return {path: leaf for path, leaf in leaves.items() if path in chosen}
-
-
-def matches(path: str, pattern: str) -> bool:
-    """Does a path match a pattern?
-
-    Example:
-        >>> dp.tree.matches("blocks/feed/kernel", "blocks/**"), dp.tree.matches("a/b/c", "a/*")
-        (True, False)
-    """
-    return _expression(pattern).fullmatch(path) is not None
+    return {path: leaf for path, leaf in leaves.items()
+            if any(matches(path, pattern) for pattern in patterns)}
 
 
 def mask(tree: Any, *patterns: str) -> Any:
@@ -82,8 +61,7 @@ def mask(tree: Any, *patterns: str) -> Any:
         >>> decay = optax.add_decayed_weights(1e-4, mask=lambda p: dp.tree.mask(p, "**/kernel"))
     """
     chosen = select(tree, *patterns)
-    flags = [path in chosen for path in paths(tree)]
-    return jax.tree.unflatten(jax.tree.structure(tree), flags)
+    return jax.tree.unflatten(jax.tree.structure(tree), [path in chosen for path in paths(tree)])
 
 
 def count(tree: Any) -> int:
@@ -121,9 +99,8 @@ def verify(net: Layer, params: Any, x: Any, *, state: Any = None, **side: Any) -
         >>> dp.tree.verify(net, params, x)
     """
     plan = net.plan(x, **side)
+    state = plan.state if state is None else state
     for kind, wanted, given in (("params", plan.params, params), ("state", plan.state, state)):
-        if kind == "state" and state is None:
-            continue
         if difference := compare(kind, wanted, given):
             raise difference
 
@@ -132,29 +109,11 @@ def compare(kind: str, wanted: Any, given: Any) -> LayerError | None:
     """The first difference between two trees in paths, shapes or dtypes, as an error."""
     want, have = paths(wanted), paths(given)
     remedy = f"these {kind} are of another net, or init saw another input"
-    for path in want:
+    for path in [*want, *have]:
         if path not in have:
             return LayerError(f"{kind} with {path}", listed(have), remedy)
-    for path, leaf in have.items():
         if path not in want:
             return LayerError(f"{kind} without {path}", listed(have), remedy)
-        if (leaf.shape, leaf.dtype) != (want[path].shape, want[path].dtype):
-            return LayerError(f"{kind} {path} as {show(want[path])}", show(leaf), remedy)
+        if (want[path].shape, want[path].dtype) != (have[path].shape, have[path].dtype):
+            return LayerError(f"{kind} {path} as {show(want[path])}", show(have[path]), remedy)
     return None
-
-
-@functools.cache
-def _expression(pattern: str) -> re.Pattern[str]:
-    levels = pattern.split("/")
-    parts = []
-    for i, level in enumerate(levels):
-        slash = "/" if i < len(levels) - 1 else ""
-        if level == "**":
-            parts.append("(?:[^/]+/)*" if slash else "(?:[^/]+(?:/[^/]+)*)?")
-        else:
-            parts.append("[^/]*".join(map(re.escape, level.split("*"))) + slash)
-    expression = "".join(parts)
-    # "a/**" matches a itself as well: the levels that ** stands for may be none.
-    if levels[-1] == "**" and len(levels) > 1:
-        expression = expression.removesuffix("/(?:[^/]+(?:/[^/]+)*)?") + "(?:/[^/]+)*"
-    return re.compile(expression)

@@ -16,10 +16,10 @@ PACKAGE = pathlib.Path(dp.__file__).parent
 # Floors. A new file fails the test below until it is given one; "tool" stands beside the floors.
 
 FLOORS = {
-    "notation": 0, "errors": 0, "tree": 0, "parameters": 0, "plans": 0, "layer": 0,
-    "masks": 0,
+    **dict.fromkeys(["notation", "errors", "arguments", "patterns", "tree", "parameters", "plans",
+                     "masks", "guards", "factories", "layer", "children"], 0),
     "program": 1,
-    "combinators": 2, "transforms.*": 2,
+    "combinators": 2, "merging": 2, "transforms.*": 2,
     "layers.*": 3,
     "models.*": 4,
     **dict.fromkeys([

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import check_array, check_leaves
-from diffprog.layer import Layer, described, factory, stateless
+from diffprog.arguments import check_array, check_leaves
+from diffprog.factories import described, factory
+from diffprog.layer import Layer, stateless
 from diffprog.layers.linear import linear
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffprog.layer import Layer, factory
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.pool import maximum, mean, pool
 from diffprog.layers.window import window
 

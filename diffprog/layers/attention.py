@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from diffprog.errors import check_count
-from diffprog.layer import Layer, factory
+from diffprog.arguments import check_count
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.multihead import Multihead
 from diffprog.layers.rotary import Rotary
 from diffprog.parameters import Initializer

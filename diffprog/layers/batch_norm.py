@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_features, check_share
-from diffprog.layer import Layer, factory
+from diffprog.arguments import check_array, check_features, check_share
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.norm import affine, check_eps, moments, real_entries, transformed
 from diffprog.masks import cleared, widened
 from diffprog.notation import show

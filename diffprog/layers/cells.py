@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_count, check_leaves
-from diffprog.layer import Layer, factory
+from diffprog.arguments import check_array, check_count, check_leaves
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.linear import affine
 from diffprog.notation import show
 from diffprog.parameters import Initializer, fold, parameter

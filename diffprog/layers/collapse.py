@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_features, check_leaves
-from diffprog.layer import Layer, factory
+from diffprog.arguments import check_array, check_features, check_leaves
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.pool import maximum, mean
 from diffprog.layers.window import cannot_stream
 from diffprog.masks import cleared, over_steps

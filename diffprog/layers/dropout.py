@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import check_array, check_count, check_share
-from diffprog.layer import Layer, factory
+from diffprog.arguments import check_array, check_count, check_share
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.window import AXES
 from diffprog.plans import Params, State
 

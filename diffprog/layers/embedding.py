@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.errors import LayerError, check_array, check_count, check_features
-from diffprog.layer import Layer, factory, stateless
+from diffprog.arguments import check_array, check_count, check_features
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer, stateless
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params

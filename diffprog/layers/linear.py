@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_count, check_features, check_leaves
-from diffprog.layer import Layer, factory, stateless
+from diffprog.arguments import check_array, check_count, check_features, check_leaves
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer, stateless
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from diffprog.errors import check_array
-from diffprog.layer import Layer, factory, stateless
+from diffprog.arguments import check_array
+from diffprog.factories import factory
+from diffprog.layer import Layer, stateless
 from diffprog.masks import cleared
 
 __all__ = ["hide"]

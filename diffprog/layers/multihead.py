@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_count, check_share
+from diffprog.arguments import check_array, check_count, check_share
+from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.layers.caches import empty_cache, extended, overrun
 from diffprog.layers.dot_product import Pattern, check_implementation, choose, dot_product
@@ -25,7 +26,8 @@ from diffprog.parameters import Initializer, fold, parameter
 from diffprog.plans import Params, State
 
 _SELF = frozenset({"mask", "segments", "attention_mask", "attention_bias"})
-_CROSS = frozenset({"memory", "memory_mask", "attention_mask", "attention_bias"})
+_KEPT = frozenset({"memory", "memory_mask"})  # `start` computes keys and values of them
+_CROSS = frozenset({"attention_mask", "attention_bias"}) | _KEPT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ class Multihead:
         side = {True: _CROSS, False: _SELF, None: _SELF | _CROSS}[self.crossing]
         return Layer(
             self.init, self.apply, self.start, random=self.dropout > 0,
-            side=side | {"positions"} if self.rotary else side, choice=self.choice,
+            side=side | {"positions"} if self.rotary else side, kept=side & _KEPT,
+            choice=self.choice,
         )
 
     def _check(self) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_count, check_features
-from diffprog.layer import Layer, factory, stateless
+from diffprog.arguments import check_array, check_count, check_features
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer, stateless
 from diffprog.layers.window import AXES, cannot_stream
 from diffprog.masks import cleared, widened
 from diffprog.parameters import Initializer, parameter, parameter_dtype

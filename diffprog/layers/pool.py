@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.errors import LayerError, check_array
-from diffprog.layer import Layer, factory
+from diffprog.arguments import check_array
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.window import (
     AXES,
     cannot_stream,

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.errors import LayerError, check_array, check_count
-from diffprog.layer import Layer, factory
+from diffprog.arguments import check_array, check_count
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.embedding import as_int32, rows
 from diffprog.layers.rotary import angles, check_base, frequencies
 from diffprog.masks import over_steps, real_before

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from diffprog import tree
-from diffprog.combinators import concatenate
-from diffprog.errors import LayerError, check_array, check_count
-from diffprog.layer import Layer, as_layer, described, factory, rebuilt
+from diffprog.arguments import check_array, check_count
+from diffprog.errors import LayerError
+from diffprog.factories import described, factory, rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.masks import cleared, widened
+from diffprog.merging import concatenate
 from diffprog.notation import listed, show
-from diffprog.plans import Params, Plan, State, grown, remember, spec
+from diffprog.plans import Params, Plan, State, blank, grown, remember, spec
 from diffprog.program import Children, wire
 from diffprog.transforms.stacking import key_of_copy
 
@@ -87,8 +89,7 @@ def recurrent(
 
     def begun(params: Params, x: Any, side: dict[str, Any], length: int = 1) -> State:
         """The first carry, for a step of the shape and dtype of x: nothing else of x counts."""
-        blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x)
-        return begin(params, {}, blank, length=length, **side) if begin else {}
+        return begin(params, {}, blank(x), length=length, **side) if begin else {}
 
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
@@ -180,7 +181,7 @@ def recurrent(
         init, apply, begin and start, cell.children,
         lambda children: recurrent(rebuilt(cell, children), reverse=reverse, unroll=unroll),
         name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | {"mask"},
-        planner=planner,
+        kept=cell.kept, planner=planner,
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_count
-from diffprog.layer import Layer, factory, stateless
+from diffprog.arguments import check_array, check_count
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer, stateless
 from diffprog.layers.window import cannot_stream
 from diffprog.notation import show
 from diffprog.parameters import parameter_dtype

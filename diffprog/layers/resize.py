@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.errors import LayerError, check_array, check_count
-from diffprog.layer import Layer, factory
+from diffprog.arguments import check_array, check_count
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer
 from diffprog.layers.window import AXES, cannot_stream, takes_mask, window
 from diffprog.masks import cleared
 from diffprog.notation import show

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog import notation
-from diffprog.errors import LayerError, check_array, check_count
+from diffprog.arguments import check_array, check_count
+from diffprog.errors import LayerError
 from diffprog.notation import show
 
 __all__ = ["rotary"]

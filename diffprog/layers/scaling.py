@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from diffprog import notation
-from diffprog.errors import LayerError, check_count
+from diffprog.arguments import check_count
+from diffprog.errors import LayerError
 from diffprog.layers.rotary import frequencies
 
 __all__ = [

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_array, check_count, check_share
-from diffprog.layer import Layer, as_layer, described, factory
+from diffprog.arguments import check_array, check_count, check_share
+from diffprog.errors import LayerError
+from diffprog.factories import described, factory
+from diffprog.layer import Layer, as_layer
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import affine
 from diffprog.layers.norm import layer_norm

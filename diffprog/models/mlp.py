@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from diffprog.arguments import check_count
 from diffprog.combinators import serial
-from diffprog.errors import LayerError, check_count
+from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.layers.dropout import dropout
 from diffprog.layers.linear import linear

@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 
+from diffprog.arguments import check_count
 from diffprog.combinators import residual, serial
-from diffprog.errors import LayerError, check_count
+from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
 from diffprog.layers.batch_norm import batch_norm
 from diffprog.layers.conv import conv

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import check_count
 from diffprog.combinators import serial
-from diffprog.errors import LayerError, check_count
+from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.layers.attention import cross_attention
 from diffprog.layers.cells import lstm

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffprog.arguments import check_count
 from diffprog.combinators import serial
-from diffprog.errors import check_count
 from diffprog.layer import Layer
 from diffprog.layers.collapse import collapse
 from diffprog.layers.embedding import embedding

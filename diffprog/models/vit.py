@@ -9,8 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import check_array, check_count
 from diffprog.combinators import serial
-from diffprog.errors import LayerError, check_array, check_count
+from diffprog.errors import LayerError
 from diffprog.layer import Layer, stateless
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffprog.errors import check_count
-from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.arguments import check_count
+from diffprog.factories import factory, rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.transforms.stacking import side_by_side
 
 __all__ = ["ensemble"]

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import check_array, check_count
-from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.arguments import check_array, check_count
+from diffprog.factories import factory, rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.transforms.stacking import side_by_side
 
 __all__ = ["heads"]

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError
-from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.factories import factory, rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import Params, Plan, State, remember
 

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from diffprog.errors import LayerError
-from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.factories import factory, rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed
 from diffprog.plans import Params, State
 

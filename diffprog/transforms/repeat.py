@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError, check_count
-from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.arguments import check_count
+from diffprog.errors import LayerError
+from diffprog.factories import factory, rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import Params, Plan, State, remember, spec
 from diffprog.transforms.remat import Policy
@@ -105,5 +107,5 @@ def repeat(
         init, apply, begin and start, layer.children,
         lambda children: repeat(n, rebuilt(layer, children), unroll=unroll, remat=remat),
         name="repeat",
-        bare=layer.bare, random=layer.random, side=layer.side, planner=planner,
+        bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
     )

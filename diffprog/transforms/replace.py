@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diffprog import tree
-from diffprog.errors import LayerError, lengthen
+from diffprog.errors import LayerError, signed
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed
 
@@ -36,14 +36,13 @@ def replace(net: Layer, pattern: str, f: Any) -> Layer:
     """
 
     def new(path: str, old: Layer) -> Layer:
-        try:
-            return as_layer(f if isinstance(f, Layer) else f(old))
-        except TypeError as error:
-            raise LayerError("a function from a layer to a layer", f"{code(f)}, which takes none",
-                             "for an activation write lambda old: jax.nn.gelu") from error
-        except Exception as error:
-            lengthen(error, path)
-            raise
+        with signed(old.__repr__, name=path):
+            try:
+                return as_layer(f if isinstance(f, Layer) else f(old))
+            except TypeError as error:
+                raise LayerError(
+                    "a function from a layer to a layer", f"{code(f)}, which takes none",
+                    "for an activation write lambda old: jax.nn.gelu") from error
 
     return edited(net, pattern, new)
 

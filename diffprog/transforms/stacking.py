@@ -58,5 +58,5 @@ def side_by_side(
     begin: Any = layer.start
     return Layer(
         init, apply, begin and start, layer.children, rebuild, bare=layer.bare,
-        random=layer.random, side=layer.side, planner=planner,
+        random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
     )

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from diffprog.errors import LayerError
-from diffprog.layer import Layer, as_layer, factory, rebuilt
+from diffprog.factories import factory, rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed
-from diffprog.plans import KEPT, Params, Plan, State, remember, spec, visits
+from diffprog.plans import Params, Plan, State, blank, remember, spec, visits
 from diffprog.transforms.replace import edited
 
 __all__ = ["tap"]
@@ -75,8 +75,7 @@ def tap(layer: Any, pattern: str) -> Layer:
 
     def filled(state: State, x: Any, side: dict[str, Any]) -> State:
         beside = {name: kept[name] for name in kept if state} | spec(side)
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), places(spec(x), beside))
-        return _merged(state, zeros, mark)
+        return _merged(state, blank(places(spec(x), beside)), mark)
 
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         plan = layer.plan(x, **side)
@@ -93,7 +92,7 @@ def tap(layer: Any, pattern: str) -> Layer:
         return (y, dict(_named(_taps(new, mark), mark))), _without(new, mark)
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        kept.update(spec({name: side[name] for name in KEPT & side.keys()}))
+        kept.update(spec({name: side[name] for name in layer.kept & side.keys()}))
         full = filled(state, x, side)
         return _without(begin(params, full, x, length=length, **side), mark)
 
@@ -109,8 +108,7 @@ def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         params, state = layer.init(key, x, **side)
-        y = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), layer.plan(x, **side).y)
-        return params, {**state, mark: y}
+        return params, {**state, mark: blank(layer.plan(x, **side).y)}
 
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         plan = layer.plan(x, **side)

@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 
-from diffprog.layer import Layer, as_layer, rebuilt
+from diffprog.factories import rebuilt
+from diffprog.layer import Layer, as_layer
 from diffprog.transforms.repeat import repeat
 
 Split = Callable[[Any], Any]

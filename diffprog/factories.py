@@ -1,0 +1,43 @@
+"""A layer shows the call that made it: in its `repr`, in errors, in summaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from diffprog import notation
+from diffprog.errors import signed
+
+if TYPE_CHECKING:
+    from diffprog.layer import Layer
+
+P = ParamSpec("P")
+
+
+def factory(function: Callable[P, Layer]) -> Callable[P, Layer]:
+    """Let the layers that `function` makes show the call that made them, in `repr` and errors."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        with signed(lambda: notation.call(function, bound.arguments)):
+            return described(function(*args, **kwargs), function, bound.arguments)
+
+    return make
+
+
+def described(layer: Layer, function: Callable[..., Layer], settings: Mapping[str, Any]) -> Layer:
+    """The layer with the call ``function(**settings)`` as its description."""
+    name = function.__name__ if layer.name == "layer" else layer.name
+    made_by = inspect.unwrap(function)
+    return dataclasses.replace(layer, name=name, factory=made_by, settings=settings)
+
+
+def rebuilt(layer: Layer, children: Mapping[str, Layer]) -> Layer:
+    """The layer with other children; a leaf has none and stays as it is."""
+    return layer.rebuild(children) if layer.rebuild else layer

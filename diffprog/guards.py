@@ -1,0 +1,274 @@
+"""What every call is checked for, once, by the record: authors of layers write no such checks.
+
+A call with another net's trees, a traced flag, a forgotten key, or a side input that nobody takes
+is refused by name, before anything is computed. All of it happens while a call is traced, so a
+compiled step pays nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffprog import tree
+from diffprog.arguments import check_count
+from diffprog.errors import LayerError, signed
+from diffprog.notation import listed, show
+from diffprog.plans import Params, Plan, State, remember, spec
+
+if TYPE_CHECKING:
+    from diffprog.layer import Layer
+
+NOTHING: Any = inspect.Parameter.empty  # an argument that was not given
+
+
+def guarded_plan(layer: Layer, planner: Any, init: Any, apply: Any) -> Any:
+    """`planner` on inputs that the layer can take; without one, the pair under evaluation."""
+    planner = planner or remember(functools.partial(_evaluated, init, apply))
+
+    def plan(x: Any, side: dict[str, Any]) -> Plan:
+        with signed(layer.__repr__, x):
+            plan = planner(inputs(x), inputs(taken(layer, side)))
+        layer._known.update(params=frozenset(plan.params), state=frozenset(plan.state),
+                            rest=jax.tree.structure(plan.state))
+        return plan
+
+    return plan
+
+
+def guarded_init(layer: Layer, raw: Any) -> Any:
+    """`raw`, which has seen no input that the layer cannot take."""
+
+    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        with signed(layer.__repr__, x):
+            _check_key(key)
+            layer.plan(x, **side)  # whatever is wrong with x shows here, before anything is drawn
+            return raw(key, inputs(x), **inputs(taken(layer, side)))
+
+    return _keeping(init, raw)
+
+
+def guarded_apply(layer: Layer, raw: Any) -> Any:
+    """`raw`, called with trees of this layer alone; what else goes wrong is explained by them."""
+
+    def apply(
+        params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+        train: bool = False, **side: Any,
+    ) -> tuple[Any, State]:
+        with signed(layer.__repr__, x):
+            side = taken(layer, side)
+            _check_call(layer, params, state, x, key, train, side)
+            try:
+                return _result(raw(params, state, x, key=key, train=train, **side))
+            except LayerError:
+                raise
+            except Exception as error:
+                if misfit := _misfit(layer, params, x, side):
+                    raise misfit from error
+                raise
+
+    return _keeping(apply, raw)
+
+
+def guarded_start(layer: Layer, raw: Any) -> Any:
+    """`raw`, which notes the names of what it carries: `apply` knows them again."""
+
+    def start(params: Params, state: State, x: Any, *, length: Any = None, **side: Any) -> State:
+        with signed(layer.__repr__, x):
+            check_count("length", length)
+            side = taken(layer, side)
+            _check_call(layer, params, state, x, None, False, side)
+            carried = raw(params, state, x, length=length, **side)
+            layer._known["streamed"] = layer._known.get("streamed", frozenset()) | carried.keys()
+            return carried
+
+    return _keeping(start, raw)
+
+
+def taken(layer: Layer, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The side inputs that are there; None is absent, and what nobody takes is refused."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if foreign := given.keys() - layer.side:
+        raise LayerError(f"only side inputs that it takes ({listed(layer.side)})",
+                         listed(foreign), "leave it out, or add a layer that takes it")
+    return given
+
+
+def inputs(x: Any) -> Any:
+    """Shapes and dtypes of what the caller gave; what has none is refused."""
+    if isinstance(x, (tuple, list)) and x and all(isinstance(n, int) for n in x):
+        raise LayerError("an array or a jax.ShapeDtypeStruct", f"the tuple {x}",
+                         f"write jax.ShapeDtypeStruct({tuple(x)}, jnp.float32)")
+    for leaf in jax.tree.leaves(x):
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise LayerError("arrays or jax.ShapeDtypeStructs", show(leaf), "use jnp.asarray")
+    return spec(x)
+
+
+def streams(layer: Layer, state: State, *given: Any) -> bool:
+    """Is this the state of a stream: is its structure not that of the state that `init` gives?
+
+    `given`, x and side inputs, serves to plan a layer that was never planned.
+    """
+    if given and not _known(layer, state, *given):
+        return True
+    return jax.tree.structure(state) != layer._known.get("rest", jax.tree.structure(state))
+
+
+def miscounted(name: str, calls: int) -> LayerError:
+    """What is wrong with a streaming call that makes other calls of a child than `start` made."""
+    return LayerError(f"as many calls of {name} as start made", f"{calls}",
+                      "start anew with the same inputs")
+
+
+def check_short_form(x: Any, side: dict[str, Any]) -> None:
+    """Refuse ``net(x)``, and training by ``net(params, x)``."""
+    if x is NOTHING:
+        raise LayerError("net(params, x)", "one argument",
+                         "inside a program call its child, layers.<name>(x)")
+    if side.pop("train", False):
+        raise LayerError("net.apply for training", "train=True in the short form",
+                         "the short form would lose the new state")
+
+
+def check_composable(f: Any) -> None:
+    """Refuse what can be no part of a net: a factory that was not called, a list, a class."""
+    if re.search(r"\bLayer\b", str(getattr(f, "__annotations__", {}).get("return"))):
+        raise LayerError("a layer", f"the function {f.__name__}", f"call it: {f.__name__}(...)")
+    if isinstance(f, (tuple, list)):
+        raise LayerError("a layer", show(f), "write serial(a, b) for a sequence of layers, "
+                         "and Layer(init, apply) for a pair of functions")
+    if not callable(f) or isinstance(f, type):
+        raise LayerError("a layer or a function of one input", show(f),
+                         "for example dp.linear(8) or jax.nn.relu")
+
+
+def check_children(params: Params, state: State, children: Mapping[str, Any]) -> None:
+    """Refuse trees with a name that is no child's; the children answer for what is in them."""
+    for kind, given in (("params", params), ("state", state)):
+        if foreign := {name for name in given if name.split("@")[0] not in children}:
+            raise LayerError(f"{kind} of its children ({listed(children)})", listed(foreign),
+                             f"these {kind} are of another net; pass what init gave")
+
+
+def _evaluated(init: Any, apply: Any, x: Any, side: dict[str, Any]) -> Plan:
+    """The plan of a leaf: its pair under abstract evaluation, where init sees shapes alone."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, state = jax.eval_shape(lambda key: _trees(init(key, x, **side)), key)
+    run = lambda *given: _result(apply(*given[:3], **given[3]))  # noqa: E731
+    y, _ = jax.eval_shape(run, params, state, x, side)
+    return Plan(params, state, y)
+
+
+def _trees(pair: Any) -> tuple[Params, State]:
+    two = isinstance(pair, tuple) and len(pair) == 2
+    if not (two and isinstance(pair[0], dict) and isinstance(pair[1], dict)):
+        raise LayerError("init to return (params, state), two dicts", show(pair),
+                         "an empty dict stands for none")
+    return pair
+
+
+def _result(pair: Any) -> tuple[Any, State]:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], dict)):
+        raise LayerError("apply to return (y, state)", show(pair),
+                         "return the state that came if it does not change")
+    if pair[0] is None:
+        raise LayerError("a result", "None", "end the function with return")
+    if made := next((leaf for leaf in jax.tree.leaves(pair[0]) if hasattr(leaf, "apply")), None):
+        raise LayerError("arrays as a result", f"the layer {made!r}", "use that layer itself")
+    return pair
+
+
+def _keeping(checked: Any, raw: Any) -> Any:
+    """The checked function, which remembers the one that it checks."""
+    checked.raw = raw
+    return checked
+
+
+def _check_key(key: Any) -> None:
+    dtype = getattr(key, "dtype", np.dtype(bool))
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
+    raw = dtype == np.uint32 and key.shape in ((2,), (4,))  # as jax.random.PRNGKey makes them
+    if not typed and not raw:
+        raise LayerError("a key", show(key), "pass jax.random.key(seed); map over several by vmap")
+
+
+def _check_call(
+    layer: Layer, params: Any, state: Any, x: Any, key: Any, train: Any, side: dict[str, Any],
+) -> None:
+    """Refuse what would be silently wrong: another net's trees, a traced flag, a missing key."""
+    if not isinstance(train, bool):
+        raise LayerError("train as a Python bool", show(train), "under jax.jit make it static: "
+                         "jax.jit(net.apply, static_argnames='train')")
+    if isinstance(params, tuple) and len(params) == 2:
+        raise LayerError("params alone", "the pair (params, state)",
+                         "unpack it: params, state = net.init(key, x)")
+    for kind, given in (("params", params), ("state", state)):
+        if not isinstance(given, dict):
+            raise LayerError(f"{kind} as a dict", show(given), "pass what init gave")
+    if layer.children:
+        return  # a program answers for its children's names, and they for their own
+    if layer.random and train and key is None:
+        raise LayerError("a key when train=True", "none", "pass key=jax.random.key(seed) to apply")
+    if not _known(layer, state, x, side):
+        return  # there is nothing to plan by; the layer must know its own state
+    _check_trees(layer, params, state, x, side)
+
+
+def _known(layer: Layer, state: Any, x: Any, side: dict[str, Any]) -> bool:
+    """Is it known what names the layer's trees have? A stream may lack what `start` has kept."""
+    if "params" not in layer._known:
+        try:
+            layer.plan(x, **side)
+        except LayerError:
+            if not (state and layer.kept - side.keys()):
+                raise
+    return "params" in layer._known
+
+
+def _check_trees(layer: Layer, params: Any, state: Any, x: Any, side: dict[str, Any]) -> None:
+    """Refuse names that are missing or foreign in the trees of a leaf."""
+    kinds: dict[str, Any] = {"params": params, "state": state}
+    for kind, given in kinds.items():
+        names = layer._known[kind]
+        foreign = given.keys() - names
+        if foreign and kind == "state" and layer.start:
+            foreign -= _streamed(layer, params, given, x, side)
+        if names - given.keys() or foreign:
+            remedy = "pass state=, as init gave it" if kind == "state" else "pass what init gave"
+            raise LayerError(f"{kind} {listed(names)}", listed(given), remedy)
+
+
+def _streamed(
+    layer: Layer, params: Any, state: State, x: Any, side: dict[str, Any]
+) -> frozenset[str]:
+    """The names of the state that `start` gives; none if the layer cannot stream."""
+    if "streamed" not in layer._known:
+        rest = {name: state[name] for name in layer._known["state"] & state.keys()}
+        start = functools.partial(layer.start, length=1, **side)  # type: ignore[arg-type]
+        try:
+            jax.eval_shape(start, params, rest, x)  # which notes the names
+        except LayerError:
+            if layer.kept - side.keys():
+                return frozenset(state)  # `start` was given more; the layer must know its state
+            layer._known["streamed"] = frozenset()
+    return layer._known["streamed"]
+
+
+def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> LayerError | None:
+    """Why a leaf failed, if it is that its parameters were made for another input."""
+    if layer.children:
+        return None
+    try:
+        return tree.compare("params", layer.plan(x, **side).params, params)
+    except LayerError as error:
+        return error
+    except Exception:
+        return None  # it fails on shapes as well, so the parameters are not at fault
