@@ -1,0 +1,101 @@
+"""Every public name, its arguments, and the first line of what is said of it.
+
+    python tests/names.py            # all of them, in the groups of `diffprog.__all__`
+    python tests/names.py layers     # the groups whose title begins so
+
+Names are chosen by reading them beside each other; `test_names.py` holds the rules that follow.
+"""
+
+import ast
+import inspect
+import re
+import sys
+from typing import NamedTuple
+
+import diffprog as dp
+from diffprog import notation
+
+
+class Name(NamedTuple):
+    """A public name. `signature` is None of what is not called."""
+
+    group: str
+    path: str
+    signature: inspect.Signature | None
+    doc: str
+
+    @property
+    def first(self):
+        """The first line of the docstring."""
+        return self.doc.partition("\n")[0]
+
+    @property
+    def arguments(self):
+        """Argument -> its `inspect.Parameter`, in order."""
+        return self.signature.parameters if self.signature else {}
+
+    @property
+    def documented(self):
+        """The names that the section Args speaks of, in its order; None if there is no section."""
+        section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", self.doc, re.M | re.S)
+        if section is None:
+            return None
+        entries = re.findall(r"^ {4}(\w[\w, ]*):", section[1], re.M)
+        return [name for entry in entries for name in entry.split(", ")]
+
+    def __str__(self):
+        """The call without annotations, and the first line under it."""
+        bare = [p.replace(annotation=p.empty, default=_written(p.default))
+                for p in self.arguments.values()]
+        call = str(inspect.Signature(bare)) if self.signature else ""
+        return f"{self.path}{call}\n    {self.first}"
+
+
+def groups(module):
+    """Title -> names, as the comments in the module's `__all__` group them."""
+    source = inspect.getsource(module)
+    listed = next(node for node in ast.parse(source).body
+                  if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+    found, title = {}, ""
+    for line in (ast.get_source_segment(source, listed) or "").splitlines():
+        code, _, comment = line.partition("#")
+        title = comment.strip() or title
+        found.setdefault(title, []).extend(re.findall(r'"(\w+)"', code))
+    return {title: names for title, names in found.items() if names}
+
+
+def public():
+    """All public names, those of `dp.tree` last."""
+    return [_name(title, prefix + name, getattr(module, name))
+            for module, prefix in ((dp, "dp."), (dp.tree, "dp.tree."))
+            for title, names in groups(module).items() for name in names]
+
+
+def _name(group, path, value):
+    signature = inspect.signature(value) if callable(value) else None
+    return Name(group or "trees", path, signature, inspect.getdoc(value) or "")
+
+
+class _Code(str):
+    """A default as the signature shows it, without quotes."""
+
+    __repr__ = str.__str__
+
+
+def _written(default):
+    return default if default is inspect.Parameter.empty else _Code(notation.code(default))
+
+
+def main(*titles):
+    """Print the groups whose title begins with one of `titles`; all of them if there is none."""
+    title = None
+    for name in public():
+        if name.group.startswith(titles or ""):
+            if name.group != title:
+                title = name.group
+                print(f"\n# {title}\n")
+            print(name)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
