@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from diffprog.metrics import (
         accuracy,
         bits_per_character,
-        confusion,
+        confusion_matrix,
         perplexity,
         top_k_accuracy,
     )
@@ -135,7 +135,7 @@ _HOMES = {
     "absolute_error": "losses", "binary_cross_entropy": "losses", "cross_entropy": "losses",
     "ctc": "losses", "huber": "losses", "kl_divergence": "losses",
     "linear_cross_entropy": "losses", "squared_error": "losses", "accuracy": "metrics",
-    "bits_per_character": "metrics", "confusion": "metrics", "perplexity": "metrics",
+    "bits_per_character": "metrics", "confusion_matrix": "metrics", "perplexity": "metrics",
     "top_k_accuracy": "metrics",
     # objectives and training
     "binary_classification": "objectives", "classification": "objectives",
@@ -174,7 +174,7 @@ __all__ = [
     "vit",
     # losses and metrics
     "absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber", "kl_divergence",
-    "linear_cross_entropy", "squared_error", "accuracy", "bits_per_character", "confusion",
+    "linear_cross_entropy", "squared_error", "accuracy", "bits_per_character", "confusion_matrix",
     "perplexity", "top_k_accuracy",
     # objectives and training
     "binary_classification", "classification", "regression", "chunked_next_token",

@@ -14,7 +14,7 @@ from diffprog.arguments import check_count
 from diffprog.entries import Mask, Reduction, class_numbers, known, reduce
 from diffprog.errors import LayerError
 
-__all__ = ["accuracy", "bits_per_character", "confusion", "perplexity", "top_k_accuracy"]
+__all__ = ["accuracy", "bits_per_character", "confusion_matrix", "perplexity", "top_k_accuracy"]
 
 
 def accuracy(
@@ -73,7 +73,7 @@ def top_k_accuracy(
     return reduce(hits.astype(jnp.float32), known(labels, mask, ignore), reduction)
 
 
-def confusion(
+def confusion_matrix(
     logits: jax.Array, labels: jax.Array, *, ignore: int | None = None, mask: Mask = None
 ) -> jax.Array:
     """How often class i was taken for class j: ``table[i, j]``, rows true, columns guessed.
@@ -93,7 +93,7 @@ def confusion(
         LayerError: shapes or dtypes do not fit.
 
     Example:
-        >>> dp.confusion(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([0, 1])).tolist()
+        >>> dp.confusion_matrix(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([0, 1])).tolist()
         [[1.0, 0.0], [1.0, 0.0]]
     """
     labels = class_numbers(logits, labels)

@@ -139,7 +139,7 @@ def draw(
     axes.legend()
 
     axes = places[0, 1].subplots()
-    table = np.asarray(dp.confusion(logits, jnp.asarray(y)), int)
+    table = np.asarray(dp.confusion_matrix(logits, jnp.asarray(y)), int)
     axes.imshow(np.log1p(table), cmap="Blues")
     for (row, column), count in np.ndenumerate(table):
         if count:

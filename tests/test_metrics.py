@@ -59,7 +59,7 @@ def test_confusion_counts_pairs():
     for at in np.ndindex(5, 30):
         if mask[at] and labels[at] != -100:
             table[labels[at], max(range(6), key=logits[at].__getitem__)] += 1
-    found = jax.jit(lambda *x: dp.confusion(*x, ignore=-100, mask=mask))(logits, labels)
+    found = jax.jit(lambda *x: dp.confusion_matrix(*x, ignore=-100, mask=mask))(logits, labels)
     np.testing.assert_array_equal(found, table)
     assert found.dtype == jnp.float32 and found.sum() == (mask & (labels != -100)).sum()
     share = found.trace() / found.sum()
@@ -70,9 +70,9 @@ def test_a_label_that_is_no_class_shows():
     logits = jnp.eye(3)
     for wrong in (3, -1, -100):
         labels = jnp.array([0, wrong, 2])
-        assert np.isnan(dp.confusion(logits, labels)).all()
-        assert dp.confusion(logits, labels, ignore=wrong).sum() == 2
-        assert dp.confusion(logits, labels, mask=labels != wrong).sum() == 2
+        assert np.isnan(dp.confusion_matrix(logits, labels)).all()
+        assert dp.confusion_matrix(logits, labels, ignore=wrong).sum() == 2
+        assert dp.confusion_matrix(logits, labels, mask=labels != wrong).sum() == 2
         assert dp.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
 
 
@@ -81,7 +81,7 @@ def test_nothing_real_counts_nothing():
     none = dict(mask=jnp.zeros(2, bool))
     assert float(dp.accuracy(logits, labels, **none)) == 0.0
     assert float(dp.top_k_accuracy(logits, labels, k=1, **none)) == 0.0
-    np.testing.assert_array_equal(dp.confusion(logits, labels, **none), np.zeros((3, 3)))
+    np.testing.assert_array_equal(dp.confusion_matrix(logits, labels, **none), np.zeros((3, 3)))
 
 
 def test_metrics_take_bfloat16_and_narrow_labels():
@@ -90,10 +90,10 @@ def test_metrics_take_bfloat16_and_narrow_labels():
     for metric in (dp.accuracy, dp.top_k_accuracy):
         assert metric(logits, labels).dtype == jnp.float32
         assert float(metric(logits, labels)) == 1.0
-    assert dp.confusion(logits, labels).trace() == 200
+    assert dp.confusion_matrix(logits, labels).trace() == 200
 
 
-@pytest.mark.parametrize("metric", [dp.accuracy, dp.top_k_accuracy, dp.confusion])
+@pytest.mark.parametrize("metric", [dp.accuracy, dp.top_k_accuracy, dp.confusion_matrix])
 def test_what_metrics_refuse(metric):
     logits, labels = jnp.zeros((2, 6)), jnp.array([0, 1])
     for wrong in (jnp.zeros(2), jnp.zeros((2, 6))):
@@ -102,7 +102,7 @@ def test_what_metrics_refuse(metric):
         assert "leading shape (2,)" in refused(metric, logits, wrong).wants
     for mask in (jnp.ones(2), jnp.ones(3, bool), jnp.ones((2, 6), bool)):
         assert refused(metric, logits, labels, mask=mask).wants.startswith("a mask of ")
-    if metric is not dp.confusion:
+    if metric is not dp.confusion_matrix:
         assert "reduction" in refused(metric, logits, labels, reduction="average").wants
 
 

@@ -166,7 +166,7 @@ PUBLIC = [
     "attention_head", "avg_pool", "batch_norm", "batches", "beam_search", "bert",
     "bert_pretraining", "bilinear", "binary_classification", "binary_cross_entropy", "binary_step",
     "bits_per_character", "branch", "check", "check_gradients", "chunked_next_token",
-    "classification", "collapse", "concatenate", "confusion", "conv", "conv_transpose",
+    "classification", "collapse", "concatenate", "confusion_matrix", "conv", "conv_transpose",
     "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "dropout", "embedding",
     "encoder_decoder", "ensemble", "evaluate", "ffn", "fit", "flatten", "gelu", "generate",
     "global_avg_pool", "global_max_pool", "glu", "gpt", "group_norm", "gru", "heads", "hide",
