@@ -40,11 +40,11 @@ class Name(NamedTuple):
         section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", self.doc, re.M | re.S)
         if section is None:
             return None
-        entries = re.findall(r"^ {4}(\w[\w, ]*):", section[1], re.M)
-        return [name for entry in entries for name in entry.split(", ")]
+        entries = re.findall(r"^ {4}(\w+(?:,\s+\w+)*):", section[1], re.M)
+        return [name for entry in entries for name in re.split(r",\s+", entry)]
 
     def __str__(self):
-        """The call without annotations, and the first line under it."""
+        """The call without annotations, and the first line of its docstring under it."""
         bare = [p.replace(annotation=p.empty, default=_written(p.default))
                 for p in self.arguments.values()]
         call = str(inspect.Signature(bare)) if self.signature else ""
@@ -56,12 +56,12 @@ def groups(module):
     source = inspect.getsource(module)
     listed = next(node for node in ast.parse(source).body
                   if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
-    found, title = {}, ""
-    for line in (ast.get_source_segment(source, listed) or "").splitlines():
+    found, title = {}, "trees"
+    for line in ast.get_source_segment(source, listed).splitlines():
         code, _, comment = line.partition("#")
         title = comment.strip() or title
         found.setdefault(title, []).extend(re.findall(r'"(\w+)"', code))
-    return {title: names for title, names in found.items() if names}
+    return found
 
 
 def public():
@@ -73,7 +73,7 @@ def public():
 
 def _name(group, path, value):
     signature = inspect.signature(value) if callable(value) else None
-    return Name(group or "trees", path, signature, inspect.getdoc(value) or "")
+    return Name(group, path, signature, inspect.getdoc(value) or "")
 
 
 class _Code(str):
@@ -91,10 +91,8 @@ def main(*titles):
     title = None
     for name in public():
         if name.group.startswith(titles or ""):
-            if name.group != title:
-                title = name.group
-                print(f"\n# {title}\n")
-            print(name)
+            print(*[] if name.group == title else [f"\n# {name.group}\n\n"], name, sep="")
+            title = name.group
 
 
 if __name__ == "__main__":
