@@ -198,16 +198,16 @@ def binary_cross_entropy(
 
 
 def squared_error(
-    prediction: jax.Array, target: jax.Array, *, mask: Mask = None, reduction: Reduction = "mean"
+    predictions: jax.Array, targets: jax.Array, *, mask: Mask = None, reduction: Reduction = "mean"
 ) -> jax.Array:
-    """``(prediction - target)**2``, in squared units of the target; without a factor 1/2.
+    """``(predictions - targets)**2``, in squared units of the target; without a factor 1/2.
 
     Shapes:
-        prediction and target: one shape. mask: leading axes of it, True where real.
+        predictions and targets: one shape. mask: leading axes of it, True where real.
 
     Args:
-        prediction: floats.
-        target: what it should be.
+        predictions: floats.
+        targets: what they should be.
         mask, reduction: as in `cross_entropy`; each element is an entry.
 
     Raises:
@@ -217,35 +217,43 @@ def squared_error(
         >>> float(dp.squared_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
         4.5
     """
-    prediction, target, real = _paired(prediction, target, mask)
-    return reduce(optax.losses.squared_error(prediction, target), real, reduction)
+    predictions, targets, real = _paired(predictions, targets, mask)
+    return reduce(optax.losses.squared_error(predictions, targets), real, reduction)
 
 
 def absolute_error(
-    prediction: jax.Array, target: jax.Array, *, mask: Mask = None, reduction: Reduction = "mean"
+    predictions: jax.Array, targets: jax.Array, *, mask: Mask = None, reduction: Reduction = "mean"
 ) -> jax.Array:
-    """``|prediction - target|``, in units of the target; its gradient at 0 is 0.
+    """``|predictions - targets|``, in units of the target; its gradient at 0 is 0.
 
-    All else is as in `squared_error`.
+    Args:
+        predictions, targets, mask, reduction: as in `squared_error`.
+
+    Raises:
+        LayerError: as `squared_error` does.
 
     Example:
         >>> float(dp.absolute_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
         1.5
     """
-    prediction, target, real = _paired(prediction, target, mask)
-    return reduce(magnitude(prediction - target), real, reduction)
+    predictions, targets, real = _paired(predictions, targets, mask)
+    return reduce(magnitude(predictions - targets), real, reduction)
 
 
 def huber(
-    prediction: jax.Array, target: jax.Array, *, delta: float = 1.0, mask: Mask = None,
+    predictions: jax.Array, targets: jax.Array, *, delta: float = 1.0, mask: Mask = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """``e**2 / 2`` where ``e = |prediction - target| <= delta``, else ``delta * (e - delta / 2)``.
+    """``e**2 / 2`` where ``e = |predictions - targets| <= delta``, else ``delta * (e - delta/2)``.
 
-    Outliers pull no harder than `delta`. All else is as in `squared_error`.
+    Outliers pull no harder than `delta`.
 
     Args:
+        predictions, targets, mask, reduction: as in `squared_error`.
         delta: where the square goes over into a line, in units of the target; positive.
+
+    Raises:
+        LayerError: as `squared_error` does; delta is not positive.
 
     Example:
         >>> dp.huber(jnp.array([0.5, 3.0]), jnp.zeros(2), reduction="none").tolist()
@@ -255,22 +263,22 @@ def huber(
     """
     if not delta > 0:
         raise LayerError("a positive delta", repr(delta), "pass an error in units of the target")
-    prediction, target, real = _paired(prediction, target, mask)
-    return reduce(optax.losses.huber_loss(prediction, target, delta=delta), real, reduction)
+    predictions, targets, real = _paired(predictions, targets, mask)
+    return reduce(optax.losses.huber_loss(predictions, targets, delta=delta), real, reduction)
 
 
 def kl_divergence(
-    log_prediction: jax.Array, target: jax.Array, *, mask: Mask = None,
+    log_predictions: jax.Array, targets: jax.Array, *, mask: Mask = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """``sum(target * (log target - log_prediction))`` over the last axis, in nats; 0 log 0 = 0.
+    """``sum(targets * (log targets - log_predictions))`` over the last axis, in nats; 0 log 0 = 0.
 
     Shapes:
-        log_prediction and target: (..., classes). mask: leading axes of (...), True where real.
+        log_predictions and targets: (..., classes). mask: leading axes of (...), True where real.
 
     Args:
-        log_prediction: logarithms of probabilities, such as `jax.nn.log_softmax` gives.
-        target: probabilities; a negative one gives NaN.
+        log_predictions: logarithms of probabilities, such as `jax.nn.log_softmax` gives.
+        targets: probabilities; a negative one gives NaN.
         mask, reduction: as in `cross_entropy`.
 
     Raises:
@@ -281,11 +289,11 @@ def kl_divergence(
         >>> float(dp.kl_divergence(jnp.log(fair), sure)).__round__(4)
         0.6931
     """
-    log_prediction, target, real = _paired(log_prediction, target, mask, features=1)
+    log_predictions, targets, real = _paired(log_predictions, targets, mask, features=1)
     # optax.losses.kl_divergence has a NaN gradient in the target where that is 0.
-    some = target != 0
-    ratio = jnp.log(jnp.where(some, target, 1)) - jnp.where(some, log_prediction, 0)
-    return reduce((target * ratio).sum(-1), real, reduction)
+    some = targets != 0
+    ratio = jnp.log(jnp.where(some, targets, 1)) - jnp.where(some, log_predictions, 0)
+    return reduce((targets * ratio).sum(-1), real, reduction)
 
 
 def ctc(

@@ -55,10 +55,14 @@ def top_k_accuracy(
     """The share of entries with the label's logit among the `k` largest; ``k=1`` is `accuracy`.
 
     Of equal logits the first count as the larger ones, so constant logits score no more than
-    chance. All else is as in `accuracy`.
+    chance.
 
     Args:
+        logits, labels, ignore, mask, reduction: as in `accuracy`.
         k: how many guesses; at least 1 and at most the number of classes.
+
+    Raises:
+        LayerError: as `accuracy` does; k is out of its range.
 
     Example:
         >>> float(dp.top_k_accuracy(jnp.array([[3.0, 2.0, 1.0]]), jnp.array([1]), k=2))
