@@ -25,22 +25,22 @@ __all__ = ["add_norm", "ffn", "pre_norm"]
 
 @factory
 def ffn(
-    features: int, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, *,
+    hidden: int, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, *,
     bias: bool = True, dropout: float = 0.0, kernel_init: Initializer = "lecun_normal",
     bias_init: Initializer = "zeros",
 ) -> Layer:
     """Widen, bend, and narrow again: ``y = activation(x @ W_1 + b_1) @ W_2 + b_2``.
 
     The same for every position; as many features come out as go in. A gated one is written
-    ``swiglu(features) >> linear(width)``.
+    ``swiglu(hidden) >> linear(width)``.
 
     Shapes:
         x: (..., D) -> (..., D), in the dtype of x.
-        params: ``up`` (kernel (D, features)) and ``down`` (kernel (features, D)), each with a
+        params: ``up`` (kernel (D, hidden)) and ``down`` (kernel (hidden, D)), each with a
             ``bias``.
 
     Args:
-        features: size of the hidden axis, mostly 4 * D; positive.
+        hidden: size of the hidden axis, mostly 4 * D; positive.
         activation: a function of an array, such as `dp.gelu`.
         bias: False leaves both biases out.
         dropout: share of the hidden values that is dropped in training, in [0, 1).
@@ -58,7 +58,7 @@ def ffn(
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 2.
     """
-    check_count("features", features)
+    check_count("hidden", hidden)
     check_share("dropout", dropout)
     if isinstance(activation, Layer) or not callable(activation):
         raise LayerError("an activation that is a function of an array", show(activation),
@@ -68,7 +68,7 @@ def ffn(
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:
         check_array(x, rank=1, axes="(..., features)")
         params: Params = {}
-        for name, shape in (("up", (x.shape[-1], features)), ("down", (features, x.shape[-1]))):
+        for name, shape in (("up", (x.shape[-1], hidden)), ("down", (hidden, x.shape[-1]))):
             own = fold(key, name)
             params[name] = {"kernel": parameter(own, "kernel", kernel_init, shape, x)}
             if bias:
@@ -81,11 +81,11 @@ def ffn(
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., features)")
         rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x  # once for both maps
-        hidden = affine(params["up"], rows, features)
-        bent = activation(hidden)
-        if spec(bent) != spec(hidden):
-            raise LayerError(f"an activation that keeps {show(hidden)} as it is", show(bent),
-                             "write swiglu(features) >> linear(width) for a gated one")
+        wide = affine(params["up"], rows, hidden)
+        bent = activation(wide)
+        if spec(bent) != spec(wide):
+            raise LayerError(f"an activation that keeps {show(wide)} as it is", show(bent),
+                             "write swiglu(hidden) >> linear(width) for a gated one")
         kept, _ = drop.apply({}, {}, bent, key=key, train=train)
         return affine(params["down"], kept, x.shape[-1]).reshape(x.shape), state
 

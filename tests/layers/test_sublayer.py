@@ -161,7 +161,7 @@ BODY = "let it have as many features, and the dtype of x"
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: dp.ffn(0), "ffn(0): wants features, an int of at least 1, got 0; pass a Python int"),
+    (lambda: dp.ffn(0), "ffn(0): wants hidden, an int of at least 1, got 0; pass a Python int"),
     (lambda: dp.ffn(4, dp.prelu()), "ffn(4, activation=prelu()): wants an activation that is a "
                                     f"function of an array, got prelu(); {ACTIVATION}"),
     (lambda: dp.ffn(4, "relu"), "ffn(4, activation='relu'): wants an activation that is a function "
@@ -181,7 +181,7 @@ def test_settings_are_refused_at_composition(make, message):
 
 @pytest.mark.parametrize(("layer", "x", "path", "message"), [
     (dp.ffn(4, jnp.sum), ROWS, "at", "wants an activation that keeps float32[6,4] as it is, got "
-     "float32[]; write swiglu(features) >> linear(width) for a gated one"),
+     "float32[]; write swiglu(hidden) >> linear(width) for a gated one"),
     (dp.ffn(4), jnp.ones((2, 4), int), "at", "wants floating-point input, got int32[2,4]; convert "
      "it: x.astype(jnp.float32)"),
     (dp.add_norm(dp.linear(5)), ROWS, "at", "wants a body that keeps the shape of x, "
