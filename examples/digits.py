@@ -50,7 +50,7 @@ def convnet(width: int = 32, rate: float = 0.3) -> dp.Layer:
 
 def mlp(width: int = 256, rate: float = 0.3) -> dp.Layer:
     """Two hidden layers."""
-    return dp.flatten() >> dp.mlp((width, width), 10, rate=rate)
+    return dp.flatten() >> dp.mlp((width, width), 10, dropout=rate)
 
 
 def resnet(width: int = 16, depth: int = 18) -> dp.Layer:

@@ -10,7 +10,7 @@ from diffprog.arguments import check_count
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
-from diffprog.layers.dropout import dropout
+from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import linear
 from diffprog.notation import show
 
@@ -19,7 +19,7 @@ __all__ = ["mlp"]
 
 def mlp(
     hidden: Sequence[int], features: int, *,
-    activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, rate: float = 0.0,
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, dropout: float = 0.0,
 ) -> Layer:
     """Linear maps with an activation between: ``y = W_n a(... a(W_1 x + b_1) ...) + b_n``.
 
@@ -31,7 +31,7 @@ def mlp(
         hidden: sizes of the hidden layers, in order; none gives a linear map.
         features: size of the last axis of y.
         activation: a function of arrays, or a layer.
-        rate: share of the hidden values that dropout leaves out in training, in [0, 1).
+        dropout: share of the hidden values that is dropped in training, in [0, 1).
 
     Raises:
         LayerError: at composition, for sizes that are no positive ints.
@@ -48,5 +48,5 @@ def mlp(
     check_count("features", features)
     parts = []
     for size in hidden:
-        parts += [linear(size), activation, *([dropout(rate)] if rate else [])]
+        parts += [linear(size), activation, *([dropping(dropout)] if dropout else [])]
     return serial(**({"body": serial(*parts)} if parts else {}), head=linear(features))
