@@ -161,10 +161,10 @@ class Model(NamedTuple):
 
 MODELS = {
     "transformer": lambda: Model(
-        dp.transformer(128, END + 1, 64, depth=2, heads=4, hidden=256, norm_first=True), 2000,
+        dp.transformer(128, END + 1, width=64, depth=2, heads=4, hidden=256, norm_first=True), 2000,
         "decoder/body/blocks/cross/norm", "decoder/body/blocks/cross/body", 4),
     "seq2seq": lambda: Model(
-        dp.seq2seq(128, END + 1, 128), 1500, "decoder/body", "decoder/attend", 1),
+        dp.seq2seq(128, END + 1, width=128), 1500, "decoder/body", "decoder/attend", 1),
 }
 
 

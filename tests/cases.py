@@ -266,9 +266,9 @@ CASES = [
         Case("the decoder of transformer",
              dp.transformer(11, 13, norm_first=True, **NET).children["decoder"], IDS,
              RAGGED | MEMORY | {"causal": True}),
-        Case("seq2seq", dp.seq2seq(11, 13, 8, depth=2, dropout=0.2), IDS,
+        Case("seq2seq", dp.seq2seq(11, 13, width=8, depth=2, dropout=0.2), IDS,
              FIVE | SOURCE | {"causal": True}),
-        Case("the decoder of seq2seq", dp.seq2seq(11, 13, 8).children["decoder"], IDS,
+        Case("the decoder of seq2seq", dp.seq2seq(11, 13, width=8).children["decoder"], IDS,
              FIVE | MEMORY | {"causal": True}),
         Case("sequence_classifier", dp.sequence_classifier(
             11, 3, dp.recurrent(dp.gru(4)), width=6, how="last"), IDS, FIVE),

@@ -56,7 +56,7 @@ def test_a_handful_of_programs_serves_all_prompts():
 
 def test_a_refusal_for_another_reason_is_forgotten():
     """A call that lacked memory says nothing of how far the net can go."""
-    net = dp.seq2seq(5, VOCABULARY, 6)
+    net = dp.seq2seq(5, VOCABULARY, width=6)
     given = memory("seq2seq")
     params, _ = trees("seq2seq")
     refused(dp.generate, net, params, PROMPTS, 5)

@@ -106,7 +106,7 @@ def test_what_stands_in_the_padding_has_no_gradient(filler):
 
 def test_a_translation_sees_the_true_beginning():
     """Teacher forcing: the loss is that of the net on all but the last, source and all."""
-    net = dp.seq2seq(5, 7, 4)
+    net = dp.seq2seq(5, 7, width=4)
     source, mask = jnp.array([[1, 2, 3], [4, 4, 0]]), jnp.array([[1, 1, 1], [1, 1, 0]], bool)
     params, state = net.init(KEY, IDS[:, :-1], source=source)
     batch = {"x": IDS, "source": source, "source_mask": mask}

@@ -40,8 +40,8 @@ DECODERS = {
                       jnp.float32),
 }
 TRANSLATORS = {
-    "transformer": dp.transformer(5, VOCABULARY, 8, depth=2, heads=2, hidden=8),
-    "seq2seq": dp.seq2seq(5, VOCABULARY, 6),
+    "transformer": dp.transformer(5, VOCABULARY, width=8, depth=2, heads=2, hidden=8),
+    "seq2seq": dp.seq2seq(5, VOCABULARY, width=6),
 }
 NETS = DECODERS | TRANSLATORS
 

@@ -29,7 +29,8 @@ __all__ = ["seq2seq"]
 
 
 def seq2seq(
-    source: int, target: int, width: int = 256, *, depth: int = 1, dropout: float = 0.0
+    source_vocabulary: int, target_vocabulary: int, *, width: int = 256, depth: int = 1,
+    dropout: float = 0.0,
 ) -> Layer:
     """Translate: ``h = LSTM(embed(x)); y = tanh([h, attend(h, memory)] @ W + b) @ embed.T``.
 
@@ -38,13 +39,13 @@ def seq2seq(
     next step, so that all steps are trained at once.
 
     Shapes:
-        x: ints (batch, time) in [0, target) -> (batch, time, target).
+        x: ints (batch, time) in [0, target_vocabulary) -> (batch, time, target_vocabulary).
         source, source_mask, memory, memory_mask, mask: as in `transformer`.
         params: ``encoder`` (``embed``, ``body``) and ``decoder`` (``embed``, ``body``, ``attend``,
             ``join``).
 
     Args:
-        source, target: sizes of the vocabularies; positive.
+        source_vocabulary, target_vocabulary: how many ids there are to read, and to write.
         width: size of all vectors; even.
         depth: LSTMs of the encoder, and of the decoder, one on top of the other.
         dropout: share that is dropped in training, of the vectors that are read and of y before
@@ -54,7 +55,7 @@ def seq2seq(
         LayerError: an odd width; source and memory are given both.
 
     Example:
-        >>> net = dp.seq2seq(11, 13, 16)
+        >>> net = dp.seq2seq(11, 13, width=16)
         >>> x, source = jnp.ones((2, 5), int), jnp.ones((2, 7), int)
         >>> params, state = net.init(jax.random.key(0), x, source=source)
         >>> net(params, x, source=source).shape
@@ -68,10 +69,10 @@ def seq2seq(
         raise LayerError("an even width", f"{width}", "half of it reads in each direction")
 
     both = [recurrent(lstm(width // 2), bidirectional=True) for _ in range(depth)]
-    encoder = serial(hide=hide(), embed=embedding(source, width), scaled=scaled(width),
+    encoder = serial(hide=hide(), embed=embedding(source_vocabulary, width), scaled=scaled(width),
                      drop=dropping(dropout), body=serial(*both))
 
-    @program(hide=hide(), embed=embedding(target, width), scaled=scaled(width),
+    @program(hide=hide(), embed=embedding(target_vocabulary, width), scaled=scaled(width),
              drop=dropping(dropout),
              body=serial(*[recurrent(lstm(width)) for _ in range(depth)]),
              attend=cross_attention(1), join=linear(width))

@@ -120,9 +120,9 @@ def transformer_decoder(
 
 
 def transformer(
-    source: int, target: int, width: int = 512, *, depth: int = 6, heads: int = 8,
-    hidden: int = 2048, activation: Activation = jax.nn.relu, norm_first: bool = False,
-    dropout: float = 0.0,
+    source_vocabulary: int, target_vocabulary: int, *, width: int = 512, depth: int = 6,
+    heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
+    norm_first: bool = False, dropout: float = 0.0,
 ) -> Layer:
     """Translate: ``y = decoder(embed(x), encoder(embed(source))) @ embed.T``.
 
@@ -130,14 +130,15 @@ def transformer(
     target score it too. As in the paper, but that each language has vectors of its own.
 
     Shapes:
-        x: ints (batch, time) in [0, target) -> (batch, time, target).
-        source: ints (batch, S) in [0, source), and source_mask, booleans (batch, S), True = real.
+        x: ints (batch, time) in [0, target_vocabulary) -> (batch, time, target_vocabulary).
+        source: ints (batch, S) in [0, source_vocabulary); source_mask: booleans (batch, S), True =
+            real.
         memory, memory_mask: what ``net.children["encoder"]`` makes of the source, in its place.
             Streams begin with it, because the encoder sees all at once.
         mask: booleans (batch, time), True = real.
 
     Args:
-        source, target: sizes of the vocabularies; positive.
+        source_vocabulary, target_vocabulary: how many ids there are to read, and to write.
         width: size of the vectors; even, and a multiple of heads.
         depth: blocks of the encoder, and of the decoder.
         heads, hidden, activation, norm_first, dropout: as in `transformer_encoder`; dropout also
@@ -147,7 +148,7 @@ def transformer(
         LayerError: source and memory are given both; and as `transformer_decoder` does.
 
     Example:
-        >>> net = dp.transformer(11, 13, 16, depth=2, heads=4, hidden=32)
+        >>> net = dp.transformer(11, 13, width=16, depth=2, heads=4, hidden=32)
         >>> x, source = jnp.ones((2, 5), int), jnp.ones((2, 7), int)
         >>> params, state = net.init(jax.random.key(0), x, source=source)
         >>> net(params, x, source=source).shape
@@ -161,11 +162,11 @@ def transformer(
                                "norm_first": norm_first, "dropout": dropout}
 
     encoder = serial(
-        hide=hide(), embed=embedding(source, width), scaled=scaled(width),
+        hide=hide(), embed=embedding(source_vocabulary, width), scaled=scaled(width),
         positions=sinusoidal_positions(), drop=dropping(dropout),
         body=transformer_encoder(depth, **options))
 
-    @program(hide=hide(), embed=embedding(target, width), scaled=scaled(width),
+    @program(hide=hide(), embed=embedding(target_vocabulary, width), scaled=scaled(width),
              positions=sinusoidal_positions(), drop=dropping(dropout),
              body=transformer_decoder(depth, **options))
     def decoder(layers: Children, x: jax.Array) -> jax.Array:

@@ -43,7 +43,7 @@ MODELS = {
     "llama": Model(dp.llama(), IDS),
     "vit": Model(dp.vit(), IMAGE),
     "transformer": Model(dp.transformer(37000, 37000), IDS, {"source": IDS}),
-    "seq2seq": Model(dp.seq2seq(50, 60, 16), IDS, {"source": IDS}),
+    "seq2seq": Model(dp.seq2seq(50, 60, width=16), IDS, {"source": IDS}),
     "sequence_classifier": Model(dp.sequence_classifier(50, 3, READER, how="attention"), IDS),
 }
 

@@ -16,7 +16,7 @@ NETS = {
     "bert": dp.bert(11, length=5, **NET),
     "bert_pretraining": dp.bert_pretraining(11, length=5, **NET),
     "transformer": dp.transformer(11, 11, **NET),
-    "seq2seq": dp.seq2seq(11, 11, 8),
+    "seq2seq": dp.seq2seq(11, 11, width=8),
     "classifier of a recurrence": dp.sequence_classifier(
         11, 3, dp.recurrent(dp.gru(4), bidirectional=True), width=8),
     "classifier of a transformer": dp.sequence_classifier(11, 3, BODY, width=8, how="max"),

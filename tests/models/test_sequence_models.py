@@ -92,7 +92,7 @@ LEARN = {
     "bert_pretraining": (
         dp.bert_pretraining(11, length=6, **NET), dp.masked_language(), PAIRS, 80),
     "transformer": (dp.transformer(11, 11, **NET), dp.next_token(), TRANSLATED, 60),
-    "seq2seq": (dp.seq2seq(11, 11, 16), dp.next_token(), TRANSLATED, 80),
+    "seq2seq": (dp.seq2seq(11, 11, width=16), dp.next_token(), TRANSLATED, 80),
     "vit": (dp.vit(4, image=4, patch=2, **NET), dp.classification(), IMAGES, 40),
     "sequence_classifier": (dp.sequence_classifier(11, 4, READER, width=16, how="last"),
                             dp.classification(), LABELLED, 60),
