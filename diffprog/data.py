@@ -16,7 +16,7 @@ from diffprog.notation import show
 __all__ = ["batches"]
 
 
-def batches(data: Any, size: int, *, seed: int | None = None) -> Batches:
+def batches(data: Any, batch_size: int, *, seed: int | None = None) -> Batches:
     """Cut a pytree of arrays into batches along the first axis.
 
     With a seed the batches are shuffled and endless: every example comes once before any comes
@@ -26,7 +26,7 @@ def batches(data: Any, size: int, *, seed: int | None = None) -> Batches:
 
     Args:
         data: arrays with one length, for example ``(x, y)`` or ``{"x": x, "y": y}``.
-        size: examples in a batch; positive.
+        batch_size: examples in a batch; positive.
         seed: of the shuffling.
 
     Raises:
@@ -37,14 +37,14 @@ def batches(data: Any, size: int, *, seed: int | None = None) -> Batches:
         >>> [batch.tolist() for batch in dp.batches(x, 2)]
         [[0, 1], [2, 3], [4]]
     """
-    check_count("size", size)
+    check_count("batch_size", batch_size)
     leaves = jax.tree.leaves(data)
     shapes = [getattr(leaf, "shape", ()) for leaf in leaves]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:
         raise LayerError("arrays of one length along the first axis", show(data),
                          "cut them to one length")
-    return Batches(jax.tree.map(np.asarray, data), size, seed, lengths.pop())
+    return Batches(jax.tree.map(np.asarray, data), batch_size, seed, lengths.pop())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Batches:
     """An iterable of batches; see `batches`."""
 
     data: Any
-    size: int
+    batch_size: int
     seed: int | None
     length: int
 
@@ -61,14 +61,14 @@ class Batches:
             yield jax.tree.map(lambda a, rows=rows: a[rows], self.data)
 
     def _in_order(self) -> Iterator[Any]:
-        for first in range(0, self.length, self.size):
-            yield slice(first, first + self.size)
+        for first in range(0, self.length, self.batch_size):
+            yield slice(first, first + self.batch_size)
 
     def _shuffled(self, seed: int) -> Iterator[Any]:
         draw = np.random.default_rng(seed)
         waiting = np.zeros(0, int)
         while True:
-            while len(waiting) < self.size:
+            while len(waiting) < self.batch_size:
                 waiting = np.concatenate([waiting, draw.permutation(self.length)])
-            rows, waiting = waiting[: self.size], waiting[self.size :]
+            rows, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
             yield rows

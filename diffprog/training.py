@@ -231,25 +231,36 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
 
 
 def predict(
-    net: Layer, params: Params, x: Any, *, state: State | None = None, size: int = 256, **side: Any
+    net: Layer, params: Params, x: Any, *, state: State | None = None, batch_size: int = 256,
+    **side: Any,
 ) -> Any:
-    """The output of a net at rest on any number of examples, `size` at a time.
+    """The output of a net at rest on any number of examples, `batch_size` at a time.
 
     The last part is filled up with copies of its last example, so that one program is compiled.
+
+    Args:
+        net: any layer.
+        params, state: of the net.
+        x: a pytree of arrays with one first axis of examples.
+        batch_size: examples at a time; positive.
+        side: side inputs, with that first axis too.
+
+    Raises:
+        LayerError: as the net does.
 
     Example:
         >>> net = dp.linear(3)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
-        >>> dp.predict(net, params, jnp.ones((1000, 4)), size=64).shape
+        >>> dp.predict(net, params, jnp.ones((1000, 4)), batch_size=64).shape
         (1000, 3)
     """
-    check_count("size", size)
+    check_count("batch_size", batch_size)
     side = {name: value for name, value in side.items() if value is not None}
     length = jax.tree.leaves(x)[0].shape[0]
     apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept
     if length == 0:
         return apply(params, state or {}, x, **side)[0]
-    size = min(size, length)
+    size = min(batch_size, length)
     outputs = []
     for start in range(0, length, size):
         missing = max(start + size - length, 0)

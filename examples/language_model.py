@@ -192,7 +192,8 @@ def surprise(net: dp.Layer, state: dp.TrainState, text: Text) -> np.ndarray:
     ends = np.minimum((halves + 1) * half, len(text.ids))[:, None]
     bits = np.full(len(text.ids), np.nan)
     bits[ends + np.arange(-half, 0)] = dp.predict(
-        measure, {"net": state.params}, text.ids[ends + np.arange(-LENGTH - 1, 0)], size=BATCH)
+        measure, {"net": state.params}, text.ids[ends + np.arange(-LENGTH - 1, 0)],
+        batch_size=BATCH)
     return bits
 
 

@@ -71,7 +71,7 @@ def test_what_cannot_be_cut_is_refused():
         with pytest.raises(dp.LayerError, match="one length"):
             dp.batches(data, 2)
     for size in (0, -1, 2.0, True):
-        with pytest.raises(dp.LayerError, match="size"):
+        with pytest.raises(dp.LayerError, match="batch_size"):
             dp.batches(np.ones(3), size)
 
 

@@ -190,7 +190,7 @@ def test_predict_equals_apply(length):
     params, _ = NOISY.init(KEY, x)
     state = {"batch_norm_0": {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}}
     wanted = NOISY(params, jnp.asarray(x[:length]), state=state)
-    got = dp.predict(NOISY, params, x[:length], state=state, size=3)
+    got = dp.predict(NOISY, params, x[:length], state=state, batch_size=3)
     assert got.shape == (length, 3)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
@@ -210,7 +210,7 @@ def test_predict_takes_side_inputs_and_pytrees():
     shift = np.arange(5.0, dtype=np.float32)[:, None]
     params, _ = net.init(KEY, x)
     for side in ({}, {"shift": None}, {"shift": shift}):
-        got = dp.predict(net, params, x, size=2, **side)
+        got = dp.predict(net, params, x, batch_size=2, **side)
         wanted = net(params, x, **side)
         for name in ("y", "n"):
             np.testing.assert_allclose(got[name], wanted[name], rtol=1e-5, atol=1e-6)
@@ -225,12 +225,12 @@ def test_predict_compiles_one_program():
 
     net = dp.stateless(None, forward)
     for _ in range(2):
-        dp.predict(net, {}, jnp.ones((7, 2)), size=3)
-        dp.predict(net, {}, jnp.ones((8, 2)), size=3)
+        dp.predict(net, {}, jnp.ones((7, 2)), batch_size=3)
+        dp.predict(net, {}, jnp.ones((8, 2)), batch_size=3)
     assert set(traced) == {(3, 2)} and len(traced) <= 2  # once to plan, once to compile
 
 
-def test_predict_wants_a_positive_size():
+def test_predict_wants_a_positive_batch_size():
     params, _ = NET.init(KEY, jnp.ones((1, 4)))
-    with pytest.raises(dp.LayerError, match="size"):
-        dp.predict(NET, params, jnp.ones((2, 4)), size=0)
+    with pytest.raises(dp.LayerError, match="batch_size"):
+        dp.predict(NET, params, jnp.ones((2, 4)), batch_size=0)
