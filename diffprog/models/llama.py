@@ -18,7 +18,8 @@ from diffprog.layers.embedding import attend, embedding
 from diffprog.layers.linear import linear
 from diffprog.layers.masking import hide
 from diffprog.layers.norm import rms_norm
-from diffprog.layers.rotary import Rotary, rotary
+from diffprog.layers.rotary import Rotary
+from diffprog.layers.rotary import rotary as turning
 from diffprog.layers.sublayer import pre_norm
 from diffprog.program import Children, program
 from diffprog.transforms.repeat import repeat
@@ -28,8 +29,8 @@ __all__ = ["llama"]
 
 def llama(
     vocabulary: int = 32000, *, width: int = 4096, depth: int = 32, heads: int = 32,
-    kv_heads: int | None = None, head_dim: int | None = None, hidden: int = 11008,
-    positions: Rotary | None = None, window: int | None = None, tied: bool = False,
+    head_dim: int | None = None, kv_heads: int | None = None, hidden: int = 11008,
+    window: int | None = None, rotary: Rotary | None = None, tied: bool = False,
     eps: float = 1e-5,
 ) -> Layer:
     """Score the next token: ``y = head(trunk(embed(x)))``, without a bias anywhere.
@@ -47,10 +48,10 @@ def llama(
         vocabulary: how many tokens there are.
         width: size of the vectors; a multiple of heads if there is no head_dim.
         depth: number of blocks.
-        heads, kv_heads, head_dim: as in `self_attention`.
+        heads, head_dim, kv_heads: as in `self_attention`.
         hidden: size of the hidden axis of the gated feed-forward net, mostly 8/3 * width.
-        positions: how queries and keys are turned; ``rotary()`` if None.
         window: as in `self_attention`; None sees all of the past.
+        rotary: how queries and keys are turned by their positions; ``rotary()`` if None.
         tied: the embedding scores the output, and there is no head.
         eps: of the norms; positive.
 
@@ -66,8 +67,8 @@ def llama(
     section 2.2; window: Jiang et al. 2023, arXiv:2310.06825.
     """
     attention = self_attention(
-        heads, kv_heads=kv_heads, head_dim=head_dim, causal=True, window=window, bias=False,
-        rotary=rotary() if positions is None else positions)
+        heads, head_dim=head_dim, kv_heads=kv_heads, causal=True, window=window,
+        rotary=turning() if rotary is None else rotary, bias=False)
     feed = serial(up=swiglu(hidden), down=linear(width, bias=False))
     block = serial(attend=pre_norm(attention, rms_norm(eps=eps)),
                    feed=pre_norm(feed, rms_norm(eps=eps)))

@@ -145,7 +145,7 @@ def llama_net(config):
     return dp.llama(
         config["vocab_size"], **sizes(config), kv_heads=config["num_key_value_heads"],
         head_dim=config["head_dim"], eps=config["rms_norm_eps"],
-        positions=dp.rotary(config["rope_parameters"]["rope_theta"]))
+        rotary=dp.rotary(config["rope_parameters"]["rope_theta"]))
 
 
 def bert_net(config):
