@@ -31,11 +31,18 @@ Log = str | pathlib.Path | Callable[[int, dict[str, float]], None]
 
 
 class TrainState(NamedTuple):
-    """All that changes in training, as one pytree."""
+    """All that changes in training, as one pytree.
+
+    Attributes:
+        params, state: of the net.
+        opt_state: of the optimizer.
+        key: of all randomness to come; each step folds its number into it.
+        step: how many steps were taken, an int32.
+    """
 
     params: Params
     state: State
-    optimizer: Any
+    opt_state: Any
     key: jax.Array
     step: jax.Array
 
@@ -63,7 +70,13 @@ class Step:
 
 
 class Fit(NamedTuple):
-    """What `fit` gives: the last state, the one with the least validation loss, and the log."""
+    """What `fit` gives: the last state, the one with the least validation loss, and the log.
+
+    Attributes:
+        state: after the last step.
+        best: where the validation loss was least; None without `validation`.
+        history: the metrics of each reading, and its ``step``.
+    """
 
     state: TrainState
     best: TrainState | None
@@ -111,7 +124,7 @@ def make_step(
         if jax.tree.structure(state) != jax.tree.structure(now.state):
             raise LayerError(f"a state of one structure, {show(now.state)}", show(state),
                              "let apply return the state that came, with new values")
-        updates, opt = optimizer.update(grads, now.optimizer, now.params)
+        updates, opt = optimizer.update(grads, now.opt_state, now.params)
         params: Any = optax.apply_updates(now.params, updates)
         return TrainState(params, state, opt, now.key, now.step + 1), metrics
 
@@ -128,9 +141,9 @@ def make_step(
 
 
 def fit(
-    step: Step, data: Iterable[Any], *, steps: int, key: jax.Array | None = None,
-    validation: Iterable[Any] | None = None, every: int = 50, log: Log | None = None,
-    patience: int | None = None, progress: bool = True, state: TrainState | None = None,
+    step: Step, data: Iterable[Any], *, steps: int, state: TrainState | None = None,
+    key: jax.Array | None = None, validation: Iterable[Any] | None = None, every: int = 50,
+    log: Log | None = None, patience: int | None = None, progress: bool = True,
 ) -> Fit:
     """Take `steps` training steps over the batches of `data`.
 
@@ -142,6 +155,8 @@ def fit(
         step: what `make_step` gives.
         data: batches; begun anew when it ends, unless it is a generator, which must not end.
         steps: how many; positive.
+        state: where to go on from, in place of a key, for it has its own; it is copied, so the
+            caller keeps it.
         key: of the initial parameters and of all randomness in training.
         validation: batches, gone through once each time; gives metrics ``validation/...``.
         every: steps between two readings.
@@ -149,8 +164,6 @@ def fit(
         patience: stop once this many readings in a row have brought the validation loss no lower
             than before; None never stops early.
         progress: show a bar (needs tqdm, in the extra ``train``).
-        state: where to go on from, in place of a key, for it has its own; it is copied, so the
-            caller keeps it.
 
     Raises:
         LayerError: both `key` and `state` are given, or neither; `state` is of another net; the
@@ -216,6 +229,14 @@ def fit(
 
 def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, float]:
     """The metrics of the objective at rest, averaged over all entries of all batches.
+
+    Args:
+        step: what `make_step` gives.
+        state: what `fit` or ``step.init`` gives.
+        data: batches, gone through once.
+
+    Raises:
+        LayerError: there is no batch.
 
     Example:
         >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
