@@ -23,10 +23,10 @@ Sentence = Sequence[int]
 
 
 def mask_tokens(
-    key: jax.Array, ids: jax.Array, *, vocabulary: int, hidden: int, keep: Sequence[int] = (),
-    rate: float = 0.15, mask: Mask = None,
+    key: jax.Array, ids: jax.Array, *, vocabulary: int, mask_token: int,
+    special_tokens: Sequence[int] = (), rate: float = 0.15, mask: Mask = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Hide tokens: of `rate` of them 80 % become `hidden`, 10 % any token, and 10 % stay as is.
+    """Hide tokens: of `rate` of them 80 % become `mask_token`, 10 % any token, 10 % stay.
 
     Of each row ``round(rate * n)`` tokens are chosen, and at least one, n being how many may be.
 
@@ -38,18 +38,19 @@ def mask_tokens(
     Args:
         key: other keys choose other tokens.
         vocabulary: how many tokens there are.
-        hidden: the id that stands for a hidden token.
-        keep: ids that are never chosen, such as those at the ends of sentences. They may still be
-            drawn as any token.
+        mask_token: the id that stands for a hidden token.
+        special_tokens: ids that are never chosen, such as those at the ends of sentences. They may
+            still be drawn as any token.
         rate: share of tokens that are chosen, in [0, 1).
         mask: padding is never chosen.
 
     Raises:
-        LayerError: ids are no ints (batch, time); hidden or keep is outside the vocabulary.
+        LayerError: ids are no ints (batch, time); mask_token or special_tokens lie outside the
+            vocabulary.
 
     Example:
         >>> ids = jnp.arange(20).reshape(1, 20)
-        >>> x, labels = dp.mask_tokens(jax.random.key(0), ids, vocabulary=21, hidden=20)
+        >>> x, labels = dp.mask_tokens(jax.random.key(0), ids, vocabulary=21, mask_token=20)
         >>> int((labels != -100).sum()), bool((jnp.where(labels != -100, labels, x) == ids).all())
         (3, True)
 
@@ -61,11 +62,12 @@ def mask_tokens(
     if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
         raise LayerError("ids (batch, time)", show(ids), "give ints, one row for each text")
     ids = jnp.asarray(ids, jnp.int32)  # -100 is a number of no unsigned dtype
-    if any(not 0 <= token < vocabulary for token in (hidden, *keep)):
-        raise LayerError(f"hidden and keep in [0, {vocabulary})", f"{hidden} and {tuple(keep)}",
+    if any(not 0 <= token < vocabulary for token in (mask_token, *special_tokens)):
+        raise LayerError(f"mask_token and special_tokens in [0, {vocabulary})",
+                         f"{mask_token} and {tuple(special_tokens)}",
                          "they are numbers of tokens")
     order, how, drawn = jax.random.split(key, 3)
-    free = ~jnp.isin(ids, jnp.asarray(keep, ids.dtype)) if keep else jnp.ones(ids.shape, bool)
+    free = ~jnp.isin(ids, jnp.asarray(special_tokens, ids.dtype))  # none of them: all are free
     if mask is not None:
         free &= spread(mask, ids.shape)
     count = free.sum(1, keepdims=True)
@@ -75,13 +77,14 @@ def mask_tokens(
     chosen = ranks < count
     share = jax.random.uniform(how, ids.shape)
     other = jax.random.randint(drawn, ids.shape, 0, vocabulary, ids.dtype)
-    new = jnp.where(share < 0.8, jnp.asarray(hidden, ids.dtype), jnp.where(share < 0.9, other, ids))
+    hidden = jnp.asarray(mask_token, ids.dtype)
+    new = jnp.where(share < 0.8, hidden, jnp.where(share < 0.9, other, ids))
     return jnp.where(chosen, new, ids), jnp.where(chosen, ids, -100)
 
 
 def sentence_pairs(
-    documents: Sequence[Sequence[Sentence]], length: int, *, start: int, separator: int,
-    seed: int, padding: int = 0, short: float = 0.1,
+    documents: Sequence[Sequence[Sentence]], length: int, *, start_token: int,
+    separator_token: int, seed: int, padding_token: int = 0, short_rate: float = 0.1,
 ) -> dict[str, np.ndarray]:
     """Cut documents into pairs ``start A separator B separator`` in which B may follow A.
 
@@ -98,25 +101,25 @@ def sentence_pairs(
     Args:
         documents: each a sequence of sentences, each a sequence of ids; at least two documents.
         length: of a pair, with the three ids that are put around it; at least 5.
-        start: the id that stands first, for the whole.
-        separator: the id at the end of A and of B.
+        start_token: the id that stands first, for the whole.
+        separator_token: the id at the end of A and of B.
         seed: of all random choices.
-        padding: the id that fills up.
-        short: share of the pairs that aim at a random shorter length, in [0, 1).
+        padding_token: the id that fills up.
+        short_rate: share of the pairs that aim at a random shorter length, in [0, 1).
 
     Raises:
         LayerError: fewer than two documents with sentences; an empty sentence; `length` below 5.
 
     Example:
         >>> documents = [[[5, 6], [7, 8, 9]], [[3], [4, 4]]]
-        >>> pairs = dp.sentence_pairs(documents, 10, start=1, separator=2, seed=0)
+        >>> pairs = dp.sentence_pairs(documents, 10, start_token=1, separator_token=2, seed=0)
         >>> pairs["x"].shape[1], pairs["x"][:, 0].tolist() == [1] * len(pairs["x"])
         (10, True)
 
     Source: Devlin et al. 2018, arXiv:1810.04805, appendix A.2, and the paper's code.
     """
     check_count("length", length, least=5)
-    check_share("short", short)
+    check_share("short_rate", short_rate)
     full = [list(map(list, document)) for document in documents if len(document)]
     if len(full) < 2 or not all(all(document) for document in full):
         raise LayerError("two documents or more, of sentences of one token or more",
@@ -124,26 +127,28 @@ def sentence_pairs(
                          "of two documents; leave empty sentences out")
     draw = np.random.default_rng(seed)
     room = length - 3
-    pairs = [pair for at in range(len(full)) for pair in _pairs(full, at, room, draw, short)]
+    pairs = [pair for at in range(len(full)) for pair in _pairs(full, at, room, draw, short_rate)]
     draw.shuffle(pairs)
-    rows = {"x": np.full((len(pairs), length), padding, np.int32),
+    rows = {"x": np.full((len(pairs), length), padding_token, np.int32),
             "token_types": np.zeros((len(pairs), length), np.int32),
             "mask": np.zeros((len(pairs), length), bool),
             "follows": np.array([other for _, _, other in pairs], np.int32)}
     for i, (first, second, _) in enumerate(pairs):
         _cut(first, second, room, draw)
-        ids = [start, *first, separator, *second, separator]
+        ids = [start_token, *first, separator_token, *second, separator_token]
         rows["x"][i, : len(ids)] = ids
         rows["token_types"][i, len(first) + 2 : len(ids)] = 1
         rows["mask"][i, : len(ids)] = True
     return rows
 
 
-def _pairs(documents: Any, number: int, room: int, draw: np.random.Generator, short: float) -> Any:
+def _pairs(
+    documents: Any, number: int, room: int, draw: np.random.Generator, short_rate: float
+) -> Any:
     """The pairs (A, B, 0 or 1) whose A is of one document."""
     sentences, begin = documents[number], 0
     while begin < len(sentences):
-        aim = int(draw.integers(2, room + 1)) if draw.random() < short else room
+        aim = int(draw.integers(2, room + 1)) if draw.random() < short_rate else room
         end, size = begin, 0
         while end < len(sentences) and size < aim:
             size += len(sentences[end])

@@ -94,11 +94,12 @@ def evened(pairs: Batch) -> Batch:
 def batches(text: Sequence[Ids], size: int, seed: int, *, even: bool = False) -> Iterator[Batch]:
     """Endless pairs with hidden tokens; each epoch cuts the text elsewhere and hides others."""
     hide = jax.jit(functools.partial(
-        dp.mask_tokens, vocabulary=size, hidden=HIDDEN, keep=range(len(SPECIAL))))
+        dp.mask_tokens, vocabulary=size, mask_token=HIDDEN,
+        special_tokens=range(len(SPECIAL))))
     key = jax.random.key(seed)
     for epoch in itertools.count():
-        pairs = dp.sentence_pairs(text, LENGTH, start=START, separator=SEPARATOR,
-                                  padding=PADDING, seed=1000 * seed + epoch)
+        pairs = dp.sentence_pairs(text, LENGTH, start_token=START, separator_token=SEPARATOR,
+                                  padding_token=PADDING, seed=1000 * seed + epoch)
         pairs = evened(pairs) if even else pairs
         follows = pairs.pop("follows")
         for batch, order in dp.batches((pairs, follows), BATCH):

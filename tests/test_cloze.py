@@ -13,7 +13,7 @@ import diffprog as dp
 KEY = jax.random.key(0)
 VOCABULARY, HIDDEN, ENDS = 50, 3, (1, 2)
 hide = jax.jit(lambda key, ids, mask=None: dp.mask_tokens(
-    key, ids, vocabulary=VOCABULARY, hidden=HIDDEN, keep=ENDS, mask=mask))
+    key, ids, vocabulary=VOCABULARY, mask_token=HIDDEN, special_tokens=ENDS, mask=mask))
 
 
 def test_shares_of_hidden_tokens():
@@ -63,12 +63,11 @@ def test_another_key_hides_others():
 
 def test_what_hiding_refuses():
     ids = jnp.zeros((2, 3), int)
-    ask = lambda ids=ids, hidden=1, **more: dp.mask_tokens(  # noqa: E731
-        KEY, ids, vocabulary=5, hidden=hidden, **more)
-    expect("", "wants hidden and keep in [0, 5), got 5 and (); they are numbers of tokens", ask,
-           ids, 5)
-    expect("", "wants hidden and keep in [0, 5), got 1 and (-1,); they are numbers of tokens", ask,
-           keep=[-1])
+    ask = lambda ids=ids, mask_token=1, **more: dp.mask_tokens(  # noqa: E731
+        KEY, ids, vocabulary=5, mask_token=mask_token, **more)
+    wants = "wants mask_token and special_tokens in [0, 5), got"
+    expect("", f"{wants} 5 and (); they are numbers of tokens", ask, ids, 5)
+    expect("", f"{wants} 1 and (-1,); they are numbers of tokens", ask, special_tokens=[-1])
     assert refused(ask, ids.astype(float)).wants == "ids (batch, time)"
     assert "rate in [0, 1)" in refused(ask, rate=15).wants
 
@@ -99,7 +98,7 @@ def parts(pairs, i):
 
 @pytest.mark.parametrize("length", [5, 16, 64])
 def test_pairs_follow_or_do_not(length):
-    pairs = dp.sentence_pairs(corpus(), length, start=1, separator=2, seed=0)
+    pairs = dp.sentence_pairs(corpus(), length, start_token=1, separator_token=2, seed=0)
     assert {name: a.shape[1:] for name, a in pairs.items()} == {
         "x": (length,), "token_types": (length,), "mask": (length,), "follows": ()}
     count = collections.Counter(pairs["follows"].tolist())
@@ -120,14 +119,14 @@ def test_pairs_follow_or_do_not(length):
 
 def test_every_sentence_is_in_a_pair():
     documents = corpus(10)
-    pairs = dp.sentence_pairs(documents, 64, start=1, separator=2, seed=1)
+    pairs = dp.sentence_pairs(documents, 64, start_token=1, separator_token=2, seed=1)
     seen = {int(token) for row in pairs["x"] for token in row}
     assert {token for text in documents for sentence in text for token in sentence} <= seen
 
 
 def test_seeds_and_short_pairs():
-    make = lambda seed, short=0.1: dp.sentence_pairs(  # noqa: E731
-        corpus(), 40, start=1, separator=2, seed=seed, short=short)
+    make = lambda seed, short_rate=0.1: dp.sentence_pairs(  # noqa: E731
+        corpus(), 40, start_token=1, separator_token=2, seed=seed, short_rate=short_rate)
     one, same, other = make(0), make(0), make(1)
     assert all((one[name] == same[name]).all() for name in one)
     assert one["x"].shape != other["x"].shape or (one["x"] != other["x"]).any()
@@ -136,7 +135,7 @@ def test_seeds_and_short_pairs():
 
 def test_what_pairs_refuse():
     ask = lambda documents, length=8: dp.sentence_pairs(  # noqa: E731
-        documents, length, start=1, separator=2, seed=0)
+        documents, length, start_token=1, separator_token=2, seed=0)
     two = "two documents or more, of sentences of one token or more"
     assert refused(ask, [[[1], [2]]]).wants == two
     assert refused(ask, [[[1], [2]], []]).wants == two
