@@ -1,7 +1,7 @@
 """Rotary positions: queries and keys are turned by angles that grow with the position.
 
 The product of two turned vectors depends on the distance of their positions alone. How fast each
-pair of features turns is a rule ``(base, dims) -> (frequencies, magnitude)``.
+pair of features turns is a rule ``(base, features) -> (frequencies, magnitude)``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Rule = Callable[[float, int], tuple[np.ndarray, float]]
 
 
 def rotary(
-    base: float = 10000.0, *, dims: int | None = None, interleaved: bool = False,
+    base: float = 10000.0, *, features: int | None = None, interleaved: bool = False,
     scaling: Rule | None = None,
 ) -> Rotary:
-    """Turn each pair of features by ``t * base**(-2i/dims)``, t being the position.
+    """Turn pair i of D features by ``t * base**(-2i/D)``, t being the position.
 
     With c and s the cosine and sine of the angle of pair i,
-    ``y[i] = c x[i] - s x[i + dims/2]`` and ``y[i + dims/2] = s x[i] + c x[i + dims/2]``.
+    ``y[i] = c x[i] - s x[i + D/2]`` and ``y[i + D/2] = s x[i] + c x[i + D/2]``.
 
     Angles are counted in whole parts of a turn, so that the product of a query turned at t and a
     key turned at u depends on t - u alone, however large t and u are. The "dynamic" scaling of some
@@ -40,13 +40,13 @@ def rotary(
 
     Args:
         base: wavelengths grow from 2 pi steps towards 2 pi * base steps; above 1.
-        dims: how many features turn, the first ones; even; all if None.
-        interleaved: False pairs features i and i + dims/2 (GPT-NeoX, Llama), True 2i and 2i + 1
+        features: how many turn, the first ones; even; all if None.
+        interleaved: False pairs features i and i + D/2 (GPT-NeoX, Llama), True 2i and 2i + 1
             (the paper).
         scaling: a rule for sequences longer than those trained on: `linear_scaling`, `ntk_scaling`,
-            `yarn_scaling`, `llama3_scaling`, `longrope_scaling`, or a function ``(base, dims) ->
-            (frequencies, magnitude)`` in NumPy, where cosines and sines are multiplied by the
-            magnitude.
+            `yarn_scaling`, `llama3_scaling`, `longrope_scaling`, or a function
+            ``(base, features) -> (frequencies, magnitude)`` in NumPy, where cosines and sines are
+            multiplied by the magnitude.
 
     Returns:
         ``rope(x, positions=None)``: x (..., time, features) -> the same, computed in float32 or
@@ -66,10 +66,10 @@ def rotary(
     Source: Su et al. 2021, arXiv:2104.09864, section 3.4.2.
     """
     check_base(base)
-    if dims is not None:
-        check_count("dims", dims)
-        _check_pairs(dims, f"dims={dims}")
-    return Rotary(base, dims, interleaved, scaling)
+    if features is not None:
+        check_count("features", features)
+        _check_pairs(features, f"features={features}")
+    return Rotary(base, features, interleaved, scaling)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -77,7 +77,7 @@ class Rotary:
     """What `rotary` makes: a function of x and positions; equal if made of equal numbers."""
 
     base: float
-    dims: int | None
+    features: int | None
     interleaved: bool
     scaling: Rule | None
 
@@ -86,20 +86,20 @@ class Rotary:
 
     def __call__(self, x: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         check_array(x, rank=2, axes="(..., time, features)")
-        dims = x.shape[-1] if self.dims is None else self.dims
-        if dims > x.shape[-1]:
-            raise LayerError(f"at least the {dims} features that turn", show(x),
-                             "give more features, or smaller dims")
-        _check_pairs(dims, f"{dims} in {show(x)}")
+        features = x.shape[-1] if self.features is None else self.features
+        if features > x.shape[-1]:
+            raise LayerError(f"at least the {features} features that turn", show(x),
+                             "give more features, or turn fewer")
+        _check_pairs(features, f"{features} in {show(x)}")
         if positions is None:
             positions = jnp.arange(x.shape[-2], dtype=jnp.int32)
         _check_positions(positions, x)
         rule = self.scaling or _unscaled
-        speeds, magnitude = rule(self.base, dims)
+        speeds, magnitude = rule(self.base, features)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         turn = angles(positions, speeds, wide)
         cos, sin = (f(turn) if magnitude == 1 else f(turn) * magnitude for f in (jnp.cos, jnp.sin))
-        turning = x[..., :dims].astype(wide)
+        turning = x[..., :features].astype(wide)
         if self.interleaved:
             a, b = turning[..., ::2], turning[..., 1::2]
         else:
@@ -110,12 +110,12 @@ class Rotary:
         else:
             y = jnp.concatenate([a, b], -1)
         y = y.astype(x.dtype)
-        return y if dims == x.shape[-1] else jnp.concatenate([y, x[..., dims:]], -1)
+        return y if features == x.shape[-1] else jnp.concatenate([y, x[..., features:]], -1)
 
 
-def frequencies(base: float, dims: int, first: int = 0) -> np.ndarray:
-    """How far pair i turns in a step, in radians: ``base**(-2i/dims)``, counted from `first`."""
-    return base ** (-2 * (np.arange(dims // 2) + first) / dims)
+def frequencies(base: float, features: int, first: int = 0) -> np.ndarray:
+    """How far pair i turns in a step, in radians: ``base**(-2i/D)``, counted from `first`."""
+    return base ** (-2 * (np.arange(features // 2) + first) / features)
 
 
 def angles(
@@ -146,14 +146,14 @@ def check_base(base: Any) -> None:
         raise LayerError("a base above 1", repr(base), "10000.0 is the usual one")
 
 
-def _unscaled(base: float, dims: int) -> tuple[np.ndarray, float]:
-    return frequencies(base, dims), 1.0
+def _unscaled(base: float, features: int) -> tuple[np.ndarray, float]:
+    return frequencies(base, features), 1.0
 
 
-def _check_pairs(dims: int, got: str) -> None:
-    if dims % 2 or dims == 0:
+def _check_pairs(features: int, got: str) -> None:
+    if features % 2 or features == 0:
         raise LayerError("an even number of features that turn", got,
-                         "features turn in pairs; choose even dims")
+                         "features turn in pairs; choose an even number")
 
 
 def _check_positions(positions: Any, x: Any) -> None:

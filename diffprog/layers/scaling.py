@@ -1,8 +1,8 @@
 """How rotary positions are stretched to sequences longer than those that a model was trained on.
 
-Each rule is a function ``(base, dims) -> (frequencies, magnitude)`` of the features that turn: how
-far each pair turns in a step, in radians, and what cosines and sines are multiplied by. A rule is
-shown by the call that made it, and equal to those made of equal numbers.
+Each rule is a function ``(base, features) -> (frequencies, magnitude)`` of how many features turn:
+how far each pair turns in a step, in radians, and what cosines and sines are multiplied by. A rule
+is shown by the call that made it, and equal to those made of equal numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Scaling:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class linear_scaling(_Scaling):
-    """Interpolate positions: every pair turns `factor` times slower.
+    """Interpolate positions: ``frequency[i] / factor``, all pairs turn as much slower.
 
     Args:
         factor: how many times longer the sequences may be; positive.
@@ -49,13 +49,13 @@ class linear_scaling(_Scaling):
     def __post_init__(self) -> None:
         _check_positive(factor=self.factor)
 
-    def __call__(self, base: float, dims: int) -> tuple[np.ndarray, float]:  # noqa: D102
-        return frequencies(base, dims) / self.factor, 1.0
+    def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        return frequencies(base, features) / self.factor, 1.0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ntk_scaling(_Scaling):
-    """Enlarge the base to ``base * factor**(dims / (dims - 2))``.
+    """Enlarge the base: ``base * factor**(D / (D - 2))``, D being how many features turn.
 
     The fastest pair turns as before, the slowest `factor` times slower.
 
@@ -75,19 +75,19 @@ class ntk_scaling(_Scaling):
     def __post_init__(self) -> None:
         _check_positive(factor=self.factor)
 
-    def __call__(self, base: float, dims: int) -> tuple[np.ndarray, float]:  # noqa: D102
-        if dims == 2:  # the one pair is the fastest
-            return frequencies(base, dims), 1.0
-        return frequencies(base * self.factor ** (dims / (dims - 2)), dims), 1.0
+    def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        if features == 2:  # the one pair is the fastest
+            return frequencies(base, features), 1.0
+        return frequencies(base * self.factor ** (features / (features - 2)), features), 1.0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class yarn_scaling(_Scaling):
-    """Interpolate slow pairs, keep fast ones, and sharpen attention.
+    """Interpolate slow pairs, sharpen attention: ``frequency[i] * (s[i] + (1 - s[i]) / factor)``.
 
     A pair that turns more than `beta_fast` times in `original_length` steps keeps its frequency,
-    one that turns less than `beta_slow` times has it divided by `factor`; between them the share of
-    each grows linearly with the number of the pair, as in the code of the authors.
+    s = 1; one that turns less than `beta_slow` times has it divided by `factor`, s = 0; between
+    them s falls linearly with the number of the pair, as in the code of the authors.
 
     Args:
         factor: how many times longer the sequences may be; positive.
@@ -114,17 +114,18 @@ class yarn_scaling(_Scaling):
         _check_positive(factor=self.factor, original_length=self.original_length,
                         beta_fast=self.beta_fast, beta_slow=self.beta_slow)
 
-    def __call__(self, base: float, dims: int) -> tuple[np.ndarray, float]:  # noqa: D102
+    def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
         def pair(turns: float) -> float:
             """The pair, not always a whole one, that turns so often in the original length."""
             wavelength = self.original_length / (2 * math.pi * turns)
-            return dims * math.log(wavelength) / (2 * math.log(base))
+            return features * math.log(wavelength) / (2 * math.log(base))
 
         first = max(math.floor(pair(self.beta_fast)), 0)
-        last = min(math.ceil(pair(self.beta_slow)), dims - 1)
-        ramp = (np.arange(dims // 2) - first) / max(last - first, 1e-3)  # a step if they are equal
+        last = min(math.ceil(pair(self.beta_slow)), features - 1)
+        pairs = np.arange(features // 2)
+        ramp = (pairs - first) / max(last - first, 1e-3)  # a step if they are equal
         slow = np.clip(ramp, 0, 1)
-        speeds = frequencies(base, dims)
+        speeds = frequencies(base, features)
         magnitude = self.attention_factor
         if magnitude is None:
             magnitude = 0.1 * math.log(max(self.factor, 1)) + 1
@@ -133,11 +134,11 @@ class yarn_scaling(_Scaling):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class llama3_scaling(_Scaling):
-    """Interpolate slow pairs and keep fast ones, as Llama 3.1 does.
+    """Interpolate slow pairs, as Llama 3.1 does: ``frequency[i] * (s[i] + (1 - s[i]) / factor)``.
 
     A pair that turns more than `high_frequency_factor` times in `original_length` steps keeps its
-    frequency, one that turns less than `low_frequency_factor` times has it divided by `factor`;
-    between them the share of each grows linearly with the number of turns.
+    frequency, s = 1; one that turns less than `low_frequency_factor` times has it divided by
+    `factor`, s = 0; between them s grows linearly with the number of turns.
 
     Args:
         factor: how many times longer the sequences may be; positive.
@@ -165,9 +166,9 @@ class llama3_scaling(_Scaling):
             raise LayerError("a low_frequency_factor below the high_frequency_factor", repr(self),
                              "Llama 3.1 has 1 and 4")
 
-    def __call__(self, base: float, dims: int) -> tuple[np.ndarray, float]:  # noqa: D102
+    def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
         low, high = self.low_frequency_factor, self.high_frequency_factor
-        speeds = frequencies(base, dims)
+        speeds = frequencies(base, features)
         turns = self.original_length * speeds / (2 * math.pi)
         fast = np.clip((turns - low) / (high - low), 0, 1)
         return speeds * fast + speeds / self.factor * (1 - fast), 1.0
@@ -175,7 +176,7 @@ class llama3_scaling(_Scaling):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class longrope_scaling(_Scaling):
-    """Divide the frequency of each pair by a factor of its own, found by search.
+    """Divide each pair by a factor of its own, found by search: ``frequency[i] / factors[i]``.
 
     A model has two such tuples, for short and for long sequences: the caller picks one, because a
     stream cannot turn its past anew when it grows long.
@@ -207,15 +208,15 @@ class longrope_scaling(_Scaling):
                         factor=self.factor)
         check_count("original_length", self.original_length, least=2)
 
-    def __call__(self, base: float, dims: int) -> tuple[np.ndarray, float]:  # noqa: D102
-        if len(self.factors) != dims // 2:
-            raise LayerError(f"{dims // 2} factors, one for each pair", f"{len(self.factors)}",
+    def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
+        if len(self.factors) != features // 2:
+            raise LayerError(f"{features // 2} factors, one for each pair", f"{len(self.factors)}",
                              "they are searched for heads of one size")
         magnitude = self.attention_factor
         if magnitude is None:
             grown = math.log(max(self.factor, 1)) / math.log(self.original_length)
             magnitude = math.sqrt(1 + grown)
-        return frequencies(base, dims) / np.asarray(self.factors), magnitude
+        return frequencies(base, features) / np.asarray(self.factors), magnitude
 
 
 def _check_positive(**numbers: Any) -> None:

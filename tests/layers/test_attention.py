@@ -104,7 +104,7 @@ def test_1_stands_for_all_of_an_axis(alike):
 
 
 def test_batch_axes_are_free():
-    for net, side in ((own(causal=True, rotary=dp.rotary(dims=2)),
+    for net, side in ((own(causal=True, rotary=dp.rotary(features=2)),
                        {"mask": MASK, "segments": SEGMENTS, "positions": POSITIONS}),
                       (asking(), {"memory": np.float32(MEMORY), "memory_mask": REMEMBERED})):
         params = numbers(net, np.float32(X), **side)
@@ -208,7 +208,7 @@ def test_queries_that_see_one_key_take_its_value():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_sixteen_bits_go_in_and_out(dtype):
-    net = own(causal=True, rotary=dp.rotary(dims=2))
+    net = own(causal=True, rotary=dp.rotary(features=2))
     x = jnp.asarray(X, dtype)
     params = numbers(net, x)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -57,9 +57,9 @@ def test_settings_are_refused_at_composition(make, message):
     (OWN, jnp.ones((2, 5, 12), int), {}, "wants floating-point input, got int32[2,5,12]; convert "
      "it: x.astype(jnp.float32)"),
     (dp.self_attention(4, rotary=dp.rotary()), X, {}, "wants an even number of features that turn, "
-     "got 3 in float32[2,4,5,3]; features turn in pairs; choose even dims"),
-    (dp.self_attention(3, rotary=dp.rotary(dims=6)), X, {}, "wants at least the 6 features that "
-     "turn, got float32[2,3,5,4]; give more features, or smaller dims"),
+     "got 3 in float32[2,4,5,3]; features turn in pairs; choose an even number"),
+    (dp.self_attention(3, rotary=dp.rotary(features=6)), X, {}, "wants at least the 6 features "
+     "that turn, got float32[2,3,5,4]; give more features, or turn fewer"),
     (OWN, X, {"mask": jnp.ones((2, 5))}, "wants a mask of booleans, got float32[2,5]; True marks "
      "what is real"),
     (OWN, X, {"mask": jnp.ones((2, 4), bool)}, "wants a mask of the leading axes of (2, 5, 12), "

@@ -51,16 +51,16 @@ def test_positions_broadcast_over_the_leading_axes():
     gives(dp.rotary(), turned(X[0], np.arange(5), speeds(8)), X[0])
 
 
-def test_only_the_first_dims_turn():
+def test_only_the_first_features_turn():
     wanted = X.copy()
     wanted[..., :4] = turned(X[..., :4], np.arange(5), speeds(4))
-    gives(dp.rotary(dims=4), wanted)
-    gives(dp.rotary(dims=8), turned(X, np.arange(5), speeds(8)))
-    assert dp.rotary(dims=2)(jnp.ones((0, 3, 4))).shape == (0, 3, 4)
+    gives(dp.rotary(features=4), wanted)
+    gives(dp.rotary(features=8), turned(X, np.arange(5), speeds(8)))
+    assert dp.rotary(features=2)(jnp.ones((0, 3, 4))).shape == (0, 3, 4)
 
 
 @pytest.mark.parametrize("rope", [
-    dp.rotary(), dp.rotary(interleaved=True), dp.rotary(dims=6),
+    dp.rotary(), dp.rotary(interleaved=True), dp.rotary(features=6),
     dp.rotary(scaling=dp.llama3_scaling(8.0, 64))], ids=repr)
 def test_products_depend_on_the_distance_alone_and_lengths_are_kept(rope):
     q, k = (jnp.asarray(drawn(8, seed=seed), jnp.float32) for seed in (1, 2))
@@ -90,7 +90,7 @@ def test_it_computes_in_float32_and_gives_the_dtype_of_x():
 
 
 def test_gradients_agree():
-    dp.check_gradients(dp.rotary(dims=2), X[0, :, :4])
+    dp.check_gradients(dp.rotary(features=2), X[0, :, :4])
 
 
 # Rules for long sequences.
@@ -181,14 +181,14 @@ def test_longrope_scaling():
 
 
 def test_a_rule_of_ones_own():
-    rope = dp.rotary(scaling=lambda base, dims: (np.full(dims // 2, 3.0), 2.0))
+    rope = dp.rotary(scaling=lambda base, features: (np.full(features // 2, 3.0), 2.0))
     gives(rope, turned(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
 
 
 # Values.
 
 ROPES = [
-    "rotary()", "rotary(base=500000.0, dims=4)", "rotary(interleaved=True)",
+    "rotary()", "rotary(base=500000.0, features=4)", "rotary(interleaved=True)",
     "rotary(scaling=linear_scaling(2.0))", "rotary(scaling=ntk_scaling(2.0))",
     "rotary(scaling=yarn_scaling(4.0, 2048, beta_fast=16))",
     "rotary(scaling=llama3_scaling(8.0, 8192))",
@@ -207,13 +207,13 @@ def test_they_are_shown_as_code_and_are_equal_if_made_of_equal_numbers():
 
 
 def test_what_cannot_be_is_refused():
-    pairs = "features turn in pairs; choose even dims"
+    pairs = "features turn in pairs; choose an even number"
     expect("", f"wants an even number of features that turn, got 3 in float32[5,3]; {pairs}",
            dp.rotary(), jnp.ones((5, 3)))
-    expect("", f"wants an even number of features that turn, got dims=5; {pairs}",
-           dp.rotary, dims=5)
+    expect("", f"wants an even number of features that turn, got features=5; {pairs}",
+           dp.rotary, features=5)
     expect("", "wants at least the 8 features that turn, got float32[5,4]; give more features, or "
-           "smaller dims", dp.rotary(dims=8), jnp.ones((5, 4)))
+           "turn fewer", dp.rotary(features=8), jnp.ones((5, 4)))
     expect("", "wants at least 2 axes (..., time, features), got float32[4]; add the missing axes",
            dp.rotary(), jnp.ones(4))
     for wrong, shown in ((jnp.zeros(4, int), "int32[4]"), (jnp.zeros(5), "float32[5]"),
