@@ -64,7 +64,7 @@ def vit(width: int = 48, depth: int = 3, spread: float = 0.5) -> dp.Layer:
 
     Positions begin about as large as the vectors of patches, or it takes long to heed them.
     """
-    net = dp.vit(10, image=8, patch=2, width=width, depth=depth, heads=4)
+    net = dp.vit(10, image_size=8, patch_size=2, width=width, depth=depth, heads=4)
     begin = jax.nn.initializers.normal(spread)
     return dp.replace(net, "positions", dp.learned_positions(17, embedding_init=begin))
 

@@ -252,7 +252,7 @@ CASES = [
                           "causal": True}),
         Case("bert", dp.bert(11, length=8, **NET), IDS, RAGGED | TYPES),
         Case("bert_pretraining", dp.bert_pretraining(11, length=8, **NET), IDS, FIVE | TYPES),
-        Case("vit", dp.vit(3, image=4, patch=2, **NET), floats(2, 4, 4, 3)),
+        Case("vit", dp.vit(3, image_size=4, patch_size=2, **NET), floats(2, 4, 4, 3)),
         Case("transformer_encoder", dp.transformer_encoder(dropout=0.2, **STACK),
              floats(2, 5, 8), FIVE | EXPLICIT),
         Case("transformer_encoder, norms first",

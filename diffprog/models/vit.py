@@ -28,20 +28,21 @@ __all__ = ["vit"]
 
 
 def vit(
-    features: int = 1000, *, image: int = 224, patch: int = 16, width: int = 768, depth: int = 12,
-    heads: int = 12, hidden: int | None = None, dropout: float = 0.0, eps: float = 1e-6,
+    features: int = 1000, *, image_size: int = 224, patch_size: int = 16, width: int = 768,
+    depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
+    eps: float = 1e-6,
 ) -> Layer:
     """Read an image as words: ``y = linear(body([token, patch_1 @ W, ...] + position)[0])``.
 
     Shapes:
-        x: (..., image, image, C) -> (..., features).
+        x: (..., image_size, image_size, C) -> (..., features).
         params: ``patches``, ``token``, ``positions``, ``body`` and ``head``; 86,567,656 numbers
             by default, which is ViT-B/16. Initial values are those of the layers.
 
     Args:
         features: number of classes.
-        image: side of the images in pixels; a multiple of patch.
-        patch: side of a patch in pixels.
+        image_size: side of the images in pixels; a multiple of patch_size.
+        patch_size: side of a patch in pixels.
         width: size of the vectors; a multiple of heads.
         depth: number of blocks.
         heads: heads of attention.
@@ -50,37 +51,40 @@ def vit(
         eps: of the norms; positive.
 
     Raises:
-        LayerError: patch does not divide image; images are of another size; and as
+        LayerError: patch_size does not divide image_size; images are of another size; and as
             `transformer_encoder` does.
 
     Example:
-        >>> net = dp.vit(10, image=8, patch=2, width=16, depth=2, heads=4)
+        >>> net = dp.vit(10, image_size=8, patch_size=2, width=16, depth=2, heads=4)
         >>> net.plan(jnp.ones((3, 8, 8, 1))).y.shape
         (3, 10)
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1 to 4.
     """
-    for name, size in (("features", features), ("image", image), ("patch", patch)):
-        check_count(name, size)
-    if image % patch:
-        raise LayerError(f"an image that is a multiple of patch={patch}", f"image={image}",
-                         "cut or pad the images")
+    check_count("features", features)
+    check_count("image_size", image_size)
+    check_count("patch_size", patch_size)
+    if image_size % patch_size:
+        raise LayerError(f"an image_size that is a multiple of patch_size={patch_size}",
+                         f"image_size={image_size}", "cut or pad the images")
     body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
                                norm_first=True, dropout=dropout, eps=eps)
     return serial(
-        images=_sized(image), patches=conv(width, patch, stride=patch, padding="VALID"),
-        rows=_rows, token=_token(), positions=learned_positions((image // patch) ** 2 + 1),
+        images=_sized(image_size),
+        patches=conv(width, patch_size, stride=patch_size, padding="VALID"),
+        rows=_rows, token=_token(),
+        positions=learned_positions((image_size // patch_size) ** 2 + 1),
         drop=dropping(dropout), body=body, first=collapse("first"), head=linear(features))
 
 
-def _sized(image: int) -> Layer:
+def _sized(side: int) -> Layer:
     """Refuse images of other sides: their patches would be taken for those at other places."""
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=3, axes="(..., height, width, channels)")
-        if x.shape[-3:-1] != (image, image):
-            raise LayerError(f"images of {image} x {image}", show(x),
-                             "resize them, or give image=")
+        if x.shape[-3:-1] != (side, side):
+            raise LayerError(f"images of {side} x {side}", show(x),
+                             "resize them, or give image_size=")
         return x
 
     return stateless(None, forward, name="images")

@@ -93,7 +93,7 @@ LEARN = {
         dp.bert_pretraining(11, length=6, **NET), dp.masked_language(), PAIRS, 80),
     "transformer": (dp.transformer(11, 11, **NET), dp.next_token(), TRANSLATED, 60),
     "seq2seq": (dp.seq2seq(11, 11, width=16), dp.next_token(), TRANSLATED, 80),
-    "vit": (dp.vit(4, image=4, patch=2, **NET), dp.classification(), IMAGES, 40),
+    "vit": (dp.vit(4, image_size=4, patch_size=2, **NET), dp.classification(), IMAGES, 40),
     "sequence_classifier": (dp.sequence_classifier(11, 4, READER, width=16, how="last"),
                             dp.classification(), LABELLED, 60),
 }
@@ -113,7 +113,7 @@ def test_a_model_of_sequences_learns_eight_examples(name):
 @pytest.mark.parametrize("shape", [(1, 4, 16, 3), (1, 9, 9, 3), (1, 4, 4, 3), (8, 8)])
 def test_images_of_another_size_are_refused(shape):
     """A strip of 4 x 16 has as many patches as 8 x 8, at other places."""
-    net = dp.vit(4, image=8, patch=2, **NET)
+    net = dp.vit(4, image_size=8, patch_size=2, **NET)
     with pytest.raises(dp.LayerError) as caught:
         net.init(KEY, np.ones(shape, np.float32))
     assert caught.value.path == "images"

@@ -155,8 +155,8 @@ def bert_net(config):
 
 
 def vit_net(config):
-    return dp.vit(len(config["id2label"]), **sizes(config), image=config["image_size"],
-                  patch=config["patch_size"], eps=config["layer_norm_eps"])
+    return dp.vit(len(config["id2label"]), **sizes(config), image_size=config["image_size"],
+                  patch_size=config["patch_size"], eps=config["layer_norm_eps"])
 
 
 CAUSAL = {"gpt2": (gpt2_net, gpt2), "llama": (llama_net, llama)}
