@@ -76,21 +76,21 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     return _of_successors(score)
 
 
-def chunked_next_token(features: str, table: str, *, chunk: int = 8192) -> Objective:
+def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objective:
     """`next_token` without the logits: ``linear_cross_entropy(y, table)``, y from inside the net.
 
     The net's own scores are never computed. They must be the product of what the layer at
-    `features` gives with the parameters at `table`, and nothing else. Only sizes are compared: look
+    `trunk` gives with the parameters at `table`, and nothing else. Only sizes are compared: look
     once whether its loss is that of `next_token`, for with wrong paths it is that of another net.
 
     Args:
-        features: path of the layer whose output is scored: "trunk" of `gpt` and `llama`.
+        trunk: path of the layer whose output is scored: "trunk" of `gpt` and `llama`.
         table: path of the parameters that score: "embed/embedding" of `gpt` and of a tied `llama`,
             "head/kernel" of one that is not; a ``bias`` beside a kernel is added.
         chunk: how many tokens of the vocabulary are scored at a time; positive.
 
     Raises:
-        LayerError: a path that names nothing; features and table that do not fit the net's scores;
+        LayerError: a path that names nothing; a trunk and a table that do not fit the net's scores;
             a batch that `next_token` does not take.
 
     Example:
@@ -110,18 +110,18 @@ def chunked_next_token(features: str, table: str, *, chunk: int = 8192) -> Objec
         given: dict[str, Any],
     ) -> Any:
         # The scores are traced and not used, so that XLA never computes them.
-        (scores, seen), state = tap(net, features).apply(params, state, x, **given)
-        if list(seen) != [features]:
-            raise LayerError("the path of one layer as features", listed(seen), "name one alone")
+        (scores, seen), state = tap(net, trunk).apply(params, state, x, **given)
+        if list(seen) != [trunk]:
+            raise LayerError("the path of one layer as trunk", listed(seen), "name one alone")
         kernel, bias = _scoring(params, table)
         _check_scores(scores, labels)
-        if seen[features].shape[-1] != len(kernel) or scores.shape[-1] != kernel.shape[-1]:
+        if seen[trunk].shape[-1] != len(kernel) or scores.shape[-1] != kernel.shape[-1]:
             raise LayerError(
-                f"features and a table whose product are the scores {show(scores)}",
-                show((seen[features], kernel)), "name the net's last layer before its scores, "
+                f"a trunk and a table whose product are the scores {show(scores)}",
+                show((seen[trunk], kernel)), "name the net's last layer before its scores, "
                 "and what it is multiplied with")
         loss, best = linear_cross_entropy(
-            seen[features], kernel, labels, bias=bias, chunk=chunk, mask=real)
+            seen[trunk], kernel, labels, bias=bias, chunk=chunk, mask=real)
         hits = (best == labels).astype(jnp.float32)
         return loss, reduce(hits, spread(real, labels.shape), "mean"), state
 
