@@ -21,7 +21,7 @@ def accuracy(
     logits: jax.Array, labels: jax.Array, *, ignore: int | None = None, mask: Mask = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """The share of entries whose largest logit is that of the label.
+    """The share of entries whose largest logit is that of the label, ``argmax(logits) == label``.
 
     Of equal logits the first counts as the largest. A label that is no class is missed.
 

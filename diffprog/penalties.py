@@ -45,8 +45,13 @@ def l1(params: Params, *patterns: str) -> jax.Array:
 def l2(params: Params, *patterns: str) -> jax.Array:
     """``sum w**2`` over the leaves that the patterns find, in float32 or wider; no factor 1/2.
 
-    The gradient of ``rate * l2(params)`` is thus ``2 * rate * w``. Arguments and errors are those
-    of `l1`.
+    The gradient of ``rate * l2(params)`` is thus ``2 * rate * w``.
+
+    Args:
+        params, patterns: as in `l1`.
+
+    Raises:
+        LayerError: as `l1` does.
 
     Example:
         >>> params = {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([9.0])}

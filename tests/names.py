@@ -17,12 +17,16 @@ from diffprog import notation
 
 
 class Name(NamedTuple):
-    """A public name. `signature` is None of what is not called."""
+    """A public name; `group` is the comment above it in `__all__`."""
 
     group: str
     path: str
-    signature: inspect.Signature | None
-    doc: str
+    value: object
+
+    @property
+    def doc(self):
+        """The docstring, without indentation."""
+        return inspect.getdoc(self.value) or ""
 
     @property
     def first(self):
@@ -32,22 +36,19 @@ class Name(NamedTuple):
     @property
     def arguments(self):
         """Argument -> its `inspect.Parameter`, in order."""
-        return self.signature.parameters if self.signature else {}
+        return inspect.signature(self.value).parameters if callable(self.value) else {}
 
-    @property
-    def documented(self):
-        """The names that the section Args speaks of, in its order; None if there is no section."""
-        section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", self.doc, re.M | re.S)
-        if section is None:
-            return None
-        entries = re.findall(r"^ {4}(\w+(?:,\s+\w+)*):", section[1], re.M)
-        return [name for entry in entries for name in re.split(r",\s+", entry)]
+    def documented(self, section):
+        """The names that a section of the docstring, such as Args, speaks of, in its order."""
+        text = re.search(rf"^{section}:\n(.*?)(?=^\S|\Z)", self.doc, re.M | re.S)
+        entries = re.findall(r"^ {4}(\w+(?:,\s+\w+| and \w+)*)(?=:)", text[1] if text else "", re.M)
+        return [name for entry in entries for name in re.split(r",\s+| and ", entry)]
 
     def __str__(self):
         """The call without annotations, and the first line of its docstring under it."""
         bare = [p.replace(annotation=p.empty, default=_written(p.default))
                 for p in self.arguments.values()]
-        call = str(inspect.Signature(bare)) if self.signature else ""
+        call = str(inspect.Signature(bare)) if callable(self.value) else ""
         return f"{self.path}{call}\n    {self.first}"
 
 
@@ -66,14 +67,9 @@ def groups(module):
 
 def public():
     """All public names, those of `dp.tree` last."""
-    return [_name(title, prefix + name, getattr(module, name))
+    return [Name(title, prefix + name, getattr(module, name))
             for module, prefix in ((dp, "dp."), (dp.tree, "dp.tree."))
             for title, names in groups(module).items() for name in names]
-
-
-def _name(group, path, value):
-    signature = inspect.signature(value) if callable(value) else None
-    return Name(group, path, signature, inspect.getdoc(value) or "")
 
 
 class _Code(str):

@@ -1,0 +1,158 @@
+"""Names and what is said of them, by rules: `names.py` prints the list that they are read in."""
+
+import inspect
+import itertools
+
+import pytest
+from names import public
+
+NAMES = public()
+
+# One concept has one word: ours, and those that are not used for it.
+WORDS = {
+    "activation": "act act_fn nonlinearity",
+    "batch_size": "batch",
+    "bias": "use_bias with_bias",
+    "classes": "num_classes n_classes",
+    "depth": "num_layers n_layers",
+    "dilation": "rhs_dilation kernel_dilation dilation_rate",
+    "dims": "ndim rank num_spatial_dims",
+    "dropout": "dropout_rate drop drop_rate",
+    "eps": "epsilon",
+    "features": "units channels dim out_features out_channels output_size",
+    "groups": "num_groups feature_group_count",
+    "heads": "num_heads n_heads",
+    "hidden": "hidden_size mlp_dim dim_feedforward intermediate_size",
+    "key": "rng rngs",
+    "labels": "label",
+    "length": "max_length max_len maxlen",
+    "mask": "padding_mask paddings",
+    "n": "num number count",
+    "net": "model network module",
+    "objective": "loss_fn criterion",
+    "params": "variables weight",
+    "predictions": "prediction outputs y_pred",
+    "rate": "share probability prob p",
+    "size": "kernel_size window_size window_shape",
+    "steps": "iterations num_steps epochs max_new_tokens",
+    "stride": "strides window_strides",
+    "targets": "target y_true",
+    "vocabulary": "vocab vocab_size num_embeddings",
+    "width": "d_model embed_dim hidden_dim",
+}
+
+# What stands first, and in this order, where it is given by position.
+ORDER = ["key", "net", "layer", "step", "params", "state", "x", "logits", "predictions", "log_predictions",
+         "labels", "targets", "data"]
+
+# Pairs that stand in either order, and why.
+EITHER = {
+    ("bias", "scale"): "leaves of a norm; in attention scale is a number, after what makes scores",
+    ("factor", "original_length"): "longrope has a factor for each pair, the whole may be left out",
+    ("state", "step"): "TrainState counts steps; `evaluate` takes the step that `make_step` gives",
+}
+
+# One name, several kinds: each of these is the field's word for both.
+KINDS = {
+    "bias": "whether there is one; `linear_cross_entropy` takes it itself",
+    "hidden": "the size of one hidden axis; `mlp` has several",
+    "loss": "a number, and what `regression` makes it with",
+    "scale": "whether a norm has one; in attention the factor of the scores",
+    "state": "of a net, and of training",
+}
+ALIASES = {"Activation": "Callable", "Reduction": "Literal"}
+
+# Of floors that are being rewritten: still to be said.
+SILENT = {"dp.parallel", "dp.tree.mask", "dp.tree.matches", "dp.tree.verify"}
+
+
+def of(*titles):
+    """The names of some groups, for `pytest.mark.parametrize`."""
+    return [pytest.param(name, id=name.path) for name in NAMES if name.group in titles]
+
+
+def positional(name):
+    return [p.name for p in name.arguments.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def keywords(name):
+    return [p.name for p in name.arguments.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def kind(annotation):
+    """An annotation as it is compared: its first alternative, without what is inside."""
+    first = next(part for part in annotation.split(" | ") if part != "None").partition("[")[0]
+    return ALIASES.get(first, first)
+
+
+def test_all_of_them_are_read():
+    from diffprog import __all__, tree
+    assert [n.path.rpartition(".")[2] for n in NAMES] == [*__all__, *tree.__all__]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, id=name.path) for name in NAMES])
+def test_the_first_line_is_one_sentence(name):
+    assert name.first[-1] in ".?" and len(name.first) <= 100
+    assert not name.doc.partition("\n")[2] or name.doc.splitlines()[1] == ""
+    assert name.first.count("``") % 2 == 0
+
+
+@pytest.mark.parametrize("name", of("transformations", "layers", "models"))
+def test_the_first_line_of_a_layer_holds_its_formula(name):
+    assert "``" in name.first
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, id=name.path) for name in NAMES])
+def test_what_is_documented_are_the_arguments(name):
+    unknown = set(name.documented("Args")) - name.arguments.keys()
+    assert not unknown, f"{unknown} are documented and not taken"
+    said = {*name.documented("Args"), *name.documented("Attributes"), *name.documented("Shapes")}
+    missing = [argument for argument in name.arguments if argument not in said]
+    if missing in (["x"], ["xs"], ["tree"]):
+        missing = []  # the first line says what a function of one thing does
+    assert bool(missing) == (name.path in SILENT), f"{missing} are taken and not documented"
+
+
+def test_arguments_come_in_one_order():
+    """Of two names that stand beside each other in several signatures the same one comes first."""
+    seen = {}
+    for name in NAMES:
+        for arguments in (positional(name), keywords(name)):
+            for pair in itertools.combinations(arguments, 2):
+                seen.setdefault(pair, []).append(name.path)
+    turned = {tuple(sorted(pair)) for pair in seen if pair[::-1] in seen}
+    assert turned == EITHER.keys(), {pair: (seen[pair], seen[pair[::-1]]) for pair in turned}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, id=name.path) for name in NAMES])
+def test_what_is_always_there_comes_first(name):
+    if inspect.isclass(name.value):
+        return
+    given = [argument for argument in positional(name) if argument in ORDER]
+    assert given == sorted(given, key=ORDER.index)
+    assert "key" not in positional(name)[1:], "a key comes first, as in jax.random, or by keyword"
+    last = keywords(name)
+    initial = [argument for argument in last if argument.endswith("_init")]
+    assert last[len(last) - len(initial) :] == initial, "initializers come last"
+    leaves = [leaf for leaf in ("scale_init", "kernel_init", "hidden_init", "bias_init")
+              if leaf in initial]
+    assert leaves == [leaf for leaf in initial if leaf != "embedding_init"]
+
+
+def test_one_argument_means_one_kind():
+    kinds = {}
+    for name in NAMES:
+        for parameter in () if inspect.isclass(name.value) else name.arguments.values():
+            found = kind(parameter.annotation)
+            if found != "Any":
+                kinds.setdefault(parameter.name, {}).setdefault(found, []).append(name.path)
+    several = {argument: found for argument, found in kinds.items() if len(found) > 1}
+    assert several.keys() == KINDS.keys(), several
+
+
+def test_one_concept_has_one_word():
+    given = {argument: name.path for name in NAMES for argument in name.arguments}
+    for ours, theirs in WORDS.items():
+        assert ours in given, f"{ours} is no argument any more"
+        for word in theirs.split():
+            assert word not in given, f"{given.get(word)} takes {word}: elsewhere it is {ours}"
