@@ -4,7 +4,9 @@ import inspect
 import itertools
 
 import pytest
-from names import public
+from names import Name, public
+
+import diffprog as dp
 
 NAMES = public()
 
@@ -42,8 +44,8 @@ WORDS = {
 }
 
 # What stands first, and in this order, where it is given by position.
-ORDER = ["key", "net", "layer", "step", "params", "state", "x", "logits", "predictions", "log_predictions",
-         "labels", "targets", "data"]
+ORDER = ["key", "net", "layer", "step", "params", "state", "x", "logits", "predictions",
+         "log_predictions", "labels", "targets", "data"]
 
 # Pairs that stand in either order, and why.
 EITHER = {
@@ -66,9 +68,10 @@ ALIASES = {"Activation": "Callable", "Reduction": "Literal"}
 SILENT = {"dp.parallel", "dp.tree.mask", "dp.tree.matches", "dp.tree.verify"}
 
 
-def of(*titles):
-    """The names of some groups, for `pytest.mark.parametrize`."""
-    return [pytest.param(name, id=name.path) for name in NAMES if name.group in titles]
+def each(*titles):
+    """One test for each name, of some groups or of all."""
+    names = [name for name in NAMES if not titles or name.group in titles]
+    return pytest.mark.parametrize("name", names, ids=lambda name: name.path)
 
 
 def positional(name):
@@ -85,24 +88,46 @@ def kind(annotation):
     return ALIASES.get(first, first)
 
 
+def test_docstrings_are_read():
+    def f(x, size, rate, *, eps=1e-5):
+        """One line, ``y = x``.
+
+        Shapes:
+            x: (..., D); not a name: (...).
+
+        Args:
+            size, rate: of one thing
+                and two: of another.
+            epsilon: of the norms.
+
+        Raises:
+            LayerError: never.
+        """
+
+    name = Name("layers", "dp.f", f)
+    assert name.first == "One line, ``y = x``."
+    assert name.documented("Args") == ["size", "rate", "epsilon"]
+    assert name.documented("Shapes") == ["x"] and name.documented("Attributes") == []
+    assert str(name).startswith("dp.f(x, size, rate, *, eps=1e-05)\n")
+
+
 def test_all_of_them_are_read():
-    from diffprog import __all__, tree
-    assert [n.path.rpartition(".")[2] for n in NAMES] == [*__all__, *tree.__all__]
+    assert [n.path.rpartition(".")[2] for n in NAMES] == [*dp.__all__, *dp.tree.__all__]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, id=name.path) for name in NAMES])
+@each()
 def test_the_first_line_is_one_sentence(name):
     assert name.first[-1] in ".?" and len(name.first) <= 100
     assert not name.doc.partition("\n")[2] or name.doc.splitlines()[1] == ""
     assert name.first.count("``") % 2 == 0
 
 
-@pytest.mark.parametrize("name", of("transformations", "layers", "models"))
+@each("transformations", "layers", "models")
 def test_the_first_line_of_a_layer_holds_its_formula(name):
     assert "``" in name.first
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, id=name.path) for name in NAMES])
+@each()
 def test_what_is_documented_are_the_arguments(name):
     unknown = set(name.documented("Args")) - name.arguments.keys()
     assert not unknown, f"{unknown} are documented and not taken"
@@ -124,7 +149,7 @@ def test_arguments_come_in_one_order():
     assert turned == EITHER.keys(), {pair: (seen[pair], seen[pair[::-1]]) for pair in turned}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, id=name.path) for name in NAMES])
+@each()
 def test_what_is_always_there_comes_first(name):
     if inspect.isclass(name.value):
         return
