@@ -56,9 +56,8 @@ def branch(*layers: Any, merge: Callable[[Any], Any] | None = None, **named: Any
     """The same input to all: ``y = merge((f_1(x), ..., f_n(x)))``; a tuple unless merged.
 
     Args:
-        layers: layers and plain functions, unnamed.
+        layers, named: as in `serial`.
         merge: a function of the tuple of results, such as `concatenate` or `add`.
-        named: more layers, under names of your own.
 
     Example:
         >>> net = dp.branch(dp.linear(2), jax.nn.relu, merge=dp.concatenate)
@@ -76,6 +75,9 @@ def branch(*layers: Any, merge: Callable[[Any], Any] | None = None, **named: Any
 @factory
 def parallel(*layers: Any, **named: Any) -> Layer:
     """Each its own input: ``(y_1, ..., y_n) = (f_1(x_1), ..., f_n(x_n))``.
+
+    Args:
+        layers, named: as in `serial`.
 
     Raises:
         LayerError: at ``init``, if x is no tuple with one part for each layer.

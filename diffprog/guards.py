@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog import tree
 from diffprog.arguments import check_count
 from diffprog.errors import LayerError, signed
 from diffprog.notation import listed, show
@@ -267,7 +266,7 @@ def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> Layer
     if layer.children:
         return None
     try:
-        return tree.compare("params", layer.plan(x, **side).params, params)
+        return layer.plan(x, **side).difference(params)
     except LayerError as error:
         return error
     except Exception:

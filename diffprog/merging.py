@@ -15,7 +15,7 @@ __all__ = ["add", "concatenate"]
 
 
 def concatenate(xs: Any) -> jax.Array:
-    """Join a tuple of arrays along their last axis.
+    """Join arrays along their last axis: ``y = [x_1, ..., x_n]``.
 
     Example:
         >>> dp.concatenate((jnp.ones((2, 3)), jnp.ones((2, 1)))).shape
@@ -25,7 +25,7 @@ def concatenate(xs: Any) -> jax.Array:
 
 
 def add(xs: Any) -> jax.Array:
-    """Add up a tuple of arrays of one shape; nothing is broadcast.
+    """Add up arrays of one shape, nothing is broadcast: ``y = x_1 + ... + x_n``.
 
     Example:
         >>> dp.add((jnp.ones(2), jnp.ones(2))).tolist()

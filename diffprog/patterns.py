@@ -8,6 +8,9 @@ import re
 def matches(path: str, pattern: str) -> bool:
     """Does a path match a pattern?
 
+    Args:
+        path, pattern: levels joined by ``/``; those of a pattern may hold ``*``.
+
     Example:
         >>> dp.tree.matches("blocks/feed/kernel", "blocks/**"), dp.tree.matches("a/b/c", "a/*")
         (True, False)

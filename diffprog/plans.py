@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from diffprog.errors import LayerError
+from diffprog.notation import listed, show
+from diffprog.tree import paths
+
 if TYPE_CHECKING:
     from diffprog.layer import Layer
 
@@ -33,6 +37,24 @@ class Plan:
     state: State
     y: Any
     calls: tuple[Call, ...] = ()
+
+    def difference(self, params: Any, state: Any = None) -> LayerError | None:
+        """The first difference in paths, shapes or dtypes to trees of values, as an error."""
+        kinds = {"params": (self.params, params), "state": (self.state, state)}
+        for kind, (planned, given) in kinds.items():
+            if kind == "state" and state is None:
+                continue
+            want, have = paths(planned), paths(given)
+            remedy = f"these {kind} are of another net, or init saw another input"
+            for path in [*want, *have]:
+                if path not in have:
+                    return LayerError(f"{kind} with {path}", listed(have), remedy)
+                if path not in want:
+                    return LayerError(f"{kind} without {path}", listed(have), remedy)
+                if spec(want[path]) != spec(have[path]):
+                    return LayerError(
+                        f"{kind} {path} as {show(want[path])}", show(have[path]), remedy)
+        return None
 
 
 class Visit(NamedTuple):

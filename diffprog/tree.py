@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError
-from diffprog.notation import listed, show
+from diffprog.notation import listed
 from diffprog.patterns import matches
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ def paths(tree: Any) -> dict[str, Any]:
 
 
 def select(tree: Any, *patterns: str) -> dict[str, Any]:
-    """The leaves whose path matches one of the patterns; one that matches nothing is an error.
+    """The leaves whose path matches one of the patterns, under their paths.
+
+    Args:
+        tree: any pytree, mostly parameters.
+        patterns: paths in which ``*`` is one level and ``**`` any number, none included; one that
+            matches nothing is an error.
 
     Example:
         >>> params = {"body": {"up": {"kernel": 1, "bias": 2}}, "head": {"kernel": 3}}
@@ -53,6 +58,9 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
 
 def mask(tree: Any, *patterns: str) -> Any:
     """The tree of booleans that is True where `select` finds a leaf: what optax calls a mask.
+
+    Args:
+        tree, patterns: as in `select`.
 
     Example:
         >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
@@ -93,27 +101,14 @@ def verify(net: Layer, params: Any, x: Any, *, state: Any = None, **side: Any) -
 
     `apply` compares names only; this compares everything, from abstract evaluation alone.
 
+    Args:
+        net, params, x: a layer, its parameters, and an input or its shapes.
+        state, side: its state, and the side inputs that it needs.
+
     Example:
         >>> net, x = dp.linear(3), jnp.ones((2, 4))
         >>> params, state = net.init(jax.random.key(0), x)
         >>> dp.tree.verify(net, params, x)
     """
-    plan = net.plan(x, **side)
-    state = plan.state if state is None else state
-    for kind, wanted, given in (("params", plan.params, params), ("state", plan.state, state)):
-        if difference := compare(kind, wanted, given):
-            raise difference
-
-
-def compare(kind: str, wanted: Any, given: Any) -> LayerError | None:
-    """The first difference between two trees in paths, shapes or dtypes, as an error."""
-    want, have = paths(wanted), paths(given)
-    remedy = f"these {kind} are of another net, or init saw another input"
-    for path in [*want, *have]:
-        if path not in have:
-            return LayerError(f"{kind} with {path}", listed(have), remedy)
-        if path not in want:
-            return LayerError(f"{kind} without {path}", listed(have), remedy)
-        if (want[path].shape, want[path].dtype) != (have[path].shape, have[path].dtype):
-            return LayerError(f"{kind} {path} as {show(want[path])}", show(have[path]), remedy)
-    return None
+    if difference := net.plan(x, **side).difference(params, state):
+        raise difference

@@ -110,7 +110,7 @@ CASES = [
          floats(2, 4, 3, 2)),
     Case("max_pool, masked", dp.max_pool(2, dims=1, stride=1), floats(2, 5, 2), FIVE),
     Case("avg_pool", dp.avg_pool(2, padding=1), floats(2, 4, 5, 2)),
-    Case("avg_pool, all counted", dp.avg_pool(2, padding=1, count_include_pad=True),
+    Case("avg_pool, all counted", dp.avg_pool(2, padding=1, count_padding=True),
          floats(2, 3, 4, 2)),
     Case("avg_pool, masked", dp.avg_pool(3, dims=1, stride=1, padding="SAME"), floats(2, 5, 2),
          FIVE),

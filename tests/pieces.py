@@ -160,7 +160,7 @@ def _pool(d, x):
     where = d.pick([{"padding": "SAME"}, {"padding": 1, "stride": 1}] + (least > 1) * [
         {}, {"stride": 1}])
     if maker is dp.avg_pool and d.pick([True, False]):
-        where["count_include_pad"] = True
+        where["count_padding"] = True
     elif maker is dp.max_pool and least > 2:
         where["dilation"] = d.pick([1, 2])
     return d.make(maker, 2, dims=dims, **where)

@@ -34,7 +34,7 @@ SHOWN = {
         dp.conv_transpose(4, 3, stride=2), dp.pixel_shuffle(2),
         dp.upsample(size=(32, 33), method="linear"), dp.group_norm(1),
         dp.instance_norm(bias=False), dp.spatial_dropout(0.5), dp.stochastic_depth(0.1),
-        dp.max_pool(3, dilation=2), dp.avg_pool(2, padding=1, count_include_pad=True),
+        dp.max_pool(3, dilation=2), dp.avg_pool(2, padding=1, count_padding=True),
         dp.adaptive_max_pool((4, 5)), dp.adaptive_avg_pool(4)), IMAGE),
     "tokens": (dp.serial(
         dp.hide(), dp.patches(2), dp.reshape((2, -1), keep=2), dp.rms_norm(eps=1e-6),

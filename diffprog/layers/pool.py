@@ -79,7 +79,7 @@ def max_pool(
 @factory
 def avg_pool(
     size: int | tuple[int, ...], *, dims: int = 2, stride: int | tuple[int, ...] | None = None,
-    padding: Any = "VALID", count_include_pad: bool = False,
+    padding: Any = "VALID", count_padding: bool = False,
 ) -> Layer:
     """The mean of each window: ``y[p] = mean_q x[stride * p + q]``.
 
@@ -96,7 +96,7 @@ def avg_pool(
         dims: number of spatial axes, 1 to 3.
         stride: places between two windows; the size of the window if None.
         padding: "VALID" (none), "SAME", an int, or a pair (before, after) for each axis.
-        count_include_pad: True counts padded places as zeros: the divisor is the whole window.
+        count_padding: True counts padded places as zeros: the divisor is always the whole window.
 
     Raises:
         LayerError: x has too few axes, is smaller than the window, or holds no floats.
@@ -115,7 +115,7 @@ def avg_pool(
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         zero = np.zeros((), wide.dtype)
         total = slide(wide if real is None else jnp.where(real, wide, zero), zero, jax.lax.add)
-        if count_include_pad or (real is None and padding == "VALID"):
+        if count_padding or (real is None and padding == "VALID"):
             return (total / whole).astype(x.dtype)
         if real is None:
             count = slide(jnp.ones((1, *x.shape[1:-1], 1), wide.dtype), zero, jax.lax.add)

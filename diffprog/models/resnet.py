@@ -29,7 +29,7 @@ __all__ = ["basic", "bottleneck", "image_stem", "resnet", "stages"]
 
 def resnet(
     depth: int = 50, features: int = 1000, *, width: int = 64, stem: Any = None,
-    zero_init_residual: bool = True,
+    zero_init: bool = True,
 ) -> Layer:
     """Stages of residual blocks: ``y = linear(mean(stage_4(... stage_1(stem(x)))))``.
 
@@ -44,8 +44,8 @@ def resnet(
         width: channels of the first stage; every later stage has twice as many.
         stem: the layer before the stages; None is `image_stem`, for images of 224 x 224. It
             must give `width` channels.
-        zero_init_residual: the last normalization of each branch starts with scale 0, so that every
-            block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+        zero_init: the last normalization of each branch starts with scale 0, so that every block
+            starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
 
     Raises:
         LayerError: at composition, for another depth; at ``init``, for a stem of other channels.
@@ -65,8 +65,8 @@ def resnet(
     block, counts = _DEPTHS[depth]
     widths = [width * 2**i for i in range(len(counts))]
     before = image_stem(width) if stem is None else as_layer(stem)
-    body = stages(block, counts, widths, zero_init_residual=zero_init_residual)
-    return serial(stem=before, **body, head=global_avg_pool() >> linear(features))
+    return serial(stem=before, **stages(block, counts, widths, zero_init=zero_init),
+                  head=global_avg_pool() >> linear(features))
 
 
 def image_stem(width: int) -> Layer:
@@ -75,7 +75,7 @@ def image_stem(width: int) -> Layer:
 
 
 def stages(
-    block: Any, counts: Sequence[int], widths: Sequence[int], *, zero_init_residual: bool = True
+    block: Any, counts: Sequence[int], widths: Sequence[int], *, zero_init: bool = True
 ) -> dict[str, Layer]:
     """The stages by name: `counts` blocks each, all stages but the first halving the sides.
 
@@ -87,31 +87,29 @@ def stages(
         parts = {}
         if project:
             stride = 2 if i > 0 else 1
-            parts["first"] = block(
-                width, stride=stride, project=True, zero_init_residual=zero_init_residual)
+            parts["first"] = block(width, stride=stride, project=True, zero_init=zero_init)
         if count > len(parts):
-            rest = block(width, zero_init_residual=zero_init_residual)
-            parts["rest"] = repeat(count - len(parts), rest)
+            parts["rest"] = repeat(count - len(parts), block(width, zero_init=zero_init))
         found[f"stage_{i + 1}"] = serial(**parts)
     return found
 
 
 def basic(
-    width: int, *, stride: int = 1, project: bool = False, zero_init_residual: bool = True
+    width: int, *, stride: int = 1, project: bool = False, zero_init: bool = True
 ) -> Layer:
     """Two convolutions of 3 x 3: ``y = relu(x + f(x))``, figure 5 (left) of the paper."""
     body = (_conv_norm(width, 3, stride=stride) >> jax.nn.relu
-            >> _conv_norm(width, 3, scale_init=_last(zero_init_residual)))
+            >> _conv_norm(width, 3, scale_init=_last(zero_init)))
     return _block(body, width, stride, project)
 
 
 def bottleneck(
-    width: int, *, stride: int = 1, project: bool = False, zero_init_residual: bool = True
+    width: int, *, stride: int = 1, project: bool = False, zero_init: bool = True
 ) -> Layer:
     """Down, across and up to 4 * width channels: ``y = relu(x + f(x))``, figure 5 (right)."""
     body = (_conv_norm(width, 1) >> jax.nn.relu
             >> _conv_norm(width, 3, stride=stride) >> jax.nn.relu
-            >> _conv_norm(4 * width, 1, scale_init=_last(zero_init_residual)))
+            >> _conv_norm(4 * width, 1, scale_init=_last(zero_init)))
     return _block(body, 4 * width, stride, project)
 
 
@@ -126,8 +124,8 @@ def _block(body: Layer, features: int, stride: int, project: bool) -> Layer:
     return residual(body, shortcut) >> jax.nn.relu
 
 
-def _last(zero_init_residual: bool) -> Initializer:
-    return "zeros" if zero_init_residual else "ones"
+def _last(zero_init: bool) -> Initializer:
+    return "zeros" if zero_init else "ones"
 
 
 def _conv_norm(

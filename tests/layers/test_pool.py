@@ -210,8 +210,7 @@ def test_padding_counts_as_zeros_if_wanted():
     for padding, pads in ((1, ((1, 1), (1, 1))), ("SAME", ((1, 1), (0, 1))),
                           ("VALID", ((0, 0), (0, 0)))):
         wanted = naive(np.mean, np.pad(x, [(0, 0), *pads, (0, 0)]), (3, 2), (1, 1), ((0, 0),) * 2)
-        net = dp.avg_pool((3, 2), stride=1, padding=padding, count_include_pad=True)
-        y = net({}, jnp.asarray(x))
+        y = dp.avg_pool((3, 2), stride=1, padding=padding, count_padding=True)({}, jnp.asarray(x))
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -257,7 +256,7 @@ def test_what_is_not_real_does_not_count(name):
 
 
 def test_a_masked_place_counts_as_zero_where_padding_does():
-    net = dp.avg_pool(2, dims=1, stride=1, count_include_pad=True)
+    net = dp.avg_pool(2, dims=1, stride=1, count_padding=True)
     y = net({}, jnp.array([2.0, 4.0, jnp.nan])[:, None], mask=jnp.array([True, True, False]))
     assert y[:, 0].tolist() == [3.0, 2.0]
 

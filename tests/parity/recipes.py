@@ -86,7 +86,7 @@ def max_pool(options):
 
 
 def avg_pool(options):
-    return window(dp.avg_pool, count_include_pad=options.get("count_include_pad", True))(options)
+    return window(dp.avg_pool, count_padding=options.get("count_include_pad", True))(options)
 
 
 def depthwise(options):
