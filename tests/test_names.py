@@ -153,8 +153,8 @@ def test_what_is_always_there_comes_first(name):
     assert given == sorted(given, key=ORDER.index)
     assert "key" not in positional(name)[1:], "a key comes first, as in jax.random, or by keyword"
     last = keywords(name)
-    flags = {"zero_init"}  # of resnet: whether branches begin at zero, not with what
-    initial = [argument for argument in last if argument.endswith("_init") and argument not in flags]
+    initial = [argument for argument in last if argument.endswith("_init")
+               and argument != "zero_init"]  # of resnet: whether branches begin at zero
     assert last[len(last) - len(initial) :] == initial, "initializers come last"
     leaves = [leaf for leaf in ("scale_init", "kernel_init", "hidden_init", "bias_init")
               if leaf in initial]
