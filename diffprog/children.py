@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffprog.errors import LayerError, signed
 from diffprog.guards import taken
-from diffprog.notation import listed
+from diffprog.notation import listed, show
 from diffprog.plans import Params
 
 if TYPE_CHECKING:
@@ -32,11 +32,17 @@ class Child:
         self._routed = {n: routed[n] for n in routed.keys() & layer.side}
         self._calls = 0
 
-    def __call__(self, x: Any, **side: Any) -> Any:
+    def __call__(self, x: Any, *more: Any, **side: Any) -> Any:
         """The child's output on x."""
+        if more:
+            raise LayerError(f"one input, {self!r}(x)", show((x, *more)), "join inputs in a tuple; "
+                             "side inputs go by name, params and state by themselves")
         nth, self._calls = self._calls, self._calls + 1
         with signed(self._layer.__repr__, x, self._name):
             return self._visit(self._name, nth, x, taken(self._layer, self._routed | side))
+
+    def __repr__(self) -> str:
+        return f"layers.{self._name}"
 
     @property
     def params(self) -> Params:
@@ -99,5 +105,5 @@ def named_side(function: Callable[..., Any]) -> frozenset[str]:
                          "put side inputs after the star")
     if taken := named & _RESERVED:
         raise LayerError(f"side inputs of other names than {listed(_RESERVED)}", listed(taken),
-                         "rename them")
+                         "rename them; what draws by key is a layer, Layer(..., random=True)")
     return named - {"train"}

@@ -23,7 +23,11 @@ def factory(function: Callable[P, Layer]) -> Callable[P, Layer]:
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            takes = ", ".join(signature.parameters)
+            raise TypeError(f"{function.__name__}, which takes {takes}: {error}") from None
         bound.apply_defaults()
         with signed(lambda: notation.call(function, bound.arguments)):
             return described(function(*args, **kwargs), function, bound.arguments)

@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 
 NOTHING: Any = inspect.Parameter.empty  # an argument that was not given
 
+# What other libraries call what is no side input here.
+_MEANT = {
+    **dict.fromkeys(["rng", "rngs"], "pass key=jax.random.key(seed) to apply"),
+    **dict.fromkeys(["deterministic", "inference", "train", "training"],
+                    "pass train=True to apply, which hands it on to every layer"),
+    **dict.fromkeys(["attn_mask", "padding_mask"],
+                    "mask says which positions are real, attention_mask who sees whom"),
+}
+
 
 def guarded_plan(layer: Layer, planner: Any, init: Any, apply: Any) -> Any:
     """`planner` on inputs that the layer can take; without one, the pair under evaluation."""
@@ -45,8 +54,9 @@ def guarded_plan(layer: Layer, planner: Any, init: Any, apply: Any) -> Any:
 def guarded_init(layer: Layer, raw: Any) -> Any:
     """`raw`, which has seen no input that the layer cannot take."""
 
-    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+    def init(key: jax.Array, x: Any = NOTHING, **side: Any) -> tuple[Params, State]:
         with signed(layer.__repr__, x):
+            _check_given("init(key, x)", x)
             _check_key(key)
             layer.plan(x, **side)  # whatever is wrong with x shows here, before anything is drawn
             return raw(key, inputs(x), **inputs(taken(layer, side)))
@@ -58,20 +68,26 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
     """`raw`, called with trees of this layer alone; what else goes wrong is explained by them."""
 
     def apply(
-        params: Params, state: State, x: Any, *, key: jax.Array | None = None,
-        train: bool = False, **side: Any,
+        params: Params, state: State = NOTHING, x: Any = NOTHING, *,
+        key: jax.Array | None = None, train: bool = False, **side: Any,
     ) -> tuple[Any, State]:
         with signed(layer.__repr__, x):
+            _check_given("apply(params, state, x)", x)
             side = taken(layer, side)
             _check_call(layer, params, state, x, key, train, side)
+            key = key if layer.random else None  # alone a layer is as random as inside a net
             try:
-                return _result(raw(params, state, x, key=key, train=train, **side))
+                y, after = _result(raw(params, state, x, key=key, train=train, **side))
             except LayerError:
                 raise
             except Exception as error:
                 if misfit := _misfit(layer, params, x, side):
                     raise misfit from error
                 raise
+            if after.keys() != state.keys():
+                raise LayerError(f"apply to return a state of {listed(state)}", listed(after),
+                                 "return the state that came, with new values")
+            return y, after
 
     return _keeping(apply, raw)
 
@@ -79,8 +95,12 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
 def guarded_start(layer: Layer, raw: Any) -> Any:
     """`raw`, which notes the names of what it carries: `apply` knows them again."""
 
-    def start(params: Params, state: State, x: Any, *, length: Any = None, **side: Any) -> State:
+    def start(
+        params: Params, state: State = NOTHING, x: Any = NOTHING, *, length: Any = None,
+        **side: Any,
+    ) -> State:
         with signed(layer.__repr__, x):
+            _check_given("start(params, state, x, length=n)", x)
             check_count("length", length)
             side = taken(layer, side)
             _check_call(layer, params, state, x, None, False, side)
@@ -95,8 +115,10 @@ def taken(layer: Layer, given: Mapping[str, Any]) -> dict[str, Any]:
     """The side inputs that are there; None is absent, and what nobody takes is refused."""
     given = {name: value for name, value in given.items() if value is not None}
     if foreign := given.keys() - layer.side:
+        remedy = next((_MEANT[name] for name in sorted(foreign) if name in _MEANT),
+                      "leave it out, or add a layer that takes it")
         raise LayerError(f"only side inputs that it takes ({listed(layer.side)})",
-                         listed(foreign), "leave it out, or add a layer that takes it")
+                         listed(foreign), remedy)
     return given
 
 
@@ -149,6 +171,15 @@ def check_composable(f: Any) -> None:
                          "for example dp.linear(8) or jax.nn.relu")
 
 
+def check_result(y: Any) -> None:
+    """Refuse what is no result: nothing, or a layer that was not called."""
+    if y is None:
+        raise LayerError("a result", "None", "end the function with return")
+    if made := next((leaf for leaf in jax.tree.leaves(y) if callable(leaf)), None):
+        raise LayerError("arrays as a result", f"the layer {made!r}", "use that layer itself"
+                         if hasattr(made, "apply") else f"call it: {made!r}(x)")
+
+
 def check_children(params: Params, state: State, children: Mapping[str, Any]) -> None:
     """Refuse trees with a name that is no child's; the children answer for what is in them."""
     for kind, given in (("params", params), ("state", state)):
@@ -178,10 +209,7 @@ def _result(pair: Any) -> tuple[Any, State]:
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], dict)):
         raise LayerError("apply to return (y, state)", show(pair),
                          "return the state that came if it does not change")
-    if pair[0] is None:
-        raise LayerError("a result", "None", "end the function with return")
-    if made := next((leaf for leaf in jax.tree.leaves(pair[0]) if hasattr(leaf, "apply")), None):
-        raise LayerError("arrays as a result", f"the layer {made!r}", "use that layer itself")
+    check_result(pair[0])
     return pair
 
 
@@ -189,6 +217,12 @@ def _keeping(checked: Any, raw: Any) -> Any:
     """The checked function, which remembers the one that it checks."""
     checked.raw = raw
     return checked
+
+
+def _check_given(call: str, x: Any) -> None:
+    if x is NOTHING:
+        raise LayerError(f"net.{call}", "fewer arguments",
+                         "pass them all; state is what init gave, {} if the net has none")
 
 
 def _check_key(key: Any) -> None:
@@ -212,6 +246,8 @@ def _check_call(
     for kind, given in (("params", params), ("state", state)):
         if not isinstance(given, dict):
             raise LayerError(f"{kind} as a dict", show(given), "pass what init gave")
+    if key is not None:
+        _check_key(key)
     if layer.children:
         return  # a program answers for its children's names, and they for their own
     if layer.random and train and key is None:

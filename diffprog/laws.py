@@ -137,6 +137,14 @@ def _randomness(t: Trial) -> None:
         other = t.run(t.params, t.state, t.x, t.side, jax.random.fold_in(t.key, 1), True)
         if _equal(other[0], t.training[0]):
             raise LayerError("other results from another key", "the same")
+        return
+    # `apply` hands no key on to what is not declared random, so what it guards is asked.
+    raw = getattr(t.layer.apply, "raw", t.layer.apply)
+    traced = jax.make_jaxpr(
+        lambda key: raw(t.params, t.state, t.x, key=key, train=True, **t.side))(t.key).jaxpr
+    if any(traced.invars[0] is v for eqn in traced.eqns for v in eqn.invars):
+        raise LayerError("no use of the key in what is not declared random", "one",
+                         "make it with Layer(..., random=True)")
 
 
 def _examples(t: Trial) -> None:
@@ -233,7 +241,9 @@ def _streaming(t: Trial) -> None:
 def _causality(t: Trial) -> None:
     length = jax.tree.leaves(t.x)[0].shape[1]
     for now in range(1, length):
-        later = jax.tree.map(lambda a, now=now: a.at[:, now:].add(1), t.x)
+        # Integers may be ids: others of those that x has.
+        later = jax.tree.map(lambda a, now=now: a.at[:, now:].set(
+            (a + 1 if is_float(a) else a.max() + a.min() - a)[:, now:]), t.x)
         y, _ = t.run(t.params, t.state, later, t.side, None, False)
         before = lambda y, now=now: jax.tree.map(lambda a: a[:, :now], y)  # noqa: E731
         t.close(f"steps before {now}, after changing the later ones", before(y), before(t.rest[0]))

@@ -16,7 +16,7 @@ import jax
 from diffprog.arguments import check_names
 from diffprog.children import Child, Children, named_side, slot_of
 from diffprog.errors import LayerError
-from diffprog.guards import check_children, miscounted, streams
+from diffprog.guards import check_children, check_result, miscounted, streams
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.parameters import fold
@@ -68,8 +68,7 @@ def wire(
         layers = Children({n: Child(n, child, visit, read, routed)
                            for n, child in children.items()})
         y = function(layers, x, **own)
-        if y is None:
-            raise LayerError("a result", "None", "end the program with return")
+        check_result(y)
         return y, layers.count()
 
     @remember

@@ -27,14 +27,14 @@ def behind(layer: Layer, x: Any, y: Any, field: Field | None) -> Field | None:
     """The field behind a layer without children; None where there is none any more.
 
     A window of K places at distance `dilation`, moved by `stride`, widens the field by
-    ``(K - 1) * dilation`` strides. Position-wise layers keep it; what changes the places otherwise
-    ends it.
+    ``(K - 1) * dilation`` strides. Position-wise layers keep it; what changes the places otherwise,
+    or has a `start` and so may mix them, ends it.
 
     Source: Araujo, Norris, Sim 2019, Distill, "Computing receptive fields of convolutional neural
     networks", eq. 2.
     """
     if field is None or not is_window(layer):
-        return field if _places(x) == _places(y) else None
+        return field if _places(x) == _places(y) and layer.start is None else None
     size = _each(layer.settings["size"], layer.settings["dims"])
     dims = len(size)
     stride = _each(layer.settings["stride"] or size, dims)
