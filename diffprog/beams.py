@@ -66,8 +66,8 @@ def beam_search(
     """
     check_count("beams", beams)
     if not 0 <= length_penalty <= 10:
-        raise LayerError("a length_penalty in [0, 10]", repr(length_penalty),
-                         "0 compares whole texts, 1 their tokens")
+        raise LayerError("length_penalty in [0, 10]", repr(length_penalty),
+                         "choose 0 to compare whole texts, 1 their tokens")
     begin = begun(net, params, state, prompts, steps, side)
     return checked(_searched(
         begin, float(length_penalty), steps=steps, beams=beams, stop=as_ids(stop), net=net))

@@ -77,6 +77,6 @@ def check(
                     failures.append(f"\n  {name}: {type(error).__name__}: {error}")
     if failures:
         with signed(layer.__repr__):
-            raise LayerError("every law of a layer kept",
-                             f"{len(failures)} broken:{''.join(failures)}")
+            raise LayerError("every law of a layer kept", f"{len(failures)} broken",
+                             f"mend it by these:{''.join(failures)}")
     return Report(list(laws), sorted(layer.side - side.keys()))

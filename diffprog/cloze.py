@@ -60,12 +60,12 @@ def mask_tokens(
     check_count("vocabulary", vocabulary)
     check_array(ids, rank=2, axes="(batch, time)", floating=False)
     if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
-        raise LayerError("ids (batch, time)", show(ids), "give ints, one row for each text")
+        raise LayerError("ids as ints (batch, time)", show(ids), "give one row to each text")
     ids = jnp.asarray(ids, jnp.int32)  # -100 is a number of no unsigned dtype
     if any(not 0 <= token < vocabulary for token in (mask_token, *special_tokens)):
         raise LayerError(f"mask_token and special_tokens in [0, {vocabulary})",
                          f"{mask_token} and {tuple(special_tokens)}",
-                         "they are numbers of tokens")
+                         "give the numbers of tokens")
     order, how, drawn = jax.random.split(key, 3)
     free = ~jnp.isin(ids, jnp.asarray(special_tokens, ids.dtype))  # none of them: all are free
     if mask is not None:
@@ -122,9 +122,9 @@ def sentence_pairs(
     check_share("short_rate", short_rate)
     full = [list(map(list, document)) for document in documents if len(document)]
     if len(full) < 2 or not all(all(document) for document in full):
-        raise LayerError("two documents or more, of sentences of one token or more",
-                         f"{len(full)} documents with sentences", "a pair that does not follow is "
-                         "of two documents; leave empty sentences out")
+        raise LayerError("at least two documents, of sentences that are not empty",
+                         f"{len(full)}, {sum(not all(parts) for parts in full)} with empty ones",
+                         "add documents, and leave empty sentences out")
     draw = np.random.default_rng(seed)
     room = length - 3
     pairs = [pair for at in range(len(full)) for pair in _pairs(full, at, room, draw, short_rate)]

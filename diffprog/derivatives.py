@@ -83,7 +83,8 @@ def check_gradients(
         places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
         paths = list(tree.paths(wide[0] if len(args) == 1 else wide))
         if not places:
-            raise LayerError("at least one floating-point argument", show(args), "convert one")
+            raise LayerError("at least one floating-point argument", show(args),
+                             "convert one: x.astype(jnp.float32)")
         moved = [leaves[i] for i in places]
 
         def along(moved: list[Any], weights: list[Any]) -> Any:
@@ -95,7 +96,7 @@ def check_gradients(
 
         shapes = [y for y in jax.tree.leaves(jax.eval_shape(f, *wide)) if is_float(y)]
         if not shapes:
-            raise LayerError("a function that gives floating-point numbers", "none of them",
+            raise LayerError("a function that gives floating-point numbers", "none",
                              "return what is to be differentiated")
         if any(y.dtype != jnp.float64 for y in shapes):
             raise LayerError("a function that computes in float64", show(shapes),

@@ -29,7 +29,7 @@ def class_numbers(logits: jax.Array, labels: jax.Array) -> jax.Array:
         raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
     if logits.shape[:-1] != labels.shape:
         raise LayerError(f"labels of the logits' leading shape {logits.shape[:-1]}", show(labels),
-                         "labels are numbers of classes, not one-hot")
+                         "give each entry the number of its class")
     return jnp.asarray(labels, jnp.int32)
 
 
@@ -71,7 +71,7 @@ def reduce(
     if reduction == "mean":
         divisor = total(values.shape, real, each)
         return values.sum() / jnp.where(divisor == 0, 1, divisor)
-    raise LayerError('reduction "mean", "sum" or "none"', repr(reduction), "choose one")
+    raise LayerError("reduction out of mean, none, sum", repr(reduction), "choose one of them")
 
 
 def total(shape: tuple[int, ...], real: Mask, each: jax.Array | None = None) -> jax.Array:

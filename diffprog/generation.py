@@ -152,7 +152,7 @@ def begun(
     side = {name: value for name, value in side.items() if value is not None}
     if wrong := side.keys() & _OF_CHUNKS:
         raise LayerError("side inputs that hold for all steps", listed(wrong), "give prompts of "
-                         "different lengths as a list of lists; they are padded and masked here")
+                         "different lengths as a list of lists: they are padded and masked here")
     if "source" in side and "memory" in net.side:
         raise LayerError("memory in place of source", show(side["source"]), "encode it once: "
                          'memory=net.children["encoder"](params["encoder"], source, '
@@ -194,7 +194,7 @@ def _padded(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     rows = [np.asarray(row) for row in prompts]
     if not rows or any(row.ndim != 1 for row in rows):
         raise LayerError("prompts as ints (batch, time) or a list of lists of ints",
-                         show(prompts), "one prompt alone is a batch of one: [prompt]")
+                         show(prompts), "pass one prompt alone as a batch of one: [prompt]")
     if empty := [i for i, row in enumerate(rows) if not row.size]:
         raise LayerError("at least one token in each prompt", f"an empty prompt, number {empty[0]}",
                          "begin with the id that stands before a text")
@@ -236,7 +236,8 @@ def prompted(net: Layer, begin: Begin, steps: int) -> tuple[State, jax.Array, di
     check_array(logits)
     if logits.ndim != 3 or logits.shape[:2] != ids.shape:
         raise LayerError("a net that gives (batch, time, vocabulary) for "
-                         f"{show(ids)}", show(logits), "the scores of each token's successor")
+                         f"{show(ids)}", show(logits),
+                         "return the scores of each token's successor")
     return state, logits[:, -1], each
 
 
@@ -310,7 +311,7 @@ def among(token: jax.Array, ids: tuple[int, ...]) -> jax.Array:
 def as_ids(stop: Sequence[int]) -> tuple[int, ...]:
     """The stop tokens as ints, by which programs are remembered."""
     if np.ndim(stop) != 1 or isinstance(stop, str):
-        raise LayerError("stop as a sequence of ids", repr(stop), "for example stop=[0]")
+        raise LayerError("stop as a sequence of ids", repr(stop), "pass stop=[0], for example")
     return tuple(int(token) for token in stop)
 
 
@@ -318,19 +319,20 @@ def check_ids(stop: tuple[int, ...], top_k: int | None, vocabulary: int) -> None
     """Raise for what a vocabulary of this size does not have."""
     if wrong := [token for token in stop if not 0 <= token < vocabulary]:
         raise LayerError(f"stop tokens in [0, {vocabulary})", repr(wrong[0]),
-                         "the net can never write another")
+                         "leave it out: the net can never write it")
     if top_k is not None and top_k > vocabulary:
         raise LayerError(f"top_k of at most {vocabulary}, the vocabulary", repr(top_k), "lower it")
 
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     if temperature != 0 and not 1e-30 <= temperature < math.inf:  # less is 0 in float32
-        raise LayerError("a temperature of 0, or at least 1e-30", repr(temperature),
-                         "0 takes the likeliest token, 1 draws as the net says")
+        raise LayerError("temperature as 0 or a number of at least 1e-30", repr(temperature),
+                         "choose 0 for the likeliest token, 1 to draw as the net says")
     if top_k is not None:
         check_count("top_k", top_k)
     if top_p is not None and not 0 < top_p <= 1:
-        raise LayerError("top_p in (0, 1]", repr(top_p), "it is a probability; None leaves it out")
+        raise LayerError("top_p in (0, 1]", repr(top_p),
+                         "pass a probability, or None to leave it out")
 
 
 def checked(found: Generation) -> Generation:

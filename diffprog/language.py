@@ -117,7 +117,7 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
         _check_scores(scores, labels)
         if seen[trunk].shape[-1] != len(kernel) or scores.shape[-1] != kernel.shape[-1]:
             raise LayerError(
-                f"a trunk and a table whose product are the scores {show(scores)}",
+                f"a trunk and a table whose product is the scores {show(scores)}",
                 show((seen[trunk], kernel)), "name the net's last layer before its scores, "
                 "and what it is multiplied with")
         loss, best = linear_cross_entropy(
@@ -162,14 +162,14 @@ def masked_language() -> Objective:
         x, y, side = parts(net, batch)
         if isinstance(batch, Mapping) and "mask" in batch and "mask" not in net.side:
             raise LayerError("a net that takes mask", f"one that takes {listed(net.side)}",
-                             "tokens that are not asked for have the label -100")
+                             "leave the mask out: tokens not asked for have the label -100")
         if not isinstance(y, (tuple, list)) or len(y) != 2:
-            raise LayerError("y as a pair: the true tokens, and what follows", show(y),
+            raise LayerError("y as a pair (true tokens, what follows)", show(y),
                              "use classification(ignore=-100) for tokens alone")
         scores, state = net.apply(params, state, x, key=key, train=train, **side)
         if not isinstance(scores, (tuple, list)) or len(scores) != 2:
             raise LayerError("a net that scores a pair, tokens and what follows", show(scores),
-                             "for example bert_pretraining")
+                             "use bert_pretraining, for example")
         (tokens, follows), (labels, order) = scores, y
         asked = total(labels.shape, known(labels, None, IGNORED))
         found = {"token_loss": of_tokens(tokens, labels),
@@ -215,12 +215,12 @@ def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
     rest = {name: value for name, value in given.items() if name != "x" and value is not None}
     if "x" not in given or rest.keys() - net.side - {"mask", "asked"}:
         raise LayerError(f"a batch with x and side inputs of the net ({listed(net.side)})",
-                         listed(given), "x holds inputs and targets; rename or remove the rest")
+                         listed(given), "rename or remove the rest: x holds inputs and targets")
     ids = given["x"]
     check_array(ids, rank=2, axes="(batch, time + 1)", floating=False)
     if ids.ndim != 2 or ids.shape[1] < 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise LayerError("ids (batch, time + 1), at least two tokens", show(ids),
-                         "each token but the first is asked for")
+        raise LayerError("ids as ints (batch, time + 1), at least two tokens", show(ids),
+                         "give at least two to each row: all but the first are asked for")
     real = spread(rest.pop("asked", None), ids.shape)
     real = None if real is None else real[:, 1:]
     if (mask := rest.get("mask")) is not None:
@@ -244,7 +244,7 @@ def _check_scores(logits: Any, labels: jax.Array) -> None:
     check_array(logits)
     if logits.shape[:-1] != labels.shape:
         raise LayerError(f"a net that gives (batch, time, vocabulary) for {show(labels)}",
-                         show(logits), "the scores of each token's successor")
+                         show(logits), "return the scores of each token's successor")
 
 
 def _scoring(params: Any, table: str) -> tuple[jax.Array, Any]:
@@ -252,7 +252,7 @@ def _scoring(params: Any, table: str) -> tuple[jax.Array, Any]:
     leaves = tree.paths(params)
     if table not in leaves or leaves[table].ndim != 2:
         raise LayerError(f"the path of a matrix as table ({listed(leaves)})", repr(table),
-                         "for example embed/embedding or head/kernel")
+                         "write embed/embedding or head/kernel, for example")
     kernel = leaves[table]
     above, _, name = table.rpartition("/")
     if name == "embedding":

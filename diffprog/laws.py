@@ -21,7 +21,7 @@ from diffprog.derivatives import check_gradients, is_float, widened
 from diffprog.errors import LayerError
 from diffprog.factories import rebuilt
 from diffprog.layer import Layer
-from diffprog.notation import show
+from diffprog.notation import listed, show
 from diffprog.plans import spec
 
 _CLOSE = 1e-9  # float64 results of two ways to compute one thing; rounding gives 1e-13 or less
@@ -136,7 +136,8 @@ def _randomness(t: Trial) -> None:
     if t.layer.random:
         other = t.run(t.params, t.state, t.x, t.side, jax.random.fold_in(t.key, 1), True)
         if _equal(other[0], t.training[0]):
-            raise LayerError("other results from another key", "the same")
+            raise LayerError("other results from another key", "the same",
+                             "draw with the key of the call, or leave random out")
         return
     # `apply` hands no key on to what is not declared random, so what it guards is asked.
     raw = getattr(t.layer.apply, "raw", t.layer.apply)
@@ -189,10 +190,10 @@ def _padding(t: Trial) -> None:
     for key, train in t.modes:
         wanted = results(filled(0.0), key, train)
         for value in (7.0, float("nan")):
-            t.close(f"real entries with {value:g} in the padding, train={train},",
+            t.close(f"real entries with {value:g} in the padding, train={train}",
                     results(filled(value), key, train), wanted)
         if t.params:
-            t.close(f"gradients with other numbers in the padding, train={train},",
+            t.close(f"gradients with other numbers in the padding, train={train}",
                     gradients(filled(7.0), key, train), gradients(filled(0.0), key, train))
 
 
@@ -271,7 +272,9 @@ def _finite(t: Trial) -> None:
     for where, x in (("", t.x), (" at zero", jax.tree.map(jnp.zeros_like, t.x))):
         for key, train in t.modes:
             if broken := tree.nonfinite(gradients(t.params, x, key, train)):
-                raise LayerError(f"finite gradients{where}, train={train}", f"NaN in {broken}")
+                raise LayerError(f"finite gradients{where} with train={train}",
+                                 f"NaN in {listed(broken)}",
+                                 "keep roots, logarithms and quotients away from zero")
 
 
 def _dtypes(t: Trial) -> None:
@@ -287,7 +290,9 @@ def _dtypes(t: Trial) -> None:
             if wrong := {a.dtype.name for a in jax.tree.leaves((params, state)) if is_float(a)} - {
                 "float32"
             }:
-                raise LayerError("parameters and statistics in float32", f"{wrong} for {show(x)}")
+                raise LayerError("parameters and statistics in float32",
+                                 f"{listed(wrong)} for {show(x)}",
+                                 "make them in float32, whatever x is")
             for own, train in ((None, False), (key, True)):
                 y, new = jax.eval_shape(
                     lambda p, s, x, side, k, train=train: t.eager(p, s, x, side, k, train),
@@ -295,7 +300,8 @@ def _dtypes(t: Trial) -> None:
                 if wrong := {a.dtype.name for a in jax.tree.leaves(y) if is_float(a)} - {
                     np.dtype(dtype).name
                 }:
-                    raise LayerError(f"{np.dtype(dtype).name} out of {show(x)}", f"{wrong}")
+                    raise LayerError(f"{np.dtype(dtype).name} out of {show(x)}", listed(wrong),
+                                     "return y.astype(x.dtype)")
                 _same_spec("the state", spec(state), spec(new))
 
 
@@ -308,7 +314,8 @@ def _siblings(t: Trial) -> None:
 def _rebuilding(t: Trial) -> None:
     again = _rebuilt_throughout(t.layer)
     if repr(again) != repr(t.layer):
-        raise LayerError(f"rebuild to give {t.layer!r}", repr(again))
+        raise LayerError(f"a rebuild that gives {t.layer!r}", repr(again),
+                         "let it pass on every setting, and the children in their places")
     _same("init of the rebuilt layer", again.init(t.key, t.x, **t.side), t.initial)
     t.close("the rebuilt layer", again.apply(t.params, t.state, t.x, **t.side), t.rest)
 
@@ -323,7 +330,7 @@ def _side_inputs(t: Trial) -> None:
         other = t.side | {name: jax.tree.map(_changed, value)}
         same = _equal(t.run(t.params, t.state, t.x, other, None, False)[0], t.rest[0])
         if same and _equal(t.carried(other), t.carried(t.side)):
-            raise LayerError(f"{name} to have an effect", "the same output for another one",
+            raise LayerError(f"an effect of {name}", "the same output for another one",
                              "pass it on, or leave it out of the signature")
 
 
@@ -382,7 +389,8 @@ def _same_spec(what: str, wanted: Any, got: Any) -> None:
         (a.shape, a.dtype) == (b.shape, b.dtype)
         for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True))
     if not same:
-        raise LayerError(f"{what} as {show(wanted)}", show(got))
+        raise LayerError(f"{what} as {show(wanted)}", show(got),
+                         "let both have one structure, and equal shapes and dtypes")
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -399,4 +407,5 @@ def _same(what: str, got: Any, wanted: Any, tolerance: float = 0.0) -> None:
         if not np.allclose(other, leaf, rtol=0, atol=atol, equal_nan=True):
             worst = float(np.abs(other - leaf).max())
             where = path or "the output"
-            raise LayerError(f"{what} to agree at {where}", f"a difference of {worst:.1e}")
+            raise LayerError(f"no difference at {where} for {what}", f"one of {worst:.1e}",
+                             "look for what the two compute differently")

@@ -71,8 +71,8 @@ def cross_entropy(
     if is_soft(labels):
         if labels.shape != logits.shape or ignore is not None:
             raise LayerError(f"integer labels, or probabilities as {show(logits)} without ignore",
-                             f"{show(labels)} and ignore={ignore}", "make class numbers integers; "
-                             "leave soft labels out by a mask")
+                             f"{show(labels)} and ignore={ignore}",
+                             "make class numbers integers, or leave soft labels out by a mask")
         logits, targets, real = _paired(logits, labels, mask, features=1)
         targets = (1 - smoothing) * targets + smoothing / logits.shape[-1]
         targets *= _of_classes(weights, logits)
@@ -130,11 +130,12 @@ def linear_cross_entropy(
     check_count("chunk", chunk)
     check_array(x, 1, "(..., features)")
     if getattr(kernel, "ndim", 0) != 2 or kernel.shape[0] != x.shape[-1]:
-        raise LayerError(f"a kernel ({x.shape[-1]}, classes)", show(kernel),
+        raise LayerError(f"a kernel of shape ({x.shape[-1]}, classes)", show(kernel),
                          "pass embedding.T for a tied embedding")
     classes = kernel.shape[1]
     if bias is not None and bias.shape != (classes,):
-        raise LayerError(f"a bias ({classes},)", show(bias), "one number for each class")
+        raise LayerError(f"a bias of shape ({classes},)", show(bias),
+                         "give one number to each class")
     labels = class_numbers(x, labels)
     real = known(labels, mask, ignore)
     rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
@@ -262,7 +263,8 @@ def huber(
     Source: Huber 1964, doi:10.1214/aoms/1177703732.
     """
     if not delta > 0:
-        raise LayerError("a positive delta", repr(delta), "pass an error in units of the target")
+        raise LayerError("delta as a positive number", repr(delta),
+                         "pass an error in units of the target")
     predictions, targets, real = _paired(predictions, targets, mask)
     return reduce(optax.losses.huber_loss(predictions, targets, delta=delta), real, reduction)
 
@@ -336,7 +338,7 @@ def ctc(
                          show((logits, labels)), "give each example one row of labels")
     classes = logits.shape[-1]
     if not 0 <= blank < classes:
-        raise LayerError(f"blank in [0, {classes})", repr(blank), "it is the number of a class")
+        raise LayerError(f"blank in [0, {classes})", repr(blank), "pass the number of a class")
     frames, kept = (jnp.ones(shape, bool) if marks is None else spread(marks, shape)
                     for marks, shape in ((mask, logits.shape[:2]), (label_mask, labels.shape)))
     labels = jnp.asarray(labels, jnp.int32)
@@ -363,7 +365,7 @@ def _paired(
         alone = prediction.shape == (*target.shape, 1)
         raise LayerError(f"a target of the prediction's shape {prediction.shape}", show(target),
                          "drop the prediction's last axis: y[..., 0]" if alone else
-                         "give both one shape; broadcasting would compare every pair")
+                         "give both one shape: broadcasting would compare every pair")
     prediction, target = jnp.asarray(prediction), jnp.asarray(target)
     dtype = jnp.result_type(prediction, target, jnp.float32)
     real = spread(mask, target.shape[: target.ndim - features])

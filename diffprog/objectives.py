@@ -62,7 +62,7 @@ def classification(
     if top_k is not None:
         check_count("top_k", top_k)
     if reduction not in ("mean", "sum"):
-        raise LayerError('reduction "mean" or "sum"', repr(reduction), "choose one")
+        raise LayerError("reduction out of mean, sum", repr(reduction), "choose one of them")
     loss = functools.partial(cross_entropy, smoothing=smoothing, weights=weights, ignore=ignore)
 
     def measure(logits: jax.Array, labels: jax.Array, mask: Mask) -> Metrics:
@@ -135,7 +135,7 @@ def parts(net: Layer, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
                              f"({listed(net.side)})", listed(batch), "rename or remove the rest")
         return batch["x"], batch["y"], {n: v for n, v in rest.items() if n in net.side}
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise LayerError("a batch (x, y), or a dict with x and y", show(batch), "pack them so")
+        raise LayerError("a batch (x, y), or a dict with x and y", show(batch), "pass one of them")
     return batch[0], batch[1], {}
 
 
@@ -166,5 +166,5 @@ def _of_entries(net: Layer, mask: Any, entries: tuple[int, ...]) -> Any:
         return mask
     if "mask" not in net.side:
         raise LayerError(f"a mask of leading axes of the output's entries {entries}", show(mask),
-                         "the net takes no mask, so it can mean these alone")
+                         "give it these axes: the net itself takes no mask")
     return None  # the net has reduced the positions that it marks

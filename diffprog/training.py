@@ -186,7 +186,7 @@ def fit(
     if patience is not None:
         check_count("patience", patience)
         if validation is None:
-            raise LayerError("validation data for patience", "none", "pass validation=...")
+            raise LayerError("validation data for patience", "none", "pass validation=batches(...)")
     stream = _endless(data)
     batch = next(stream)
     x, side = step.inputs(batch)
@@ -212,7 +212,7 @@ def fit(
                     seen |= {f"validation/{name}": value for name, value in found.items()}
                     _check_finite(seen, "validation/loss", number, now)
                     if patience is not None and "loss" not in found:
-                        raise LayerError('a metric "loss" for patience', listed(found),
+                        raise LayerError("a metric named loss for patience", listed(found),
                                          "let the objective give it")
                     waited += 1
                     if found.get("loss", float("inf")) < least:
@@ -247,7 +247,8 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
     """
     metrics = [step.evaluate(state, batch) for batch in data]
     if not metrics:
-        raise LayerError("at least one batch", "none", "a generator is spent after one pass")
+        raise LayerError("at least one batch", "none",
+                         "pass an iterable that can be begun anew, such as batches(...)")
     return _averages(metrics)
 
 
@@ -311,9 +312,10 @@ def _check_finite(metrics: dict[str, float], name: str, number: int, now: TrainS
     if math.isfinite(metrics.get(name, 0.0)):
         return
     broken = tree.nonfinite(now.params)
-    raise LayerError(f"a finite {name}", f"{metrics[name]} by step {number}, with non-finite "
-                     f"{listed(broken)}", "lower the learning rate; tree.nonfinite(gradients) "
-                     "names the leaves that broke first" if broken else
+    params = f"non-finite {listed(broken)}" if broken else "finite parameters"
+    raise LayerError(f"a finite {name}", f"{metrics[name]} by step {number}, with {params}",
+                     "lower the learning rate, or ask tree.nonfinite(gradients) which leaves "
+                     "broke first" if broken else
                      "look for NaN and for labels outside their range in the data")
 
 

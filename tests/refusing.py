@@ -10,9 +10,7 @@ import diffprog as dp
 
 KEY = jax.random.key(0)
 X = jnp.ones((2, 4))
-IMAGE = jnp.ones((2, 8, 8, 3))
 GRAMMAR = re.compile(r"^(.+: )?wants .+(, got .+)?(; .+)?$", re.DOTALL)
-WIDER = "give it as many features, or a shortcut of the same shape"
 NO_KEY = "wants a key when train=True, got none; pass key=jax.random.key(seed) to apply"
 INIT_GAVE = "pass what init gave"
 NAMES = "wants a name without leading _ and / * @ ~ #"

@@ -5,7 +5,6 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import expect
 from writing import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
 
 import diffprog as dp
@@ -93,12 +92,3 @@ def test_side_inputs_of_texts_and_of_all(shape):
             style[i : i + 1] if len(shape) == 3 else style)) for i, token in enumerate((1, 2))]
         np.testing.assert_allclose(
             found.scores, jnp.concatenate([one.scores for one in both]), rtol=1e-5)
-
-
-def test_what_it_refuses():
-    expect("", "wants beams, an int of at least 1, got 0; pass a Python int", search, "gpt",
-           beams=0)
-    expect("", "wants a length_penalty in [0, 10], got -1.0; 0 compares whole texts, 1 their "
-           "tokens", search, "gpt", length_penalty=-1.0)
-    expect("", "wants stop tokens in [0, 7), got 9; the net can never write another", search, "gpt",
-           stop=[9])

@@ -154,7 +154,7 @@ def test_the_bar_closes_when_it_stops_early(capsys):
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("patience", [None, 1])
 def test_a_validation_loss_that_is_not_finite_is_an_error(broken, patience):
-    expect("", f"wants a finite validation/loss, got {broken} by step 2, with non-finite none; "
+    expect("", f"wants a finite validation/loss, got {broken} by step 2, with finite parameters; "
            "look for NaN and for labels outside their range in the data",
            readings, [1.0, broken, 0.0], patience=patience)
 
@@ -164,22 +164,12 @@ def test_patience_wants_something_to_wait_for():
     for wrong in (0, 1.0, True):
         assert "patience" in refused(
             train, sgd(), [(x, y)], 1, patience=wrong, validation=[(x, y)]).wants
-    expect("", "wants validation data for patience, got none; pass validation=...",
-           train, sgd(), [(x, y)], 1, patience=2)
 
     def objective(net, params, state, batch, *, key, train):
         return params["bias"].sum(), (state, {"error": params["bias"].sum()})
 
     step = dp.make_step(NET, objective, optax.sgd(0.1))
-    expect("", 'wants a metric "loss" for patience, got error',
-           train, step, [(x, y)], 1, patience=2, validation=[(x, y)])
     assert train(step, [(x, y)], 1, validation=[(x, y)]).best is None
-
-
-def test_labels_outside_their_range_are_looked_for():
-    x, y = examples()
-    expect("", "wants a finite loss, got nan by step 1, with non-finite none; look for NaN and for "
-           "labels outside their range in the data", train, sgd(), [(x, y + 1)], 1)
 
 
 def test_ignored_labels_and_masks_pass_through_fit():

@@ -189,7 +189,7 @@ def test_prompts_that_are_none():
     begin = "begin with the id that stands before a text"
     expect("", f"wants at least one token in each prompt, got an empty prompt, number 1; {begin}",
            ask, [[1], []])
-    one = "one prompt alone is a batch of one: [prompt]"
+    one = "pass one prompt alone as a batch of one: [prompt]"
     form = "prompts as ints (batch, time) or a list of lists of ints"
     assert refused(ask, [1, 2]).remedy == one
     assert refused(ask, []).wants == form
@@ -202,24 +202,6 @@ def test_prompts_that_are_too_long():
            "got 13; learn more positions, or cut x", ask, [[1] * 9])
     expect("positions", f"positions (learned_positions({LONGEST})): wants at most {LONGEST} steps, "
            "got 14; learn more positions, or cut x", ask, [[1] * 10])
-
-
-@pytest.mark.parametrize(("options", "message"), [
-    ({"temperature": -0.1}, "wants a temperature of 0, or at least 1e-30, got -0.1"),
-    ({"temperature": float("nan")}, "wants a temperature of 0, or at least 1e-30, got nan"),
-    ({"temperature": 1.0}, "wants a key at a temperature above 0, got none"),
-    ({"top_p": 0.0}, "wants top_p in (0, 1], got 0.0"),
-    ({"top_p": 1.1}, "wants top_p in (0, 1], got 1.1"),
-    ({"top_k": 0}, "wants top_k, an int of at least 1, got 0"),
-    ({"top_k": 8}, "wants top_k of at most 7, the vocabulary, got 8"),
-    ({"stop": [7]}, "wants stop tokens in [0, 7), got 7"),
-    ({"stop": [-1]}, "wants stop tokens in [0, 7), got -1"),
-    ({"stop": 3}, "wants stop as a sequence of ids, got 3"),
-    ({"steps": 0}, "wants steps, an int of at least 1, got 0"),
-    ({"mask": jnp.ones((3, 4), bool)}, "wants side inputs that hold for all steps, got mask"),
-], ids=str)
-def test_options_out_of_range(options, message):
-    expect("", message, ask, **options)
 
 
 def test_nets_that_cannot_write():

@@ -148,8 +148,8 @@ def test_what_next_token_refuses():
     params, state = drawn()
     ask = lambda batch, net=NET: dp.next_token()(  # noqa: E731
         net, params, state, batch, key=None, train=True)
-    two = "wants ids (batch, time + 1), at least two tokens, got {}; each token but the first is " \
-          "asked for"
+    two = "wants ids as ints (batch, time + 1), at least two tokens, got {}; give at least two " \
+          "to each row: all but the first are asked for"
     expect("", two.format("int32[2,1]"), ask, IDS[:, :1])
     expect("", two.format("float32[2,3]"), ask, jnp.ones((2, 3)))
     error = refused(ask, {"x": IDS, "y": IDS})
@@ -254,20 +254,6 @@ def test_no_logits_of_a_batch_are_made(optimized):
     assert whole > 4 * tokens * vocabulary > chunked, (whole, chunked)
 
 
-def test_what_chunks_refuse():
-    params, state = drawn()
-
-    def ask(*paths, net=NET):
-        return dp.chunked_next_token(*paths)(net, params, state, IDS, key=None, train=True)
-
-    assert refused(ask, "trunk", "head/kernel").got == "'head/kernel'"
-    assert "product are the scores" in refused(ask, "trunk", "positions/embedding").wants
-    assert "matches a layer" in refused(ask, "body", "embed/embedding").wants
-    assert "one layer" in refused(ask, "*", "embed/embedding").wants
-    expect("", "wants chunk, an int of at least 1, got 0; pass a Python int",
-           functools.partial(dp.chunked_next_token, chunk=0), "trunk", "embed/embedding")
-
-
 # Hidden tokens and what follows.
 
 
@@ -289,17 +275,6 @@ def test_masked_language_is_the_sum_of_two_losses():
     np.testing.assert_allclose(metrics["follows_accuracy"], hits.mean(), rtol=1e-6)
     assert metrics["count/token_loss"] == metrics["count/token_accuracy"] == 3
     assert metrics["count"] == 2
-
-
-def test_what_masked_language_refuses():
-    ask = lambda net, y: dp.masked_language()(  # noqa: E731
-        net, {}, {}, {"x": IDS, "y": y}, key=None, train=True)
-    one = dp.stateless(None, lambda params, x: x, name="one")
-    assert "y as a pair" in refused(ask, one, IDS).wants
-    assert "scores a pair" in refused(ask, one, (IDS, IDS[:, 0])).wants
-    batch = {"x": IDS, "y": (IDS, IDS[:, 0]), "mask": IDS > 0}
-    error = refused(dp.masked_language(), one, {}, {}, batch, key=None, train=True)
-    assert error.wants == "a net that takes mask"
 
 
 # In words that people use.

@@ -197,7 +197,7 @@ def test_each_law_catches_its_fault(law, place):
 
 
 def test_a_wrong_gradient_is_caught_behind_ids_too():
-    with pytest.raises(dp.LayerError, match="1 broken:\n  gradients agree"):
+    with pytest.raises(dp.LayerError, match="1 broken; mend it by these:\n  gradients agree"):
         dp.check(dp.embedding(3, 2) >> _cube, jnp.array([[0, 2], [1, 1]]))
 
 

@@ -317,7 +317,7 @@ def test_losses_of_elements_have_common_manners(name):
         assert error.wants == f"a mask of {kind}" and error.remedy
     assert refused(loss, ones, ones).wants == "floating-point input"
     assert refused(loss, (half, half), ones).wants == "one array"
-    assert refused(loss, half, ones, reduction="average").remedy == "choose one"
+    assert refused(loss, half, ones, reduction="average").remedy == "choose one of them"
 
 
 def test_gradients_at_no_error_are_zero():
@@ -329,7 +329,7 @@ def test_gradients_at_no_error_are_zero():
 def test_huber_wants_a_positive_delta():
     for delta in (0, -1.0, float("nan")):
         error = refused(dp.huber, jnp.ones(2), jnp.ones(2), delta=delta)
-        assert error.wants == "a positive delta" and error.remedy
+        assert error.wants == "delta as a positive number" and error.remedy
 
 
 def test_large_log_odds_do_not_overflow():

@@ -239,13 +239,6 @@ def test_a_mask_of_positions_goes_to_the_net_alone():
     assert float(metrics["count"]) == 2
 
 
-def test_a_mask_that_nobody_understands_is_refused():
-    net, params, state, x, y, _ = classifier()
-    batch = {"x": x, "y": y, "mask": jnp.ones((4, 5), bool)}
-    expect("", "wants a mask of leading axes of the output's entries (4,), got bool[4,5]",
-           dp.classification(), net, params, state, batch, key=None, train=True)
-
-
 def test_side_inputs_stand_in_the_batch_under_their_names():
     @dp.program(head=dp.linear(3))
     def net(layers, x, *, shift):

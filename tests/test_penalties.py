@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from learning import KEY, examples, train
-from refusing import expect, refused
+from refusing import refused
 
 import diffprog as dp
 
@@ -82,9 +82,3 @@ def test_penalties_add_up():
     loss, (_, metrics) = twice(NET, tree, {}, (x, y), key=None, train=True)
     np.testing.assert_allclose(metrics["penalty"], dp.l1(tree) + 2 * dp.l2(tree, "**/bias"))
     np.testing.assert_allclose(loss, metrics["loss"] + metrics["penalty"], rtol=1e-6)
-
-
-def test_a_penalty_is_one_number():
-    objective = dp.penalized(dp.classification(), lambda p: p["head"]["bias"])
-    expect("", "wants a penalty that is one number, got float32[3]; sum it",
-           objective, NET, params(), {}, examples(), key=None, train=True)

@@ -86,7 +86,7 @@ def batch_norm(
         n = x.size // x.shape[-1]
         if n < 2:
             raise LayerError("several values per channel in training", show(x),
-                             "a variance needs two: take a larger batch")
+                             "take a larger batch: a variance needs two")
         axes = tuple(range(x.ndim - 1))
         real = None if mask is None else widened(mask, x.shape)
         if real is not None:

@@ -69,7 +69,7 @@ def simple_rnn(
     Source: Elman 1990, Cognitive Science 14, 179-211.
     """
     if not callable(activation):
-        raise LayerError("activation as a function", show(activation), "for example jnp.tanh")
+        raise LayerError("activation as a function", show(activation), "pass jnp.tanh, for example")
 
     def step(params: Params, carry: Carry, given: jax.Array, held: jax.Array) -> Carry:
         return {"hidden": activation(given + held)}

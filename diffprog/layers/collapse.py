@@ -53,8 +53,8 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
     Source: attention: Raffel and Ellis 2015, arXiv:1512.08756, section 1.2, with a linear score.
     """
     if not isinstance(how, str) or how not in {*_FIXED, "attention"}:
-        raise LayerError(f"one of {listed({*_FIXED, 'attention'})}", show(how),
-                         "for example collapse('mean')")
+        raise LayerError(f"how out of {listed({*_FIXED, 'attention'})}", show(how),
+                         "write collapse('mean'), for example")
     learned = how == "attention"
 
     def check(x: Any) -> None:

@@ -196,7 +196,7 @@ def conv_transpose(
     extent = extents(size, dilation)
     if any(more >= max(s, d) for more, s, d in zip(extra, stride, dilation, strict=True)):
         raise LayerError(f"output_padding below the stride {stride} or the dilation {dilation}",
-                         repr(output_padding), "more places would hold the bias alone")
+                         repr(output_padding), "lower it: more places would hold the bias alone")
     if padding == "SAME":
         if any(extra):
             raise LayerError("no output_padding where padding is 'SAME'", repr(output_padding),
@@ -287,7 +287,7 @@ def _sliding(
     check_mode(mode)
     if causal and (dims, mode) != (1, "zeros"):
         raise LayerError("dims=1 and padding_mode='zeros' for causal padding",
-                         f"dims={dims} and {mode!r}", "only a sequence has a past; pad by pairs")
+                         f"dims={dims} and {mode!r}", "pad by pairs: only a sequence has a past")
     before = extent[0] - 1
     margin = ((before, 0),) if causal else margins(padding, dims)
 
@@ -308,8 +308,8 @@ def _sliding(
         x, pads = cleared(x, mask), margin
         if "past" in state:
             if x.shape[-2] % stride[0]:
-                raise LayerError(f"chunks of a multiple of the stride {stride[0]}", show(x),
-                                 "pass on so many steps at a time")
+                raise LayerError(f"chunks whose steps are a multiple of the stride {stride[0]}",
+                                 show(x), "pass on so many steps at a time")
             x, pads = jnp.concatenate([state["past"], x], axis=-2), "VALID"
             state = {"past": x[..., x.shape[-2] - before :, :]}
         y = forward(params, x, pads)

@@ -145,7 +145,7 @@ def dot_product(
                 local_window_size=pattern.window and (pattern.window - 1, 0),
                 implementation="cudnn")
         except RuntimeError as error:
-            raise LayerError("cuDNN, which comes with JAX for NVIDIA GPUs", str(error),
+            raise LayerError("cuDNN, which comes with JAX for NVIDIA GPUs", str(error).rstrip("."),
                              "leave the choice of the implementation to the layer") from error
         return y.swapaxes(1, 2).reshape(query.shape)
 
@@ -182,8 +182,8 @@ def choose(
 def check_implementation(name: Any) -> None:
     """Raise unless it is None or names an implementation."""
     if name is not None and name not in IMPLEMENTATIONS:
-        raise LayerError(f"an implementation ({listed(IMPLEMENTATIONS)}) or None", repr(name),
-                         "None chooses by platform, dtype and shape")
+        raise LayerError(f"implementation out of {listed(IMPLEMENTATIONS)}, or None", repr(name),
+                         "leave it None to choose by platform, dtype and shape")
 
 
 def _pairs(one: jax.Array, other: jax.Array, f: Callable[..., jax.Array]) -> jax.Array:

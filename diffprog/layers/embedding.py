@@ -98,7 +98,7 @@ def attend(params: Params, x: jax.Array) -> jax.Array:
     """
     if not isinstance(params, dict) or getattr(params.get("embedding"), "ndim", 0) != 2:
         raise LayerError("the params of an embedding", show(params),
-                         "for example layers.embed.params, after layers.embed was called")
+                         "pass layers.embed.params, for example, after a call of layers.embed")
     check_array(x, rank=1, axes="(..., features)")
     check_features(params["embedding"].shape[-1], x)
     return x @ params["embedding"].astype(x.dtype).T
@@ -121,4 +121,4 @@ def as_int32(ids: jax.Array) -> jax.Array:
 def _check_ids(x: Any) -> None:
     check_array(x, floating=False)
     if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise LayerError("ints", show(x), "convert it: x.astype(jnp.int32)")
+        raise LayerError("integer input", show(x), "convert it: x.astype(jnp.int32)")

@@ -73,13 +73,13 @@ class Multihead:
         check_implementation(self.implementation)
         if self.heads % self._groups:
             raise LayerError(f"kv_heads that divide heads={self.heads}", f"{self.kv_heads}",
-                             "each is shared by equally many heads of queries")
+                             "choose a divisor: each is shared by equally many heads")
         if self.window and not self.causal:
             raise LayerError("causal=True with a window", "causal=False",
-                             "a window looks back; give attention_mask for another pattern")
+                             "give attention_mask for another pattern: a window looks back")
         if not isinstance(self.rotary, Rotary | None):
             raise LayerError("rotary as dp.rotary makes it", show(self.rotary),
-                             "for example dp.rotary(base=10000.0)")
+                             "pass dp.rotary(base=10000.0), for example")
 
     def init(self, key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         """Kernels (and biases) of query, key, value, and of the output map."""
@@ -140,7 +140,7 @@ class Multihead:
                     "real": real if pattern.real is None else real & pattern.real}
         if not self.causal:
             raise LayerError("causal=True for a stream", "causal=False",
-                             "without it every position sees later ones")
+                             "set it: without it every position sees later ones")
         head_dim, value_dim = self._sizes(x)
         shape = lambda size: jax.ShapeDtypeStruct(  # noqa: E731
             (*x.shape[:-2], self._groups, x.shape[-2], size), x.dtype)
@@ -181,10 +181,11 @@ class Multihead:
         crosses = "memory" in side or "real" in state
         if crosses and (self.causal or self.rotary):
             raise LayerError("no memory for a head that is causal or has rotary",
-                             show(side.get("memory")), "the order of a memory is not that of x")
+                             show(side.get("memory")), "leave one of them out: the order of a "
+                             "memory is not that of x")
         if crosses and "segments" in side:
             raise LayerError("no segments beside memory", show(side["segments"]),
-                             "give attention_mask")
+                             "give attention_mask in their place")
         if not crosses and "memory_mask" in side:
             raise LayerError("memory with its memory_mask", "memory_mask alone",
                              "pass memory= too, or mask= for x itself")
@@ -209,7 +210,7 @@ class Multihead:
                                  show(memory), "give it the leading axes of x")
         if pair[0].shape[-2] != pair[1].shape[-2]:
             raise LayerError("as many keys as values in memory", show(memory),
-                             "each key belongs to one value")
+                             "give each key one value")
         return pair
 
     def _projected(
@@ -251,7 +252,7 @@ class Multihead:
         if state and "memory" not in side:
             if "memory_mask" in side:
                 raise LayerError("memory with its memory_mask", "memory_mask alone",
-                                 "the stream keeps the mask that start was given")
+                                 "leave it out: the stream keeps the mask that start was given")
             kept = state["key"], state["value"]
             return kept, Pattern(real=state["real"], empty=True), state
         keys, values = self._sources(x, side)
@@ -291,7 +292,7 @@ def _explicit(
         if not (jnp.issubdtype(given.dtype, kind) and fits):
             what = "booleans" if kind is jnp.bool_ else "floats"
             raise LayerError(f"{name} as {what} of shape {shape}, or 1 for axes that are alike",
-                             show(given), "its axes are batch, heads, query and key")
+                             show(given), "give it the axes batch, heads, query and key")
     mask, bias = (None if given is None else jnp.broadcast_to(
         given, (*given.shape[:-2], query.shape[-2], key.shape[-2])) for given in found)
     return mask, bias
@@ -301,7 +302,7 @@ def _check_stream(side: dict[str, Any]) -> None:
     for name in ("attention_mask", "attention_bias"):
         if name in side:
             raise LayerError(f"no {name} in a stream", show(side[name]),
-                             "mask, segments and window say what a chunk may see")
+                             "say by mask, segments and window what a chunk may see")
 
 
 def _check_state(state: State, x: Any, crossing: bool) -> None:

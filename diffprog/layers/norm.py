@@ -19,6 +19,7 @@ from diffprog.factories import factory
 from diffprog.layer import Layer, stateless
 from diffprog.layers.window import AXES, cannot_stream
 from diffprog.masks import cleared, widened
+from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter, parameter_dtype
 from diffprog.plans import Params, State
 
@@ -195,7 +196,7 @@ def _grouped(groups: int | None, dims: int, eps: float, scale_init: Any, bias_in
     """Statistics of each example and group of channels; one group per channel if None."""
     check_eps(eps)
     if dims > 3:
-        raise LayerError("dims, at most 3", f"{dims}", "leave the first axes to the batch")
+        raise LayerError("dims of at most 3", f"{dims}", "leave the first axes to the batch")
     axes = (*range(-dims - 2, -2), -1)  # space, and the channels of a group, after splitting
 
     def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
@@ -211,8 +212,8 @@ def _grouped(groups: int | None, dims: int, eps: float, scale_init: Any, bias_in
         channels = x.shape[-1]
         count = groups or channels
         if channels % count:
-            raise LayerError(f"a multiple of {groups} channels, one share for each group",
-                             f"{channels}", "choose groups that divide the channels")
+            raise LayerError(f"channels in {groups} equal groups", f"{channels} in {show(x)}",
+                             "choose groups that divide the channels")
         split = lambda a: a.reshape(*a.shape[:-1], count, channels // count)  # noqa: E731
         wide = split(cleared(x, mask).astype(parameter_dtype(x)))
         real = None if mask is None else real_entries(widened(mask, x.shape)[..., None], axes)
@@ -230,7 +231,7 @@ def _grouped(groups: int | None, dims: int, eps: float, scale_init: Any, bias_in
 def check_eps(eps: Any) -> None:
     """Raise unless eps is a positive float."""
     if not isinstance(eps, float) or eps <= 0:
-        raise LayerError("eps, a positive float", repr(eps), "for example 1e-5")
+        raise LayerError("eps as a positive float", repr(eps), "pass 1e-5, for example")
 
 
 def affine(key: jax.Array, x: Any, scale_init: Any, bias_init: Any) -> Params:

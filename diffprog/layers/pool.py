@@ -218,7 +218,7 @@ def _sliding(
     numbers = () if isinstance(margin, str) else zip(margin, extent, strict=True)
     if any(max(pair) >= n for pair, n in numbers):
         raise LayerError(f"padding below the size {extent}", f"{margin}",
-                         "a window of padding alone has neither a mean nor a maximum")
+                         "pad less: a window of padding alone has no mean and no maximum")
 
     def slide(x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
         return jax.lax.reduce_window(x, start, combine, (1, *size, 1), (1, *stride, 1), pairs)

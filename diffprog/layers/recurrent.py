@@ -99,8 +99,8 @@ def recurrent(
         one = cell.plan(x, **beside)
         if one.state:
             raise LayerError("a cell that holds nothing but its carry",
-                             listed(tree.paths(one.state)), "batch norm and taps have no place "
-                             "inside a cell; put them before or after the recurrence")
+                             listed(tree.paths(one.state)), "put batch norm and taps before "
+                             "or after the recurrence: a cell has no place for them")
         carry = jax.eval_shape(begun, one.params, x, beside)
         run = lambda p, s, x, beside: cell.apply(p, s, x, **beside)[1]  # noqa: E731
         after = jax.eval_shape(run, one.params, carry, x, beside)
@@ -170,8 +170,8 @@ def recurrent(
     def start(params: Params, state: State, x: Any, *, length: int, mask: Any = None,
               **side: Any) -> State:
         if reverse:
-            raise LayerError("the whole input at once: it looks ahead", "a streaming call",
-                             "apply it without start")
+            raise LayerError("the whole input at once", "a streaming call",
+                             "apply it without start: it looks ahead")
         _extent(x)
         carry = begun(params, _one_step(x), side, length)
         started[jax.tree.structure(carry)] = spec(side)

@@ -62,7 +62,7 @@ def reshape(shape: int | tuple[int, ...], *, keep: int = 1) -> Layer:
     good = isinstance(sizes, tuple) and all(type(n) is int and (n > 0 or n == -1) for n in sizes)
     if not good or sizes.count(-1) > 1:
         raise LayerError("a shape of positive ints, at most one of them -1", repr(shape),
-                         "for example (4, -1)")
+                         "pass (4, -1), for example")
     return _reshaped(sizes, keep)
 
 
@@ -77,7 +77,7 @@ def _reshaped(sizes: tuple[int, ...], keep: int) -> Layer:
         shape = tuple(left if size == -1 else size for size in sizes)
         if math.prod(shape) != total:
             wants = f"a multiple of {known}" if -1 in sizes else f"{known}"
-            raise LayerError(f"{wants} entries after the first {keep} axes, for {sizes}",
+            raise LayerError(f"{wants} entries after keep={keep} axes, for {sizes}",
                              f"{total} in {show(x)}", "choose a shape of as many entries")
         return x.reshape(*x.shape[:keep], *shape), state
 
@@ -108,7 +108,7 @@ def one_hot(classes: int) -> Layer:
     def forward(params: Any, x: jax.Array) -> jax.Array:
         check_array(x, floating=False)
         if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise LayerError("ints", show(x), "convert it: x.astype(jnp.int32)")
+            raise LayerError("integer input", show(x), "convert it: x.astype(jnp.int32)")
         labels = jnp.arange(classes, dtype=jnp.promote_types(x.dtype, jnp.int32))
         hot = x[..., None].astype(labels.dtype) == labels
         return jnp.where(hot.any(-1, keepdims=True), hot.astype(parameter_dtype(x)), jnp.nan)

@@ -56,9 +56,10 @@ def upsample(
     """
     if (factor is None) == (size is None):
         raise LayerError("either a factor or a size", f"factor={factor} and size={size}",
-                         "for example upsample(2)")
+                         "write upsample(2), for example")
     if method not in ("nearest", "linear", "cubic"):
-        raise LayerError("a method (cubic, linear, nearest)", repr(method), "'nearest' is exact")
+        raise LayerError("method out of cubic, linear, nearest", repr(method),
+                         "choose 'nearest' for exact copies")
     given = window(size, dims) if factor is None else window(factor, dims, "factor")
     dims = len(given)
 
@@ -107,7 +108,7 @@ def pixel_shuffle(factor: int) -> Layer:
         *batch, height, width, channels = x.shape
         if channels % factor**2:
             raise LayerError(f"channels that are a multiple of {factor**2}", show(x),
-                             "give the convolution before it so many times the channels of y")
+                             f"give the layer before it {factor**2} times the channels of y")
         y = x.reshape(*batch, height, width, channels // factor**2, factor, factor)
         y = jnp.moveaxis(y, (-2, -1), (-4, -2))  # (..., H, f, W, f, C)
         return y.reshape(*batch, height * factor, width * factor, channels // factor**2)

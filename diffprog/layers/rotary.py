@@ -143,7 +143,7 @@ def angles(
 def check_base(base: Any) -> None:
     """Raise unless `base` is a number above 1."""
     if isinstance(base, bool) or not isinstance(base, (int, float)) or not base > 1:
-        raise LayerError("a base above 1", repr(base), "10000.0 is the usual one")
+        raise LayerError("base above 1", repr(base), "pass 10000.0, the usual one")
 
 
 def _unscaled(base: float, features: int) -> tuple[np.ndarray, float]:
@@ -153,7 +153,7 @@ def _unscaled(base: float, features: int) -> tuple[np.ndarray, float]:
 def _check_pairs(features: int, got: str) -> None:
     if features % 2 or features == 0:
         raise LayerError("an even number of features that turn", got,
-                         "features turn in pairs; choose an even number")
+                         "choose an even number: features turn in pairs")
 
 
 def _check_positions(positions: Any, x: Any) -> None:

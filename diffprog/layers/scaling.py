@@ -163,8 +163,8 @@ class llama3_scaling(_Scaling):
     def __post_init__(self) -> None:
         _check_positive(factor=self.factor, original_length=self.original_length)
         if not self.low_frequency_factor < self.high_frequency_factor:
-            raise LayerError("a low_frequency_factor below the high_frequency_factor", repr(self),
-                             "Llama 3.1 has 1 and 4")
+            raise LayerError("low_frequency_factor below high_frequency_factor", repr(self),
+                             "pass 1 and 4, as Llama 3.1 has them")
 
     def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
         low, high = self.low_frequency_factor, self.high_frequency_factor
@@ -211,7 +211,7 @@ class longrope_scaling(_Scaling):
     def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
         if len(self.factors) != features // 2:
             raise LayerError(f"{features // 2} factors, one for each pair", f"{len(self.factors)}",
-                             "they are searched for heads of one size")
+                             "take those that were searched for heads of this size")
         magnitude = self.attention_factor
         if magnitude is None:
             grown = math.log(max(self.factor, 1)) / math.log(self.original_length)
@@ -222,4 +222,4 @@ class longrope_scaling(_Scaling):
 def _check_positive(**numbers: Any) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
-            raise LayerError(f"{name} as a positive number", repr(number), "for example 8.0")
+            raise LayerError(f"{name} as a positive number", repr(number), "pass 8.0, for example")

@@ -85,7 +85,8 @@ def ffn(
         bent = activation(wide)
         if spec(bent) != spec(wide):
             raise LayerError(f"an activation that keeps {show(wide)} as it is", show(bent),
-                             "write swiglu(hidden) >> linear(width) for a gated one")
+                             "pass a function of each entry, or write "
+                             "swiglu(hidden) >> linear(width)")
         kept, _ = drop.apply({}, {}, bent, key=key, train=train)
         return affine(params["down"], kept, x.shape[-1]).reshape(x.shape), state
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError
-from diffprog.notation import listed
+from diffprog.notation import listed, show
 
 Sides = tuple[int, ...]
 Pairs = Sequence[tuple[int, int]]
@@ -27,7 +27,7 @@ def sides(name: str, value: Any, dims: int, *, least: int = 1) -> Sides:
     if not (good and all(type(side) is int and side >= least for side in whole)):
         kind = "a positive" if least else "a non-negative"
         raise LayerError(f"{name} as {kind} int or a tuple of {dims}", repr(value),
-                         "for example 2")
+                         "pass 2, for example")
     return whole
 
 
@@ -55,7 +55,7 @@ def margins(padding: Any, dims: int) -> Padding:
     flat = [n for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2 for n in pair]
     if len(flat) != 2 * dims or not all(type(n) is int and n >= 0 for n in flat):
         raise LayerError(f"padding 'SAME', 'VALID', an int, or {dims} pairs of ints", repr(padding),
-                         "for example padding=1")
+                         "pass padding=1, for example")
     return tuple((before, after) for before, after in pairs)
 
 
@@ -69,8 +69,8 @@ def pairs_for(margin: Padding, x: jax.Array, extent: Sides, stride: Sides) -> Pa
 def check_mode(mode: Any) -> None:
     """Raise unless `mode` names a way to continue x beyond its borders."""
     if mode not in tuple(MODES):
-        raise LayerError(f"a padding_mode ({listed(MODES)})", repr(mode),
-                         "'zeros' is the usual one")
+        raise LayerError(f"padding_mode out of {listed(MODES)}", repr(mode),
+                         "choose 'zeros', the usual one")
 
 
 def continued(x: jax.Array, pairs: Pairs, mode: str) -> jax.Array:
@@ -106,5 +106,5 @@ def cannot_stream(*_: Any, **__: Any) -> NoReturn:
 def check_fits(x: jax.Array, y: Any, what: str) -> None:
     """Raise if a window was larger than what it slides over, which leaves no position."""
     if 0 in y.shape and 0 not in x.shape:
-        raise LayerError(f"input at least as large as the {what}", f"{x.shape}",
+        raise LayerError(f"input at least as large as the {what}", show(x),
                          "pad, or take a smaller window")

@@ -44,7 +44,8 @@ def mlp(
     Source: Rumelhart, Hinton, Williams 1986, Nature 323, 533-536.
     """
     if isinstance(hidden, int) or not isinstance(hidden, Sequence):
-        raise LayerError("a sequence of hidden sizes", show(hidden), "for example (64, 32)")
+        raise LayerError("hidden as a sequence of sizes", show(hidden),
+                         "pass (64, 32), for example")
     check_count("features", features)
     parts = []
     for size in hidden:

@@ -20,7 +20,6 @@ from diffprog.layers.batch_norm import batch_norm
 from diffprog.layers.conv import conv
 from diffprog.layers.linear import linear
 from diffprog.layers.pool import global_avg_pool, max_pool
-from diffprog.notation import listed
 from diffprog.parameters import Initializer
 from diffprog.transforms.repeat import repeat
 
@@ -58,7 +57,7 @@ def resnet(
     Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, table 1.
     """
     if depth not in _DEPTHS:
-        raise LayerError(f"a depth out of {listed(map(str, _DEPTHS))}", repr(depth),
+        raise LayerError(f"depth out of {', '.join(map(str, _DEPTHS))}", repr(depth),
                          "build others from image_stem and stages of diffprog.models.resnet")
     check_count("features", features)
     check_count("width", width)

@@ -66,7 +66,8 @@ def seq2seq(
     check_count("width", width)
     check_count("depth", depth)
     if width % 2:
-        raise LayerError("an even width", f"{width}", "half of it reads in each direction")
+        raise LayerError("width as an even int", f"{width}",
+                         "choose another: half of it reads in each direction")
 
     both = [recurrent(lstm(width // 2), bidirectional=True) for _ in range(depth)]
     encoder = serial(hide=hide(), embed=embedding(source_vocabulary, width), scaled=scaled(width),

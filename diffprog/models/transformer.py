@@ -209,10 +209,10 @@ def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
     ) -> Any:
         if source is not None and memory is not None:
             raise LayerError("source or memory", f"both, {show(source)} and {show(memory)}",
-                             "memory is what the encoder makes of source")
+                             "pass one of them: memory is what the encoder makes of source")
         if source is None and source_mask is not None:
             raise LayerError("source with its source_mask", "source_mask alone",
-                             "the mask of a memory is memory_mask")
+                             "pass source= too, or memory_mask= for a memory")
         if source is not None:
             memory = layers.encoder(source, **others | {"mask": source_mask})
             memory_mask = source_mask

@@ -61,12 +61,12 @@ def vit(
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1 to 4.
     """
-    check_count("features", features)
-    check_count("image_size", image_size)
-    check_count("patch_size", patch_size)
+    sizes = {"features": features, "image_size": image_size, "patch_size": patch_size}
+    for name, size in sizes.items():
+        check_count(name, size)
     if image_size % patch_size:
-        raise LayerError(f"an image_size that is a multiple of patch_size={patch_size}",
-                         f"image_size={image_size}", "cut or pad the images")
+        raise LayerError(f"image_size as a multiple of patch_size={patch_size}", f"{image_size}",
+                         "choose a patch_size that divides it, or cut or pad the images")
     body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
                                norm_first=True, dropout=dropout, eps=eps)
     return serial(
@@ -84,7 +84,7 @@ def _sized(side: int) -> Layer:
         check_array(x, rank=3, axes="(..., height, width, channels)")
         if x.shape[-3:-1] != (side, side):
             raise LayerError(f"images of {side} x {side}", show(x),
-                             "resize them, or give image_size=")
+                             "resize them, or set image_size=")
         return x
 
     return stateless(None, forward, name="images")

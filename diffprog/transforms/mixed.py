@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from diffprog.errors import LayerError
 from diffprog.factories import factory, rebuilt
 from diffprog.layer import Layer, as_layer
-from diffprog.notation import show
+from diffprog.notation import code
 from diffprog.plans import Params, Plan, State, remember
 
 __all__ = ["mixed"]
@@ -46,7 +46,7 @@ def mixed(layer: Any, dtype: Any) -> Layer:
     """
     layer = as_layer(layer)
     if not _floating(dtype):
-        raise LayerError("a floating-point dtype", show(dtype), "for example jnp.bfloat16")
+        raise LayerError("a floating-point dtype", code(dtype), "pass jnp.bfloat16, for example")
 
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:

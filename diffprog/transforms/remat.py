@@ -48,8 +48,8 @@ def remat(layer: Any, *, policy: Policy = "nothing_saveable") -> Layer:
     """
     layer = as_layer(layer)
     if not callable(policy) and policy not in _POLICIES:
-        raise LayerError(f"one of the policies {listed(_POLICIES)}", repr(policy),
-                         "or pass a policy out of jax.checkpoint_policies itself")
+        raise LayerError(f"policy out of {listed(_POLICIES)}", repr(policy),
+                         "choose one of them, or pass one of jax.checkpoint_policies itself")
     keep = getattr(jax.checkpoint_policies, policy) if isinstance(policy, str) else policy
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,

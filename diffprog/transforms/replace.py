@@ -42,7 +42,7 @@ def replace(net: Layer, pattern: str, f: Any) -> Layer:
             except TypeError as error:
                 raise LayerError(
                     "a function from a layer to a layer", f"{code(f)}, which takes none",
-                    "for an activation write lambda old: jax.nn.gelu") from error
+                    "write lambda old: jax.nn.gelu for an activation") from error
 
     return edited(net, pattern, new)
 
@@ -65,5 +65,5 @@ def edited(net: Layer, pattern: str, new: Callable[[str, Layer], Layer]) -> Laye
     whole = edit(as_layer(net), "")
     if not any(tree.matches(path, pattern) for path in seen):
         raise LayerError(f"a pattern that matches a layer ({listed(seen)})", repr(pattern),
-                         "correct it; * is one level, ** any number")
+                         "correct it: * is one level, ** any number")
     return whole

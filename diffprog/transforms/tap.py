@@ -69,7 +69,7 @@ def tap(layer: Any, pattern: str) -> Layer:
         count = collections.Counter(visit.path for visit in visits(inner, x, side))
         for path in tapped:
             if count[path] != 1:
-                raise LayerError(f"{path} called once", f"{count[path]} calls",
+                raise LayerError(f"one call of {path}", f"{count[path]} calls",
                                  "tap a layer around it, or give each call a layer of its own")
         return _taps(inner.plan(x, **side).state, mark)
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import drawn
-from refusing import expect
 
 import diffprog as dp
 
@@ -58,24 +57,6 @@ def test_bfloat16_comes_out_of_float32_parameters():
     assert y.dtype == jnp.bfloat16
     wanted = looped(*(np.asarray(p, np.float64) for p in (a, b, params["kernel"])), np.zeros(3))
     np.testing.assert_allclose(np.asarray(y, np.float64), wanted, rtol=0.05, atol=0.05)
-
-
-def test_what_is_no_pair_is_refused():
-    net = dp.serial(both=dp.bilinear(3))
-    path = "both (bilinear(3)): wants"
-    ones = jnp.ones
-    for x, message in (
-        (ones((2, 4)), "a pair of inputs (a, b), got float32[2,4]; put branch or parallel before "
-         "it"),
-        ((ones(4),), "a pair of inputs (a, b), got (float32[4])"),
-        ((ones((2, 4)), ones((3, 4))),
-         "two inputs of equal leading axes and dtype, got (float32[2,4], float32[3,4]); "
-         "bring them to one shape and dtype"),
-        ((ones((2, 4)), ones((2, 4), jnp.bfloat16)),
-         "two inputs of equal leading axes and dtype, got (float32[2,4], bfloat16[2,4])"),
-        ((ones((2, 4)), ones((2, 4), int)), "floating-point input, got int32[2,4]"),
-    ):
-        expect("both", f"{path} {message}", net.init, KEY, x)
 
 
 def test_parameters_of_other_inputs_are_refused():

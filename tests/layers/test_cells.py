@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import KEY, drawn, equal, params_of
-from refusing import expect
 
 import diffprog as dp
 
@@ -130,28 +129,3 @@ def test_two_products_are_all():
         params = params_of(make(3), jnp.ones((2, 4)))
         text = str(jax.make_jaxpr(make(3).apply)(params, {}, jnp.ones((2, 4))))
         assert text.count("dot_general[") == 2
-
-
-def test_what_cannot_be_is_refused():
-    expect("", "lstm(0): wants features, an int of at least 1, got 0; pass a Python int",
-           lambda: dp.lstm(0))
-    expect("", "simple_rnn(3, activation=1): wants activation as a function, got 1; "
-           "for example jnp.tanh", lambda: dp.simple_rnn(3, activation=1))
-    expect("", "gru(3): wants floating-point input, got int32[2,4]; "
-           "convert it: x.astype(jnp.float32)", dp.gru(3).init, KEY, jnp.ones((2, 4), jnp.int32))
-    expect("", "gru(3, hidden_init='he'): wants hidden_init as a function (key, shape, dtype) or "
-           "a name (delta_orthogonal, glorot_normal, glorot_uniform, he_normal, he_uniform, "
-           "lecun_normal, lecun_uniform, normal, ones, orthogonal, truncated_normal, zeros), got "
-           "'he'", dp.gru(3, hidden_init="he").init, KEY, jnp.ones((2, 4)))
-    net, x = dp.serial(a=dp.lstm(3)), jnp.ones((2, 4))
-    params = params_of(net, x)
-    state = net.start(params, {}, x, length=1)
-    expect("a", "a (lstm(3)): wants a carry of hidden and cell of shape (5, 3), got {hidden: "
-           "float32[2,3], cell: float32[2,3]}; start anew on input of this shape",
-           net.apply, params, state, jnp.ones((5, 4)))
-    expect("a", "a (lstm(3)): wants a carry of hidden and cell of shape (2, 3), got {hidden: "
-           "float32[2,3]}; start anew on input of this shape", net.apply, params,
-           {"a": {"hidden": state["a"]["hidden"]}}, x)
-    expect("a", "a (lstm(3)): wants params input/kernel as float32[5,12], got float32[4,12]; "
-           "these params are of another net, or init saw another input",
-           net, params, jnp.ones((2, 5)))

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn, params_of, same
-from refusing import expect
+from comparing import close, drawn, params_of, same
 
 import diffprog as dp
 
@@ -77,24 +76,3 @@ def test_a_mask_of_rows_and_the_learned_kernel():
     assert dp.collapse("last").bare and params_of(dp.collapse("last"), x) == {}
     ids = jnp.array([[[3], [1], [2]]])
     assert [int(dp.collapse(how)({}, ids)[0, 0]) for how in ("first", "last", "max")] == [3, 2, 3]
-
-
-def test_what_cannot_be_is_refused():
-    x = jnp.ones((2, 5, 4))
-    expect("", "collapse('sum'): wants one of attention, first, last, max, mean, got 'sum'; "
-           "for example collapse('mean')", lambda: dp.collapse("sum"))
-    expect("", "collapse('mean'): wants at least 2 axes (..., time, features), got float32[3]; "
-           "add the missing axes", dp.collapse("mean").init, KEY, jnp.ones(3))
-    expect("", "collapse('mean'): wants floating-point input, got int32[2,5,4]; "
-           "convert it: x.astype(jnp.float32)", dp.collapse("mean").init, KEY, x.astype(int))
-    expect("", "collapse('max'): wants at least one step, got float32[2,0,4]; "
-           "pad the sequence, with a mask", dp.collapse("max").init, KEY, x[:, :0])
-    net = dp.serial(at=dp.collapse("attention"))
-    own = params_of(net, x)
-    expect("at", "at (collapse('attention')): wants the whole input at once, got a streaming call; "
-           "apply it without start", net.start, own, {}, x, length=5)
-    expect("at", "at (collapse('attention')): wants 4 features on the last axis, as init saw, got "
-           "float32[2,5,2]; init anew on input of this shape, or mend the layer before",
-           net, own, x[..., :2])
-    expect("at", "at (collapse('attention')): wants a mask of the leading axes of (2, 5, 4), got "
-           "bool[5]", net, own, x, mask=jnp.ones(5, bool))

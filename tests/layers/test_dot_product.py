@@ -189,7 +189,7 @@ def test_cudnn_is_refused_where_it_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(cudnn, "check_cudnn_version", missing)
     given = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes(8, features=8))
-    expect("", "wants cuDNN, which comes with JAX for NVIDIA GPUs, got cuDNN is not detected.; "
+    expect("", "wants cuDNN, which comes with JAX for NVIDIA GPUs, got cuDNN is not detected; "
            "leave the choice of the implementation to the layer",
            lambda: dot_product(*given, implementation="cudnn"))
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from comparing import KEY, close, drawn
 from jax.experimental import checkify
-from refusing import expect
 
 import diffprog as dp
 
@@ -147,28 +146,3 @@ def test_a_tied_embedding_learns_from_both_of_its_places():
 
 
 # What cannot be.
-
-def test_what_cannot_be_is_refused():
-    expect("", "embedding(0, 3): wants vocabulary, an int of at least 1, got 0; pass a Python int",
-           dp.embedding, 0, 3)
-    expect("", "embedding(4, 2.0): wants features, an int of at least 1, got 2.0; pass a Python "
-           "int", dp.embedding, 4, 2.0)
-    net = dp.serial(embed=NET)
-    wants = "embed (embedding(11, 3)): wants ints, got "
-    expect("embed", f"{wants}float32[2,5]; convert it: x.astype(jnp.int32)",
-           net.init, KEY, jnp.ones((2, 5)))
-    expect("embed", f"{wants}bool[2]; convert it: x.astype(jnp.int32)",
-           net, {"embed": TABLE}, jnp.ones(2, bool))
-    expect("embed", "embed (embedding(11, 3)): wants params of 11 ids and 3 features, got "
-           "{embedding: float32[12,3]}; pass what init gave",
-           net, {"embed": {"embedding": jnp.ones((12, 3))}}, jnp.array([1]))
-
-
-def test_what_cannot_be_scored_is_refused():
-    expect("", "wants 3 features on the last axis, as init saw, got float32[2,4]; init anew on "
-           "input of this shape, or mend the layer before", dp.attend, TABLE, jnp.ones((2, 4)))
-    expect("", "wants the params of an embedding, got {kernel: float32[3,4]}; for example "
-           "layers.embed.params, after layers.embed was called",
-           dp.attend, {"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3)))
-    expect("", "wants floating-point input, got int32[2,3]; convert it: x.astype(jnp.float32)",
-           dp.attend, TABLE, jnp.ones((2, 3), jnp.int32))

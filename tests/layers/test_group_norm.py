@@ -149,19 +149,6 @@ def test_the_mask_is_of_time_alone():
 
 # Refusals.
 
-def test_the_groups_divide_the_channels():
-    net = dp.serial(norm=dp.group_norm(4))
-    expect("norm", "norm (group_norm(4)): wants a multiple of 4 channels, one share for each "
-           "group, got 6; choose groups that divide the channels", net.init, KEY,
-           jnp.ones((2, 3, 3, 6)))
-
-
-def test_too_few_axes_are_refused():
-    expect("", "group_norm(2): wants at least 3 axes (..., height, width, channels), got "
-           "float32[3,4]; add the missing axes", dp.group_norm(2).init, KEY, jnp.ones((3, 4)))
-    expect("", "instance_norm(dims=1): wants at least 2 axes (..., length, channels), got "
-           "float32[4]", dp.instance_norm(dims=1).init, KEY, jnp.ones(4))
-
 
 def test_what_cannot_be_is_refused():
     for groups in (0, -1, 2.0, True):
@@ -170,7 +157,7 @@ def test_what_cannot_be_is_refused():
     for make, least in ((lambda **o: dp.group_norm(2, **o), 0), (dp.instance_norm, 1)):
         with pytest.raises(dp.LayerError, match=f"dims, an int of at least {least}"):
             make(dims=least - 1)
-        with pytest.raises(dp.LayerError, match="dims, at most 3, got 4"):
+        with pytest.raises(dp.LayerError, match="dims of at most 3, got 4"):
             make(dims=4)
         with pytest.raises(dp.LayerError, match="eps"):
             make(eps=0)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import KEY, close, drawn, same
-from refusing import expect
 
 import diffprog as dp
 from diffprog.layers.position import follow
@@ -205,33 +204,3 @@ def test_a_stream_that_runs_past_the_end_gives_NaN():
 
 
 # What cannot be.
-
-def test_what_cannot_be_is_refused():
-    net = dp.serial(at=dp.learned_positions(4))
-    at = "at (learned_positions(4)): wants"
-    params, _ = net.init(KEY, jnp.ones((2, 4, 3)))
-    cut = "learn more positions, or cut x"
-    x = jnp.ones((2, 5, 3))
-    expect("at", f"{at} at most 4 steps, got 5; {cut}", net.init, KEY, x)
-    expect("at", f"{at} at most 4 steps, got 5; {cut}", net, params, x)
-    expect("at", f"{at} at most 4 steps, got 6; {cut}", net.start, params, {}, x[:, :1], length=6)
-    expect("at", f"{at} params of 4 positions and 3 features, got {{embedding: float32[4,1]}}; "
-           "pass what init gave", net, {"at": {"embedding": jnp.ones((4, 1))}}, x[:, :4])
-    one = "give one to each step: jnp.broadcast_to(positions, x.shape[:-1])"
-    for wrong, shown in ((jnp.arange(4), "int32[4]"), (jnp.ones((2, 4)), "float32[2,4]"),
-                         (jnp.zeros((2, 3), int), "int32[2,3]")):
-        expect("at", f"{at} positions as ints of shape (2, 4), got {shown}; {one}",
-               net, params, x[:, :4], positions=wrong)
-    expect("at", f"{at} a mask of booleans, got int32[2,4]; True marks what is real",
-           net, params, x[:, :4], mask=jnp.ones((2, 4), int))
-    state = net.start(params, {}, x[:1, :1], length=4)
-    expect("at", f"{at} a chunk with batch axes (1,), as start saw, got (2,); start anew for "
-           "another batch", net.apply, params, state, x[:, :1])
-    expect("", "sinusoidal_positions(): wants an even number of features, got float32[2,5,3]; "
-           "add or drop a feature", dp.sinusoidal_positions().init, KEY, x)
-    expect("", "sinusoidal_positions(): wants at least 2 axes (..., time, features), got "
-           "float32[4]; add the missing axes", dp.sinusoidal_positions().init, KEY, jnp.ones(4))
-    expect("", "sinusoidal_positions(base=1): wants a base above 1, got 1; 10000.0 is the usual "
-           "one", dp.sinusoidal_positions, base=1)
-    expect("", "sinusoidal_positions(first=-1): wants first, an int of at least 0, got -1; pass a "
-           "Python int", dp.sinusoidal_positions, first=-1)

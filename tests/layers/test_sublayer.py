@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import KEY, close, computes, drawn, gradient, names, same
-from refusing import WIDER, expect, halve
 
 import diffprog as dp
 
@@ -160,53 +159,9 @@ ACTIVATION = "write linear(...) >> layer >> linear(...) for a layer with paramet
 BODY = "let it have as many features, and the dtype of x"
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: dp.ffn(0), "ffn(0): wants hidden, an int of at least 1, got 0; pass a Python int"),
-    (lambda: dp.ffn(4, dp.prelu()), "ffn(4, activation=prelu()): wants an activation that is a "
-                                    f"function of an array, got prelu(); {ACTIVATION}"),
-    (lambda: dp.ffn(4, "relu"), "ffn(4, activation='relu'): wants an activation that is a function "
-                                f"of an array, got 'relu'; {ACTIVATION}"),
-    (lambda: dp.ffn(4, dropout=1), "ffn(4, dropout=1): wants dropout in [0, 1), got 1; pass a "
-                                   "share, not a percentage"),
-    (lambda: dp.add_norm(dp.ffn(4), dropout=10), "add_norm(ffn(4), dropout=10): wants dropout in "
-                                                 "[0, 1), got 10; pass a share, not a percentage"),
-    (lambda: dp.pre_norm(dp.ffn(4), 0.1), "pre_norm(ffn(4), norm=0.1): wants a layer or a function "
-     "of one input, got 0.1; for example dp.linear(8) or jax.nn.relu"),
-    (lambda: dp.add_norm(dp.ffn), "add_norm(ffn): wants a layer, got the function ffn; call it: "
-                                  "ffn(...)"),
-])
-def test_settings_are_refused_at_composition(make, message):
-    expect("", message, make)
-
-
-@pytest.mark.parametrize(("layer", "x", "path", "message"), [
-    (dp.ffn(4, jnp.sum), ROWS, "at", "wants an activation that keeps float32[6,4] as it is, got "
-     "float32[]; write swiglu(hidden) >> linear(width) for a gated one"),
-    (dp.ffn(4), jnp.ones((2, 4), int), "at", "wants floating-point input, got int32[2,4]; convert "
-     "it: x.astype(jnp.float32)"),
-    (dp.add_norm(dp.linear(5)), ROWS, "at", "wants a body that keeps the shape of x, "
-     f"float32[2,3,4], got float32[2,3,5]; {BODY}"),
-    (dp.pre_norm(halve), ROWS, "at", "wants a body that keeps the shape of x, float32[2,3,4], "
-     f"got bfloat16[2,3,4]; {BODY}"),
-    (dp.pre_norm(dp.residual(dp.linear(5))), ROWS, "at/body", "wants a body that keeps the shape "
-     f"of x, float32[2,3,4], got float32[2,3,5]; {WIDER}"),
-])
-def test_inputs_are_refused_at_init_with_the_path(layer, x, path, message):
-    shown = layer if path == "at" else layer.children["body"]
-    expect(path, f"{path} ({shown!r}): {message}", dp.serial(at=layer).init, KEY, x)
-
-
 def test_training_with_dropout_wants_a_key():
     for net, path in ((dp.ffn(4, dropout=0.1), ""), (dp.add_norm(dp.ffn(4), dropout=0.1), "drop")):
         params, _ = net.init(KEY, ROWS)
         with pytest.raises(dp.LayerError, match="wants a key when train=True, got none") as caught:
             net.apply(params, {}, ROWS, train=True)
         assert caught.value.path == path
-
-
-def test_a_bias_of_one_feature_is_not_broadcast():
-    net, x = dp.ffn(4), jnp.ones((2, 3))
-    params, _ = net.init(jax.random.key(0), x)
-    params["up"]["bias"] = jnp.zeros(1)
-    expect("", "ffn(4): wants params of 4 features, got {kernel: float32[3,4], bias: float32[1]}; "
-           "pass what init gave", net.apply, params, {}, x)

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 from comparing import KEY, X, gradient, params_of, same, spy
-from refusing import refused
 
 import diffprog as dp
 
@@ -122,10 +121,3 @@ def test_it_keeps_the_kind_and_the_children():
     net = dp.serial(dp.linear(4), dp.mixed(dp.linear(4), BF16), dp.mixed(BODY, "bfloat16"))
     assert list(net.children) == ["linear_0", "linear_1", "residual_0"]
     assert repr(dp.mixed(dp.linear(4), BF16)) == "mixed(linear(4), jnp.bfloat16)"
-
-
-@pytest.mark.parametrize("dtype", [jnp.int32, "bf16", None, 16])
-def test_what_is_no_floating_dtype_is_refused(dtype):
-    error = refused(dp.mixed, dp.linear(3), dtype)
-    assert error.wants == "a floating-point dtype"
-    assert error.remedy == "for example jnp.bfloat16"

@@ -61,9 +61,9 @@ def test_policies_in_repeat():
 def test_unknown_policies_are_refused(make):
     option = {"policy": "all"} if make is dp.remat else {"remat": "all"}
     shown = "remat(linear(4), policy='all')"
-    expect("", f"{shown}: wants one of the policies dots_saveable, "
+    expect("", f"{shown}: wants policy out of dots_saveable, "
                "dots_with_no_batch_dims_saveable, everything_saveable, nothing_saveable, "
-               "got 'all'; or pass a policy out of jax.checkpoint_policies itself",
+               "got 'all'; choose one of them, or pass one of jax.checkpoint_policies itself",
            make, dp.linear(4), **option)
 
 

@@ -65,11 +65,11 @@ def test_a_shared_child_stays_shared():
 
 def test_what_is_refused():
     expect("", "wants a pattern that matches a layer (body, body/linear_0, body/relu~0, "
-               "body/repeat_0, body/repeat_0/body, head), got 'tail'; correct it; * is one level, "
+               "body/repeat_0, body/repeat_0/body, head), got 'tail'; correct it: * is one level, "
                "** any number", dp.replace, NET, "tail", dp.linear(3))
     error = expect("body/relu~0", "body/relu~0 (jax.nn.relu): wants a function from a layer to a "
-                                  "layer, got jax.nn.gelu, which takes none; for an activation "
-                                  "write lambda old: jax.nn.gelu",
+                                  "layer, got jax.nn.gelu, which takes none; write lambda "
+                                  "old: jax.nn.gelu for an activation",
                    dp.replace, NET, "**/relu~0", jax.nn.gelu)
     assert error.__cause__
     expect("head", "head (linear(3)): wants a layer or a function of one input, got 3; for example "

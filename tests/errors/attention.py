@@ -1,0 +1,264 @@
+"""What attention refuses: settings, masks, memory, streams, implementations."""
+
+import functools
+from unittest import mock
+
+import jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+import diffprog as dp
+from diffprog.layers.dot_product import Pattern, choose, dot_product
+from errors.given import at, bools, floats, ints, params, zeros
+
+X, MEMORY = jnp.ones((2, 5, 12)), jnp.ones((2, 7, 3))
+STEP, WIDE = X[:, :1], floats(2, 3, 5, 5)
+OWN, CROSS, HEAD = dp.self_attention(3), dp.cross_attention(3), dp.attention_head(4)
+CAUSAL, WINDOW = dp.self_attention(3, causal=True), dp.self_attention(3, causal=True, window=2)
+TURNING = dp.self_attention(3, rotary=dp.rotary())
+
+
+@functools.cache
+def begun(layer):
+    """Parameters and a streaming state of 4 steps; memory where nothing is causal."""
+    side = {} if layer in (CAUSAL, WINDOW) else {"memory": MEMORY}
+    own = params(layer, X, **side)
+    return own, zeros(lambda: layer.start(own, {}, STEP, length=4, **side))
+
+
+def go_on(layer, x=STEP, **side):
+    """One call of a stream."""
+    return lambda: layer.apply(*begun(layer), x, **side)
+
+
+def start(layer, **side):
+    return lambda: layer.start(params(layer, X, **without_patterns(side)), {}, STEP, length=4,
+                               **side)
+
+
+def without_patterns(side):
+    return {name: value for name, value in side.items() if not name.startswith("attention")}
+
+
+def own_with(name):
+    """Parameters in which one bias has a single feature, which would broadcast."""
+    own = params(OWN, X)
+    own[name]["bias"] = jnp.zeros(1)
+    return own
+
+
+def heads(dtype=jnp.bfloat16, features=64):
+    return (jnp.ones((2, 4, 8, features), dtype),) * 3
+
+
+def by_cudnn(given, pattern):
+    return lambda: choose(*given, pattern, implementation="cudnn")
+
+
+def without_cudnn():
+    missing = mock.Mock(side_effect=RuntimeError("cuDNN is not detected."))
+    with mock.patch.object(cudnn, "check_cudnn_version", missing):
+        dot_product(*heads(features=8), implementation="cudnn")
+
+
+EXAMPLES = {
+    # Settings.
+    "self_attention(0): wants heads, an int of at least 1, got 0; pass a Python int":
+        lambda: dp.self_attention(0),
+    "self_attention(4, kv_heads=3): wants kv_heads that divide heads=4, got 3; choose a divisor: "
+    "each is shared by equally many heads":
+        lambda: dp.self_attention(4, kv_heads=3),
+    "cross_attention(2, kv_heads=0): wants kv_heads, an int of at least 1, got 0; pass a Python "
+    "int":
+        lambda: dp.cross_attention(2, kv_heads=0),
+    "attention_head(4, value_features=0): wants value_features, an int of at least 1, got 0; pass "
+    "a Python int":
+        lambda: dp.attention_head(4, 0),
+    "attention_head(2.0): wants features, an int of at least 1, got 2.0; pass a Python int":
+        lambda: dp.attention_head(2.0),
+    "self_attention(2, head_dim=0): wants head_dim, an int of at least 1, got 0; pass a Python int":
+        lambda: dp.self_attention(2, head_dim=0),
+    "self_attention(2, window=3): wants causal=True with a window, got causal=False; give "
+    "attention_mask for another pattern: a window looks back":
+        lambda: dp.self_attention(2, window=3),
+    "self_attention(2, causal=True, window=0): wants window, an int of at least 1, got 0; pass a "
+    "Python int":
+        lambda: dp.self_attention(2, causal=True, window=0),
+    "self_attention(2, rotary=True): wants rotary as dp.rotary makes it, got True; pass "
+    "dp.rotary(base=10000.0), for example":
+        lambda: dp.self_attention(2, rotary=True),
+    "self_attention(2, dropout=50): wants dropout in [0, 1), got 50; pass a share, not a "
+    "percentage":
+        lambda: dp.self_attention(2, dropout=50),
+    "cross_attention(2, implementation='flash'): wants implementation out of blocks, cudnn, xla, "
+    "or None, got 'flash'; leave it None to choose by platform, dtype and shape":
+        lambda: dp.cross_attention(2, implementation="flash"),
+    # Inputs.
+    "at (self_attention(5)): wants a width that is a multiple of heads=5, got float32[2,5,12]; "
+    "choose another number of heads, or give head_dim":
+        at(dp.self_attention(5), X),
+    "at (self_attention(3)): wants at least 2 axes (..., time, features), got float32[12]; add "
+    "the missing axes":
+        at(OWN, floats(12)),
+    "at (self_attention(3)): wants floating-point input, got int32[2,5,12]; convert it: "
+    "x.astype(jnp.float32)":
+        at(OWN, ints(2, 5, 12)),
+    "at (self_attention(4, rotary=rotary())): wants an even number of features that turn, got 3 "
+    "in float32[2,4,5,3]; choose even dims: features turn in pairs":
+        at(dp.self_attention(4, rotary=dp.rotary()), X),
+    "at (self_attention(3, rotary=rotary(dims=6))): wants at least the 6 features that turn, got "
+    "float32[2,3,5,4]; give more features, or smaller dims":
+        at(dp.self_attention(3, rotary=dp.rotary(dims=6)), X),
+    "at (self_attention(3)): wants a mask of booleans, got float32[2,5]":
+        at(OWN, X, mask=floats(2, 5)),
+    "at (self_attention(3)): wants a mask of the leading axes of (2, 5, 12), got bool[2,4]":
+        at(OWN, X, mask=bools(2, 4)),
+    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or 1 for "
+    "axes that are alike, got float32[2,3,5,5]; give it the axes batch, heads, query and key":
+        at(OWN, X, attention_mask=WIDE),
+    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or 1 for "
+    "axes that are alike, got bool[5,5]; give it the axes batch, heads, query and key":
+        at(OWN, X, attention_mask=bools(5, 5)),
+    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or 1 for "
+    "axes that are alike, got bool[2,2,5,5]; give it the axes batch, heads, query and key":
+        at(OWN, X, attention_mask=bools(2, 2, 5, 5)),
+    "at (self_attention(3)): wants attention_bias as floats of shape (2, 3, 5, 5), or 1 for axes "
+    "that are alike, got bool[2,3,5,5]; give it the axes batch, heads, query and key":
+        at(OWN, X, attention_bias=bools(2, 3, 5, 5)),
+    "at (cross_attention(3)): wants attention_bias as floats of shape (2, 3, 5, 7), or 1 for axes "
+    "that are alike, got float32[2,3,5,5]; give it the axes batch, heads, query and key":
+        at(CROSS, X, memory=MEMORY, attention_bias=WIDE),
+    "at (self_attention(3)): wants segments as ints of shape (2, 5), got float32[2,5]; number the "
+    "sequences that share a row":
+        at(OWN, X, segments=floats(2, 5)),
+    "at (self_attention(3)): wants segments as ints of shape (2, 5), got int32[5]; number the "
+    "sequences that share a row":
+        at(OWN, X, segments=ints(5)),
+    "at (self_attention(3, rotary=rotary())): wants positions as ints of shape (2, 5), got "
+    "int32[5]; give one to each step: jnp.broadcast_to(positions, x.shape[:-1])":
+        at(TURNING, X, positions=ints(5)),
+    "serial(at=self_attention(3)): wants only side inputs that it takes (attention_bias, "
+    "attention_mask, mask, segments), got positions; leave it out, or add a layer that takes it":
+        at(OWN, X, positions=ints(5)),
+    "serial(at=cross_attention(3)): wants only side inputs that it takes (attention_bias, "
+    "attention_mask, memory, memory_mask), got mask; leave it out, or add a layer that takes it":
+        at(CROSS, X, memory=MEMORY, mask=bools(2, 5)),
+    # Memory.
+    "at (cross_attention(3)): wants the side input memory, got none; pass memory=, what is to be "
+    "asked, in every call but a stream's":
+        at(CROSS, X),
+    "at (cross_attention(3)): wants memory (..., time, features) for each example of "
+    "float32[2,5,12], got float32[1,7,3]; give it the leading axes of x":
+        at(CROSS, X, memory=MEMORY[:1]),
+    "at (cross_attention(3)): wants memory (..., time, features) for each example of "
+    "float32[2,5,12], got float32[7,3]; give it the leading axes of x":
+        at(CROSS, X, memory=MEMORY[0]),
+    "at (cross_attention(3)): wants as many keys as values in memory, got (float32[2,7,3], "
+    "float32[2,4,3]); give each key one value":
+        at(CROSS, X, memory=(MEMORY, MEMORY[:, :4])),
+    "at (cross_attention(3)): wants memory as an array or a pair (keys, values), got "
+    "(float32[2,7,3], float32[2,7,3], float32[2,7,3]); pass what makes keys, and what makes values":
+        at(CROSS, X, memory=(MEMORY,) * 3),
+    "at (cross_attention(3)): wants a mask of the leading axes of (2, 7, 3), got bool[2,5]":
+        at(CROSS, X, memory=MEMORY, memory_mask=bools(2, 5)),
+    "at (attention_head(4, causal=True)): wants no memory for a head that is causal or has "
+    "rotary, got float32[2,7,3]; leave one of them out: the order of a memory is not that of x":
+        at(dp.attention_head(4, causal=True), X, memory=MEMORY),
+    "at (attention_head(4, rotary=rotary())): wants no memory for a head that is causal or has "
+    "rotary, got float32[2,7,3]; leave one of them out: the order of a memory is not that of x":
+        at(dp.attention_head(4, rotary=dp.rotary()), X, memory=MEMORY),
+    "at (attention_head(4)): wants no segments beside memory, got int32[2,5]; give attention_mask "
+    "in their place":
+        at(HEAD, X, memory=MEMORY, segments=ints(2, 5)),
+    "at (attention_head(4)): wants memory with its memory_mask, got memory_mask alone; pass "
+    "memory= too, or mask= for x itself":
+        at(HEAD, X, memory_mask=bools(2, 7)),
+    # What apply is given.
+    "cross_attention(3): wants the side input memory, got none; pass memory=, what is to be "
+    "asked, in every call but a stream's":
+        lambda: CROSS(begun(CROSS)[0], X),
+    "at (cross_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 7), or 1 for "
+    "axes that are alike, got int32[2,1,5,7]; give it the axes batch, heads, query and key":
+        at(CROSS, X, memory=MEMORY, attention_mask=ints(2, 1, 5, 7)),
+    "self_attention(3): wants params of 12 features, got {bias: float32[1], kernel: "
+    "float32[12,12]}; pass what init gave":
+        lambda: OWN(own_with("query"), X),
+    "self_attention(3): wants params of 12 features, got {bias: float32[24], kernel: "
+    "float32[12,24]}; pass what init gave":
+        lambda: OWN(params(dp.self_attention(3, head_dim=8), X), X),
+    "self_attention(3): wants state none, got key, real, value; pass state=, as init gave it":
+        lambda: OWN.apply(params(OWN, X), begun(CROSS)[1], X),
+    "self_attention(3, causal=True): wants state none, got key, real, value; pass state=, as init "
+    "gave it":
+        lambda: CAUSAL.apply(params(CAUSAL, X), begun(CROSS)[1], X),
+    "cross_attention(3): wants the state of a stream, with key, real, value, got index, key, "
+    "segment, segments, value; pass what start gave":
+        lambda: dp.cross_attention(3).apply(begun(CROSS)[0], begun(CAUSAL)[1], X),
+    # Streams.
+    "self_attention(3): wants causal=True for a stream, got causal=False; set it: without it "
+    "every position sees later ones":
+        start(OWN),
+    "attention_head(4): wants causal=True for a stream, got causal=False; set it: without it "
+    "every position sees later ones":
+        start(HEAD),
+    "self_attention(3, causal=True): wants no attention_mask in a stream, got bool[1,1,1,1]; say "
+    "by mask, segments and window what a chunk may see":
+        start(CAUSAL, attention_mask=jnp.ones((1, 1, 1, 1), bool)),
+    "cross_attention(3): wants no attention_bias in a stream, got float32[1,1,1,1]; say by mask, "
+    "segments and window what a chunk may see":
+        start(CROSS, memory=MEMORY, attention_bias=jnp.ones((1, 1, 1, 1))),
+    "cross_attention(3): wants no attention_mask in a stream, got bool[1,1,1,1]; say by mask, "
+    "segments and window what a chunk may see":
+        go_on(CROSS, attention_mask=jnp.ones((1, 1, 1, 1), bool)),
+    "self_attention(3, causal=True): wants no attention_bias in a stream, got float32[1,1,1,1]; "
+    "say by mask, segments and window what a chunk may see":
+        go_on(CAUSAL, attention_bias=jnp.ones((1, 1, 1, 1))),
+    "self_attention(3, causal=True): wants a chunk of at most length=4 steps, got 5; start with a "
+    "larger length, or pass on fewer steps at a time":
+        go_on(CAUSAL, X),
+    "self_attention(3, causal=True): wants a chunk with batch axes (2,) in float32, as start saw, "
+    "got float32[1,2,12]; start anew for another batch or dtype":
+        go_on(CAUSAL, X[:1, :2]),
+    "self_attention(3, causal=True): wants a chunk with batch axes (2,) in float32, as start saw, "
+    "got bfloat16[2,2,12]; start anew for another batch or dtype":
+        go_on(CAUSAL, X[:, :2].astype(jnp.bfloat16)),
+    "self_attention(3, causal=True, window=2): wants a chunk with batch axes (2,) in float32, as "
+    "start saw, got float32[1,2,12]; start anew for another batch or dtype":
+        go_on(WINDOW, X[:1, :2]),
+    "cross_attention(3): wants a chunk with batch axes (2,) in float32, as start saw, got "
+    "float32[1,2,12]; start anew for another batch or dtype":
+        go_on(CROSS, X[:1, :2]),
+    "self_attention(3, causal=True, window=2): wants a chunk with batch axes (2,) in float32, as "
+    "start saw, got bfloat16[2,2,12]; start anew for another batch or dtype":
+        go_on(WINDOW, X[:, :2].astype(jnp.bfloat16)),
+    "cross_attention(3): wants a chunk with batch axes (2,) in float32, as start saw, got "
+    "bfloat16[2,2,12]; start anew for another batch or dtype":
+        go_on(CROSS, X[:, :2].astype(jnp.bfloat16)),
+    "cross_attention(3): wants a memory of the length with which the stream began, got "
+    "float32[2,6,3]; start anew, or pad it":
+        go_on(CROSS, memory=MEMORY[:, :6]),
+    "cross_attention(3): wants memory with its memory_mask, got memory_mask alone; leave it out: "
+    "the stream keeps the mask that start was given":
+        go_on(CROSS, memory_mask=jnp.ones((2, 7), bool)),
+    "attention_head(4): wants memory with its memory_mask, got memory_mask alone; leave it out: "
+    "the stream keeps the mask that start was given":
+        go_on(HEAD, memory_mask=jnp.ones((2, 7), bool)),
+    # cuDNN.
+    "at (self_attention(3, implementation='cudnn')): wants bfloat16 or float16, for cuDNN's "
+    "attention, got (float32[2,3,5,4], float32[2,3,5,4]); leave the choice of the implementation "
+    "to the layer":
+        at(dp.self_attention(3, implementation="cudnn"), X),
+    "wants bfloat16 or float16, for cuDNN's attention, got (float32[2,4,8,64], "
+    "float32[2,4,8,64]); leave the choice of the implementation to the layer":
+        by_cudnn(heads(jnp.float32), Pattern(causal=True)),
+    "wants as many features in keys as in values, a multiple of 8 up to 128, for cuDNN's "
+    "attention, got (bfloat16[2,4,8,60], bfloat16[2,4,8,60]); leave the choice of the "
+    "implementation to the layer":
+        by_cudnn(heads(features=60), Pattern(causal=True)),
+    "wants causality and a window alone, neither masks nor a bias nor dropout, for cuDNN's "
+    "attention, got (bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave the choice of the "
+    "implementation to the layer":
+        by_cudnn(heads(), Pattern(real=jnp.ones((2, 8), bool))),
+    "wants cuDNN, which comes with JAX for NVIDIA GPUs, got cuDNN is not detected; leave the "
+    "choice of the implementation to the layer":
+        without_cudnn,
+}

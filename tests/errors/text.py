@@ -1,0 +1,189 @@
+"""What objectives of text, generation and beam search refuse."""
+
+import jax
+import jax.numpy as jnp
+from refusing import KEY
+
+import diffprog as dp
+from errors.given import params
+
+IDS = jnp.ones((2, 7), int)
+PROMPTS = [[3, 1, 4], [5], [2, 6, 0, 1]]
+GPT = dp.gpt(7, length=12, width=8, depth=1, heads=2, hidden=8)
+TRANSLATOR = dp.seq2seq(5, 7, 6)
+PLAIN = dp.serial(table=dp.embedding(7, 4), head=dp.linear(7))
+TURNING = dp.embedding(7, 8) >> dp.self_attention(2, causal=True, rotary=dp.rotary())
+RAW = dp.embedding(7, 7)
+ONE = dp.stateless(None, lambda params, x: x, name="one")
+SCALAR = dp.stateless(None, lambda params, x: x * 1.0, name="scalar")
+LAST = dp.stateless(None, lambda params, x: jnp.ones((len(x), 7)), name="last")
+NEVER = dp.serial(embed=dp.embedding(7, 4), look=dp.self_attention(2), head=dp.linear(7))
+
+
+def drawn(net, **side):
+    return params(net, IDS, **side)
+
+
+def ask(prompts=PROMPTS, net=GPT, own=None, steps=5, **options):
+    """Write to some prompts."""
+    return lambda: dp.generate(net, drawn(GPT) if own is None else own, prompts, steps,
+                               **options)
+
+
+def search(**options):
+    return lambda: dp.beam_search(GPT, drawn(GPT), PROMPTS, 5, **options)
+
+
+def learn(objective, batch, net=PLAIN, own=None):
+    """An objective of a batch."""
+    own = drawn(net) if own is None else own
+    return lambda: jax.eval_shape(
+        lambda own, batch: objective(net, own, {}, batch, key=None, train=True), own, batch)
+
+
+def chunks(*paths):
+    return learn(dp.chunked_next_token(*paths), IDS)
+
+
+def hide(ids=IDS, hidden=1, **more):
+    return lambda: dp.mask_tokens(KEY, ids, vocabulary=5, hidden=hidden, **more)
+
+
+def pairs(documents, length=8):
+    return lambda: dp.sentence_pairs(documents, length, start=1, separator=2, seed=0)
+
+
+EXAMPLES = {
+    # The next token.
+    "wants ids as ints (batch, time + 1), at least two tokens, got int32[2,1]; give at least two "
+    "to each row: all but the first are asked for":
+        learn(dp.next_token(), IDS[:, :1]),
+    "wants ids as ints (batch, time + 1), at least two tokens, got float32[2,3]; give at least "
+    "two to each row: all but the first are asked for":
+        learn(dp.next_token(), jnp.ones((2, 3))),
+    "wants a batch with x and side inputs of the net (none), got x, y; rename or remove the rest: "
+    "x holds inputs and targets":
+        learn(dp.next_token(), {"x": IDS, "y": IDS}),
+    "wants a batch with x and side inputs of the net (none), got segments, x; rename or remove "
+    "the rest: x holds inputs and targets":
+        learn(dp.next_token(), {"x": IDS, "segments": IDS}),
+    "wants positions of the shape of x, (2, 7), got int32[2,6]; give one to each token, the last "
+    "one too":
+        learn(dp.next_token(), {"x": IDS, "positions": IDS[:, 1:]}, TURNING),
+    "wants a net that gives (batch, time, vocabulary) for int32[2,6], got float32[2,7]; return "
+    "the scores of each token's successor":
+        learn(dp.next_token(), IDS, LAST),
+    "wants the path of a matrix as table (head/bias, head/kernel, table/embedding), got 'head'; "
+    "write embed/embedding or head/kernel, for example":
+        chunks("table", "head"),
+    "wants features and a table whose product is the scores float32[2,6,7], got (float32[2,6,7], "
+    "float32[4,7]); name the net's last layer before its scores, and what it is multiplied with":
+        chunks("head", "table/embedding"),
+    "tap(serial(table=embedding(7, 4), head=linear(7)), 'body'): wants a pattern that matches a "
+    "layer (head, table), got 'body'; correct it: * is one level, ** any number":
+        chunks("body", "head/kernel"),
+    "wants the path of one layer as features, got head, table; name one alone":
+        chunks("*", "head/kernel"),
+    "wants chunk, an int of at least 1, got 0; pass a Python int":
+        lambda: dp.chunked_next_token("table", "head/kernel", chunk=0),
+    "wants characters, an int of at least 1, got 0; pass a Python int":
+        lambda: dp.bits_per_character(1.0, 1, 0),
+    # Hidden tokens, pairs of sentences.
+    "wants y as a pair (true tokens, what follows), got int32[2,7]; use "
+    "classification(ignore=-100) for tokens alone":
+        learn(dp.masked_language(), {"x": IDS, "y": IDS}, ONE),
+    "wants a net that scores a pair, tokens and what follows, got int32[2,7]; use "
+    "bert_pretraining, for example":
+        learn(dp.masked_language(), {"x": IDS, "y": (IDS, IDS[:, 0])}, ONE),
+    "wants a net that takes mask, got one that takes none; leave the mask out: tokens not "
+    "asked for have the label -100":
+        learn(dp.masked_language(), {"x": IDS, "y": (IDS, IDS[:, 0]), "mask": IDS > 0}, ONE),
+    "wants hidden and keep in [0, 5), got 5 and (); give the numbers of tokens":
+        hide(hidden=5),
+    "wants hidden and keep in [0, 5), got 1 and (-1,); give the numbers of tokens":
+        hide(keep=[-1]),
+    "wants ids as ints (batch, time), got float32[2,7]; give one row to each text":
+        hide(IDS.astype(float)),
+    "wants rate in [0, 1), got 15; pass a share, not a percentage":
+        hide(rate=15),
+    "wants at least two documents, of sentences that are not empty, got 1, 0 with empty ones; "
+    "add documents, and leave empty sentences out":
+        pairs([[[1], [2]]]),
+    "wants at least two documents, of sentences that are not empty, got 2, 1 with empty ones; "
+    "add documents, and leave empty sentences out":
+        pairs([[[1], []], [[2]]]),
+    "wants length, an int of at least 5, got 4; pass a Python int":
+        pairs([[[1]], [[2]]], 4),
+    # Prompts.
+    "wants at least one token in each prompt, got an empty prompt, number 1; begin with the id "
+    "that stands before a text":
+        ask([[1], []]),
+    "wants prompts as ints (batch, time) or a list of lists of ints, got [1, 2]; pass one prompt "
+    "alone as a batch of one: [prompt]":
+        ask([1, 2]),
+    "wants prompts as ints (batch, time) or a list of lists of ints, got []; pass one prompt "
+    "alone as a batch of one: [prompt]":
+        ask([]),
+    "wants prompts of ids, ints from 0 to 2**31 - 1, got [[0.5]]; encode the text first":
+        ask([[0.5]]),
+    "wants prompts of ids, ints from 0 to 2**31 - 1, got [[-1]]; encode the text first":
+        ask([[-1]]),
+    "positions (learned_positions(12)): wants at most 12 steps, got 13; learn more positions, or "
+    "cut x":
+        ask([[1] * 9]),
+    # Options.
+    "wants temperature as 0 or a number of at least 1e-30, got -0.1; choose 0 for the likeliest "
+    "token, 1 to draw as the net says":
+        ask(temperature=-0.1),
+    "wants temperature as 0 or a number of at least 1e-30, got nan; choose 0 for the likeliest "
+    "token, 1 to draw as the net says":
+        ask(temperature=float("nan")),
+    "wants a key at a temperature above 0, got none; pass key=jax.random.key(seed), or "
+    "temperature=0.0 for the likeliest":
+        ask(temperature=1.0),
+    "wants top_p in (0, 1], got 0.0; pass a probability, or None to leave it out":
+        ask(top_p=0.0),
+    "wants top_p in (0, 1], got 1.1; pass a probability, or None to leave it out":
+        ask(top_p=1.1),
+    "wants top_k, an int of at least 1, got 0; pass a Python int":
+        ask(top_k=0),
+    "wants top_k of at most 7, the vocabulary, got 8; lower it":
+        ask(top_k=8),
+    "wants stop tokens in [0, 7), got 7; leave it out: the net can never write it":
+        ask(stop=[7]),
+    "wants stop tokens in [0, 7), got -1; leave it out: the net can never write it":
+        ask(stop=[-1]),
+    "wants stop as a sequence of ids, got 3; pass stop=[0], for example":
+        ask(stop=3),
+    "wants steps, an int of at least 1, got 0; pass a Python int":
+        ask(steps=0),
+    "wants side inputs that hold for all steps, got mask; give prompts of different lengths as a "
+    "list of lists: they are padded and masked here":
+        ask(mask=jnp.ones((3, 4), bool)),
+    "wants beams, an int of at least 1, got 0; pass a Python int":
+        search(beams=0),
+    "wants length_penalty in [0, 10], got -1.0; choose 0 to compare whole texts, 1 their tokens":
+        search(length_penalty=-1.0),
+    "wants stop tokens in [0, 7), got 9; leave it out: the net can never write it":
+        search(stop=[9]),
+    # Nets that cannot write.
+    "look (self_attention(2)): wants causal=True for a stream, got causal=False; set it: without "
+    "it every position sees later ones":
+        ask(net=NEVER, own=drawn(NEVER)),
+    "wants prompts of one length, for a net without mask, got lengths [3, 1, 4]; write to one "
+    "prompt at a time":
+        ask(net=RAW, own=drawn(RAW)),
+    "wants a net that gives (batch, time, vocabulary) for int32[1,1], got float32[1,1]; return "
+    "the scores of each token's successor":
+        ask([[1]], SCALAR, {}),
+    "decoder/attend (cross_attention(1)): wants the side input memory, got none; pass memory=, "
+    "what is to be asked, in every call but a stream's":
+        ask([[1]], TRANSLATOR, drawn(TRANSLATOR, source=IDS)),
+    "wants memory in place of source, got int32[1,2]; encode it once: "
+    'memory=net.children["encoder"](params["encoder"], source, mask=source_mask), '
+    "memory_mask=source_mask":
+        ask([[1]], TRANSLATOR, drawn(TRANSLATOR, source=IDS), source=jnp.ones((1, 2), int)),
+    "wants scores that are numbers, got NaN for prompt 0; look for ids outside the vocabulary, "
+    "and for NaN in the parameters by tree.nonfinite(params)":
+        ask([[1]], RAW, {"embedding": jnp.full((7, 7), jnp.nan)}),
+}

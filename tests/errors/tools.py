@@ -1,0 +1,157 @@
+"""What losses, metrics, derivatives and the laws of a layer refuse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from refusing import KEY, X
+
+import diffprog as dp
+from diffprog.laws import LAWS, Trial
+from errors.given import bools, floats, ints, traced
+
+LOGITS, LABELS, ROW = floats(2, 3), ints(2), floats(2, 4)
+SERIES, KERNEL = floats(2, 4, 3), floats(4, 3)
+MASK = {"mask": jnp.array([[True, True, False], [True, False, False]])}
+
+
+@jax.custom_jvp
+def bent(x):
+    return jnp.sin(x)
+
+
+bent.defjvp(lambda primals, tangents: (bent(*primals), 2 * tangents[0]))
+
+
+def faulty(law, forward, init=None, x=None, **side):
+    """A layer that breaks a law."""
+    def call():
+        layer = forward if isinstance(forward, dp.Layer) else dp.stateless(init, forward)
+        with jax.enable_x64(True):
+            LAWS[law](Trial.of(layer, jnp.ones((2, 3, 2)) if x is None else x, KEY, side))
+
+    return call
+
+
+def half(key, x):
+    return {"scale": jnp.ones(x.shape[-1], jnp.bfloat16)}
+
+
+def takes_mask(params, x, *, mask=None):
+    return x
+
+
+def own_batch(params, x):
+    return x - x.mean(0)
+
+
+def narrow(params, x):
+    return x.astype(jnp.bfloat16)
+
+
+def forgets(params, state, x, **_):
+    return x, {"count": state["count"].astype(jnp.float32)}
+
+
+COUNTING = dp.Layer(lambda key, x: ({}, {"count": jnp.zeros((), int)}), forgets)
+CHANGING = dataclasses.replace(dp.linear(2), rebuild=lambda children: dp.linear(3))
+DEAF = dp.Layer(lambda key, x: ({}, {}), lambda p, s, x, **_: (x, s), random=True)
+
+
+EXAMPLES = {
+    # Losses.
+    "wants integer labels, or probabilities as float32[2,3] without ignore, got float32[2] and "
+    "ignore=None; make class numbers integers, or leave soft labels out by a mask":
+        traced(dp.cross_entropy, LOGITS, floats(2)),
+    "wants integer labels, or probabilities as float32[2,3] without ignore, got float32[2,3] and "
+    "ignore=-100; make class numbers integers, or leave soft labels out by a mask":
+        traced(dp.cross_entropy, LOGITS, LOGITS, ignore=-100),
+    "wants integer labels, got bool[2]; convert them: labels.astype(jnp.int32)":
+        traced(dp.cross_entropy, LOGITS, bools(2)),
+    "wants labels of the logits' leading shape (2,), got int32[2,1]; give each entry the number "
+    "of its class":
+        traced(dp.cross_entropy, LOGITS, ints(2, 1)),
+    "wants at least 1 axes (..., classes), got float32[]; add the missing axes":
+        traced(dp.cross_entropy, floats(), ints()),
+    "wants floating-point input, got int32[2,3]; convert it: x.astype(jnp.float32)":
+        traced(dp.cross_entropy, ints(2, 3), LABELS),
+    "wants a mask of booleans, got float32[2]":
+        traced(dp.cross_entropy, LOGITS, LABELS, mask=floats(2)),
+    "wants a mask of the leading axes of (2,), got bool[2,1]":
+        traced(dp.cross_entropy, LOGITS, LABELS, mask=bools(2, 1)),
+    "wants smoothing in [0, 1), got 10; pass a share, not a percentage":
+        traced(dp.cross_entropy, LOGITS, LABELS, smoothing=10),
+    "wants one weight for each of 3 classes, got float32[2]; pass an array of shape (classes,)":
+        traced(dp.cross_entropy, LOGITS, LABELS, weights=floats(2)),
+    "wants reduction out of mean, none, sum, got 'average'; choose one of them":
+        traced(dp.cross_entropy, LOGITS, LABELS, reduction="average"),
+    "wants a kernel of shape (4, classes), got float32[3,4]; pass embedding.T for a tied embedding":
+        traced(dp.linear_cross_entropy, ROW, floats(3, 4), LABELS),
+    "wants a bias of shape (3,), got float32[4]; give one number to each class":
+        traced(dp.linear_cross_entropy, ROW, KERNEL, LABELS, bias=floats(4)),
+    "wants a target of the prediction's shape (3, 1), got float32[3]; drop the prediction's last "
+    "axis: y[..., 0]":
+        traced(dp.squared_error, floats(3, 1), floats(3)),
+    "wants a target of the prediction's shape (3, 2), got float32[2,3]; give both one shape: "
+    "broadcasting would compare every pair":
+        traced(dp.squared_error, floats(3, 2), floats(2, 3)),
+    "wants one array, got (float32[2,4], float32[2,4]); pick one part of it with a lambda":
+        traced(dp.squared_error, (ROW, ROW), ROW),
+    "wants delta as a positive number, got 0; pass an error in units of the target":
+        traced(dp.huber, ROW, ROW, delta=0),
+    "wants logits (batch, time, classes) and integer labels (batch, n), got (float32[4,3], "
+    "int32[2,2]); give each example one row of labels":
+        traced(dp.ctc, KERNEL, ints(2, 2)),
+    "wants blank in [0, 3), got 3; pass the number of a class":
+        traced(dp.ctc, SERIES, ints(2, 2), blank=3),
+    # Metrics.
+    "wants integer labels, got float32[2,6]; convert them: labels.astype(jnp.int32)":
+        traced(dp.accuracy, LOGITS, floats(2, 6)),
+    "wants labels of the logits' leading shape (2,), got int32[3]; give each entry the number of "
+    "its class":
+        traced(dp.confusion, LOGITS, ints(3)),
+    "wants k of at most 3, the number of classes, got 5; lower it":
+        traced(dp.top_k_accuracy, LOGITS, LABELS),
+    "wants k, an int of at least 1, got 1.0; pass a Python int":
+        traced(dp.top_k_accuracy, LOGITS, LABELS, k=1.0),
+    # Derivatives.
+    "wants at least one floating-point argument, got (int32[3]); convert one: "
+    "x.astype(jnp.float32)":
+        lambda: dp.check_gradients(lambda x: x, jnp.arange(3)),
+    "wants a function that gives floating-point numbers, got none; return what is to be "
+    "differentiated":
+        lambda: dp.check_gradients(lambda x: x.astype(int), X),
+    "wants a function that computes in float64, got [float32[2,4]]; pass it the arrays that it "
+    "closes over as arguments":
+        lambda: dp.check_gradients(lambda x: x.astype(jnp.float32), X),
+    "wants derivatives that agree to 1e-06, got the argument: reverse ...":
+        lambda: dp.check_gradients(bent, jnp.zeros(2)),
+    # Laws.
+    "centered: wants every law of a layer kept, got 1 broken; mend it by these:\n  examples do "
+    "not mix: LayerError: wants no difference at the output for one by one, got one of 1.5e+00; "
+    "look for what the two compute differently":
+        lambda: dp.check(dp.stateless(None, own_batch, name="centered"), floats(2, 4)),
+    "wants other results from another key, got the same; draw with the key of the call, or leave "
+    "random out":
+        faulty("keys matter in training", DEAF),
+    "wants finite gradients with train=False, got NaN in 1/0; keep roots, logarithms and "
+    "quotients away from zero":
+        faulty("gradients are finite", lambda params, x: jnp.sqrt(x * 0)),
+    "wants parameters and statistics in float32, got bfloat16 for float32[2,3,2]; make them in "
+    "float32, whatever x is":
+        faulty("dtypes are kept", lambda params, x: x * params["scale"].astype(x.dtype), half),
+    "wants float32 out of float32[2,3,2], got bfloat16; return y.astype(x.dtype)":
+        faulty("dtypes are kept", narrow),
+    "wants a rebuild that gives linear(2), got linear(3); let it pass on every setting, and the "
+    "children in their places":
+        faulty("rebuild gives the same layer", CHANGING),
+    "wants an effect of mask, got the same output for another one; pass it on, or leave it out of "
+    "the signature":
+        faulty("side inputs have effect", takes_mask, **MASK),
+    "wants the state at rest as {count: int64[]}, got {count: float32[]}; let both have one "
+    "structure, and equal shapes and dtypes":
+        faulty("state keeps its structure", COUNTING),
+    "wants no difference at the output for steps before 1, after changing the later ones, got one "
+    "of 6.7e-01; look for what the two compute differently":
+        faulty("nothing depends on the future", lambda params, x: x - x.mean(1, keepdims=True)),
+}

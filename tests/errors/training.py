@@ -1,0 +1,122 @@
+"""What objectives, penalties, data and the loop of training refuse."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from learning import KEY, NET, examples, sgd, train
+from refusing import X
+
+import diffprog as dp
+from errors.composing import GROWS
+from errors.given import bools, params
+
+XS, YS = examples()
+DATA = [(XS, YS)]
+NORMED = sgd(dp.serial(dp.batch_norm(), NET))
+
+
+@functools.cache
+def state(step):
+    return step.init(KEY, XS)
+
+
+def asked(objective, batch, net=NET):
+    """An objective of a batch."""
+    own = params(net, XS)
+    return lambda: jax.eval_shape(
+        lambda own, batch: objective(net, own, {}, batch, key=None, train=True), own, batch)
+
+
+def scoring_errors(net, params, state, batch, *, key, train):
+    return params["bias"].sum(), (state, {"error": params["bias"].sum()})
+
+
+def patient(step, **options):
+    return lambda: train(step, DATA, 1, patience=2, **options)
+
+
+def growing():
+    step = sgd(dp.serial(NET, GROWS))
+    step.apply(step.init(KEY, XS), DATA[0])
+
+
+def infinite():
+    x, y = examples()
+    x[3, 1] = np.inf
+    train(sgd(), [(x, y)], 2)
+
+
+EXAMPLES = {
+    # Objectives.
+    "wants reduction out of mean, sum, got 'none'; choose one of them":
+        lambda: dp.classification(reduction="none"),
+    "wants smoothing in [0, 1), got 1.0; pass a share, not a percentage":
+        lambda: dp.classification(smoothing=1.0),
+    "wants top_k, an int of at least 1, got 0; pass a Python int":
+        lambda: dp.classification(top_k=0),
+    "wants k of at most 3, the number of classes, got 4; lower it":
+        asked(dp.classification(top_k=4), DATA[0]),
+    "wants a batch with x, y, mask and side inputs of the net (none), got weight, x, y; rename or "
+    "remove the rest":
+        asked(dp.classification(), {"x": XS, "y": YS, "weight": X}),
+    "wants a batch (x, y), or a dict with x and y, got (float32[2,4]); pass one of them":
+        asked(dp.classification(), (X,)),
+    "wants a mask of leading axes of the output's entries (12,), got bool[12,5]; give it these "
+    "axes: the net itself takes no mask":
+        asked(dp.classification(), {"x": XS, "y": YS, "mask": bools(12, 5)}),
+    "wants one array, got (float32[12,3], float32[12,3]); pick one part of it with a lambda":
+        asked(dp.classification(), DATA[0], dp.branch(NET, NET)),
+    "wants a target of the prediction's shape (12, 1), got int32[12]; drop the prediction's last "
+    "axis: y[..., 0]":
+        asked(dp.regression(), (XS, YS), dp.linear(1)),
+    "wants a penalty that is one number, got float32[3]; sum it":
+        asked(dp.penalized(dp.classification(), lambda p: p["bias"]), DATA[0]),
+    "wants a pattern that matches a path (head/kernel), got '**/kernels'":
+        lambda: dp.l2({"head": {"kernel": X}}, "**/kernels"),
+    # Data.
+    "wants arrays of one length along the first axis, got (float64[3], float64[4]); cut them to "
+    "one length":
+        lambda: dp.batches((np.ones(3), np.ones(4)), 2),
+    "wants arrays of one length along the first axis, got [[1.0, 2.0], [3.0, 4.0]]; cut them to "
+    "one length":
+        lambda: dp.batches([[1.0, 2.0], [3.0, 4.0]], 1),
+    "wants size, an int of at least 1, got 0; pass a Python int":
+        lambda: dp.batches(np.ones(3), 0),
+    # The loop.
+    "wants a key to begin with or a state to go on from, got neither; pass one of them":
+        lambda: dp.fit(sgd(), DATA, steps=1, progress=False),
+    "wants a key to begin with or a state to go on from, got both; pass one of them":
+        lambda: dp.fit(sgd(), DATA, key=KEY, state=state(sgd()), steps=1, progress=False),
+    "wants steps, an int of at least 1, got 2.0; pass a Python int":
+        lambda: dp.fit(sgd(), DATA, key=KEY, steps=2.0, progress=False),
+    "wants params kernel as float32[4,3], got float32[5,3]":
+        lambda: train(sgd(), DATA, 1, state=sgd().init(KEY, jnp.ones((2, 5)))),
+    "wants params with bias, got other":
+        lambda: train(sgd(), DATA, 1, state=state(sgd())._replace(params={"other": X})),
+    "wants state with batch_norm_0/mean, got none":
+        lambda: train(NORMED, DATA, 1, state=state(NORMED)._replace(state={})),
+    "wants at least one batch, got none; pass an iterable that can be begun anew, such as "
+    "batches(...)":
+        lambda: dp.evaluate(sgd(), state(sgd()), []),
+    "wants a batch for every step, got data that ended; pass an iterable that can be begun anew, "
+    "such as batches(...)":
+        lambda: train(sgd(), iter(DATA * 2), 3),
+    "wants patience, an int of at least 1, got 0; pass a Python int":
+        lambda: train(sgd(), DATA, 1, patience=0, validation=DATA),
+    "wants validation data for patience, got none; pass validation=batches(...)":
+        patient(sgd()),
+    "wants a metric named loss for patience, got error; let the objective give it":
+        patient(dp.make_step(NET, scoring_errors, optax.sgd(0.1)), validation=DATA),
+    "wants a finite loss, got nan by step 1, with finite parameters; look for NaN and for labels "
+    "outside their range in the data":
+        lambda: train(sgd(), [(XS, YS + 1)], 1),
+    "wants a finite loss, got nan by step 2, with non-finite bias, kernel; lower the learning "
+    "rate, or ask tree.nonfinite(gradients) which leaves broke first":
+        infinite,
+    "wants a state of one structure, {grows_0: {some: float32[]}}, got {grows_0: {more: "
+    "float32[], some: float32[]}}; let apply return the state that came, with new values":
+        growing,
+}

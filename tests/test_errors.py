@@ -1,0 +1,118 @@
+"""Every error message is collected, with a call that is answered with it, and read by a grammar."""
+
+import re
+
+import pytest
+from errors import aloud
+from refusing import GRAMMAR
+
+import diffprog as dp
+
+# What a remedy begins with: it says what to do. A new word is a choice, made here.
+VERBS = set("""
+    add apply begin bring build call choose convert correct crop cut dilate draw drop encode
+    end give init keep learn leave let look lower make mend name number pad pass pick pool put
+    rename resize return say set share start sum take tap unpack use write
+""".split())
+PENDING = (  # Words of the floors below the layers that are older than this rule.
+    "an empty dict", "for example", "inside a program", "the short form", "these params",
+    "these state", "True marks", "under jax.jit", "unnamed layers", "where the time axis",
+    "pass jax.random.key(seed); map", "correct it; *",
+)
+PATH = re.compile(r"([\w~]+(?:/[\w~]+)*) \(.*?\): wants", re.DOTALL)
+
+
+def faults(error):
+    """What is wrong with the wording of an error."""
+    wants, got, remedy = error.wants, error.got, error.remedy.split("\n")[0]
+    yield from (f"{part!r} ends with a stop" for part in (wants, got, remedy)
+                if part.endswith((".", ";")))
+    if not re.match(r"[a-z0-9]", wants):
+        yield f"{wants!r} begins with no small letter"
+    if wants.split()[0] in VERBS - {"number", "init", "apply"}:
+        yield f"{wants!r} is no noun"
+    if not got and " before " not in wants:
+        yield "nothing is said of what came"
+    if "; " in wants + got:
+        yield "a semicolon before the remedy"
+    if len(str(error).split("\n")[0]) > 400:
+        yield "too long to read"
+    if "Array(" in str(error) or "Traced" in str(error):
+        yield "a value where dtype and shape would do"
+    if not remedy.startswith(PENDING):
+        if remedy.split(" ")[0].strip(":,") not in VERBS:
+            yield f"{remedy!r} does not say what to do"
+        if "; " in remedy:
+            yield f"{remedy!r} has two parts; a colon gives the reason"
+
+
+def fits(error, message):
+    """Is this the message? Its remedy may be left open, and digits after ``...``."""
+    if message.endswith("..."):
+        return str(error).startswith(message[:-3])
+    return str(error) == (message if "; " in message else f"{message}; {error.remedy}")
+
+
+@pytest.mark.parametrize("name", aloud.FILES)
+def test_messages_are_these_and_of_one_grammar(name):
+    for message, error in aloud.answers(name):
+        assert type(error) is dp.LayerError, message
+        assert fits(error, message), f"{error}\n  is not\n{message}"
+        assert GRAMMAR.fullmatch(str(error)) and error.remedy
+        assert not list(faults(error)), str(error)
+        found = PATH.match(message)
+        assert error.path == (found[1] if found else message.split(": wants")[0] * (
+            not error.layer and ": wants" in message)), message
+
+
+def test_no_message_is_left_out():
+    heard = {error.site for name in aloud.FILES for _, error in aloud.answers(name)}
+    assert heard <= aloud.sites().keys()
+    silent = {f"{file}:{line} {wants}" for (file, line), wants in aloud.sites().items()
+              if (file, line) not in heard}
+    assert not silent, "give each an example in tests/errors"
+
+
+# Each check can fail.
+
+def test_sites_are_found_in_any_form():
+    source = """
+def f(x):
+    raise LayerError("a", "b", "c")
+def g(x):
+    error = errors.LayerError(
+        f"{x} d", "e")
+    return error or LayerError("g")
+"""
+    assert aloud.constructions(source) == [(3, 3, '"a"'), (5, 6, 'f"{x} d"'), (7, 7, '"g"')]
+
+
+def test_an_answer_knows_where_it_was_made():
+    plain = dp.LayerError.__init__
+    file, line = aloud.answer(lambda: dp.linear(0)).site
+    assert (file, line) in aloud.sites()
+    assert aloud.answer(lambda: dp.linear(1)) is None
+    assert dp.LayerError.__init__ is plain
+
+
+@pytest.mark.parametrize("words", [
+    ("Three axes", "one", "add them"), ("three axes.", "one", "add them"),
+    ("three axes", "", "add them"), ("three axes", "one.", "add them"),
+    ("three axes", "one", ""), ("three axes", "one", "axes are missing"),
+    ("three axes", "one", "add two; one is there"), ("three axes; two", "one", "add them"),
+    ("three axes", "Array([1.])", "add them"), ("three axes", "one " * 100, "add them"),
+    ("add three axes", "one", "add them"),
+], ids=str)
+def test_the_grammar_hears_what_is_wrong(words):
+    assert list(faults(dp.LayerError(*words)))
+    assert not list(faults(dp.LayerError("three axes", "one", "add them: a matrix has two")))
+
+
+def test_another_message_does_not_fit():
+    error = dp.LayerError("three axes", "one", "add them")
+    assert fits(error, "wants three axes, got one; add them")
+    assert fits(error, "wants three axes, got one")
+    assert fits(error, "wants three axes, got ...")
+    for other in ("wants three axes, got two", "wants three axes, got one; pick",
+                  "wants three", "wants two ..."):
+        assert not fits(error, other)
