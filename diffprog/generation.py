@@ -22,7 +22,7 @@ from diffprog.arguments import check_array, check_count
 from diffprog.entries import wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
-from diffprog.notation import listed, show
+from diffprog.notation import clip, listed, show
 from diffprog.plans import Params, State
 from diffprog.transforms.unroll import unrolled
 
@@ -173,7 +173,8 @@ def begun(
     if "mask" not in net.side:
         if not real.all():
             raise LayerError("prompts of one length, for a net without mask",
-                             f"lengths {real.sum(1).tolist()}", "write to one prompt at a time")
+                             clip(f"lengths {real.sum(1).tolist()}"),
+                             "write to one prompt at a time")
         return Begin(params, state, ids, None, side)
     power = 1 << (longest - 1).bit_length()
     while took < power and refused - took > 1:  # as wide as the net allows, if that is less
@@ -194,13 +195,13 @@ def _padded(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     rows = [np.asarray(row) for row in prompts]
     if not rows or any(row.ndim != 1 for row in rows):
         raise LayerError("prompts as ints (batch, time) or a list of lists of ints",
-                         show(prompts), "pass one prompt alone as a batch of one: [prompt]")
+                         clip(show(prompts)), "pass one prompt alone as a batch of one: [prompt]")
     if empty := [i for i, row in enumerate(rows) if not row.size]:
         raise LayerError("at least one token in each prompt", f"an empty prompt, number {empty[0]}",
                          "begin with the id that stands before a text")
     if any(not np.issubdtype(row.dtype, np.integer) or row.min() < 0 or row.max() >= 2**31
            for row in rows):
-        raise LayerError("prompts of ids, ints from 0 to 2**31 - 1", show(prompts),
+        raise LayerError("prompts of ids, ints from 0 to 2**31 - 1", clip(show(prompts)),
                          "encode the text first")
     longest = max(row.size for row in rows)
     ids = np.stack([np.pad(row, (longest - row.size, 0)) for row in rows]).astype(np.int32)

@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 import pytest
 from errors import aloud
 from refusing import GRAMMAR
@@ -19,6 +20,8 @@ PENDING = (  # Words of the floors below the layers that are older than this rul
     "these state", "True marks", "under jax.jit", "unnamed layers", "where the time axis",
     "pass jax.random.key(seed); map", "correct it; *",
 )
+RAW = dp.embedding(7, 7)
+WIDE = dp.serial(dp.one_hot(2), *[dp.linear(2, bias=False)] * 99)
 PATH = re.compile(r"([\w~]+(?:/[\w~]+)*) \(.*?\): wants", re.DOTALL)
 
 
@@ -71,6 +74,19 @@ def test_no_message_is_left_out():
     silent = {f"{file}:{line} {wants}" for (file, line), wants in aloud.sites().items()
               if (file, line) not in heard}
     assert not silent, "give each an example in tests/errors"
+
+
+@pytest.mark.parametrize("call", [
+    lambda: dp.batches([[0.0] * 999] * 9, 3),
+    lambda: dp.generate(RAW, {"embedding": jnp.ones((7, 7))}, [[0.5] * 999], 1),
+    lambda: dp.generate(RAW, {"embedding": jnp.ones((7, 7))}, [[1] * i for i in range(1, 99)], 1),
+    lambda: dp.replace(dp.serial(*[dp.linear(2)] * 99), "none", jnp.tanh),
+    lambda: dp.chunked_next_token("linear_0", "none")(
+        WIDE, {f"linear_{i}": {"kernel": jnp.ones((2, 2))} for i in range(99)}, {},
+        jnp.ones((2, 3), int), key=None, train=True),
+])
+def test_large_inputs_and_nets_do_not_flood_the_message(call):
+    assert len(str(aloud.answer(call))) < 400
 
 
 # Each check can fail.
