@@ -35,7 +35,7 @@ class Child:
     def __call__(self, x: Any, *more: Any, **side: Any) -> Any:
         """The child's output on x."""
         if more:
-            raise LayerError(f"one input, {self!r}(x)", show((x, *more)), "join inputs in a tuple; "
+            raise LayerError(f"one input, {self!r}(x)", show((x, *more)), "join inputs in a tuple: "
                              "side inputs go by name, params and state by themselves")
         nth, self._calls = self._calls, self._calls + 1
         with signed(self._layer.__repr__, x, self._name):
@@ -104,6 +104,8 @@ def named_side(function: Callable[..., Any]) -> frozenset[str]:
                          f"{function.__name__}{inspect.signature(function)}",
                          "put side inputs after the star")
     if taken := named & _RESERVED:
-        raise LayerError(f"side inputs of other names than {listed(_RESERVED)}", listed(taken),
-                         "rename them; what draws by key is a layer, Layer(..., random=True)")
+        raise LayerError(
+            f"side inputs of other names than {listed(_RESERVED)}", listed(taken),
+            "make what draws by key a layer, Layer(..., random=True)" if "key" in taken else
+            "rename them")
     return named - {"train"}

@@ -138,7 +138,7 @@ def _several(
     children = numbered(map(as_layer, layers))
     if doubled := children.keys() & named.keys():
         raise LayerError("children of different names", f"{show(sorted(doubled)[0])} twice",
-                         "unnamed layers are named by kind and count; choose another name")
+                         "choose another name: unnamed layers are named by kind and count")
     unnamed = tuple(children)
 
     def build(children: Mapping[str, Any]) -> Layer:

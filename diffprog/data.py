@@ -11,7 +11,7 @@ import numpy as np
 
 from diffprog.arguments import check_count
 from diffprog.errors import LayerError
-from diffprog.notation import clip, show
+from diffprog.notation import show
 
 __all__ = ["batches"]
 
@@ -42,7 +42,7 @@ def batches(data: Any, batch_size: int, *, seed: int | None = None) -> Batches:
     shapes = [getattr(leaf, "shape", ()) for leaf in leaves]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:
-        raise LayerError("arrays of one length along the first axis", clip(show(data)),
+        raise LayerError("arrays of one length along the first axis", show(data),
                          "cut them to one length")
     return Batches(jax.tree.map(np.asarray, data), batch_size, seed, lengths.pop())
 

@@ -195,13 +195,13 @@ def _padded(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     rows = [np.asarray(row) for row in prompts]
     if not rows or any(row.ndim != 1 for row in rows):
         raise LayerError("prompts as ints (batch, time) or a list of lists of ints",
-                         clip(show(prompts)), "pass one prompt alone as a batch of one: [prompt]")
+                         show(prompts), "pass one prompt alone as a batch of one: [prompt]")
     if empty := [i for i, row in enumerate(rows) if not row.size]:
         raise LayerError("at least one token in each prompt", f"an empty prompt, number {empty[0]}",
                          "begin with the id that stands before a text")
     if any(not np.issubdtype(row.dtype, np.integer) or row.min() < 0 or row.max() >= 2**31
            for row in rows):
-        raise LayerError("prompts of ids, ints from 0 to 2**31 - 1", clip(show(prompts)),
+        raise LayerError("prompts of ids, ints from 0 to 2**31 - 1", show(prompts),
                          "encode the text first")
     longest = max(row.size for row in rows)
     ids = np.stack([np.pad(row, (longest - row.size, 0)) for row in rows]).astype(np.int32)

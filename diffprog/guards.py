@@ -33,7 +33,7 @@ _MEANT = {
     **dict.fromkeys(["deterministic", "inference", "train", "training"],
                     "pass train=True to apply, which hands it on to every layer"),
     **dict.fromkeys(["attn_mask", "padding_mask"],
-                    "mask says which positions are real, attention_mask who sees whom"),
+                    "pass mask for which positions are real, attention_mask for who sees whom"),
 }
 
 
@@ -84,9 +84,9 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
                 if misfit := _misfit(layer, params, x, side):
                     raise misfit from error
                 raise
-            if after.keys() != state.keys():
-                raise LayerError(f"apply to return a state of {listed(state)}", listed(after),
-                                 "return the state that came, with new values")
+            if jax.tree.structure(after) != jax.tree.structure(state):
+                raise LayerError(f"a state of one structure, {show(state)}", show(after),
+                                 "let apply return the state that came, with new values")
             return y, after
 
     return _keeping(apply, raw)
@@ -125,7 +125,7 @@ def taken(layer: Layer, given: Mapping[str, Any]) -> dict[str, Any]:
 def inputs(x: Any) -> Any:
     """Shapes and dtypes of what the caller gave; what has none is refused."""
     if isinstance(x, (tuple, list)) and x and all(isinstance(n, int) for n in x):
-        raise LayerError("an array or a jax.ShapeDtypeStruct", f"the tuple {x}",
+        raise LayerError("an array or a jax.ShapeDtypeStruct", f"the shape {x}",
                          f"write jax.ShapeDtypeStruct({tuple(x)}, jnp.float32)")
     for leaf in jax.tree.leaves(x):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
@@ -153,10 +153,10 @@ def check_short_form(x: Any, side: dict[str, Any]) -> None:
     """Refuse ``net(x)``, and training by ``net(params, x)``."""
     if x is NOTHING:
         raise LayerError("net(params, x)", "one argument",
-                         "inside a program call its child, layers.<name>(x)")
+                         "call layers.<name>(x), the child, inside a program")
     if side.pop("train", False):
         raise LayerError("net.apply for training", "train=True in the short form",
-                         "the short form would lose the new state")
+                         "call net.apply: the short form would lose the new state")
 
 
 def check_composable(f: Any) -> None:
@@ -168,7 +168,7 @@ def check_composable(f: Any) -> None:
                          "and Layer(init, apply) for a pair of functions")
     if not callable(f) or isinstance(f, type):
         raise LayerError("a layer or a function of one input", show(f),
-                         "for example dp.linear(8) or jax.nn.relu")
+                         "pass dp.linear(8) or jax.nn.relu, for example")
 
 
 def check_result(y: Any) -> None:
@@ -185,7 +185,7 @@ def check_children(params: Params, state: State, children: Mapping[str, Any]) ->
     for kind, given in (("params", params), ("state", state)):
         if foreign := {name for name in given if name.split("@")[0] not in children}:
             raise LayerError(f"{kind} of its children ({listed(children)})", listed(foreign),
-                             f"these {kind} are of another net; pass what init gave")
+                             f"pass what init gave: these {kind} are of another net")
 
 
 def _evaluated(init: Any, apply: Any, x: Any, side: dict[str, Any]) -> Plan:
@@ -201,7 +201,7 @@ def _trees(pair: Any) -> tuple[Params, State]:
     two = isinstance(pair, tuple) and len(pair) == 2
     if not (two and isinstance(pair[0], dict) and isinstance(pair[1], dict)):
         raise LayerError("init to return (params, state), two dicts", show(pair),
-                         "an empty dict stands for none")
+                         "return an empty dict for none")
     return pair
 
 
@@ -222,7 +222,7 @@ def _keeping(checked: Any, raw: Any) -> Any:
 def _check_given(call: str, x: Any) -> None:
     if x is NOTHING:
         raise LayerError(f"net.{call}", "fewer arguments",
-                         "pass them all; state is what init gave, {} if the net has none")
+                         "pass them all: state is what init gave, {} if the net has none")
 
 
 def _check_key(key: Any) -> None:
@@ -230,7 +230,8 @@ def _check_key(key: Any) -> None:
     typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
     raw = dtype == np.uint32 and key.shape in ((2,), (4,))  # as jax.random.PRNGKey makes them
     if not typed and not raw:
-        raise LayerError("a key", show(key), "pass jax.random.key(seed); map over several by vmap")
+        raise LayerError("a key", show(key),
+                         "pass jax.random.key(seed), and map over several by vmap")
 
 
 def _check_call(
@@ -238,7 +239,7 @@ def _check_call(
 ) -> None:
     """Refuse what would be silently wrong: another net's trees, a traced flag, a missing key."""
     if not isinstance(train, bool):
-        raise LayerError("train as a Python bool", show(train), "under jax.jit make it static: "
+        raise LayerError("train as a Python bool", show(train), "make it static under jax.jit: "
                          "jax.jit(net.apply, static_argnames='train')")
     if isinstance(params, tuple) and len(params) == 2:
         raise LayerError("params alone", "the pair (params, state)",

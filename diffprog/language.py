@@ -21,7 +21,7 @@ from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import cross_entropy, linear_cross_entropy
 from diffprog.metrics import accuracy
-from diffprog.notation import clip, listed, show
+from diffprog.notation import listed, show
 from diffprog.objectives import Metrics, Objective, parts
 from diffprog.transforms.tap import tap
 
@@ -251,7 +251,7 @@ def _scoring(params: Any, table: str) -> tuple[jax.Array, Any]:
     """The kernel (features, vocabulary) and the bias at a path of the parameters."""
     leaves = tree.paths(params)
     if table not in leaves or leaves[table].ndim != 2:
-        raise LayerError(f"the path of a matrix as table ({clip(listed(leaves))})", repr(table),
+        raise LayerError(f"the path of a matrix as table ({listed(leaves)})", repr(table),
                          "write embed/embedding or head/kernel, for example")
     kernel = leaves[table]
     above, _, name = table.rpartition("/")

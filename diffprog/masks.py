@@ -29,10 +29,11 @@ def widened(
     """
     reach = len(shape) - 1 if reach is None else reach
     if not (hasattr(mask, "dtype") and mask.dtype == jnp.bool_):
-        raise LayerError("a mask of booleans", show(mask), "True marks what is real")
+        raise LayerError("a mask of booleans", show(mask),
+                         "make it boolean: True marks what is real")
     if not 1 <= mask.ndim <= reach or mask.shape != shape[: mask.ndim]:
         raise LayerError(f"a mask of the leading axes of {shape}", show(mask),
-                         "where the time axis changes length, name mask in a program and pass on "
+                         "name mask in a program where the time axis changes length, and pass on "
                          "the new one")
     return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
 

@@ -12,29 +12,32 @@ from typing import Any
 # Where a function is looked for, so that it is written as a user would: `jax.nn.relu`, `gelu`.
 _HOMES = (("jax.nn", "jax.nn."), ("jax.numpy", "jnp."), ("jax.lax", "jax.lax."),
           ("jax.nn.initializers", "jax.nn.initializers."), ("diffprog", ""))
-_LONGEST = 120  # characters; a whole network in an error would bury the message
 
 
-def clip(text: str) -> str:
-    """The text, shortened to what one reads at a glance."""
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+def clip(text: str, most: int = 120) -> str:
+    """The text in `most` characters: a whole network in an error would bury the message."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def show(x: Any) -> str:
     """Dtypes and shapes of a pytree, ``float32[2,10]``; what is no array is written as it is."""
+    return clip(_shown(x))
+
+
+def _shown(x: Any) -> str:
     if isinstance(x, dict):
-        return f"{{{', '.join(f'{name}: {show(a)}' for name, a in x.items())}}}"
+        return f"{{{', '.join(f'{name}: {_shown(a)}' for name, a in x.items())}}}"
     if isinstance(x, (tuple, list)) and not all(isinstance(a, int) for a in x):
         left, right = "[]" if isinstance(x, list) else "()"
-        return f"{left}{', '.join(map(show, x))}{right}"
+        return f"{left}{', '.join(map(_shown, x))}{right}"
     if not isinstance(x, (tuple, list)) and hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{x.dtype.name}[{','.join(map(str, x.shape))}]"
-    return clip(repr(x))
+    return repr(x)
 
 
 def listed(names: Iterable[str]) -> str:
     """Names in a sentence, sorted; ``none`` where there are none."""
-    return ", ".join(sorted(names)) or "none"
+    return clip(", ".join(sorted(names)), 240) or "none"
 
 
 def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
@@ -48,7 +51,8 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
             parts += keywords(value)
         elif parameter.default is parameter.empty:
             parts.append(code(value))
-        elif value is not parameter.default and value != parameter.default:
+        elif value is not parameter.default and (
+                type(value) is not type(parameter.default) or value != parameter.default):
             parts += keywords({name: value})
     return f"{function.__name__}({', '.join(parts)})"
 

@@ -48,7 +48,7 @@ def parameter(
     if not callable(draw):
         raise LayerError(f"{name}_init as a function (key, shape, dtype) or a name "
                          f"({listed(INITIALIZERS)})", show(initializer),
-                         "for example jax.nn.initializers.normal(0.02)")
+                         "pass jax.nn.initializers.normal(0.02), for example")
     return _draw(key, _number(name), draw, shape, parameter_dtype(x))
 
 

@@ -45,7 +45,7 @@ class Plan:
             if kind == "state" and state is None:
                 continue
             want, have = paths(planned), paths(given)
-            remedy = f"these {kind} are of another net, or init saw another input"
+            remedy = "pass what init gave on input of this shape"
             for path in [*want, *have]:
                 if path not in have:
                     return LayerError(f"{kind} with {path}", listed(have), remedy)

@@ -21,7 +21,7 @@ from diffprog import tree
 from diffprog.arguments import check_count
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
-from diffprog.notation import listed, show
+from diffprog.notation import listed
 from diffprog.objectives import Objective, parts
 from diffprog.plans import Params, State
 
@@ -121,9 +121,6 @@ def make_step(
             return objective(net, params, now.state, batch, key=key, train=True)
 
         grads, (state, metrics) = jax.grad(loss, has_aux=True)(now.params)
-        if jax.tree.structure(state) != jax.tree.structure(now.state):
-            raise LayerError(f"a state of one structure, {show(now.state)}", show(state),
-                             "let apply return the state that came, with new values")
         updates, opt = optimizer.update(grads, now.opt_state, now.params)
         params: Any = optax.apply_updates(now.params, updates)
         return TrainState(params, state, opt, now.key, now.step + 1), metrics

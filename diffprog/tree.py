@@ -51,7 +51,7 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
     for pattern in patterns:
         if not any(matches(path, pattern) for path in leaves):
             raise LayerError(f"a pattern that matches a path ({listed(leaves)})", repr(pattern),
-                             "correct it; * is one level, ** any number")
+                             "correct it: * is one level, ** any number")
     return {path: leaf for path, leaf in leaves.items()
             if any(matches(path, pattern) for pattern in patterns)}
 

@@ -14,8 +14,8 @@ GRAMMAR = re.compile(r"^(.+: )?wants .+(, got .+)?(; .+)?$", re.DOTALL)
 NO_KEY = "wants a key when train=True, got none; pass key=jax.random.key(seed) to apply"
 INIT_GAVE = "pass what init gave"
 NAMES = "wants a name without leading _ and / * @ ~ #"
-STATIC = "under jax.jit make it static: jax.jit(net.apply, static_argnames='train')"
-ANOTHER = "these params are of another net, or init saw another input"
+STATIC = "make it static under jax.jit: jax.jit(net.apply, static_argnames='train')"
+ANOTHER = "pass what init gave on input of this shape"
 NOBODY = "leave it out, or add a layer that takes it"
 LIST = ("write serial(a, b) for a sequence of layers, and Layer(init, apply) for a pair of "
         "functions")

@@ -129,4 +129,4 @@ def test_what_pairs_refuse():
     assert refused(ask, [[[1], [2]]]).wants == two
     assert refused(ask, [[[1], [2]], []]).wants == two
     assert refused(ask, [[[1], []], [[2]]]).wants == two
-    assert refused(ask, [[[1]], [[2]]], 4).wants == "length, an int of at least 5"
+    assert refused(ask, [[[1]], [[2]]], 4).wants == "length as an int of at least 5"

@@ -111,4 +111,4 @@ def test_more_guesses_than_classes_are_refused():
     expect("", "wants k of at most 3, the number of classes, got 5", dp.top_k_accuracy,
            logits, labels)
     for k in (0, 1.0):
-        assert "k, an int of at least 1" in refused(dp.top_k_accuracy, logits, labels, k=k).wants
+        assert "k as an int of at least 1" in refused(dp.top_k_accuracy, logits, labels, k=k).wants

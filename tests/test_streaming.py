@@ -141,7 +141,7 @@ def test_start_checks_what_it_is_given():
     net = dp.serial(a=running())
     params, state = net.init(KEY, SERIES)
     for length in (0, 2.5, True):
-        with pytest.raises(dp.LayerError, match="length, an int of at least 1"):
+        with pytest.raises(dp.LayerError, match="length as an int of at least 1"):
             net.start(params, state, SERIES, length=length)
     with pytest.raises(dp.LayerError, match="params of its children"):
         net.start({"b": {}}, state, SERIES, length=6)

@@ -74,9 +74,6 @@ def repeat(
             i, own = at
             old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), states)
             y, new = body.apply(own, old, x, key=key_of_copy(key, i), train=train, **side)
-            if jax.tree.structure(new) != jax.tree.structure(old):
-                raise LayerError(f"a state of one structure, {show(old)}", show(new),
-                                 "let apply return the state that came, with new values")
             put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
             return (y, jax.tree.map(put, states, new)), None
 

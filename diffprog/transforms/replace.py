@@ -8,7 +8,7 @@ from typing import Any
 from diffprog import tree
 from diffprog.errors import LayerError, signed
 from diffprog.layer import Layer, as_layer
-from diffprog.notation import clip, code, listed
+from diffprog.notation import code, listed
 
 __all__ = ["replace"]
 
@@ -64,6 +64,6 @@ def edited(net: Layer, pattern: str, new: Callable[[str, Layer], Layer]) -> Laye
 
     whole = edit(as_layer(net), "")
     if not any(tree.matches(path, pattern) for path in seen):
-        raise LayerError(f"a pattern that matches a layer ({clip(listed(seen))})", repr(pattern),
+        raise LayerError(f"a pattern that matches a layer ({listed(seen)})", repr(pattern),
                          "correct it: * is one level, ** any number")
     return whole

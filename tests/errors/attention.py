@@ -62,26 +62,26 @@ def without_cudnn():
 
 EXAMPLES = {
     # Settings.
-    "self_attention(0): wants heads, an int of at least 1, got 0; pass a Python int":
+    "self_attention(0): wants heads as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.self_attention(0),
     "self_attention(4, kv_heads=3): wants kv_heads that divide heads=4, got 3; choose a divisor: "
     "each is shared by equally many heads":
         lambda: dp.self_attention(4, kv_heads=3),
-    "cross_attention(2, kv_heads=0): wants kv_heads, an int of at least 1, got 0; pass a Python "
-    "int":
+    "cross_attention(2, kv_heads=0): wants kv_heads as an int of at least 1, got 0; pass 1 or "
+    "more":
         lambda: dp.cross_attention(2, kv_heads=0),
-    "attention_head(4, value_features=0): wants value_features, an int of at least 1, got 0; pass "
-    "a Python int":
+    "attention_head(4, value_features=0): wants value_features as an int of at least 1, got 0; "
+    "pass 1 or more":
         lambda: dp.attention_head(4, 0),
-    "attention_head(2.0): wants features, an int of at least 1, got 2.0; pass a Python int":
+    "attention_head(2.0): wants features as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.attention_head(2.0),
-    "self_attention(2, head_dim=0): wants head_dim, an int of at least 1, got 0; pass a Python int":
+    "self_attention(2, head_dim=0): wants head_dim as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.self_attention(2, head_dim=0),
     "self_attention(2, window=3): wants causal=True with a window, got causal=False; give "
     "attention_mask for another pattern: a window looks back":
         lambda: dp.self_attention(2, window=3),
-    "self_attention(2, causal=True, window=0): wants window, an int of at least 1, got 0; pass a "
-    "Python int":
+    "self_attention(2, causal=True, window=0): wants window as an int of at least 1, got 0; pass "
+    "1 or more":
         lambda: dp.self_attention(2, causal=True, window=0),
     "self_attention(2, rotary=True): wants rotary as dp.rotary makes it, got True; pass "
     "dp.rotary(base=10000.0), for example":
@@ -103,11 +103,11 @@ EXAMPLES = {
     "x.astype(jnp.float32)":
         at(OWN, ints(2, 5, 12)),
     "at (self_attention(4, rotary=rotary())): wants an even number of features that turn, got 3 "
-    "in float32[2,4,5,3]; choose even dims: features turn in pairs":
+    "in float32[2,4,5,3]; choose an even number: features turn in pairs":
         at(dp.self_attention(4, rotary=dp.rotary()), X),
-    "at (self_attention(3, rotary=rotary(dims=6))): wants at least the 6 features that turn, got "
-    "float32[2,3,5,4]; give more features, or smaller dims":
-        at(dp.self_attention(3, rotary=dp.rotary(dims=6)), X),
+    "at (self_attention(3, rotary=rotary(features=6))): wants at least the 6 features that turn, "
+    "got float32[2,3,5,4]; give more features, or turn fewer":
+        at(dp.self_attention(3, rotary=dp.rotary(features=6)), X),
     "at (self_attention(3)): wants a mask of booleans, got float32[2,5]":
         at(OWN, X, mask=floats(2, 5)),
     "at (self_attention(3)): wants a mask of the leading axes of (2, 5, 12), got bool[2,4]":

@@ -63,6 +63,16 @@ def foreign_mask():
     dp.serial(a=f).init(KEY, X, mask=X)
 
 
+@dp.program(act=abs)
+def asks(layers, x):
+    return layers.act(x, x)
+
+
+@dp.program(act=abs)
+def shows(layers, x):
+    return layers.act
+
+
 @dp.program(run=dp.recurrent(dp.gru(4)))
 def as_often_as_long(layers, x):
     for _ in range(x.shape[1]):
@@ -79,10 +89,10 @@ def streamed(begun, called):
 
 EXAMPLES = {
     # Inputs.
-    "linear(3): wants an array or a jax.ShapeDtypeStruct, got the tuple (2, 4); write "
+    "linear(3): wants an array or a jax.ShapeDtypeStruct, got the shape (2, 4); write "
     "jax.ShapeDtypeStruct((2, 4), jnp.float32)":
         lambda: LINEAR.init(KEY, (2, 4)),
-    "serial(a=abs): wants an array or a jax.ShapeDtypeStruct, got the tuple [2, 4]; write "
+    "serial(a=abs): wants an array or a jax.ShapeDtypeStruct, got the shape [2, 4]; write "
     "jax.ShapeDtypeStruct((2, 4), jnp.float32)":
         lambda: dp.serial(a=abs).init(KEY, [2, 4]),
     "serial(a=linear(3)): wants arrays or jax.ShapeDtypeStructs, got 1.0; use jnp.asarray":
@@ -101,7 +111,7 @@ EXAMPLES = {
         lambda: LINEAR.init(X, X),
     "serial(a=abs): wants a key, got None":
         lambda: dp.serial(a=abs).init(None, X),
-    "at (linear(3)): wants at least 1 axes (..., features), got float32[]; add the missing axes":
+    "at (linear(3)): wants at least 1 axis (..., features), got float32[]; add the missing axes":
         at(LINEAR, floats()),
     "at (linear(3)): wants one array, got (float32[2,4], float32[2,4]); pick one part of it with "
     "a lambda":
@@ -166,7 +176,7 @@ EXAMPLES = {
     "at (nope_in_brackets(lin=linear(3))): wants one of its children (lin), got layers.nope; "
     "correct the name, or add the child":
         at(program(nope_in_brackets, lin=LINEAR), X),
-    "at (forgets(lin=linear(3))): wants a result, got None; end the program with return":
+    "at (forgets(lin=linear(3))): wants a result, got None; end the function with return":
         at(program(forgets, lin=LINEAR), X),
     "at (once(lin=linear(3), other=linear(2))): wants a call of every child, other too, got no "
     "call on this input; give init every side input (none), or remove the child":
@@ -258,7 +268,7 @@ EXAMPLES = {
     "layer_norm(): wants 5 features on the last axis, as init saw, got float32[2,4]; init anew on "
     "input of this shape, or mend the layer before":
         lambda: dp.layer_norm()(dp.layer_norm().init(KEY, floats(2, 5))[0], X),
-    "body/norm (batch_norm()): wants 1 features on the last axis, as init saw, got float32[2,4]; "
+    "body/norm (batch_norm()): wants 1 feature on the last axis, as init saw, got float32[2,4]; "
     "init anew on input of this shape, or mend the layer before":
         lambda: apply(state={"body": {"norm": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}}),
     "wants params with kernel, got bias":
@@ -267,8 +277,8 @@ EXAMPLES = {
         lambda: dp.tree.verify(LINEAR, LINEAR.init(KEY, X)[0] | {"more": X}, X),
     "wants params kernel as float32[4,3], got float32[2,4]":
         lambda: dp.tree.verify(LINEAR, LINEAR.init(KEY, X)[0] | {"kernel": X}, X),
-    "as_often_as_long(run=recurrent(gru(4))): wants length, an int of at least 1, got 0; pass a "
-    "Python int":
+    "as_often_as_long(run=recurrent(gru(4))): wants length as an int of at least 1, got 0; pass 1"
+    " or more":
         lambda: as_often_as_long.start({}, {}, SERIES, length=0),
     "as_often_as_long(run=recurrent(gru(4))): wants params of its children (run), got b":
         lambda: as_often_as_long.start({"b": {}}, {}, SERIES, length=6),
@@ -279,4 +289,19 @@ EXAMPLES = {
     "as_often_as_long(run=recurrent(gru(4))): wants as many calls of run as start made, got 2; "
     "start anew with the same inputs":
         lambda: streamed(3, 2),
+    # What is given to apply, and to a child.
+    "linear(3): wants net.apply(params, state, x), got fewer arguments; pass them all: state is "
+    "what init gave, {} if the net has none":
+        lambda: LINEAR.apply({}, X),
+    "linear(3): wants net.init(key, x), got fewer arguments; pass them all: state is what init "
+    "gave, {} if the net has none":
+        lambda: LINEAR.init(KEY),
+    "asks(act=abs): wants one input, layers.act(x), got (float32[2,4], float32[2,4]); join inputs "
+    "in a tuple: side inputs go by name, params and state by themselves":
+        lambda: asks.plan(X),
+    "shows(act=abs): wants arrays as a result, got the layer layers.act; call it: layers.act(x)":
+        lambda: shows.plan(X),
+    "linear(3): wants only side inputs that it takes (none), got training; pass train=True to "
+    "apply, which hands it on to every layer":
+        lambda: LINEAR.apply({}, {}, X, training=True),
 }

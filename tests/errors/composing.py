@@ -75,25 +75,25 @@ def growing():
 
 EXAMPLES = {
     # Arguments.
-    "linear(0): wants features, an int of at least 1, got 0; pass a Python int":
+    "linear(0): wants features as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.linear(0),
-    "linear(True): wants features, an int of at least 1, got True; pass a Python int":
+    "linear(True): wants features as an int of at least 1, got True; pass a Python int":
         lambda: dp.linear(True),
-    "linear(2.5): wants features, an int of at least 1, got 2.5; pass a Python int":
+    "linear(2.5): wants features as an int of at least 1, got 2.5; pass a Python int":
         lambda: dp.linear(2.5),
-    "flatten(keep=-1): wants keep, an int of at least 0, got -1; pass a Python int":
+    "flatten(keep=-1): wants keep as an int of at least 0, got -1; pass 0 or more":
         lambda: dp.flatten(keep=-1),
-    "repeat(0, linear(3)): wants n, an int of at least 1, got 0; pass a Python int":
+    "repeat(0, linear(3)): wants n as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.repeat(0, LINEAR),
-    "repeat(True, linear(3)): wants n, an int of at least 1, got True; pass a Python int":
+    "repeat(True, linear(3)): wants n as an int of at least 1, got True; pass a Python int":
         lambda: dp.repeat(True, LINEAR),
-    "repeat(2, linear(3), unroll=0): wants unroll, an int of at least 1, got 0; pass a Python int":
+    "repeat(2, linear(3), unroll=0): wants unroll as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.repeat(2, LINEAR, unroll=0),
-    "heads(0, linear(3)): wants n, an int of at least 1, got 0; pass a Python int":
+    "heads(0, linear(3)): wants n as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.heads(0, LINEAR),
-    "wants the exponent of a layer, an int of at least 1, got 0; pass a Python int":
+    "wants the exponent of a layer as an int of at least 1, got 0; pass 1 or more":
         lambda: LINEAR**0,
-    "wants the exponent of a layer, an int of at least 1, got 1.5; pass a Python int":
+    "wants the exponent of a layer as an int of at least 1, got 1.5; pass a Python int":
         lambda: LINEAR**1.5,
     "dropout(-0.1): wants rate in [0, 1), got -0.1; pass a share, not a percentage":
         lambda: dp.dropout(-0.1),
@@ -180,7 +180,8 @@ EXAMPLES = {
         lambda: program(takes_params, lin=LINEAR),
     "wants side inputs of other names than key, length, params, state, x, got state; rename them":
         lambda: program(takes_state, lin=LINEAR),
-    "wants side inputs of other names than key, length, params, state, x, got key; rename them":
+    "wants side inputs of other names than key, length, params, state, x, got key; make what "
+    "draws by key a layer, Layer(..., random=True)":
         lambda: program(takes_key, lin=LINEAR),
     "wants side inputs of other names than key, length, params, state, x, got length; rename them":
         lambda: program(takes_length, lin=LINEAR),
@@ -192,10 +193,10 @@ EXAMPLES = {
     "wants a pattern that matches a layer (body, body/linear_0, body/tanh~0, head), got 'tail'; "
     "correct it: * is one level, ** any number":
         lambda: dp.replace(NET, "tail", LINEAR),
-    "wants a function from a layer to a layer, got jax.nn.gelu, which takes none; write lambda "
-    "old: jax.nn.gelu for an activation":
+    "body/tanh~0 (jax.nn.tanh): wants a function from a layer to a layer, got jax.nn.gelu, which "
+    "takes none; write lambda old: jax.nn.gelu for an activation":
         lambda: dp.replace(NET, "body/tanh~0", jax.nn.gelu),
-    "head: wants a layer or a function of one input, got 3":
+    "head (linear(3)): wants a layer or a function of one input, got 3":
         lambda: dp.replace(NET, "head", lambda old: 3),
     "tap(linear(3), 'kernel'): wants a pattern that matches a layer (none), got 'kernel'; correct "
     "it: * is one level, ** any number":
@@ -206,7 +207,7 @@ EXAMPLES = {
     "tap(noisy(f=linear(3), noise=linear(3)), '*'): wants a call of noise, got none with "
     "train=False; tap a layer that is called in both modes":
         tapped_at_rest,
-    "repeat(2, grows): wants a state of one structure, {some: float32[]}, got {some: float32[], "
-    "more: float32[]}; let apply return the state that came, with new values":
+    "grows: wants a state of one structure, {some: float32[]}, got {some: float32[], more: "
+    "float32[]}; let apply return the state that came, with new values":
         growing,
 }

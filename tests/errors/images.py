@@ -28,7 +28,8 @@ EXAMPLES = {
     "conv(4, 3, stride=(1,)): wants stride as a positive int or a tuple of 2, got (1,); pass 2, "
     "for example":
         lambda: dp.conv(4, 3, stride=(1,)),
-    "conv(4, 3): wants dilation as a positive int or a tuple of 2, got 1.0; pass 2, for example":
+    "conv(4, 3, dilation=1.0): wants dilation as a positive int or a tuple of 2, got 1.0; pass 2,"
+    " for example":
         lambda: dp.conv(4, 3, dilation=1.0),
     "conv(4, 3, padding='same'): wants padding 'SAME', 'VALID', an int, or 2 pairs of ints, got "
     "'same'; pass padding=1, for example":
@@ -85,8 +86,8 @@ EXAMPLES = {
     "conv(3, 1, dims=1): wants params of 3 features, got {bias: float32[1], kernel: "
     "float32[1,4,3]}; pass what init gave":
         lambda: dp.conv(3, 1, dims=1)(params(dp.conv(3, 1, dims=1), X) | {"bias": jnp.ones(1)}, X),
-    "depthwise_conv(3, multiplier=0): wants multiplier, an int of at least 1, got 0; pass a "
-    "Python int":
+    "depthwise_conv(3, multiplier=0): wants multiplier as an int of at least 1, got 0; pass 1 or "
+    "more":
         lambda: dp.depthwise_conv(3, multiplier=0),
     "conv(2, 3, padding='CAUSAL'): wants dims=1 and padding_mode='zeros' for causal padding, got "
     "dims=2 and 'zeros'; pad by pairs: only a sequence has a past":
@@ -181,7 +182,7 @@ EXAMPLES = {
     "at (upsample(factor=2, method='linear')): wants floating-point input, got int32[2,4,6,3]; "
     "convert it: x.astype(jnp.float32)":
         at(dp.upsample(2, method="linear"), ints(2, 4, 6, 3)),
-    "pixel_shuffle(0): wants factor, an int of at least 1, got 0; pass a Python int":
+    "pixel_shuffle(0): wants factor as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.pixel_shuffle(0),
     "at (pixel_shuffle(2)): wants channels that are a multiple of 4, got float32[2,4,6,3]; give "
     "the layer before it 4 times the channels of y":

@@ -45,12 +45,12 @@ EXAMPLES = {
     "bilinear(2): wants params of 2 features, got {bias: float32[3], kernel: float32[4,4,3]}; "
     "pass what init gave":
         lambda: dp.bilinear(2)(params(dp.bilinear(3), (X, X)), (X, X)),
-    "bilinear(True): wants features, an int of at least 1, got True; pass a Python int":
+    "bilinear(True): wants features as an int of at least 1, got True; pass a Python int":
         lambda: dp.bilinear(True),
     # Embedding, classes.
-    "embedding(0, 3): wants vocabulary, an int of at least 1, got 0; pass a Python int":
+    "embedding(0, 3): wants vocabulary as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.embedding(0, 3),
-    "embedding(4, 2.0): wants features, an int of at least 1, got 2.0; pass a Python int":
+    "embedding(4, 2.0): wants features as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.embedding(4, 2.0),
     "at (embedding(11, 3)): wants integer input, got float32[2,5]; convert it: x.astype(jnp.int32)":
         at(EMBED, floats(2, 5)),
@@ -67,7 +67,7 @@ EXAMPLES = {
         lambda: dp.attend({"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3))),
     "wants floating-point input, got int32[2,3]; convert it: x.astype(jnp.float32)":
         lambda: dp.attend(TABLE, jnp.ones((2, 3), int)),
-    "one_hot(2.0): wants classes, an int of at least 1, got 2.0; pass a Python int":
+    "one_hot(2.0): wants classes as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.one_hot(2.0),
     "at (one_hot(2)): wants integer input, got float32[3]; convert it: x.astype(jnp.int32)":
         at(dp.one_hot(2), floats(3)),
@@ -76,10 +76,10 @@ EXAMPLES = {
         lambda: dp.layer_norm(eps=0.0),
     "rms_norm(eps=1): wants eps as a positive float, got 1; pass 1e-5, for example":
         lambda: dp.rms_norm(eps=1),
-    "layer_norm(): wants 1 features on the last axis, as init saw, got float32[2,4]; init anew on "
+    "layer_norm(): wants 1 feature on the last axis, as init saw, got float32[2,4]; init anew on "
     "input of this shape, or mend the layer before":
         lambda: dp.layer_norm()(params(dp.layer_norm(), X[:, :1]), X),
-    "prelu(): wants params of 1 features, got {scale: float32[4]}; pass what init gave":
+    "prelu(): wants params of 1 feature, got {scale: float32[4]}; pass what init gave":
         lambda: dp.prelu()(params(dp.prelu(), X), X[:, :1]),
     "batch_norm(): wants several values per channel in training, got float32[1,4]; take a larger "
     "batch: a variance needs two":
@@ -88,11 +88,11 @@ EXAMPLES = {
         at(dp.batch_norm(), floats(4, 3, 2), mask=floats(4, 3)),
     "at (batch_norm()): wants a mask of the leading axes of (4, 3, 2), got bool[3]":
         at(dp.batch_norm(), floats(4, 3, 2), mask=bools(3)),
-    "group_norm(True): wants groups, an int of at least 1, got True; pass a Python int":
+    "group_norm(True): wants groups as an int of at least 1, got True; pass a Python int":
         lambda: dp.group_norm(True),
     "group_norm(2, dims=4): wants dims of at most 3, got 4; leave the first axes to the batch":
         lambda: dp.group_norm(2, dims=4),
-    "instance_norm(dims=0): wants dims, an int of at least 1, got 0; pass a Python int":
+    "instance_norm(dims=0): wants dims as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.instance_norm(dims=0),
     "at (group_norm(4)): wants channels in 4 equal groups, got 6 in float32[2,3,3,6]; choose "
     "groups that divide the channels":
@@ -107,12 +107,12 @@ EXAMPLES = {
     "out, or add a layer that takes it":
         at(dp.group_norm(2), floats(2, 3, 3, 4), mask=bools(2)),
     # Dropout, hiding.
-    "spatial_dropout(0.5, dims=0): wants dims, an int of at least 1, got 0; pass a Python int":
+    "spatial_dropout(0.5, dims=0): wants dims as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.spatial_dropout(0.5, dims=0),
     "at (spatial_dropout(0.5)): wants at least 3 axes (..., height, width, channels), got "
     "float32[2,3]; add the missing axes":
         at(dp.spatial_dropout(0.5), floats(2, 3)),
-    "at (stochastic_depth(0.5)): wants at least 1 axes (examples, ...), got float32[]; add the "
+    "at (stochastic_depth(0.5)): wants at least 1 axis (examples, ...), got float32[]; add the "
     "missing axes":
         at(dp.stochastic_depth(0.5), floats()),
     "at (hide()): wants a mask of booleans, got float32[2]":
@@ -122,7 +122,7 @@ EXAMPLES = {
     "at (hide()): wants one array, got (float32[2], float32[2]); pick one part of it with a lambda":
         at(dp.hide(), (floats(2), floats(2)), mask=bools(2)),
     # Feed-forward and what is around it.
-    "ffn(0): wants features, an int of at least 1, got 0; pass a Python int":
+    "ffn(0): wants hidden as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.ffn(0),
     "ffn(4, activation=prelu()): wants an activation that is a function of an array, got prelu(); "
     "write linear(...) >> layer >> linear(...) for a layer with parameters":
@@ -135,7 +135,7 @@ EXAMPLES = {
     "add_norm(ffn(4), dropout=10): wants dropout in [0, 1), got 10; pass a share, not a percentage":
         lambda: dp.add_norm(dp.ffn(4), dropout=10),
     "at (ffn(4, activation=jnp.sum)): wants an activation that keeps float32[6,4] as it is, got "
-    "float32[]; pass a function of each entry, or write swiglu(features) >> linear(width)":
+    "float32[]; pass a function of each entry, or write swiglu(hidden) >> linear(width)":
         at(dp.ffn(4, jnp.sum), ROWS),
     "at (ffn(4)): wants floating-point input, got int32[2,4]; convert it: x.astype(jnp.float32)":
         at(dp.ffn(4), ints(2, 4)),
@@ -151,7 +151,7 @@ EXAMPLES = {
     "ffn(4): wants params of 4 features, got {bias: float32[1], kernel: float32[4,4]}; pass what "
     "init gave":
         lambda: dp.ffn(4)(single(), jnp.ones((2, 3, 4))),
-    "linear(2.0, bias=False): wants features, an int of at least 1, got 2.0; pass a Python int":
+    "linear(2.0, bias=False): wants features as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.swiglu(2.0),
     "at/gate (linear(3, bias=False)): wants floating-point input, got int32[2,4]; convert it: "
     "x.astype(jnp.float32)":

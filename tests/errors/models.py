@@ -6,7 +6,7 @@ import diffprog as dp
 from errors.given import at, floats, ints
 
 SMALL = dict(width=4, depth=1, heads=2, hidden=4)
-VIT = dp.vit(4, image=8, patch=2, **SMALL)
+VIT = dp.vit(4, image_size=8, patch_size=2, **SMALL)
 TRANSFORMER = dp.transformer(5, 7, **SMALL)
 MEMORY = floats(2, 3, 4)
 
@@ -22,12 +22,13 @@ EXAMPLES = {
         lambda: dp.resnet(18, 10, width=4, stem=dp.conv(5, 3)).init(KEY, floats(1, 8, 8, 1)),
     "wants hidden as a sequence of sizes, got 64; pass (64, 32), for example":
         lambda: dp.mlp(64, 10),
-    "linear(0): wants features, an int of at least 1, got 0; pass a Python int":
+    "linear(0): wants features as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.mlp((64, 0), 10),
-    "wants image as a multiple of patch=2, got 9; choose a patch that divides it, or cut or pad "
-    "the images":
-        lambda: dp.vit(4, image=9, patch=2, **SMALL),
-    "at/images (images): wants images of 8 x 8, got float32[1,4,16,3]; resize them, or set image=":
+    "wants image_size as a multiple of patch_size=2, got 9; choose a patch_size that divides it, "
+    "or cut or pad the images":
+        lambda: dp.vit(4, image_size=9, patch_size=2, **SMALL),
+    "at/images (images): wants images of 8 x 8, got float32[1,4,16,3]; resize them, or set "
+    "image_size=":
         at(VIT, floats(1, 4, 16, 3)),
     "at/images (images): wants at least 3 axes (..., height, width, channels), got float32[8,8]; "
     "add the missing axes":
@@ -48,5 +49,5 @@ EXAMPLES = {
     "none; pass memory=, what is to be asked, in every call but a stream's":
         at(TRANSFORMER, ints(2, 3)),
     "wants width as an even int, got 5; choose another: half of it reads in each direction":
-        lambda: dp.seq2seq(5, 7, 5),
+        lambda: dp.seq2seq(5, 7, width=5),
 }

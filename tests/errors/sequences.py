@@ -44,7 +44,7 @@ def another_batch():
 
 EXAMPLES = {
     # Cells and recurrence.
-    "lstm(0): wants features, an int of at least 1, got 0; pass a Python int":
+    "lstm(0): wants features as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.lstm(0),
     "simple_rnn(3, activation=1): wants activation as a function, got 1; pass jnp.tanh, for "
     "example":
@@ -148,20 +148,19 @@ EXAMPLES = {
         at(dp.sinusoidal_positions(), floats(4)),
     "sinusoidal_positions(base=1): wants base above 1, got 1; pass 10000.0, the usual one":
         lambda: dp.sinusoidal_positions(base=1),
-    "sinusoidal_positions(first=-1): wants first, an int of at least 0, got -1; pass a Python int":
+    "sinusoidal_positions(first=-1): wants first as an int of at least 0, got -1; pass 0 or more":
         lambda: dp.sinusoidal_positions(first=-1),
     # Rotary positions.
-    "wants an even number of features that turn, got 3 in float32[5,3]; choose even dims: "
+    "wants an even number of features that turn, got 3 in float32[5,3]; choose an even number: "
     "features turn in pairs":
         lambda: dp.rotary()(jnp.ones((5, 3))),
-    "wants an even number of features that turn, got dims=5; choose even dims: features turn in "
-    "pairs":
-        lambda: dp.rotary(dims=5),
+    "wants an even number of features that turn, got features=5; choose an even number: features "
+    "turn in pairs":
+        lambda: dp.rotary(features=5),
     "wants base above 1, got 1.0; pass 10000.0, the usual one":
         lambda: dp.rotary(1.0),
-    "wants at least the 8 features that turn, got float32[5,4]; give more features, or smaller "
-    "dims":
-        lambda: dp.rotary(dims=8)(jnp.ones((5, 4))),
+    "wants at least the 8 features that turn, got float32[5,4]; give more features, or turn fewer":
+        lambda: dp.rotary(features=8)(jnp.ones((5, 4))),
     "wants at least 2 axes (..., time, features), got float32[4]; add the missing axes":
         lambda: dp.rotary()(jnp.ones(4)),
     "wants positions as ints that broadcast to (2, 5), got int32[4]; give one to each step of x "

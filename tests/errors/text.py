@@ -10,7 +10,7 @@ from errors.given import params
 IDS = jnp.ones((2, 7), int)
 PROMPTS = [[3, 1, 4], [5], [2, 6, 0, 1]]
 GPT = dp.gpt(7, length=12, width=8, depth=1, heads=2, hidden=8)
-TRANSLATOR = dp.seq2seq(5, 7, 6)
+TRANSLATOR = dp.seq2seq(5, 7, width=6)
 PLAIN = dp.serial(table=dp.embedding(7, 4), head=dp.linear(7))
 TURNING = dp.embedding(7, 8) >> dp.self_attention(2, causal=True, rotary=dp.rotary())
 RAW = dp.embedding(7, 7)
@@ -45,12 +45,12 @@ def chunks(*paths):
     return learn(dp.chunked_next_token(*paths), IDS)
 
 
-def hide(ids=IDS, hidden=1, **more):
-    return lambda: dp.mask_tokens(KEY, ids, vocabulary=5, hidden=hidden, **more)
+def hide(ids=IDS, mask_token=1, **more):
+    return lambda: dp.mask_tokens(KEY, ids, vocabulary=5, mask_token=mask_token, **more)
 
 
 def pairs(documents, length=8):
-    return lambda: dp.sentence_pairs(documents, length, start=1, separator=2, seed=0)
+    return lambda: dp.sentence_pairs(documents, length, start_token=1, separator_token=2, seed=0)
 
 
 EXAMPLES = {
@@ -76,17 +76,17 @@ EXAMPLES = {
     "wants the path of a matrix as table (head/bias, head/kernel, table/embedding), got 'head'; "
     "write embed/embedding or head/kernel, for example":
         chunks("table", "head"),
-    "wants features and a table whose product is the scores float32[2,6,7], got (float32[2,6,7], "
+    "wants a trunk and a table whose product is the scores float32[2,6,7], got (float32[2,6,7], "
     "float32[4,7]); name the net's last layer before its scores, and what it is multiplied with":
         chunks("head", "table/embedding"),
     "tap(serial(table=embedding(7, 4), head=linear(7)), 'body'): wants a pattern that matches a "
     "layer (head, table), got 'body'; correct it: * is one level, ** any number":
         chunks("body", "head/kernel"),
-    "wants the path of one layer as features, got head, table; name one alone":
+    "wants the path of one layer as trunk, got head, table; name one alone":
         chunks("*", "head/kernel"),
-    "wants chunk, an int of at least 1, got 0; pass a Python int":
+    "wants chunk as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.chunked_next_token("table", "head/kernel", chunk=0),
-    "wants characters, an int of at least 1, got 0; pass a Python int":
+    "wants characters as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.bits_per_character(1.0, 1, 0),
     # Hidden tokens, pairs of sentences.
     "wants y as a pair (true tokens, what follows), got int32[2,7]; use "
@@ -98,10 +98,10 @@ EXAMPLES = {
     "wants a net that takes mask, got one that takes none; leave the mask out: tokens not "
     "asked for have the label -100":
         learn(dp.masked_language(), {"x": IDS, "y": (IDS, IDS[:, 0]), "mask": IDS > 0}, ONE),
-    "wants hidden and keep in [0, 5), got 5 and (); give the numbers of tokens":
-        hide(hidden=5),
-    "wants hidden and keep in [0, 5), got 1 and (-1,); give the numbers of tokens":
-        hide(keep=[-1]),
+    "wants mask_token and special_tokens in [0, 5), got 5 and (); give the numbers of tokens":
+        hide(mask_token=5),
+    "wants mask_token and special_tokens in [0, 5), got 1 and (-1,); give the numbers of tokens":
+        hide(special_tokens=[-1]),
     "wants ids as ints (batch, time), got float32[2,7]; give one row to each text":
         hide(IDS.astype(float)),
     "wants rate in [0, 1), got 15; pass a share, not a percentage":
@@ -112,7 +112,7 @@ EXAMPLES = {
     "wants at least two documents, of sentences that are not empty, got 2, 1 with empty ones; "
     "add documents, and leave empty sentences out":
         pairs([[[1], []], [[2]]]),
-    "wants length, an int of at least 5, got 4; pass a Python int":
+    "wants length as an int of at least 5, got 4; pass 5 or more":
         pairs([[[1]], [[2]]], 4),
     # Prompts.
     "wants at least one token in each prompt, got an empty prompt, number 1; begin with the id "
@@ -145,7 +145,7 @@ EXAMPLES = {
         ask(top_p=0.0),
     "wants top_p in (0, 1], got 1.1; pass a probability, or None to leave it out":
         ask(top_p=1.1),
-    "wants top_k, an int of at least 1, got 0; pass a Python int":
+    "wants top_k as an int of at least 1, got 0; pass 1 or more":
         ask(top_k=0),
     "wants top_k of at most 7, the vocabulary, got 8; lower it":
         ask(top_k=8),
@@ -155,12 +155,12 @@ EXAMPLES = {
         ask(stop=[-1]),
     "wants stop as a sequence of ids, got 3; pass stop=[0], for example":
         ask(stop=3),
-    "wants steps, an int of at least 1, got 0; pass a Python int":
+    "wants steps as an int of at least 1, got 0; pass 1 or more":
         ask(steps=0),
     "wants side inputs that hold for all steps, got mask; give prompts of different lengths as a "
     "list of lists: they are padded and masked here":
         ask(mask=jnp.ones((3, 4), bool)),
-    "wants beams, an int of at least 1, got 0; pass a Python int":
+    "wants beams as an int of at least 1, got 0; pass 1 or more":
         search(beams=0),
     "wants length_penalty in [0, 10], got -1.0; choose 0 to compare whole texts, 1 their tokens":
         search(length_penalty=-1.0),

@@ -55,6 +55,8 @@ def forgets(params, state, x, **_):
 
 COUNTING = dp.Layer(lambda key, x: ({}, {"count": jnp.zeros((), int)}), forgets)
 CHANGING = dataclasses.replace(dp.linear(2), rebuild=lambda children: dp.linear(3))
+DRAWS = dp.Layer(lambda key, x: ({}, {}), lambda p, s, x, *, key=None, **_: (
+    x if key is None else x + jax.random.normal(key, x.shape, x.dtype), s))
 DEAF = dp.Layer(lambda key, x: ({}, {}), lambda p, s, x, **_: (x, s), random=True)
 
 
@@ -71,7 +73,7 @@ EXAMPLES = {
     "wants labels of the logits' leading shape (2,), got int32[2,1]; give each entry the number "
     "of its class":
         traced(dp.cross_entropy, LOGITS, ints(2, 1)),
-    "wants at least 1 axes (..., classes), got float32[]; add the missing axes":
+    "wants at least 1 axis (..., classes), got float32[]; add the missing axes":
         traced(dp.cross_entropy, floats(), ints()),
     "wants floating-point input, got int32[2,3]; convert it: x.astype(jnp.float32)":
         traced(dp.cross_entropy, ints(2, 3), LABELS),
@@ -109,10 +111,10 @@ EXAMPLES = {
         traced(dp.accuracy, LOGITS, floats(2, 6)),
     "wants labels of the logits' leading shape (2,), got int32[3]; give each entry the number of "
     "its class":
-        traced(dp.confusion, LOGITS, ints(3)),
+        traced(dp.confusion_matrix, LOGITS, ints(3)),
     "wants k of at most 3, the number of classes, got 5; lower it":
         traced(dp.top_k_accuracy, LOGITS, LABELS),
-    "wants k, an int of at least 1, got 1.0; pass a Python int":
+    "wants k as an int of at least 1, got 1.0; pass a Python int":
         traced(dp.top_k_accuracy, LOGITS, LABELS, k=1.0),
     # Derivatives.
     "wants at least one floating-point argument, got (int32[3]); convert one: "
@@ -134,6 +136,9 @@ EXAMPLES = {
     "wants other results from another key, got the same; draw with the key of the call, or leave "
     "random out":
         faulty("keys matter in training", DEAF),
+    "wants no use of the key in what is not declared random, got one; make it with Layer(..., "
+    "random=True)":
+        faulty("keys matter in training", DRAWS),
     "wants finite gradients with train=False, got NaN in 1/0; keep roots, logarithms and "
     "quotients away from zero":
         faulty("gradients are finite", lambda params, x: jnp.sqrt(x * 0)),

@@ -55,7 +55,7 @@ EXAMPLES = {
         lambda: dp.classification(reduction="none"),
     "wants smoothing in [0, 1), got 1.0; pass a share, not a percentage":
         lambda: dp.classification(smoothing=1.0),
-    "wants top_k, an int of at least 1, got 0; pass a Python int":
+    "wants top_k as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.classification(top_k=0),
     "wants k of at most 3, the number of classes, got 4; lower it":
         asked(dp.classification(top_k=4), DATA[0]),
@@ -83,14 +83,14 @@ EXAMPLES = {
     "wants arrays of one length along the first axis, got [[1.0, 2.0], [3.0, 4.0]]; cut them to "
     "one length":
         lambda: dp.batches([[1.0, 2.0], [3.0, 4.0]], 1),
-    "wants size, an int of at least 1, got 0; pass a Python int":
+    "wants batch_size as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.batches(np.ones(3), 0),
     # The loop.
     "wants a key to begin with or a state to go on from, got neither; pass one of them":
         lambda: dp.fit(sgd(), DATA, steps=1, progress=False),
     "wants a key to begin with or a state to go on from, got both; pass one of them":
         lambda: dp.fit(sgd(), DATA, key=KEY, state=state(sgd()), steps=1, progress=False),
-    "wants steps, an int of at least 1, got 2.0; pass a Python int":
+    "wants steps as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.fit(sgd(), DATA, key=KEY, steps=2.0, progress=False),
     "wants params kernel as float32[4,3], got float32[5,3]":
         lambda: train(sgd(), DATA, 1, state=sgd().init(KEY, jnp.ones((2, 5)))),
@@ -104,7 +104,7 @@ EXAMPLES = {
     "wants a batch for every step, got data that ended; pass an iterable that can be begun anew, "
     "such as batches(...)":
         lambda: train(sgd(), iter(DATA * 2), 3),
-    "wants patience, an int of at least 1, got 0; pass a Python int":
+    "wants patience as an int of at least 1, got 0; pass 1 or more":
         lambda: train(sgd(), DATA, 1, patience=0, validation=DATA),
     "wants validation data for patience, got none; pass validation=batches(...)":
         patient(sgd()),
@@ -116,7 +116,7 @@ EXAMPLES = {
     "wants a finite loss, got nan by step 2, with non-finite bias, kernel; lower the learning "
     "rate, or ask tree.nonfinite(gradients) which leaves broke first":
         infinite,
-    "wants a state of one structure, {grows_0: {some: float32[]}}, got {grows_0: {more: "
-    "float32[], some: float32[]}}; let apply return the state that came, with new values":
+    "grows_0 (grows): wants a state of one structure, {some: float32[]}, got {some: float32[], "
+    "more: float32[]}; let apply return the state that came, with new values":
         growing,
 }

@@ -166,7 +166,7 @@ def test_gates_show_the_call_that_made_them_until_surgery():
 @pytest.mark.parametrize("make", [dp.glu, dp.swiglu])
 def test_gates_refuse_what_linear_refuses(make):
     for features in (0, 2.0, True):
-        with pytest.raises(dp.LayerError, match="features, an int of at least 1"):
+        with pytest.raises(dp.LayerError, match="features as an int of at least 1"):
             make(features)
     with pytest.raises(dp.LayerError, match="floating-point") as caught:
         make(3).init(KEY, jnp.ones((2, 4), jnp.int32))

@@ -170,5 +170,5 @@ def test_too_few_axes_are_refused_at_init_and_at_rest():
     expect("drop", "drop (stochastic_depth(0.5)): wants at least 1 axes (examples, ...), got "
            "float32[]", dp.serial(drop=dp.stochastic_depth(0.5)).init, jax.random.key(0),
            jnp.ones(()))
-    with pytest.raises(dp.LayerError, match="dims, an int of at least 1"):
+    with pytest.raises(dp.LayerError, match="dims as an int of at least 1"):
         dp.spatial_dropout(0.5, dims=0)

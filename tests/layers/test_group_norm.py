@@ -152,10 +152,10 @@ def test_the_mask_is_of_time_alone():
 
 def test_what_cannot_be_is_refused():
     for groups in (0, -1, 2.0, True):
-        with pytest.raises(dp.LayerError, match="groups, an int of at least 1"):
+        with pytest.raises(dp.LayerError, match="groups as an int of at least 1"):
             dp.group_norm(groups)
     for make, least in ((lambda **o: dp.group_norm(2, **o), 0), (dp.instance_norm, 1)):
-        with pytest.raises(dp.LayerError, match=f"dims, an int of at least {least}"):
+        with pytest.raises(dp.LayerError, match=f"dims as an int of at least {least}"):
             make(dims=least - 1)
         with pytest.raises(dp.LayerError, match="dims of at most 3, got 4"):
             make(dims=4)

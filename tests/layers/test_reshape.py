@@ -115,5 +115,5 @@ def test_ints_alone_are_classes():
         with pytest.raises(dp.LayerError, match=r"wants integer input, got .*\[3\]; convert it"):
             dp.one_hot(2).init(KEY, x)
     for classes in (0, 2.0, True):
-        with pytest.raises(dp.LayerError, match="classes, an int of at least 1"):
+        with pytest.raises(dp.LayerError, match="classes as an int of at least 1"):
             dp.one_hot(classes)
