@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands, block after block, in one namespace."""
+"""What README, guide and docs show is run as it stands, the blocks of each in one namespace."""
 
 import os
 import pathlib
@@ -8,7 +8,9 @@ import pytest
 
 import diffprog as dp
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+OTHERS = ["CONTRIBUTING.md"]
 NOT_RUN = "<!-- not run -->"
 BLOCK = re.compile(
     rf"^(?P<skip>{re.escape(NOT_RUN)}[ \t]*\n\s*)?^```python[ \t]*\n(?P<code>.*?)^```[ \t]*$",
@@ -30,12 +32,18 @@ def execute(text, name):
     return names
 
 
+def read(path):
+    """A text with blocks that are run."""
+    text = (ROOT / path).read_text()
+    assert list(blocks(text)), f"{path} shows no Python block that is run"
+    assert text.count("```python") == len(BLOCK.findall(text)), "a block is not closed"
+    return text
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
-    text = README.read_text()
-    assert list(blocks(text)), "README.md shows no Python block that is run"
-    assert text.count("```python") == len(BLOCK.findall(text)), "a block is not closed"
+    text = read("README.md")
     monkeypatch.chdir(tmp_path)
     names = execute(text, str(README))
     assert repr(names["AlexNet"]) == repr(dp.alexnet())
@@ -43,6 +51,20 @@ def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
     assert names["activations"]["down"].shape == (12, 2, 16)
     assert names["texts"] == [" with para", " parameter"]
     assert (names["written"].tokens == names["target"][:, 1:]).all()
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_the_blocks_of_the_other_pages_run(path, tmp_path, monkeypatch):
+    text = read(path)
+    monkeypatch.chdir(tmp_path)
+    execute(text, path)
+
+
+def test_every_page_with_blocks_is_run():
+    pages = {path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"),
+                                                            *ROOT.glob("docs/*.md"))}
+    shown = {path for path in pages if "```python" in (ROOT / path).read_text()}
+    assert shown == {"README.md", *OTHERS}
 
 
 def test_blocks_share_a_namespace_and_some_are_not_run(tmp_path, monkeypatch):
