@@ -4,13 +4,15 @@ import os
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import diffprog as dp
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
-OTHERS = ["CONTRIBUTING.md"]
+OTHERS = ["CONTRIBUTING.md", "docs/coming_from.md", "docs/defaults.md"]
 NOT_RUN = "<!-- not run -->"
 BLOCK = re.compile(
     rf"^(?P<skip>{re.escape(NOT_RUN)}[ \t]*\n\s*)?^```python[ \t]*\n(?P<code>.*?)^```[ \t]*$",
@@ -48,6 +50,9 @@ def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
     names = execute(text, str(README))
     assert repr(names["AlexNet"]) == repr(dp.alexnet())
     assert names["table"].parameters == 60_965_224
+    assert names["score"].plan((jnp.ones((2, 3)), jnp.ones((2, 5)))).y.shape == (2,)
+    assert names["noisy"].apply(*names["noisy"].init(jax.random.key(0), jnp.ones((2, 4))),
+                                jnp.ones((2, 4)))[1]["steps_0"]["steps"] == 0
     assert names["activations"]["down"].shape == (12, 2, 16)
     assert names["texts"] == [" with para", " parameter"]
     assert (names["written"].tokens == names["target"][:, 1:]).all()
