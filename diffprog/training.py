@@ -33,6 +33,8 @@ Log = str | pathlib.Path | Callable[[int, dict[str, float]], None]
 class TrainState(NamedTuple):
     """All that changes in training, as one pytree.
 
+    ``state._replace(params=...)`` begins from other parameters, which `fit` then takes as `state`.
+
     Attributes:
         params, state: of the net.
         opt_state: of the optimizer.

@@ -66,7 +66,8 @@ def conv(
     Args:
         features: channels of y; positive.
         size: side of the kernel, or one for each axis; a tuple sets `dims`.
-        dims: number of spatial axes, 1 to 3.
+        dims: number of spatial axes, 1 to 3; sequences (batch, time, C) want 1, since two would
+            read the batch as the height of one image.
         stride: places between two outputs, or one number for each axis.
         padding: "SAME" (as many outputs as inputs, divided by the stride), "VALID" (none),
             "CAUSAL" (one dim), an int, or a pair (before, after) for each axis.

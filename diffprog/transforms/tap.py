@@ -33,7 +33,8 @@ def tap(layer: Any, pattern: str) -> Layer:
 
     Gradients flow through the activations, so that a loss may speak of them. Inside `repeat`,
     `heads` and `ensemble` an activation has their leading axis. It keeps the kind and the names of
-    what it wraps; parameters and state are the same.
+    what it wraps; parameters and state are the same. A value inside a program is seen through a
+    child that does nothing, ``mark=lambda x: x``.
 
     Args:
         layer: a layer made of layers.
