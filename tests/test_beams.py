@@ -5,7 +5,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from writing import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
+from writing_nets import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
 
 import diffprog as dp
 

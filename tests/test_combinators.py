@@ -1,4 +1,4 @@
-"""Names, sequences, and what inserting a layer must not change."""
+"""Names, sequences, what inserting a layer must not change, sums and layers side by side."""
 
 import functools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, X, close, equal, gradient, identity, names, params_of, same, spy
+from comparing import KEY, X, close, equal, identity, names, params_of, same, spy
 
 import diffprog as dp
 from diffprog.parameters import fold
@@ -107,15 +107,6 @@ def test_a_power_is_copies_with_own_parameters():
     assert names(cube >> abs) == ["linear_0", "linear_1", "linear_2", "abs~0"]
 
 
-def test_a_layer_is_a_pair():
-    net = dp.serial(dp.linear(3), dp.batch_norm())
-    init, apply = net
-    assert init is net.init and apply is net.apply
-    params, state = init(KEY, X)
-    y, after = apply(params, state, X, train=True)
-    same((y, after), net.apply(params, state, X, train=True))
-
-
 # Inserting.
 
 BASE = (dp.linear(4), dp.layer_norm(), dp.linear(2))
@@ -195,32 +186,6 @@ def test_named_children_keep_theirs_whatever_is_inserted(new):
         same(after[1], before[1])
 
 
-@pytest.mark.parametrize("layer", [
-    dp.linear(4), dp.serial(dp.linear(4), jnp.tanh), dp.residual(dp.linear(4)), dp.batch_norm(),
-    dp.repeat(2, dp.linear(4)), dp.heads(2, dp.linear(2)), dp.serial(jnp.tanh), jnp.tanh,
-], ids=lambda layer: repr(dp.serial(layer)))
-def test_remat_renames_nothing_and_changes_no_value(layer):
-    plain = dp.serial(dp.linear(4), layer, dp.linear(4))
-    wrapped = dp.serial(dp.linear(4), dp.remat(layer), dp.linear(4))
-    assert names(wrapped) == names(plain)
-    params, state = plain.init(KEY, X)
-    same(wrapped.init(KEY, X), (params, state))
-    for net in (plain, wrapped):
-        assert net.plan(X).params.keys() == params.keys()
-    run = [jax.jit(net.apply, static_argnames="train") for net in (wrapped, plain)]
-    same(*[f(params, state, X, train=True) for f in run])
-    close(gradient(wrapped, params, state=state), gradient(plain, params, state=state))
-    text = [str(jax.make_jaxpr(net.apply)(params, state, X)) for net in (wrapped, plain)]
-    assert ["checkpoint" in t or "remat" in t for t in text] == [True, False]
-
-
-def test_remat_keeps_the_dropout_pattern():
-    plain = dp.serial(dp.linear(4), dp.dropout(0.5))
-    wrapped = dp.serial(dp.linear(4), dp.remat(dp.dropout(0.5)))
-    trees = plain.init(KEY, X)
-    same(wrapped.apply(*trees, X, key=KEY, train=True), plain.apply(*trees, X, key=KEY, train=True))
-
-
 # Children mirror the trees.
 
 def test_children_are_initialized_as_if_alone():
@@ -246,19 +211,56 @@ def test_children_of_a_program_are_complete_layers():
     same(block(params, X), X + run["act"](run["feed"](run["norm"](X))))
 
 
-@pytest.mark.parametrize("wrap", [
-    functools.partial(dp.repeat, 3), functools.partial(dp.heads, 3)], ids=["repeat", "heads"])
-def test_copies_are_initialized_as_if_alone(wrap):
-    layer = dp.serial(dp.linear(4), dp.batch_norm())
-    trees = wrap(layer).init(KEY, X)
-    for i in range(3):
-        alone = layer.init(jax.random.fold_in(KEY, i), X)
-        same(jax.tree.map(lambda a, i=i: a[i], trees), alone)
-
-
 def test_what_is_empty_is_left_out():
     net = dp.serial(dp.linear(3), abs, dp.serial(jnp.tanh), dp.serial(dp.batch_norm()))
     params, state = net.init(KEY, X)
     assert sorted(params) == ["linear_0", "serial_0"]
     assert list(state) == ["serial_0"]
     assert dp.serial(abs, jnp.tanh).init(KEY, X) == ({}, {})
+
+
+# Around and side by side.
+
+def test_branch():
+    net = dp.branch(dp.linear(2), jnp.abs, other=dp.linear(3))
+    params = params_of(net)
+    wanted = (dp.linear(2)(params["linear_0"], X), jnp.abs(X), dp.linear(3)(params["other"], X))
+    y = net(params, X)
+    assert isinstance(y, tuple)
+    same(y, wanted)
+
+
+def test_merging():
+    parts = (dp.linear(4), jnp.abs)
+    params = params_of(dp.branch(*parts))
+    a, b = dp.branch(*parts)(params, X)
+    same(dp.branch(*parts, merge=dp.concatenate)(params, X), jnp.concatenate([a, b], -1))
+    same(dp.branch(*parts, merge=dp.add)(params, X), a + b)
+    same(dp.branch(*parts, merge=lambda y: y[1])(params, X), b)
+    same((dp.branch(*parts) >> dp.add)({"branch_0": params}, X), a + b)
+    same(dp.add((a, b, a)), a + b + a)
+    same(dp.concatenate((a,)), a)
+
+
+def test_parallel():
+    net = dp.parallel(dp.linear(2), jnp.abs, dp.linear(2))
+    other = X[:, :3]
+    params = params_of(net, (X, X, other))
+    assert params["linear_1"]["kernel"].shape == (3, 2)
+    y = net(params, (X, -X, other))
+    assert isinstance(y, tuple)
+    same(y, (dp.linear(2)(params["linear_0"], X), jnp.abs(X),
+             dp.linear(2)(params["linear_1"], other)))
+    same(net(params, [X, -X, other]), y)
+
+
+def test_residual():
+    net = dp.residual(dp.linear(4))
+    params = params_of(net)
+    same(net(params, X), X + dp.linear(4)(params["body"], X))
+    net = dp.residual(dp.linear(2), dp.linear(2, bias=False))
+    params = params_of(net)
+    close(net(params, X), X @ params["shortcut"]["kernel"] + dp.linear(2)(params["body"], X))
+    pair = dp.residual(dp.parallel(dp.linear(4), jnp.tanh))
+    params = params_of(pair, (X, X))
+    close(pair(params, (X, X)), (X + dp.linear(4)(params["body"]["linear_0"], X), X + jnp.tanh(X)))

@@ -1,4 +1,4 @@
-"""What a net costs: FLOPs by hand and by XLA, receptive fields, subtotals by kind."""
+"""What a net costs: FLOPs by hand and by XLA, subtotals by kind."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import pytest
 
 import diffprog as dp
 from diffprog.costs import flops
-from diffprog.receptive import Field
 
 
 def shape(*sides, dtype=jnp.float32):
@@ -16,8 +15,6 @@ def shape(*sides, dtype=jnp.float32):
 def cost(net, x, **side):
     return dp.summary(net, x, **side).flops
 
-
-# Operations.
 
 def test_a_product_and_a_sum_are_two():
     assert cost(dp.linear(5, bias=False), shape(3, 4)) == 2 * 3 * 4 * 5
@@ -132,64 +129,3 @@ def test_nothing_is_compiled(monkeypatch):
         jax.jit(lambda x: x * 3)(jnp.ones(3)).block_until_ready()
     seen = dp.summary(dp.repeat(2, dp.linear(4) >> jnp.tanh), shape(2, 4))
     assert seen.flops > 0
-
-
-# Receptive fields.
-
-def fields(net, x):
-    return {row.path: row.field for row in dp.summary(net, x).rows if row.field}
-
-
-def square(size, stride):
-    return Field((size, size), (stride, stride))
-
-
-def test_the_fields_of_alexnet():
-    """By the recurrence r <- r + (k - 1) j, j <- j s, done by hand along the chain."""
-    found = fields(dp.alexnet(), shape(1, 227, 227, 3))
-    assert list(found.values()) == [
-        square(11, 4), square(19, 8), square(51, 8), square(67, 16), square(99, 16),
-        square(131, 16), square(163, 16), square(195, 32)]
-
-
-@pytest.mark.parametrize(("net", "side"), [
-    (dp.serial(dp.conv(1, 3, padding="VALID"), dp.max_pool(2), dp.conv(1, 3, padding="VALID")), 12),
-    (dp.serial(dp.conv(1, 3, padding="VALID", dilation=2), dp.avg_pool(3, stride=2)), 11),
-    (dp.repeat(3, dp.conv(1, 3)), 15),
-    (dp.serial(dp.residual(dp.conv(1, 3) >> dp.conv(1, 3)), dp.conv(1, 3, stride=2)), 15),
-    (dp.serial(dp.branch(dp.conv(1, 5), dp.conv(1, 1), merge=dp.add), dp.conv(1, 3)), 15),
-], ids=["chain", "dilated", "repeat", "residual", "branch"])
-def test_fields_are_where_the_gradient_is(net, side):
-    """The places of the input on which one place in the middle depends, by its gradient."""
-    x = jax.random.normal(jax.random.key(0), (1, side, side, 1))
-    params, _ = net.init(jax.random.key(1), x)
-    params = jax.tree.map(lambda a: jnp.abs(a) + 0.1, params)
-    middle = net(params, x).shape[1] // 2
-
-    def seen(net, x):
-        slope = jax.grad(lambda x: net(params, x)[0, middle, middle, 0])(x)
-        return int((slope[0, :, :, 0] != 0).any(1).sum())
-
-    # An average instead of a maximum, so that every place in a window has a gradient.
-    soft = net
-    if "max_pool" in repr(net):
-        soft = dp.replace(net, "**/max_pool*", dp.avg_pool(2))
-    assert seen(soft, x) == list(fields(net, x).values())[-1].size[0]
-
-
-def test_sides_of_their_own():
-    found = fields(dp.conv(1, (3, 5), stride=(1, 2)), shape(1, 9, 9, 1))
-    assert found == {"": Field((3, 5), (1, 2))}
-    assert " 3x5     1x2" in str(dp.summary(dp.conv(1, (3, 5), stride=(1, 2)), shape(1, 9, 9, 1)))
-
-
-def test_windows_over_other_axes_have_no_field_in_common():
-    net = dp.serial(dp.conv(1, 3), dp.conv(1, 3, dims=1))
-    assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]
-
-
-def test_what_changes_the_places_otherwise_ends_the_field():
-    net = dp.serial(dp.conv(1, 3), dp.upsample(2), dp.conv(1, 3))
-    assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]
-    net = dp.serial(dp.conv(1, 3), dp.global_avg_pool(), dp.linear(3))
-    assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]

@@ -5,11 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusing import expect, refused
-from writing import DECODERS, KEY, LONGEST, NETS, PROMPTS, VOCABULARY, greedy, memory, scores, trees
+from writing_nets import (
+    DECODERS,
+    KEY,
+    LONGEST,
+    NETS,
+    PROMPTS,
+    VOCABULARY,
+    greedy,
+    memory,
+    scores,
+    trees,
+)
 
 import diffprog as dp
 from diffprog import generation
-from diffprog.transforms.unroll import unrolled
 
 GPT = NETS["gpt"]
 fast = {"gpt", "gru"}
@@ -158,23 +168,6 @@ def test_writing_inside_a_jitted_program():
     params, _ = trees("gpt")
     inside = jax.jit(lambda params: dp.generate(GPT, params, PROMPTS, 5).tokens)(params)
     assert inside.tolist() == write("gpt").tokens.tolist()
-
-
-def test_depth_is_written_out():
-    net, split = unrolled(GPT)
-    params, _ = trees("gpt")
-    ids = jnp.array([[1, 2, 3]])
-    other = split(params)
-    dp.tree.verify(net, other, ids)
-    assert "trunk/blocks/copy_1/attend/body/query/kernel" in dp.tree.paths(other)
-    np.testing.assert_allclose(net(other, ids), GPT(params, ids), rtol=1e-5, atol=1e-6)
-    assert unrolled(NETS["lstm"])[0] is NETS["lstm"]  # there is nothing to write out
-    nested = dp.repeat(2, dp.residual(dp.repeat(3, dp.batch_norm())))
-    params, state = nested.init(KEY, jnp.ones((4, 2)))
-    net, split = unrolled(nested)
-    wanted = net.plan(jnp.ones((4, 2)))
-    assert jax.tree.map(jnp.shape, (split(params), split(state))) == jax.tree.map(
-        jnp.shape, (wanted.params, wanted.state))
 
 
 # What it refuses.

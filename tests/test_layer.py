@@ -1,13 +1,11 @@
-"""JAX transformations on the pair, and copies against their unrolled counterparts."""
+"""A layer is a pair of functions: JAX's transformations work on it unwrapped."""
 
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, X, close, equal, gradient, identity, params_of, same
+from comparing import KEY, X, close, equal, same
 
 import diffprog as dp
-
-# JAX's transformations work on the pair unwrapped.
 
 DEEP = dp.serial(dp.batch_norm(), dp.repeat(2, dp.residual(dp.linear(4))),
                  dp.dropout(0.5), head=dp.heads(2, dp.linear(1)))
@@ -68,67 +66,10 @@ def test_grad(trees):
     close(along, inner)
 
 
-def unrolled(layer, n):
-    """What `repeat` and `heads` say they are, with a Python loop over copy i of the trees."""
-    def at(tree, i):
-        return jax.tree.map(lambda a: a[i], tree)
-
-    def repeat(params, x):
-        for i in range(n):
-            x = layer(at(params, i), x)
-        return x
-
-    def heads(params, x):
-        return jnp.concatenate([layer(at(params, i), x) for i in range(n)], -1)
-
-    return {"repeat": repeat, "heads": heads}
-
-
-@pytest.mark.parametrize("unroll", [1, 2])
-def test_gradient_of_repeat(unroll):
-    layer = dp.residual(dp.serial(dp.linear(5), jnp.tanh, dp.linear(4)))
-    net, plain = dp.repeat(3, layer, unroll=unroll), unrolled(layer, 3)["repeat"]
-    params = params_of(net)
-    close(jax.jit(net)(params, X), jax.jit(plain)(params, X))
-    close(gradient(net, params), gradient(plain, params))
-    if unroll == 1:
-        def second(f):
-            slope = jax.grad(lambda x: jnp.sum(jnp.sin(f(params, x))))
-            return jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(slope(x)))))(X)
-
-        close(second(net), second(plain))
-
-
-def test_gradient_of_heads():
-    layer = dp.serial(dp.linear(5), jnp.tanh, dp.linear(2))
-    net, plain = dp.heads(3, layer), unrolled(layer, 3)["heads"]
-    params = params_of(net)
-    assert net(params, X).shape == (3, 6)
-    close(jax.jit(net)(params, X), jax.jit(plain)(params, X))
-    close(gradient(net, params), gradient(plain, params))
-    close(*[jax.jit(jax.grad(lambda x, f=f: jnp.sum(f(params, x) ** 2)))(X) for f in (net, plain)])
-
-
-def test_repeat_moves_the_state_of_each_copy():
-    layer = dp.serial(dp.linear(4), dp.batch_norm())
-    net = dp.repeat(3, layer)
-    params, state = net.init(KEY, X)
-    y, after = jax.jit(net.apply, static_argnames="train")(params, state, X, train=True)
-    x, moved = X, []
-    run = jax.jit(layer.apply, static_argnames="train")
-    for i in range(3):
-        own, old = jax.tree.map(lambda a, i=i: a[i], (params, state))
-        x, new = run(own, old, x, train=True)
-        moved.append(new)
-    close((y, after), (x, jax.tree.map(lambda *a: jnp.stack(a), *moved)))
-
-
-@pytest.mark.parametrize("wrap", [dp.repeat, dp.heads], ids=["repeat", "heads"])
-def test_copies_have_own_randomness(wrap):
-    seen = dp.serial(dp.dropout(0.5), identity)
-    ones = jnp.ones((6, 8))
-    y, _ = wrap(2, seen).apply({}, {}, ones, key=KEY, train=True)
-    first, second = (seen.apply({}, {}, ones, key=jax.random.fold_in(KEY, i), train=True)[0]
-                     for i in range(2))
-    assert not equal(first, second)
-    same(y, first * second if wrap is dp.repeat else jnp.concatenate([first, second], -1))
+def test_a_layer_is_a_pair():
+    net = dp.serial(dp.linear(3), dp.batch_norm())
+    init, apply = net
+    assert init is net.init and apply is net.apply
+    params, state = init(KEY, X)
+    y, after = apply(params, state, X, train=True)
+    same((y, after), net.apply(params, state, X, train=True))

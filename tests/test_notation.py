@@ -104,9 +104,9 @@ def test_how_functions_are_shown():
 
     assert repr(dp.serial(jax.nn.relu, dp.gelu, jnp.sin)) == "serial(jax.nn.relu, gelu, jnp.sin)"
     assert repr(dp.serial(abs)) == "serial(abs)"
-    assert re.fullmatch(r"serial\(<lambda test_repr\.py:\d+>\)",
+    assert re.fullmatch(r"serial\(<lambda test_notation\.py:\d+>\)",
                         repr(dp.serial(lambda x: x)))
-    assert re.fullmatch(r"serial\(<local test_repr\.py:\d+>\)", repr(dp.serial(local)))
+    assert re.fullmatch(r"serial\(<local test_notation\.py:\d+>\)", repr(dp.serial(local)))
     assert repr(dp.serial(identity)) == "serial(identity)"
     partial = functools.partial(jnp.clip, max=1.0)
     assert repr(dp.serial(partial)) == "serial(functools.partial(jnp.clip, max=1.0))"

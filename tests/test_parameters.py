@@ -236,7 +236,7 @@ def test_jitted_and_mapped_init_give_the_bits_of_eager_init():
 SHARDED = """
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_initializers import KEY, checksums, everything
+from test_parameters import KEY, checksums, everything
 
 net, x = everything()
 mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))

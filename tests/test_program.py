@@ -1,4 +1,4 @@
-"""Programs: shared children, side by side, side inputs, the training flag, planning."""
+"""Programs: shared children, side inputs, the training flag."""
 
 import jax
 import jax.numpy as jnp
@@ -82,53 +82,6 @@ def test_tied_parameters():
     close(tied(params, X), manual(params))
     close(gradient(tied, params), jax.grad(lambda p: jnp.sum(jnp.square(manual(p))))(params))
     assert names(tied) == ["embed", "body"]
-
-
-# Side by side.
-
-def test_branch():
-    net = dp.branch(dp.linear(2), jnp.abs, other=dp.linear(3))
-    params = params_of(net)
-    wanted = (dp.linear(2)(params["linear_0"], X), jnp.abs(X), dp.linear(3)(params["other"], X))
-    y = net(params, X)
-    assert isinstance(y, tuple)
-    same(y, wanted)
-
-
-def test_merging():
-    parts = (dp.linear(4), jnp.abs)
-    params = params_of(dp.branch(*parts))
-    a, b = dp.branch(*parts)(params, X)
-    same(dp.branch(*parts, merge=dp.concatenate)(params, X), jnp.concatenate([a, b], -1))
-    same(dp.branch(*parts, merge=dp.add)(params, X), a + b)
-    same(dp.branch(*parts, merge=lambda y: y[1])(params, X), b)
-    same((dp.branch(*parts) >> dp.add)({"branch_0": params}, X), a + b)
-    same(dp.add((a, b, a)), a + b + a)
-    same(dp.concatenate((a,)), a)
-
-
-def test_parallel():
-    net = dp.parallel(dp.linear(2), jnp.abs, dp.linear(2))
-    other = X[:, :3]
-    params = params_of(net, (X, X, other))
-    assert params["linear_1"]["kernel"].shape == (3, 2)
-    y = net(params, (X, -X, other))
-    assert isinstance(y, tuple)
-    same(y, (dp.linear(2)(params["linear_0"], X), jnp.abs(X),
-             dp.linear(2)(params["linear_1"], other)))
-    same(net(params, [X, -X, other]), y)
-
-
-def test_residual():
-    net = dp.residual(dp.linear(4))
-    params = params_of(net)
-    same(net(params, X), X + dp.linear(4)(params["body"], X))
-    net = dp.residual(dp.linear(2), dp.linear(2, bias=False))
-    params = params_of(net)
-    close(net(params, X), X @ params["shortcut"]["kernel"] + dp.linear(2)(params["body"], X))
-    pair = dp.residual(dp.parallel(dp.linear(4), jnp.tanh))
-    params = params_of(pair, (X, X))
-    close(pair(params, (X, X)), (X + dp.linear(4)(params["body"]["linear_0"], X), X + jnp.tanh(X)))
 
 
 # Side inputs.
@@ -281,55 +234,3 @@ def test_a_program_that_names_train_receives_it():
     flags.clear()
     net.apply(*trees, X, train=True)
     assert set(flags) == {True}
-
-
-# Planning: every leaf is traced once.
-
-def leaf(log):
-    def forward(params, x):
-        log.append(x.shape)
-        return params["scale"] * x
-
-    return dp.stateless(lambda key, x: {"scale": jnp.ones(x.shape[-1])}, forward, name="leaf")
-
-
-TRACED = {
-    "serial": dp.serial, "residual": dp.residual, "remat": dp.remat,
-    "repeat": lambda f: dp.repeat(2, f), "heads": lambda f: dp.heads(2, f),
-    "branch": lambda f: dp.branch(f, abs) >> dp.add,
-    "program with train": lambda f: dp.program(f=f)(lambda layers, x, *, train: layers.f(x)),
-    "shared": lambda f: dp.program(f=f)(lambda layers, x: layers.f(layers.f(x))),
-}
-
-
-@pytest.mark.parametrize("depth", [1, 5])
-@pytest.mark.parametrize("wrap", TRACED)
-def test_init_traces_each_leaf_once(wrap, depth):
-    log = []
-    net = leaf(log)
-    for _ in range(min(depth, 2) if wrap in ("repeat", "heads") else depth):
-        net = TRACED[wrap](net)
-    net.init(KEY, X)
-    assert len(log) == 1
-    net.init(KEY, X)
-    net.init(jax.random.key(1), X + 1)
-    net.plan(X)
-    assert len(log) == 1
-    net.init(KEY, X[:2])
-    assert len(log) == 2
-
-
-def test_a_layer_in_two_places_is_traced_once():
-    log = []
-    one = leaf(log)
-    dp.serial(dp.serial(one), dp.residual(dp.serial(one)), one).init(KEY, X)
-    assert len(log) == 1
-
-
-def test_apply_traces_each_leaf_once_more():
-    log = []
-    net = dp.serial(dp.serial(dp.serial(leaf(log))))
-    params, state = net.init(KEY, X)
-    log.clear()
-    jax.jit(net.apply)(params, state, X)
-    assert len(log) == 1

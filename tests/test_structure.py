@@ -13,6 +13,7 @@ import pytest
 import diffprog as dp
 
 PACKAGE = pathlib.Path(dp.__file__).parent
+TESTS = pathlib.Path(__file__).parent
 
 # Floors. A new file fails the test below until it is given one; "tool" stands beside the floors.
 
@@ -176,6 +177,55 @@ def test_files_are_short():
              for path in (folder / name).rglob("*.py")}
     assert {path.name: n for path, n in files.items() if n > 420} == {}
     assert statistics.median(files[path] for path in files if path.is_relative_to(PACKAGE)) <= 150
+
+
+# Tests mirror the package.
+
+# What has no test file of its own name, and where its tests are.
+TESTED_IN = {
+    "arguments": "errors", "guards": "errors",  # what they do is refuse
+    "checks": "laws",  # `check` is the loop over the laws
+    "children": "program",  # they are seen by a program's function alone
+    "factories": "notation",  # the call that they remember is written there
+    "merging": "combinators",  # it joins what `branch` and `parallel` give
+    "patterns": "tree",  # by which they are asked for
+    "layers.multihead": "layers.attention",  # what all attention layers are made of
+}
+
+
+def own_tests(module, files):
+    """The test files of a module: ``test_<module>.py`` or ``test_<module>_<topic>.py``."""
+    folder, _, name = TESTED_IN.get(module, module).rpartition(".")
+    start = f"{folder}/test_{name}" if folder else f"test_{name}"
+    return [file for file in files if file == f"{start}.py" or file.startswith(f"{start}_")]
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    files = [path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")]
+    modules = graph().keys()
+    assert not [module for module in modules if not own_tests(module, files)]
+    assert TESTED_IN.keys() <= modules
+
+
+def test_every_test_file_of_a_mirrored_folder_is_of_a_module():
+    """What speaks of many modules stands in `across/` and `parity/`."""
+    files = [path.relative_to(TESTS).as_posix()
+             for folder in (".", "transforms", "layers", "models")
+             for path in (TESTS / folder).glob("test_*.py")]
+    mirrored = {file for module in graph() for file in own_tests(module, files)}
+    others = {"test_structure.py", "test_names.py", "models/test_paths.py",
+              "models/test_padding.py"}
+    assert set(files) - mirrored <= others
+
+
+@pytest.mark.parametrize(("module", "files", "found"), [
+    ("layers.conv", ["layers/test_conv.py", "layers/test_conv_causal.py", "test_conv.py"],
+     ["layers/test_conv.py", "layers/test_conv_causal.py"]),
+    ("data", ["layers/test_data.py", "test_database.py"], []),
+    ("layers.multihead", ["layers/test_attention.py"], ["layers/test_attention.py"]),
+])
+def test_test_files_are_found_by_their_names(module, files, found):
+    assert own_tests(module, files) == found
 
 
 # Public names.

@@ -1,4 +1,4 @@
-"""What random nets are made of: how `drawing.py` draws each layer and combinator.
+"""What random nets are made of: how `random_nets.py` draws each layer and combinator.
 
 Each takes the drawing d and the shape of its input x.
 """

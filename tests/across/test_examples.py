@@ -1,11 +1,13 @@
-"""The examples in short mode, and the two commands of the README from a clean clone."""
+"""The examples in short mode: what they print, draw and refuse; the README's two commands."""
 
+import importlib
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,3 +49,83 @@ def test_the_two_commands_of_the_readme_from_a_clean_clone(tmp_path):
     assert (tmp_path / "diffprog" / "digits.png").exists()
     claimed = re.search(r"last line is `accuracy (\d+\.\d) %", readme)
     assert claimed and abs(float(claimed[1]) - float(last[1])) <= 0.6  # two images, across machines
+
+
+# Sequences.
+
+def shorten(name, tmp_path, *options, steps=20):
+    """Run an example in short mode; what it prints, after a look at its picture."""
+    out = tmp_path / "picture.png"
+    command = [sys.executable, str(ROOT / "examples" / name), "--steps", str(steps), "--out",
+               str(out), *options]
+    printed = run(command, tmp_path)
+    assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 20_000
+    return printed.splitlines()
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama", "lstm", "gru"])
+def test_language_model(model, tmp_path):
+    lines = shorten("language_model.py", tmp_path, "--model", model)
+    for line, part in zip(lines[-2:], ("the last 5 %", "every 20th block"), strict=True):
+        found = re.fullmatch(rf"unigram (\d\.\d+), trigram (\d\.\d+), {model} (\d\.\d+) bits per "
+                             rf"character on {part}", line)
+        assert found, line
+        unigram, trigram, bits = map(float, found.groups())
+        assert 4 < unigram < 5 and 2 < trigram < 3  # other versions of Python have other texts
+        assert trigram < bits < unigram  # so few steps teach hardly more than frequencies
+
+
+def test_language_model_of_a_file(tmp_path):
+    file = tmp_path / "own.txt"
+    file.write_text("Gödel, Escher, Bach: — und so fort.\n" * 2000)
+    lines = shorten("language_model.py", tmp_path, "--text", str(file))
+    assert lines[-1].startswith("unigram") and lines[-2].startswith("unigram")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"\xff\xfe\x00not text", "wants UTF-8 text"), (b"ab\x00cd" * 20_000, "wants text, got NUL"),
+    (b"too short", r"wants at least \d+ characters .*, got 9"), (None, "wants a readable file"),
+])
+def test_language_model_refuses(content, message, tmp_path):
+    file = tmp_path / "given"
+    if content is not None:
+        file.write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "language_model.py"), "--text", str(file)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(message, last) and "; " in last, last
+    assert not list(pathlib.Path(tmp_path).glob("*.png"))
+
+
+@pytest.mark.parametrize("model", ["transformer", "seq2seq"])
+def test_translate(model, tmp_path):
+    last = shorten("translate.py", tmp_path, "--model", model)[-1]
+    assert re.fullmatch(rf"exact match \d+\.\d % on 7500 held-out dates \({model}\)", last), last
+
+
+def test_no_held_out_date_is_a_target_in_training(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    translate = importlib.import_module("translate")
+    days = translate.split()
+    seen = np.concatenate([days.learn, days.validation])
+    assert not np.intersect1d(seen, days.held).size
+    assert len(seen) + len(days.held) == len({*seen.tolist(), *days.held.tolist()})
+
+
+def test_sets(tmp_path):
+    """Whatever order the points come in, the logits are the same but for rounding."""
+    lines = shorten("sets.py", tmp_path)
+    assert re.fullmatch(r"accuracy \d+\.\d % on 360 held-out digits as sets", lines[-1]), lines[-1]
+    shuffled = re.search(r"when every set is shuffled: (\S+)", "\n".join(lines))
+    assert shuffled and float(shuffled[1]) < 1e-4
+
+
+def test_bert_pretrain(tmp_path):
+    lines = shorten("bert_pretrain.py", tmp_path)
+    first = re.fullmatch(r"masked tokens: (\d+\.\d) % right, unigram guess (\d+\.\d) % "
+                         r"\(held-out documents\)", lines[-2])
+    second = re.fullmatch(r"next sentence: (\d+\.\d) % right, chance (\d+\.\d) %", lines[-1])
+    assert first and second, lines[-2:]
+    assert 2 < float(first[2]) < 15 and 45 < float(second[2]) < 70

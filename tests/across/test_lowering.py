@@ -39,7 +39,7 @@ def test_every_case_lowers_for_all_platforms(case):
 
 @pytest.mark.parametrize("model", ["convnet", "mlp", "resnet"])
 def test_the_networks_of_the_example_lower_for_all_platforms(model):
-    path = pathlib.Path(__file__).parents[1] / "examples" / "digits.py"
+    path = pathlib.Path(__file__).parents[2] / "examples" / "digits.py"
     found = importlib.util.spec_from_file_location("digits", path)
     digits = importlib.util.module_from_spec(found)
     found.loader.exec_module(digits)

@@ -1,13 +1,13 @@
-"""Every law on nets that `drawing.py` composes by chance from all layers and combinators."""
+"""Every law on nets that `random_nets.py` composes by chance from all layers and combinators."""
 
 import collections
 
 import jax.numpy as jnp
 import pytest
+from across.random_nets import KINDS, floats, nets
+from across.random_pieces import PROGRAMS, both, namespace
 from comparing import KEY, same
-from drawing import KINDS, floats, nets
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from pieces import PROGRAMS, both, namespace
 
 import diffprog as dp
 from diffprog.laws import LAWS

@@ -10,7 +10,7 @@ import pytest
 
 import diffprog as dp
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
 OTHERS = ["CONTRIBUTING.md", "docs/coming_from.md", "docs/defaults.md"]
 NOT_RUN = "<!-- not run -->"

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from learning import KEY, NET, examples, sgd, train
 from refusing import X
+from training_nets import KEY, NET, examples, sgd, train
 
 import diffprog as dp
 from errors.composing import GROWS

@@ -1,7 +1,9 @@
-"""Attention written out in NumPy: loops over examples, heads and queries, all in float64."""
+"""Layers written out in NumPy, all in float64: attention, rotary positions, norms."""
 
 import jax
 import numpy as np
+
+# Attention: loops over examples, heads and queries.
 
 
 def numbers(net, x, **side):
@@ -77,3 +79,36 @@ def multihead(params, x, *, heads, kv_heads=None, memory=None, positions=None, *
         query, key = turned(query, positions), turned(key, positions)
     y = np.concatenate(list(attend(query, key, value, **rest).swapaxes(0, 1)), axis=-1)
     return affine(params["out"], y) if "out" in params else y
+
+
+# Rotary positions.
+
+
+def as_complex(x, positions, speeds, interleaved=False, magnitude=1.0):
+    """Each pair as a complex number, multiplied by ``exp(i t f)``; x (..., time, features)."""
+    pairs = x.shape[-1] // 2
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (
+        slice(0, pairs), slice(pairs, None))
+    z = x[..., first] + 1j * x[..., second]
+    z = z * np.exp(1j * np.asarray(positions)[..., None] * speeds) * magnitude
+    y = np.zeros_like(x)
+    y[..., first], y[..., second] = z.real, z.imag
+    return y
+
+
+def speeds(dims, base=10000.0):
+    return np.array([base ** (-2 * i / dims) for i in range(dims // 2)])
+
+
+# Norms.
+
+EPS = 1e-3  # large, so that its place in the formula shows
+
+
+def off_centre(*shape, seed=0):
+    """Numbers that are not standardized."""
+    return np.random.default_rng(seed).normal(2.0, 3.0, size=shape)
+
+
+def standardized(x, mean, var, scale=1.0, bias=0.0, eps=EPS):
+    return scale * (x - mean) / np.sqrt(var + eps) + bias

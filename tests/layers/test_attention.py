@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attending import affine, multihead, numbers, visible
 from comparing import close, drawn
+from layers.in_numpy import affine, multihead, numbers, visible
 
 import diffprog as dp
 from diffprog.layers import dot_product as module

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attending import numbers
 from comparing import KEY, close, drawn, same
+from layers.in_numpy import numbers
 
 import diffprog as dp
 

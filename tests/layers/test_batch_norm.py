@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layers.in_numpy import EPS, standardized
+from layers.in_numpy import off_centre as drawn
 from refusing import expect
-from standardizing import EPS, drawn, standardized
 
 import diffprog as dp
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attending import attend, visible
 from comparing import KEY, close, drawn
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from layers.in_numpy import attend, visible
 from refusing import expect
 
 import diffprog as dp

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from standardizing import EPS, drawn, standardized
+from layers.in_numpy import EPS, standardized
+from layers.in_numpy import off_centre as drawn
 
 import diffprog as dp
 

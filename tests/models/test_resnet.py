@@ -1,41 +1,18 @@
-"""The published models: parameters counted and derived, paths pinned, shapes, and learning."""
-
-import json
+"""Residual networks: parameters counted by hand, sides, what a block begins as; they learn."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from golden import FOLDER, IMAGE, MODELS, structure
+from models.counting import conv, count
+from models.golden import IMAGE
+from models.learning import drawn, learns
 from refusing import refused
 
 import diffprog as dp
 from diffprog.models.resnet import basic, bottleneck, stages
 
 KEY = jax.random.key(0)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_paths_shapes_and_dtypes_are_pinned(name):
-    wanted = json.loads((FOLDER / f"{name}.json").read_text())
-    assert structure(name) == wanted, "if that is meant, run: python tests/models/golden.py"
-
-
-def count(name):
-    return dp.tree.count(MODELS[name].plan().params)
-
-
-def conv(size, inputs, features, groups=1):
-    return size * size * (inputs // groups) * features
-
-
-def test_the_parameters_of_alexnet():
-    convolutions = [(11, 3, 96, 1), (5, 96, 256, 2), (3, 256, 384, 1), (3, 384, 384, 2),
-                    (3, 384, 256, 2)]
-    linear = [(6 * 6 * 256, 4096), (4096, 4096), (4096, 1000)]
-    derived = sum(conv(*c) + c[2] for c in convolutions) + sum(m * n + n for m, n in linear)
-    assert count("alexnet") == derived == 60_965_224
 
 
 def resnet(block, counts):
@@ -96,18 +73,6 @@ def test_what_models_refuse():
     assert error.path == "stage_1/rest/residual_0" and error.got == "float32[1,8,8,4]"
 
 
-SMALL = {
-    "mlp": (dp.mlp((16,), 4), (8, 6), 120),
-    "resnet": (dp.resnet(18, 4, width=4, stem=dp.conv(4, 3)), (8, 8, 8, 1), 40),
-}
-
-
-@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet", marks=pytest.mark.slow)])
-def test_a_model_learns_eight_examples(name):
-    net, shape, steps = SMALL[name]
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    y = np.arange(8) % 4
-    step = dp.make_step(net, dp.classification(), optax.adam(1e-2))
-    fit = dp.fit(step, dp.batches((x, y), 8, seed=0), key=KEY, steps=steps, every=10,
-                 progress=False)
-    assert fit.history[-1]["loss"] < 0.05
+@pytest.mark.slow
+def test_it_learns_eight_examples():
+    learns(dp.resnet(18, 4, width=4, stem=dp.conv(4, 3)), dp.classification(), drawn(8, 8, 1), 40)

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, X, close, gradient, params_of
+from comparing import KEY, X, close, gradient, names, params_of, same
 from refusing import expect
 
 import diffprog as dp
@@ -73,3 +73,29 @@ def test_it_keeps_randomness_and_state():
     for options in ({}, {"train": True, "key": KEY}):
         close(dp.remat(layer).apply(params, state, X, **options),
               layer.apply(params, state, X, **options))
+
+
+@pytest.mark.parametrize("layer", [
+    dp.linear(4), dp.serial(dp.linear(4), jnp.tanh), dp.residual(dp.linear(4)), dp.batch_norm(),
+    dp.repeat(2, dp.linear(4)), dp.heads(2, dp.linear(2)), dp.serial(jnp.tanh), jnp.tanh,
+], ids=lambda layer: repr(dp.serial(layer)))
+def test_remat_renames_nothing_and_changes_no_value(layer):
+    plain = dp.serial(dp.linear(4), layer, dp.linear(4))
+    wrapped = dp.serial(dp.linear(4), dp.remat(layer), dp.linear(4))
+    assert names(wrapped) == names(plain)
+    params, state = plain.init(KEY, X)
+    same(wrapped.init(KEY, X), (params, state))
+    for net in (plain, wrapped):
+        assert net.plan(X).params.keys() == params.keys()
+    run = [jax.jit(net.apply, static_argnames="train") for net in (wrapped, plain)]
+    same(*[f(params, state, X, train=True) for f in run])
+    close(gradient(wrapped, params, state=state), gradient(plain, params, state=state))
+    text = [str(jax.make_jaxpr(net.apply)(params, state, X)) for net in (wrapped, plain)]
+    assert ["checkpoint" in t or "remat" in t for t in text] == [True, False]
+
+
+def test_remat_keeps_the_dropout_pattern():
+    plain = dp.serial(dp.linear(4), dp.dropout(0.5))
+    wrapped = dp.serial(dp.linear(4), dp.remat(dp.dropout(0.5)))
+    trees = plain.init(KEY, X)
+    same(wrapped.apply(*trees, X, key=KEY, train=True), plain.apply(*trees, X, key=KEY, train=True))

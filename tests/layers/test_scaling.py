@@ -1,0 +1,129 @@
+"""Rotary positions for long sequences: rules from their papers, pair by pair."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import drawn
+from layers.in_numpy import as_complex, speeds
+from refusing import expect
+
+import diffprog as dp
+
+X = drawn(2, 5, 8)
+
+
+def gives(rope, wanted, x=X, positions=None):
+    with jax.enable_x64(True):
+        at = None if positions is None else jnp.asarray(positions)
+        np.testing.assert_allclose(rope(jnp.asarray(x), at), wanted, rtol=0, atol=1e-12)
+
+
+def of(rule, base, dims):
+    found, magnitude = rule(base, dims)
+    assert found.shape == (dims // 2,)
+    return found, magnitude
+
+
+def test_linear_and_ntk_scaling():
+    found, magnitude = of(dp.linear_scaling(4.0), 500.0, 16)
+    np.testing.assert_allclose(found, speeds(16, 500.0) / 4, rtol=1e-14)
+    assert magnitude == 1
+    gives(dp.rotary(scaling=dp.linear_scaling(4.0)),  # as if the positions were 4 times nearer
+          as_complex(X, np.arange(5) / 4, speeds(8)))
+    found, magnitude = of(dp.ntk_scaling(4.0), 500.0, 16)
+    np.testing.assert_allclose(found, speeds(16, 500.0 * 4 ** (16 / 14)), rtol=1e-14)
+    np.testing.assert_allclose(found[[0, -1]], speeds(16, 500.0)[[0, -1]] / [1, 4], rtol=1e-14)
+    assert magnitude == 1
+    assert of(dp.ntk_scaling(4.0), 500.0, 2)[0] == 1
+
+
+# Pair -> frequency, for a base of 10000, 128 dims, 2048 steps and a factor of 10, in the tests of
+# Hugging Face transformers (tests/utils/test_modeling_rope_utils.py).
+YARN = {0: 1.0, 8: 3.1623e-01, 16: 1.0e-01, 17: 8.3479e-02, 20: 4.8136e-02, 28: 1.0101e-02,
+        36: 1.5746e-03, 40: 4.3007e-04, 41: 2.7384e-04, 50: 7.4989e-05, 63: 1.1548e-05}
+LLAMA3 = {0: 1.0, 8: 3.1623e-01, 30: 1.3335e-02, 31: 1.0730e-02, 32: 7.7785e-03, 35: 2.8248e-03,
+          39: 5.7363e-04, 40: 3.4539e-04, 41: 2.7384e-04, 50: 7.4989e-05, 63: 1.1548e-05}
+
+
+@pytest.mark.parametrize(("rule", "published", "magnitude"), [
+    (dp.yarn_scaling(10.0, 2048), YARN, 0.1 * math.log(10) + 1),
+    (dp.llama3_scaling(10.0, 2048), LLAMA3, 1.0),
+])
+def test_frequencies_are_the_published_ones(rule, published, magnitude):
+    found, got = of(rule, 10000.0, 128)
+    np.testing.assert_allclose(found[list(published)], list(published.values()), rtol=5e-5)
+    assert got == magnitude
+
+
+def test_llama3_scaling_pair_by_pair():
+    """The three cases of the code released with Llama 3.1, by wavelength, and its numbers."""
+    wanted = []
+    for f in speeds(128, 500000.0):
+        wavelength = 2 * math.pi / f
+        if wavelength < 8192 / 4:
+            wanted.append(f)
+        elif wavelength > 8192 / 1:
+            wanted.append(f / 8)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            wanted.append((1 - smooth) * f / 8 + smooth * f)
+    found, _ = of(dp.llama3_scaling(8.0, 8192), 500000.0, 128)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert len({round(w / f, 6) for w, f in zip(wanted, speeds(128, 500000.0), strict=True)}) > 5
+
+
+def test_yarn_scaling_pair_by_pair():
+    def pair(turns, dims, base, length):
+        return dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    for dims, base, length, factor, fast, slow in ((64, 1e4, 4096, 16.0, 32, 1),
+                                                   (16, 5e5, 256, 2.0, 8, 2)):
+        low = max(math.floor(pair(fast, dims, base, length)), 0)
+        high = min(math.ceil(pair(slow, dims, base, length)), dims - 1)
+        wanted = []
+        for i, f in enumerate(speeds(dims, base)):
+            kept = 1 - min(max((i - low) / (high - low), 0), 1)
+            wanted.append(f / factor * (1 - kept) + f * kept)
+        rule = dp.yarn_scaling(factor, length, beta_fast=fast, beta_slow=slow)
+        np.testing.assert_allclose(of(rule, base, dims)[0], wanted, rtol=1e-12)
+    assert of(dp.yarn_scaling(4.0, 64, attention_factor=0.5), 1e4, 8)[1] == 0.5
+    assert of(dp.yarn_scaling(0.5, 64), 1e4, 8)[1] == 1
+    step, _ = of(dp.yarn_scaling(4.0, 2, beta_fast=1.0), 1e4, 4)  # no pair between fast and slow
+    np.testing.assert_allclose(step, speeds(4) / [1, 4])
+
+
+def test_longrope_scaling():
+    rule = dp.longrope_scaling([1.0, 2.0, 3.0, 4.0], 4096, 32.0)
+    found, magnitude = of(rule, 10000.0, 8)
+    np.testing.assert_allclose(found, speeds(8) / [1, 2, 3, 4], rtol=1e-14)
+    assert magnitude == math.sqrt(1 + math.log(32) / math.log(4096))
+    wanted = as_complex(X, np.arange(5), found, magnitude=magnitude)
+    gives(dp.rotary(scaling=rule), wanted)
+    assert of(dp.longrope_scaling((1, 1), 4096), 1e4, 4)[1] == 1
+    assert of(dp.longrope_scaling((1, 1), 4096, 2.0, attention_factor=0.7), 1e4, 4)[1] == 0.7
+
+
+def test_a_rule_of_ones_own():
+    rope = dp.rotary(scaling=lambda base, dims: (np.full(dims // 2, 3.0), 2.0))
+    gives(rope, as_complex(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
+
+
+def test_rules_that_cannot_be_are_refused():
+    for make in (dp.linear_scaling, dp.ntk_scaling, lambda f: dp.yarn_scaling(f, 8),
+                 lambda f: dp.llama3_scaling(f, 8), lambda f: dp.longrope_scaling((1,), 8, f)):
+        for wrong in (0.0, -1, "4", True, None):
+            expect("", f"wants factor as a positive number, got {wrong!r}; for example 8.0",
+                   make, wrong)
+    expect("", "wants original_length as a positive number, got 0; for example 8.0",
+           dp.yarn_scaling, 2.0, 0)
+    expect("", "wants factors[1] as a positive number, got 0; for example 8.0",
+           dp.longrope_scaling, (1, 0), 8)
+    expect("", "wants a low_frequency_factor below the high_frequency_factor, got "
+           "llama3_scaling(2.0, 64, low_frequency_factor=4); Llama 3.1 has 1 and 4",
+           dp.llama3_scaling, 2.0, 64, 4)
+    rope = dp.rotary(scaling=dp.longrope_scaling((1.0, 2.0), 64))
+    expect("", "wants 4 factors, one for each pair, got 2; they are searched for heads of one size",
+           rope, jnp.asarray(X))

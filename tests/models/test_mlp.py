@@ -1,0 +1,14 @@
+"""The multilayer perceptron learns, and wants a sequence of sizes."""
+
+from models.learning import drawn, learns
+from refusing import expect
+
+import diffprog as dp
+
+
+def test_it_learns_eight_examples():
+    learns(dp.mlp((16,), 4), dp.classification(), drawn(6), 120)
+
+
+def test_a_single_size_is_refused():
+    expect("", "wants a sequence of hidden sizes, got 64; for example (64, 32)", dp.mlp, 64, 10)

@@ -1,0 +1,12 @@
+"""The paths of all models are pinned: a renamed parameter makes checkpoints unreadable."""
+
+import json
+
+import pytest
+from models.golden import FOLDER, MODELS, structure
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_paths_shapes_and_dtypes_are_pinned(name):
+    wanted = json.loads((FOLDER / f"{name}.json").read_text())
+    assert structure(name) == wanted, "if that is meant, run: python tests/models/golden.py"

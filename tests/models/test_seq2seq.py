@@ -1,0 +1,21 @@
+"""Sequence to sequence by recurrence: its parameters, counted by hand; it learns to translate."""
+
+import pytest
+from models.counting import attention, count, linear
+from models.learning import TRANSLATED, learns
+
+import diffprog as dp
+
+
+def test_the_parameters_of_seq2seq():
+    def lstm(inputs, width):
+        return linear(inputs, 4 * width) + width * 4 * width
+
+    encoder = 50 * 16 + 2 * lstm(16, 8)
+    decoder = 60 * 16 + lstm(16, 16) + attention(16) + linear(32, 16)
+    assert count("seq2seq") == encoder + decoder
+
+
+@pytest.mark.slow
+def test_it_learns_eight_examples():
+    learns(dp.seq2seq(11, 11, 16), dp.next_token(), TRANSLATED, 80)

@@ -1,0 +1,32 @@
+"""The Vision Transformer: its parameters, counted by hand; it learns; images of one size."""
+
+import jax
+import numpy as np
+import pytest
+from models.counting import block, count, linear, norm
+from models.learning import IMAGES, NET, learns
+
+import diffprog as dp
+
+KEY = jax.random.key(0)
+
+
+def test_the_parameters_of_the_vision_transformer():
+    patches = linear(16 * 16 * 3, 768)
+    places = 1 + (224 // 16) ** 2
+    derived = patches + 768 + places * 768 + 12 * block(768) + norm(768) + linear(768, 1000)
+    assert count("vit") == derived == 86_567_656
+
+
+@pytest.mark.slow
+def test_it_learns_eight_examples():
+    learns(dp.vit(4, image=4, patch=2, **NET), dp.classification(), IMAGES, 40)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 16, 3), (1, 9, 9, 3), (1, 4, 4, 3), (8, 8)])
+def test_images_of_another_size_are_refused(shape):
+    """A strip of 4 x 16 has as many patches as 8 x 8, at other places."""
+    net = dp.vit(4, image=8, patch=2, **NET)
+    with pytest.raises(dp.LayerError) as caught:
+        net.init(KEY, np.ones(shape, np.float32))
+    assert caught.value.path == "images"

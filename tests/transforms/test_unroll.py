@@ -1,0 +1,28 @@
+"""Depth written out: the same numbers under other paths, and no loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from writing_nets import KEY, NETS, trees
+
+import diffprog as dp
+from diffprog.transforms.unroll import unrolled
+
+GPT = NETS["gpt"]
+
+
+def test_depth_is_written_out():
+    net, split = unrolled(GPT)
+    params, _ = trees("gpt")
+    ids = jnp.array([[1, 2, 3]])
+    other = split(params)
+    dp.tree.verify(net, other, ids)
+    assert "trunk/blocks/copy_1/attend/body/query/kernel" in dp.tree.paths(other)
+    np.testing.assert_allclose(net(other, ids), GPT(params, ids), rtol=1e-5, atol=1e-6)
+    assert unrolled(NETS["lstm"])[0] is NETS["lstm"]  # there is nothing to write out
+    nested = dp.repeat(2, dp.residual(dp.repeat(3, dp.batch_norm())))
+    params, state = nested.init(KEY, jnp.ones((4, 2)))
+    net, split = unrolled(nested)
+    wanted = net.plan(jnp.ones((4, 2)))
+    assert jax.tree.map(jnp.shape, (split(params), split(state))) == jax.tree.map(
+        jnp.shape, (wanted.params, wanted.state))
