@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from diffprog.errors import LayerError
 from diffprog.notation import show
 
+NONE = -(2**31)  # no segment and no position is this, the least int32
+
 
 def cleared(x: jax.Array, mask: jax.Array | None, *, reach: int | None = None) -> jax.Array:
     """x with zeros where the mask is False; x itself where there is no mask."""

@@ -26,67 +26,73 @@ _LONG = 256  # steps from which blocks are faster than one product
 Pair = tuple[jax.Array, jax.Array]  # of the queries, of the keys
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, meta_fields=["causal", "window", "empty"],
-    data_fields=["orders", "places", "real", "segments", "mask"])
+def _static(default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass  # it passes through jit, where the static fields are Python's
 @dataclasses.dataclass(frozen=True)
 class Pattern:
     """Which queries see which keys; what is None forbids nothing.
 
     Attributes:
         causal: no query sees a key of higher order.
-        window: a query sees the keys less than so many places behind it.
+        window: a query sees the keys less than so many ranks behind it.
         orders: (T,) and (S,), the order in time; 0, 1, 2, ... for both if None.
-        places: (..., T) and (..., S), what `window` counts; the orders if None.
+        ranks: (..., T) and (..., S), what `window` counts; the orders if None.
         real: (..., S), the keys that are there.
         segments: (..., T) and (..., S), ints; a query sees the keys of its own segment.
         mask: (..., heads or 1, T, S), an explicit pattern.
         empty: may a query see nothing at all?
     """
 
-    causal: bool = False
-    window: int | None = None
+    causal: bool = _static(False)
+    window: int | None = _static(None)
     orders: Pair | None = None
-    places: Pair | None = None
+    ranks: Pair | None = None
     real: jax.Array | None = None
     segments: Pair | None = None
     mask: jax.Array | None = None
-    empty: bool = False
+    empty: bool = _static(False)
 
     @property
     def plain(self) -> bool:
         """Does it depend on the order in time alone?"""
-        return all(part is None for part in (
-            self.orders, self.places, self.real, self.segments, self.mask))
+        return all(array is None for array in (
+            self.orders, self.ranks, self.real, self.segments, self.mask))
 
-    def part(self, rows: slice, columns: slice) -> jax.Array | None:
+    def seen(self, rows: slice, columns: slice) -> jax.Array | None:
         """Booleans (..., heads or 1, rows, columns), True = seen; None if all is seen."""
-        seen = []
+        conditions = []
         if self.causal or self.window:
-            one, other = self.orders or (jnp.arange(rows.stop), jnp.arange(columns.stop))
-            one, other = one[rows, None], other[columns]
+            q_order, k_order = self.orders or (jnp.arange(rows.stop), jnp.arange(columns.stop))
+            q_order, k_order = q_order[rows, None], k_order[columns]
             if self.causal:
-                seen.append(one >= other)
-            if self.window and self.places is None:
-                seen.append(one - other < self.window)
-        if self.window and self.places is not None:
-            one, other = self.places
-            seen.append(_pairs(one[..., rows], other[..., columns], jnp.subtract) < self.window)
+                conditions.append(q_order >= k_order)
+            if self.window and self.ranks is None:
+                conditions.append(q_order - k_order < self.window)
+        if self.window and self.ranks is not None:
+            q_rank, k_rank = self.ranks
+            behind = _of_pairs(jnp.subtract, q_rank[..., rows], k_rank[..., columns])
+            conditions.append(behind < self.window)
         if self.real is not None:
-            seen.append(self.real[..., None, None, columns])
+            conditions.append(self.real[..., None, None, columns])
         if self.segments is not None:
-            one, other = self.segments
-            seen.append(_pairs(one[..., rows], other[..., columns], jnp.equal))
+            q_segments, k_segments = self.segments
+            conditions.append(
+                _of_pairs(jnp.equal, q_segments[..., rows], k_segments[..., columns]))
         if self.mask is not None:
-            seen.append(self.mask[..., rows, columns])
-        return functools.reduce(jnp.logical_and, seen) if seen else None
+            conditions.append(self.mask[..., rows, columns])
+        return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
-    def reach(self, rows: slice, columns: int) -> slice:
-        """Of so many columns those that the rows may see, as far as it is known at tracing."""
+    def reach(self, rows: slice, keys: int) -> slice:
+        """Of so many keys those that the rows may see, as far as it is known at tracing."""
         if not self.causal or self.orders is not None:
-            return slice(0, columns)
-        far = self.window is None or self.places is not None  # padding makes a window longer
-        return slice(0 if far else max(0, rows.start - self.window + 1), rows.stop)
+            return slice(0, keys)
+        first = 0
+        if self.window and self.ranks is None:  # padding makes a window longer
+            first = max(0, rows.start - self.window + 1)
+        return slice(first, rows.stop)
 
 
 @functools.partial(jax.jit, static_argnames=("dropout", "implementation"))
@@ -112,36 +118,38 @@ def dot_product(
         implementation: one of `IMPLEMENTATIONS`; chosen by `choose` if None.
     """
     scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-    steps, places = query.shape[-2], key.shape[-2]
+    steps, keys = query.shape[-2], key.shape[-2]
     empty = pattern.empty or bias is not None  # a bias may hold -inf
 
-    def part(rows: slice, columns: slice) -> tuple[jax.Array, jax.Array]:
+    def attend(rows: slice, columns: slice) -> tuple[jax.Array, jax.Array]:
+        """What these queries take of these keys: the weighted sum and the sum of weights."""
         return _weighted(
             scaled[..., rows, :], key[..., columns, :], value[..., columns, :],
-            None if bias is None else bias[..., rows, columns], pattern.part(rows, columns),
+            None if bias is None else bias[..., rows, columns], pattern.seen(rows, columns),
             empty, dropout, None if rng is None else jax.random.fold_in(rng, rows.start))
-
-    def at_once() -> jax.Array:
-        return normalized(*part(slice(0, steps), slice(0, places)))
-
-    def in_blocks() -> jax.Array:
-        """Block by block of the queries, each with no more keys than it may see."""
-        size = -(-steps // _BLOCKS)
-        blocks = [slice(begin, min(begin + size, steps)) for begin in range(0, steps, size)]
-        parts = zip(*(part(rows, pattern.reach(rows, places)) for rows in blocks), strict=True)
-        return normalized(*(jnp.concatenate(blocks, -2) for blocks in parts))
 
     def normalized(y: jax.Array, total: jax.Array) -> jax.Array:
         if empty:
             total = jnp.where(total == 0, jnp.ones_like(total), total)
         return (y * (1 / total)).astype(query.dtype)  # one division for each query
 
+    def at_once() -> jax.Array:
+        return normalized(*attend(slice(0, steps), slice(0, keys)))
+
+    def in_blocks() -> jax.Array:
+        """Block by block of the queries, each with no more keys than it may see."""
+        size = -(-steps // _BLOCKS)
+        blocks = [slice(first, min(first + size, steps)) for first in range(0, steps, size)]
+        ys, totals = zip(*(attend(rows, pattern.reach(rows, keys)) for rows in blocks),
+                         strict=True)
+        return normalized(jnp.concatenate(ys, -2), jnp.concatenate(totals, -2))
+
     def by_cudnn() -> jax.Array:
         """cuDNN's fused kernel, which wants time before heads and one axis of examples."""
-        arrange = lambda a: a.reshape(-1, *a.shape[-3:]).swapaxes(1, 2)  # noqa: E731
+        q, k, v = (a.reshape(-1, *a.shape[-3:]).swapaxes(1, 2) for a in (scaled, key, value))
         try:
             y = jax.nn.dot_product_attention(
-                arrange(scaled), arrange(key), arrange(value), scale=1.0, is_causal=pattern.causal,
+                q, k, v, scale=1.0, is_causal=pattern.causal,
                 local_window_size=pattern.window and (pattern.window - 1, 0),
                 implementation="cudnn")
         except RuntimeError as error:
@@ -149,14 +157,14 @@ def dot_product(
                              "leave the choice of the implementation to the layer") from error
         return y.swapaxes(1, 2).reshape(query.shape)
 
-    ways = {"xla": at_once, "blocks": in_blocks, "cudnn": by_cudnn}
+    functions = {"xla": at_once, "blocks": in_blocks, "cudnn": by_cudnn}
     choice = choose(query, key, value, pattern, implementation=implementation,
                     more=bias is not None or rng is not None)
-    default = choice.pop("default")
+    default = functions[choice.pop("default")]
     if not choice:
-        return ways[default]()
+        return default()
     return jax.lax.platform_dependent(
-        **{platform: ways[name] for platform, name in choice.items()}, default=ways[default])
+        **{platform: functions[name] for platform, name in choice.items()}, default=default)
 
 
 def choose(
@@ -174,8 +182,8 @@ def choose(
     if implementation:
         return {"default": implementation}
     aligned = pattern.orders is None and query.shape[-2] == key.shape[-2]
-    halves = pattern.causal and aligned and query.shape[-2] >= _LONG
-    choice = {"default": "blocks" if halves else "xla"}
+    blocks_pay = pattern.causal and aligned and query.shape[-2] >= _LONG
+    choice = {"default": "blocks" if blocks_pay else "xla"}
     return choice if unfit or not _on_hopper() else choice | {"cuda": "cudnn"}
 
 
@@ -186,45 +194,54 @@ def check_implementation(name: Any) -> None:
                          "leave it None to choose by platform, dtype and shape")
 
 
-def _pairs(one: jax.Array, other: jax.Array, f: Callable[..., jax.Array]) -> jax.Array:
+def _of_pairs(f: Callable[..., jax.Array], rows: jax.Array, columns: jax.Array) -> jax.Array:
     """f of every pair, (..., T) and (..., S) to (..., 1, T, S)."""
-    return f(one[..., None, :, None], other[..., None, None, :])
+    return f(rows[..., None, :, None], columns[..., None, None, :])
 
 
 def _weighted(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None,
     seen: jax.Array | None, empty: bool, rate: float, rng: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The weighted sum and the sum of weights, which is divided out last: y is the smaller one.
+    """The weighted sum (..., H, T, E) and the sum of weights (..., H, T, 1).
 
-    Both are (..., H, T, features). The queries of the heads that share a key stand one after the
-    other in time, so that they are one product.
+    The caller divides the one by the other, because y is smaller than the weights. Axes in the
+    comments: k heads of keys, r heads of queries to each. The queries of r heads stand one after
+    the other in time, so that they are one product: t = r * T. s = S, d and e are features.
     """
-    wide, shared = parameter_dtype(query), query.shape[-3] // key.shape[-3]
+    wide, shared = parameter_dtype(query), query.shape[-3] // key.shape[-3]  # shared = r
+    # Scores.
     scores = jnp.einsum("...td,...sd->...ts", _in_groups(query, shared), key,
-                        preferred_element_type=wide)
+                        preferred_element_type=wide)  # k t d, k s d -> k t s
+    # Bias.
     if bias is not None:
         scores = scores + _in_groups(bias, shared).astype(wide)
-    if seen is not None and seen.ndim == 2:  # the order in time alone; a sum needs no gradient
-        scores = scores + jnp.tile(jnp.where(seen, 0.0, -jnp.inf).astype(wide), (shared, 1))
+    # Mask. One of (T, S) is the same for every example and head: adding a constant is cheaper to
+    # differentiate than a choice.
+    if seen is not None and seen.ndim == 2:
+        scores = scores + jnp.tile(jnp.where(seen, 0.0, -jnp.inf).astype(wide), (shared, 1))  # t s
     elif seen is not None:
         scores = jnp.where(_in_groups(seen, shared), scores, -jnp.inf)
-    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    # The numerator of softmax. Scores less the largest, so that exp does not overflow.
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # k t 1
     if empty:
         top = jnp.maximum(top, jnp.finfo(wide).min)  # the largest of nothing is -inf
-    weights = jnp.exp(scores - top)
-    total = weights.sum(-1, keepdims=True)
+    weights = jnp.exp(scores - top)  # k t s
+    # Its sum, taken before dropout: dropout acts on normalized weights.
+    total = weights.sum(-1, keepdims=True)  # k t 1
+    # Dropout.
     if rng is not None:
         kept = jax.random.bernoulli(rng, 1 - rate, weights.shape)
         weights = jnp.where(kept, weights / (1 - rate), jnp.zeros_like(weights))
+    # The product.
     y = jnp.einsum("...ts,...se->...te", weights.astype(value.dtype), value,
-                   preferred_element_type=wide)
-    apart = lambda a: a.reshape(*query.shape[:-1], a.shape[-1])  # noqa: E731
-    return apart(y), apart(total)
+                   preferred_element_type=wide)  # k t s, k s e -> k t e
+    apart = query.shape[:-1]  # k t to H T
+    return y.reshape(*apart, y.shape[-1]), total.reshape(*apart, 1)
 
 
 def _in_groups(a: jax.Array, shared: int) -> jax.Array:
-    """(..., H, T, D) to (..., H / shared, shared * T, D); one head for all stays one."""
+    """(..., H, T, D) to (..., k, r * T, D) where r are `shared`; one head for all stays one."""
     if shared == 1:
         return a
     if a.shape[-3] == 1:
@@ -246,7 +263,7 @@ def _unfit(query: Any, key: Any, value: Any, pattern: Pattern, more: bool) -> st
 
 @functools.cache
 def _on_hopper() -> bool:
-    """Is there a GPU on which cuDNN's kernel is the fastest? Elsewhere it is not, or lacks."""
+    """Is there a Hopper GPU? On others cuDNN's kernel is not the fastest, or is missing."""
     try:
         return any(d.compute_capability == "9.0" for d in jax.local_devices(backend="cuda"))
     except RuntimeError:

@@ -7,7 +7,7 @@ The public layers are in `attention.py`; the product of queries, keys and values
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from diffprog.arguments import check_array, check_count, check_share
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
-from diffprog.layers.caches import empty_cache, extended, overrun
+from diffprog.layers.caches import Context, empty_cache, extended, overrun
 from diffprog.layers.dot_product import Pattern, check_implementation, choose, dot_product
 from diffprog.layers.linear import affine
 from diffprog.layers.position import follow
@@ -25,22 +25,26 @@ from diffprog.notation import listed, show
 from diffprog.parameters import Initializer, fold, parameter
 from diffprog.plans import Params, State
 
-_SELF = frozenset({"mask", "segments", "attention_mask", "attention_bias"})
-_KEPT = frozenset({"memory", "memory_mask"})  # `start` computes keys and values of them
-_CROSS = frozenset({"attention_mask", "attention_bias"}) | _KEPT
+_OF_X = frozenset({"mask", "segments"})
+_OF_MEMORY = frozenset({"memory", "memory_mask"})  # `start` computes keys and values of them
+_OF_PAIRS = frozenset({"attention_mask", "attention_bias"})
+_SIDE = {  # source of keys and values -> side inputs
+    "x": _OF_PAIRS | _OF_X, "memory": _OF_PAIRS | _OF_MEMORY,
+    "either": _OF_PAIRS | _OF_X | _OF_MEMORY,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Multihead:
     """The settings of an attention layer; `layer` makes it.
 
-    `joined` heads have an output map. `crossing` says whether keys and values are those of the side
-    input `memory`; None leaves it to the call.
+    `joined` heads have an output map. `source` is what keys and values are made of: x, the side
+    input `memory`, or either, as the call has it.
     """
 
     heads: int
     joined: bool
-    crossing: bool | None
+    source: Literal["x", "memory", "either"]
     head_dim: int | None
     value_dim: int | None
     kv_heads: int | None = None
@@ -57,10 +61,10 @@ class Multihead:
     def layer(self) -> Layer:
         """The layer of these settings, after a check of them."""
         self._check()
-        side = {True: _CROSS, False: _SELF, None: _SELF | _CROSS}[self.crossing]
+        side = _SIDE[self.source]
         return Layer(
             self.init, self.apply, self.start, random=self.dropout > 0,
-            side=side | {"positions"} if self.rotary else side, kept=side & _KEPT,
+            side=side | {"positions"} if self.rotary else side, kept=side & _OF_MEMORY,
             choice=self.choice,
         )
 
@@ -84,21 +88,22 @@ class Multihead:
     def init(self, key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         """Kernels (and biases) of query, key, value, and of the output map."""
         _check_sequence(x)
-        keys, values = self._sources(x, side)
+        self._check_memory(side)
+        of_keys, of_values = self._sources(x, side)
         head_dim, value_dim = self._sizes(x)
         shapes = {
             "query": (x.shape[-1], self.heads * head_dim),
-            "key": (keys.shape[-1], self._groups * head_dim),
-            "value": (values.shape[-1], self._groups * value_dim),
+            "key": (of_keys.shape[-1], self._groups * head_dim),
+            "value": (of_values.shape[-1], self._groups * value_dim),
         }
         if self.joined:
             shapes["out"] = (self.heads * value_dim, x.shape[-1])
         params: Params = {}
         for name, shape in shapes.items():
-            own = fold(key, name)
-            params[name] = {"kernel": parameter(own, "kernel", self.kernel_init, shape, x)}
+            of_map = fold(key, name)
+            params[name] = {"kernel": parameter(of_map, "kernel", self.kernel_init, shape, x)}
             if self.bias:
-                params[name]["bias"] = parameter(own, "bias", self.bias_init, shape[-1:], x)
+                params[name]["bias"] = parameter(of_map, "bias", self.bias_init, shape[-1:], x)
         return params, {}
 
     def apply(
@@ -107,24 +112,27 @@ class Multihead:
     ) -> tuple[jax.Array, State]:
         """The formula, on a whole sequence, or on a chunk if the state is that of a stream."""
         _check_sequence(x)
-        _check_state(state, x, self._crosses(side, state))
-        over = None
-        if self._crosses(side, state):
-            query = self._mapped(params, "query", x, self._sizes(x)[0])
-            (keys, values), pattern, state = self._remembered(params, state, x, side)
+        self._check_memory(side, state)
+        crosses = self._crosses(side, state)
+        if state:
+            _check_state(state, x, crosses)
+            _check_stream(side)
+        too_long = overrun(state, x.shape[-2])
+        if crosses:
+            query = self._heads_of(params, "query", x, self._sizes(x)[0])
+            keys, values, pattern, state = self._from_memory(params, state, x, side)
         else:
-            over = overrun(state, x.shape[-2])
-            mask = over_steps(side.get("mask"), x)
-            query, keys, values, state = self._projected(params, state, x, mask, side)
-            keys, values, pattern, state = self._seen(state, x, keys, values, mask, side)
-        explicit, bias = _explicit(query, keys, state, side)
-        if explicit is not None:
-            pattern = dataclasses.replace(pattern, mask=explicit, empty=True)
+            query, (keys, values, pattern, state) = self._from_x(params, state, x, side)
+        pairs = (*query.shape[:-1], keys.shape[-2])
+        mask = _for_pairs("attention_mask", jnp.bool_, pairs, side)
+        bias = _for_pairs("attention_bias", jnp.floating, pairs, side)
+        if mask is not None:
+            pattern = dataclasses.replace(pattern, mask=mask, empty=True)
         y = dot_product(query, keys, values, pattern, scale=self.scale, bias=bias,
                         dropout=self.dropout, rng=key if train and self.dropout else None,
                         implementation=self.implementation)
-        if over is not None:
-            y = jnp.where(over, jnp.nan, y)  # the oldest steps are overwritten by now
+        if too_long is not None:
+            y = jnp.where(too_long, jnp.nan, y)  # the write was clamped, over the newest steps
         y = jnp.moveaxis(y, -3, -2)
         y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
         return affine(params["out"], y, x.shape[-1]) if self.joined else y, state
@@ -133,33 +141,30 @@ class Multihead:
         """An empty cache; or keys and values of memory, computed once."""
         _check_sequence(x)
         _check_stream(side)
-        if self._crosses(side, {}):
-            (keys, values), pattern, _ = self._remembered(params, {}, x, side)
+        self._check_memory(side)
+        if self._crosses(side):
+            keys, values, pattern, _ = self._from_memory(params, {}, x, side)
             real = jnp.ones((*x.shape[:-2], keys.shape[-2]), bool)
             return {"key": keys, "value": values,
                     "real": real if pattern.real is None else real & pattern.real}
         if not self.causal:
             raise LayerError("causal=True for a stream", "causal=False",
                              "set it: without it every position sees later ones")
-        head_dim, value_dim = self._sizes(x)
-        shape = lambda size: jax.ShapeDtypeStruct(  # noqa: E731
-            (*x.shape[:-2], self._groups, x.shape[-2], size), x.dtype)
-        cache = empty_cache(shape(head_dim), shape(value_dim), length, self.window)
+        key, value = (_by_head(x, self._groups, size, x.dtype) for size in self._sizes(x))
+        cache = empty_cache(key, value, length, self.window)
         return cache | {"next": jnp.zeros(x.shape[:-2], jnp.int32)} if self.rotary else cache
 
     def choice(self, x: Any, side: dict[str, Any]) -> str:
         """Which implementation runs at rest on these shapes, and where another one does."""
         head_dim, value_dim = self._sizes(x)
-        memory = self._sources(x, side)[0]
-        of = lambda a, heads, size: jax.ShapeDtypeStruct(  # noqa: E731
-            (*a.shape[:-2], heads, a.shape[-2], size), x.dtype)
-        chosen = choose(
-            of(x, self.heads, head_dim), of(memory, self._groups, head_dim),
-            of(memory, self._groups, value_dim), Pattern(self.causal, self.window),
-            more=bool(side.keys() - {"memory", "positions"}),
-            implementation=self.implementation)
-        default = chosen.pop("default")
-        return ", ".join([default, *(f"{name} on {where}" for where, name in chosen.items())])
+        of_keys, _ = self._sources(x, side)
+        choice = choose(
+            _by_head(x, self.heads, head_dim, x.dtype),
+            _by_head(of_keys, self._groups, head_dim, x.dtype),
+            _by_head(of_keys, self._groups, value_dim, x.dtype), Pattern(self.causal, self.window),
+            more=bool(side.keys() - {"memory", "positions"}), implementation=self.implementation)
+        default = choice.pop("default")
+        return ", ".join([default, *(f"{name} on {where}" for where, name in choice.items())])
 
     @property
     def _groups(self) -> int:
@@ -174,11 +179,17 @@ class Multihead:
         head_dim = self.head_dim or x.shape[-1] // self.heads
         return head_dim, self.value_dim or head_dim
 
-    def _crosses(self, side: dict[str, Any], state: State) -> bool:
+    def _crosses(self, side: dict[str, Any], state: State | None = None) -> bool:
         """Are keys and values those of memory?"""
-        if self.crossing is not None:
-            return self.crossing
-        crosses = "memory" in side or "real" in state
+        if self.source == "either":
+            return "memory" in side or "real" in (state or {})
+        return self.source == "memory"
+
+    def _check_memory(self, side: dict[str, Any], state: State | None = None) -> None:
+        """Raise for what does not go with x, or with memory, where the call decides for either."""
+        if self.source != "either":
+            return
+        crosses = self._crosses(side, state)
         if crosses and (self.causal or self.rotary):
             raise LayerError("no memory for a head that is causal or has rotary",
                              show(side.get("memory")), "leave one of them out: the order of a "
@@ -189,11 +200,10 @@ class Multihead:
         if not crosses and "memory_mask" in side:
             raise LayerError("memory with its memory_mask", "memory_mask alone",
                              "pass memory= too, or mask= for x itself")
-        return crosses
 
     def _sources(self, x: Any, side: dict[str, Any]) -> Any:
-        """What keys and values are made of."""
-        if not self._crosses(side, {}):
+        """What keys and values are made of, a pair."""
+        if not self._crosses(side):
             return x, x
         if "memory" not in side:
             raise LayerError("the side input memory", "none",
@@ -213,89 +223,90 @@ class Multihead:
                              "give each key one value")
         return pair
 
-    def _projected(
-        self, params: Params, state: State, x: jax.Array, mask: Any, side: dict[str, Any]
-    ) -> tuple[jax.Array, jax.Array, jax.Array, State]:
-        """Queries, keys and values of x, turned by their positions."""
+    def _from_x(
+        self, params: Params, state: State, x: jax.Array, side: dict[str, Any]
+    ) -> tuple[jax.Array, Context]:
+        """Queries of x, and what they meet: keys and values of x, in a stream also of the past."""
+        mask = over_steps(side.get("mask"), x)
         x = cleared(x, mask)
         # Joining the kernels for one product gains nothing: `python benchmarks/gpt.py`.
         head_dim, value_dim = self._sizes(x)
-        query, key = (self._mapped(params, name, x, head_dim) for name in ("query", "key"))
-        value = self._mapped(params, "value", x, value_dim)
+        query, key = (self._heads_of(params, name, x, head_dim) for name in ("query", "key"))
+        value = self._heads_of(params, "value", x, value_dim)
         if self.rotary:
             steps, state = follow(state, side.get("positions"), mask, x.shape[:-1])
             steps = None if steps is None else steps[..., None, :]  # the same for all heads
             query, key = self.rotary(query, steps), self.rotary(key, steps)
-        return query, key, value, state
-
-    def _seen(
-        self, state: State, x: jax.Array, key: jax.Array, value: jax.Array, mask: Any,
-        side: dict[str, Any],
-    ) -> tuple[jax.Array, jax.Array, Pattern, State]:
-        """Keys and values, with those of the past, and what the queries of x see of them."""
         segments = side.get("segments")
         if segments is not None:
             _check_segments(segments, x)
+        return query, self._with_past(state, key, value, mask, segments)
+
+    def _with_past(
+        self, state: State, key: jax.Array, value: jax.Array, mask: jax.Array | None,
+        segments: jax.Array | None,
+    ) -> Context:
+        """Keys and values, in a stream with those of the past, and who sees whom."""
         if state:
-            return *extended(state, key, value, mask, segments, self.window),
+            return extended(state, key, value, mask, segments, self.window)
         pattern = Pattern(
             self.causal, self.window, real=mask, empty=mask is not None,
             segments=None if segments is None else (segments, segments))
         if self.window and mask is not None:
-            pattern = dataclasses.replace(pattern, places=(real_before(mask), real_before(mask)))
-        return key, value, pattern, state
+            rank = real_before(mask)
+            pattern = dataclasses.replace(pattern, ranks=(rank, rank))
+        return Context(key, value, pattern, state)
 
-    def _remembered(
+    def _from_memory(
         self, params: Params, state: State, x: jax.Array, side: dict[str, Any]
-    ) -> tuple[Any, Pattern, State]:
-        """Keys and values of memory: those kept in the state, unless it is passed."""
+    ) -> Context:
+        """Keys and values of memory; those kept in the state, unless it is passed again."""
         if state and "memory" not in side:
             if "memory_mask" in side:
                 raise LayerError("memory with its memory_mask", "memory_mask alone",
                                  "leave it out: the stream keeps the mask that start was given")
-            kept = state["key"], state["value"]
-            return kept, Pattern(real=state["real"], empty=True), state
-        keys, values = self._sources(x, side)
-        real = over_steps(side.get("memory_mask"), keys)
-        made = tuple(self._mapped(params, name, cleared(part, real).astype(x.dtype), size)
-                     for name, part, size in zip(
-                         ("key", "value"), (keys, values), self._sizes(x), strict=True))
+            pattern = Pattern(real=state["real"], empty=True)
+            return Context(state["key"], state["value"], pattern, state)
+        of_keys, of_values = self._sources(x, side)
+        real = over_steps(side.get("memory_mask"), of_keys)
+        key, value = (
+            self._heads_of(params, name, cleared(part, real).astype(x.dtype), size)
+            for name, part, size in zip(
+                ("key", "value"), (of_keys, of_values), self._sizes(x), strict=True))
         if state:
-            if made[0].shape != state["key"].shape:
+            if key.shape != state["key"].shape:
                 raise LayerError("a memory of the length with which the stream began",
                                  show(side["memory"]), "start anew, or pad it")
-            now = jnp.ones_like(state["real"]) if real is None else real
-            state = {"key": made[0], "value": made[1], "real": now}
-        return made, Pattern(real=real, empty=real is not None), state
+            kept = jnp.ones_like(state["real"]) if real is None else real
+            state = {"key": key, "value": value, "real": kept}
+        return Context(key, value, Pattern(real=real, empty=real is not None), state)
 
-    def _mapped(self, params: Params, name: str, x: jax.Array, size: int) -> jax.Array:
+    def _heads_of(self, params: Params, name: str, x: jax.Array, size: int) -> jax.Array:
         """One of the three linear maps, (..., time, width) to (..., heads, time, size)."""
         heads = self.heads if name == "query" else self._groups
         y = affine(params[name], x, heads * size)
         return jnp.moveaxis(y.reshape(*y.shape[:-1], heads, size), -2, -3)
 
 
-def _explicit(
-    query: jax.Array, key: jax.Array, state: State, side: dict[str, Any]
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """attention_mask and attention_bias, after a check of their shapes."""
-    if state:
-        _check_stream(side)
-    found = side.get("attention_mask"), side.get("attention_bias")
-    for name, given, kind in zip(("attention_mask", "attention_bias"), found,
-                                 (jnp.bool_, jnp.floating), strict=True):
-        if given is None:
-            continue
-        shape = (*query.shape[:-1], key.shape[-2])
-        fits = given.ndim == len(shape) and all(
-            size in (1, full) for size, full in zip(given.shape, shape, strict=True))
-        if not (jnp.issubdtype(given.dtype, kind) and fits):
-            what = "booleans" if kind is jnp.bool_ else "floats"
-            raise LayerError(f"{name} as {what} of shape {shape}, or 1 for axes that are alike",
-                             show(given), "give it the axes batch, heads, query and key")
-    mask, bias = (None if given is None else jnp.broadcast_to(
-        given, (*given.shape[:-2], query.shape[-2], key.shape[-2])) for given in found)
-    return mask, bias
+def _by_head(x: Any, heads: int, size: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    """The shape that `_heads_of` makes of x."""
+    return jax.ShapeDtypeStruct((*x.shape[:-2], heads, x.shape[-2], size), dtype)
+
+
+def _for_pairs(
+    name: str, kind: Any, shape: tuple[int, ...], side: dict[str, Any]
+) -> jax.Array | None:
+    """The side input `name`, checked against (..., heads, query, key), the last two broadcast."""
+    given = side.get(name)
+    if given is None:
+        return None
+    fits = given.ndim == len(shape) and all(
+        size in (1, full) for size, full in zip(given.shape, shape, strict=True))
+    if not (jnp.issubdtype(given.dtype, kind) and fits):
+        what = "booleans" if kind is jnp.bool_ else "floats"
+        raise LayerError(f"{name} as {what} of shape {shape}, or 1 for axes that are alike",
+                         show(given), "give it the axes batch, heads, query and key")
+    return jnp.broadcast_to(given, (*given.shape[:-2], *shape[-2:]))
 
 
 def _check_stream(side: dict[str, Any]) -> None:
@@ -305,11 +316,9 @@ def _check_stream(side: dict[str, Any]) -> None:
                              "say by mask, segments and window what a chunk may see")
 
 
-def _check_state(state: State, x: Any, crossing: bool) -> None:
-    """Raise for the state of another stream; without a stream there is none."""
-    if not state:
-        return
-    kept = {"key", "value", "real" if crossing else "segments"}
+def _check_state(state: State, x: Any, crosses: bool) -> None:
+    """Raise for the state of another stream."""
+    kept = {"key", "value", "real" if crosses else "segments"}
     if kept - state.keys():
         raise LayerError(f"the state of a stream, with {listed(kept)}", listed(state),
                          "pass what start gave")

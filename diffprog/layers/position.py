@@ -20,14 +20,12 @@ from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.embedding import as_int32, rows
 from diffprog.layers.rotary import angles, check_base, frequencies
-from diffprog.masks import over_steps, real_before
+from diffprog.masks import NONE, over_steps, real_before
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params, State
 
 __all__ = ["learned_positions", "sinusoidal_positions"]
-
-_NONE = np.iinfo(np.int32).min  # no position is as small as this
 
 
 def follow(
@@ -60,8 +58,8 @@ def follow(
         raise LayerError(f"a chunk with batch axes {following.shape}, as start saw",
                          f"{shape[:-1]}", "start anew for another batch")
     if positions is not None:
-        after = jnp.max(positions + 1, axis=-1, initial=_NONE, where=mask)
-        following = jnp.where(after == _NONE, following, after)
+        after = jnp.max(positions + 1, axis=-1, initial=NONE, where=mask)
+        following = jnp.where(after == NONE, following, after)
     elif mask is not None:
         positions = jnp.where(mask, following[..., None] + real_before(mask), 0)
         following = following + mask.sum(-1, dtype=jnp.int32)

@@ -40,7 +40,7 @@ FORMULAS = {
                {"groups": 2}, {}),
     "real": (Pattern(real=MASK, empty=True), visible(STEPS, mask=MASK), {"groups": 2}, {}),
     "window of the real": (
-        Pattern(causal=True, window=2, real=MASK, places=(real_before(MASK),) * 2, empty=True),
+        Pattern(causal=True, window=2, real=MASK, ranks=(real_before(MASK),) * 2, empty=True),
         visible(STEPS, causal=True, window=2, mask=MASK), {}, {}),
     "segments": (Pattern(causal=True, segments=(SEGMENTS, SEGMENTS)),
                  visible(STEPS, causal=True, segments=SEGMENTS), {}, {}),
@@ -91,7 +91,7 @@ def blocked(name, steps):
         "causal": (Pattern(causal=True), 4, None),
         "window and bias, shared": (Pattern(causal=True, window=7), 2, bias),
         "window of the real": (Pattern(causal=True, window=3, real=real, empty=True,
-                                       places=(real_before(real),) * 2), 1, None),
+                                       ranks=(real_before(real),) * 2), 1, None),
         "neither causal nor all": (Pattern(mask=bias[:, :1] > 0, empty=True), 4, bias),
     }[name]
 
