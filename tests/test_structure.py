@@ -189,6 +189,7 @@ TESTED_IN = {
     "factories": "notation",  # the call that they remember is written there
     "merging": "combinators",  # it joins what `branch` and `parallel` give
     "patterns": "tree",  # by which they are asked for
+    "layers.statistics": "layers.norm",  # what all norms share
     "layers.multihead": "layers.attention",  # what all attention layers are made of
 }
 

@@ -7,11 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_features, check_share
+from diffprog.arguments import check_array, check_share
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
-from diffprog.layers.norm import affine, check_eps, moments, real_entries, transformed
+from diffprog.layers.statistics import (
+    check_eps,
+    check_width,
+    draw_scale_and_bias,
+    inits_of,
+    mean_square,
+    normalized,
+    real_entries,
+)
 from diffprog.masks import cleared, widened
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter, parameter_dtype
@@ -32,8 +40,12 @@ def batch_norm(
     batch``, with the unbiased variance (divisor n - 1). Otherwise the running statistics are used,
     so that examples do not mix.
 
-    With a mask the batch is that of the real entries. What stands at the others reaches nothing;
-    where fewer than two are real, the running statistics stay.
+    With a mask the batch is that of the real entries. What stands at the others reaches nothing,
+    and y is 0 there; where fewer than two are real, the running statistics stay.
+
+    Under `jax.jit` the statistics of a batch that is sharded are those of all of it; under
+    `jax.vmap` each call has its own. A bias before this layer is cancelled in training: use
+    ``linear(..., bias=False)``.
 
     Shapes:
         x: (..., C) -> (..., C), in the dtype of x.
@@ -42,7 +54,8 @@ def batch_norm(
         state: ``mean`` (C,), zeros; ``var`` (C,), ones.
 
     Args:
-        momentum: the share of the running statistics that is kept, in [0, 1).
+        momentum: the share of the running statistics that is kept, in [0, 1); PyTorch's momentum is
+            1 - this.
         eps: added to the variance, in squared units of x; positive.
         scale: False leaves the factor out.
         bias: False leaves the shift out.
@@ -58,14 +71,17 @@ def batch_norm(
         >>> y, state = norm.apply(params, state, x, train=True)
         >>> [round(float(v[0]), 3) for v in (y[0], state["mean"], state["var"])]
         [-1.0, 0.2, 1.1]
+        >>> norm(params, x, state=state).shape  # by the running statistics
+        (2, 1)
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
     """
     check_eps(eps)
     check_share("momentum", momentum)
+    inits = inits_of(scale, scale_init, bias, bias_init)
 
     def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
-        params = affine(key, x, scale and scale_init, bias and bias_init)
+        params = draw_scale_and_bias(key, x, inits)
         shape = x.shape[-1:]
         return params, {
             "mean": parameter(key, "mean", "zeros", shape, x),
@@ -77,30 +93,35 @@ def batch_norm(
         mask: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., features)")
-        for leaf in state.values():
-            check_features(leaf.shape[-1], x)
+        check_width(state, x)
+        check_width(params, x)
         wide = cleared(x, mask).astype(parameter_dtype(x))
         if not train:
-            y = transformed(params, wide - state["mean"], state["var"], eps)
-            return y.astype(x.dtype), state
-        n = x.size // x.shape[-1]
-        if n < 2:
+            y = normalized(params, wide - state["mean"], state["var"], eps)
+            return cleared(y.astype(x.dtype), mask), state
+        entries = x.size // x.shape[-1]  # of each channel
+        if entries < 2:
             raise LayerError("several values per channel in training", show(x),
                              "take a larger batch: a variance needs two")
         axes = tuple(range(x.ndim - 1))
-        real = None if mask is None else widened(mask, x.shape)
-        if real is not None:
-            n = real.sum() * (n // real.size)
+        real = real_count = None
+        if mask is not None:
+            real = widened(mask, x.shape)
+            real_count = real.sum() * (entries // real.size)  # each stands for so many entries
             real = real_entries(real, axes)
-        mean, centered, var = moments(wide, axes, real=real)
-        y = transformed(params, centered, var, eps).astype(x.dtype)
-        unbiased = var * (n / (n - 1) if real is None else n / jnp.maximum(n - 1, 1))
-        batch = jax.lax.stop_gradient({"mean": mean, "var": unbiased})
+        mean = wide.mean(axes, where=real)
+        centered = wide - mean
+        var = mean_square(centered, axes, keepdims=False, real=real)
+        y = normalized(params, centered, var, eps).astype(x.dtype)
+        to_unbiased = (entries / (entries - 1) if real_count is None
+                       else real_count / jnp.maximum(real_count - 1, 1))
+        batch = jax.lax.stop_gradient({"mean": mean, "var": var * to_unbiased})
 
         def move(old: jax.Array, new: jax.Array) -> jax.Array:
             moved = (momentum * old + (1 - momentum) * new).astype(old.dtype)
-            return moved if real is None else jnp.where(n < 2, old, moved)
+            return moved if real_count is None else jnp.where(real_count < 2, old, moved)
 
-        return y, jax.tree.map(move, state, batch)
+        return cleared(y, mask), jax.tree.map(move, state, batch)
 
+    # It has no start: at rest no position sees another, so that it streams as it is.
     return Layer(init, apply, side=frozenset({"mask"}))

@@ -194,9 +194,9 @@ def check_implementation(name: Any) -> None:
                          "leave it None to choose by platform, dtype and shape")
 
 
-def _of_pairs(f: Callable[..., jax.Array], rows: jax.Array, columns: jax.Array) -> jax.Array:
+def _of_pairs(f: Callable[..., jax.Array], queries: jax.Array, keys: jax.Array) -> jax.Array:
     """f of every pair, (..., T) and (..., S) to (..., 1, T, S)."""
-    return f(rows[..., None, :, None], columns[..., None, None, :])
+    return f(queries[..., None, :, None], keys[..., None, None, :])
 
 
 def _weighted(

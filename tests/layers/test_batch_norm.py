@@ -196,6 +196,16 @@ def test_fewer_than_two_real_entries_change_no_statistics(real):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads(params, x)))
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_the_padding_becomes_zero(train):
+    norm, mask = dp.batch_norm(bias_init="ones"), jnp.array([True, False, True])
+    x = jnp.asarray(drawn(3, 2), jnp.float32).at[1].set(jnp.nan)
+    params, state = norm.init(KEY, x)
+    y, _ = norm.apply(params, state, x, train=train, mask=mask)
+    np.testing.assert_array_equal(y[1], 0)
+    assert np.asarray(y)[::2].all()
+
+
 def test_at_rest_the_padding_reaches_no_gradient():
     norm, mask = dp.batch_norm(), jnp.array([True, False, True])
     x = jnp.asarray(drawn(3, 2), jnp.float32)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from layers.in_numpy import EPS, standardized
 from layers.in_numpy import off_centre as drawn
+from refusing import expect
 
 import diffprog as dp
+from diffprog.parameters import INITIALIZERS
 
 KEY = jax.random.key(0)
 
@@ -86,6 +88,21 @@ def test_initializers_are_used():
     np.testing.assert_array_equal(norm(params, jnp.asarray(drawn(2, 3), jnp.float32)), 2.0)
     params, _ = dp.rms_norm(scale_init="zeros").init(KEY, jnp.ones((2, 3)))
     np.testing.assert_array_equal(params["scale"], 0.0)
+
+
+WITH_BIAS = [dp.layer_norm, dp.instance_norm, dp.batch_norm, lambda **o: dp.group_norm(3, **o)]
+
+
+@pytest.mark.parametrize(("make", "name"), [
+    *((make, "scale") for make in (dp.rms_norm, *WITH_BIAS)),
+    *((make, "bias") for make in WITH_BIAS)])
+@pytest.mark.parametrize("value", [None, False, ""], ids=repr)
+def test_what_is_no_initializer_is_refused(make, name, value):
+    """It does not leave the parameter out: `scale` and `bias` alone do."""
+    norm = make(**{f"{name}_init": value})
+    expect("", f"{norm!r}: wants {name}_init as a function (key, shape, dtype) or a name "
+           f"({', '.join(sorted(INITIALIZERS))}), got {value!r}; for example "
+           "jax.nn.initializers.normal(0.02)", norm.init, KEY, jnp.ones((2, 4, 4, 3)))
 
 
 def test_a_large_mean_costs_no_accuracy():
