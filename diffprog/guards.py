@@ -185,7 +185,7 @@ def check_children(params: Params, state: State, children: Mapping[str, Any]) ->
     for kind, given in (("params", params), ("state", state)):
         if foreign := {name for name in given if name.split("@")[0] not in children}:
             raise LayerError(f"{kind} of its children ({listed(children)})", listed(foreign),
-                             f"pass what init gave: these {kind} are of another net")
+                             "pass what init gave: this is of another net")
 
 
 def _evaluated(init: Any, apply: Any, x: Any, side: dict[str, Any]) -> Plan:

@@ -35,8 +35,9 @@ def widened(
                          "make it boolean: True marks what is real")
     if not 1 <= mask.ndim <= reach or mask.shape != shape[: mask.ndim]:
         raise LayerError(f"a mask of the leading axes of {shape}", show(mask),
-                         "name mask in a program where the time axis changes length, and pass on "
-                         "the new one")
+                         "give it an entry for each position: who sees whom is attention_mask"
+                         if mask.ndim > reach else "name mask in a program where the time axis "
+                         "changes length, and pass on the new one")
     return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
 
 

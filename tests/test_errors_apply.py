@@ -111,8 +111,8 @@ def test_parameters_of_another_net(trees):
     expect("lin", f"lin (linear(4)): {wants}, got kernel; {INIT_GAVE}",
            NET.apply, params | {"lin": {"kernel": X}}, state, X)
     for trace in (NET.apply, jax.jit(NET.apply)):
-        expect("", f"{SHOWN}: wants params of its children (body, lin), got other; these params "
-               "are of another net; pass what init gave",
+        expect("", f"{SHOWN}: wants params of its children (body, lin), got other; pass what "
+               "init gave: this is of another net",
                trace, params | {"other": params["lin"]}, state, X)
 
 
@@ -130,7 +130,7 @@ def test_state_of_another_net(trees):
     error = refused(NET.apply, params, state | {"other": {}}, X)
     assert error.path == ""
     assert str(error).startswith(f"{SHOWN}: wants state of its children (body, lin), got other; ")
-    assert error.remedy.endswith("pass what init gave")
+    assert error.remedy == "pass what init gave: this is of another net"
     expect("body/norm", "body/norm (batch_norm()): wants state mean, var, got mean; pass state=, "
            "as init gave it", NET.apply, params, {"body": {"norm": {"mean": jnp.zeros(4)}}}, X)
 
@@ -247,5 +247,5 @@ def test_a_single_bias_does_not_broadcast_over_all_features(layer):
 
 def test_one_running_variance_does_not_broadcast_over_all_channels():
     params, state = dp.batch_norm().init(KEY, X)
-    with pytest.raises(dp.LayerError, match="1 features"):
+    with pytest.raises(dp.LayerError, match="1 feature "):
         dp.batch_norm()(params, X, state={**state, "var": jnp.ones(1)})

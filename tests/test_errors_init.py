@@ -55,8 +55,8 @@ def test_a_layer_from_outside_called_in_a_program():
     def f(layers, x):
         return lin(x)
 
-    expect("a", "a (linear(3)): wants net(params, x), got one argument; inside a program call "
-           "its child, layers.<name>(x)", dp.serial(a=f).init, KEY, X)
+    expect("a", "a (linear(3)): wants net(params, x), got one argument; call layers.<name>(x), "
+           "the child, inside a program", dp.serial(a=f).init, KEY, X)
 
 
 # What init itself is given.
@@ -82,8 +82,8 @@ def test_python_numbers_are_no_input(x, shown):
     (0, "0"), (None, "None"), (X, "float32[2,4]"), (np.int32(3), "int32[]"),
 ], ids=["int", "None", "array", "numpy"])
 def test_what_is_no_key(key, shown):
-    message = f"wants a key, got {shown}; pass jax.random.key(seed); map over several by " \
-              "vmap"
+    message = f"wants a key, got {shown}; pass jax.random.key(seed), and map over several " \
+              "by vmap"
     expect("", f"linear(3): {message}", dp.linear(3).init, key, X)
     expect("", f"serial(a=abs): {message}", dp.serial(a=abs).init, key, X)
 

@@ -28,6 +28,7 @@ from diffprog.layers.statistics import (
 )
 from diffprog.layers.window import AXES, cannot_stream, takes_mask
 from diffprog.masks import cleared, widened
+from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter_dtype
 from diffprog.plans import Params, State
 
@@ -226,8 +227,8 @@ def _grouped(
         channels = x.shape[-1]
         count = groups or channels
         if channels % count:
-            raise LayerError(f"a multiple of {groups} channels, one share for each group",
-                             f"{channels}", "choose groups that divide the channels")
+            raise LayerError(f"channels in {groups} equal groups", f"{channels} in {show(x)}",
+                             "choose groups that divide the channels")
 
         def split(a: jax.Array) -> jax.Array:  # (..., S..., C) to (..., S..., groups, C / groups)
             return a.reshape(*a.shape[:-1], count, channels // count)

@@ -110,7 +110,7 @@ def test_prelu_of_another_number_of_channels_is_refused():
     for net, seen, given in ((dp.prelu(), narrow, wide), (dp.prelu(), wide, narrow)):
         with pytest.raises(dp.LayerError, match="params of"):
             net(net.init(KEY, seen)[0], given)
-    with pytest.raises(dp.LayerError, match="params of 1 features"):
+    with pytest.raises(dp.LayerError, match="params of 1 feature,"):
         dp.prelu(shared=True)(dp.prelu().init(KEY, wide)[0], wide)
     for x in (jnp.ones(()), jnp.ones((2, 3), jnp.int32)):
         with pytest.raises(dp.LayerError):

@@ -226,11 +226,11 @@ def test_parameters_of_one_feature_are_not_broadcast():
     for norm in (dp.batch_norm(), dp.batch_norm(scale=False, bias=False)):
         params, state = norm.init(KEY, narrow)
         for train in (False, True):
-            with pytest.raises(dp.LayerError, match="1 features"):
+            with pytest.raises(dp.LayerError, match="1 feature "):
                 norm.apply(params, state, wide, train=train)
     params, _ = dp.batch_norm().init(KEY, narrow)
     _, state = dp.batch_norm().init(KEY, wide)
-    with pytest.raises(dp.LayerError, match="1 features"):
+    with pytest.raises(dp.LayerError, match="1 feature "):
         dp.batch_norm()(params, wide, state=state)
 
 
@@ -239,7 +239,7 @@ def test_statistics_of_one_feature_are_not_broadcast():
     params, _ = norm.init(KEY, wide)
     _, state = norm.init(KEY, jnp.ones((2, 1)))
     for train in (False, True):
-        with pytest.raises(dp.LayerError, match="1 features"):
+        with pytest.raises(dp.LayerError, match="1 feature "):
             norm.apply(params, state, wide, train=train)
 
 

@@ -167,7 +167,7 @@ def test_too_few_axes_are_refused_at_init_and_at_rest():
                "float32[2,3]; add the missing axes")
     expect("", message, net.init, jax.random.key(0), x)
     expect("", message, net, {}, x)
-    expect("drop", "drop (stochastic_depth(0.5)): wants at least 1 axes (examples, ...), got "
+    expect("drop", "drop (stochastic_depth(0.5)): wants at least 1 axis (examples, ...), got "
            "float32[]", dp.serial(drop=dp.stochastic_depth(0.5)).init, jax.random.key(0),
            jnp.ones(()))
     with pytest.raises(dp.LayerError, match="dims as an int of at least 1"):

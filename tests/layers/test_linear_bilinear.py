@@ -66,7 +66,7 @@ def test_parameters_of_other_inputs_are_refused():
     with pytest.raises(dp.LayerError, match="4 features"):
         net(params, (b, a))
     narrow, _ = net.init(KEY, (a[:, :1], b[:, :1]))
-    with pytest.raises(dp.LayerError, match="1 features"):
+    with pytest.raises(dp.LayerError, match="1 feature "):
         net(narrow, (a, b))
     with pytest.raises(dp.LayerError, match="params of 2 features"):
         dp.bilinear(2)(params, (a, b))

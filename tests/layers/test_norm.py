@@ -101,8 +101,8 @@ def test_what_is_no_initializer_is_refused(make, name, value):
     """It does not leave the parameter out: `scale` and `bias` alone do."""
     norm = make(**{f"{name}_init": value})
     expect("", f"{norm!r}: wants {name}_init as a function (key, shape, dtype) or a name "
-           f"({', '.join(sorted(INITIALIZERS))}), got {value!r}; for example "
-           "jax.nn.initializers.normal(0.02)", norm.init, KEY, jnp.ones((2, 4, 4, 3)))
+           f"({', '.join(sorted(INITIALIZERS))}), got {value!r}; pass "
+           "jax.nn.initializers.normal(0.02), for example", norm.init, KEY, jnp.ones((2, 4, 4, 3)))
 
 
 def test_a_large_mean_costs_no_accuracy():
@@ -148,7 +148,7 @@ def test_parameters_of_one_feature_are_not_broadcast():
     for norm in (dp.layer_norm(), dp.layer_norm(bias=False), dp.layer_norm(scale=False),
                  dp.rms_norm()):
         params, _ = norm.init(KEY, narrow)
-        with pytest.raises(dp.LayerError, match="1 features"):
+        with pytest.raises(dp.LayerError, match="1 feature "):
             norm(params, wide)
 
 

@@ -169,7 +169,7 @@ def test_what_cannot_be_is_refused():
 def test_parameters_of_another_number_of_channels_are_refused():
     for norm in (dp.group_norm(1), dp.instance_norm()):
         params, _ = norm.init(KEY, jnp.ones((2, 2, 2, 1)))
-        with pytest.raises(dp.LayerError, match="1 features"):
+        with pytest.raises(dp.LayerError, match="1 feature "):
             norm(params, jnp.ones((2, 2, 2, 4)))
 
 

@@ -107,7 +107,7 @@ def test_longrope_scaling():
 
 
 def test_a_rule_of_ones_own():
-    rope = dp.rotary(scaling=lambda base, dims: (np.full(dims // 2, 3.0), 2.0))
+    rope = dp.rotary(scaling=lambda base, features: (np.full(features // 2, 3.0), 2.0))
     gives(rope, as_complex(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
 
 
@@ -115,15 +115,16 @@ def test_rules_that_cannot_be_are_refused():
     for make in (dp.linear_scaling, dp.ntk_scaling, lambda f: dp.yarn_scaling(f, 8),
                  lambda f: dp.llama3_scaling(f, 8), lambda f: dp.longrope_scaling((1,), 8, f)):
         for wrong in (0.0, -1, "4", True, None):
-            expect("", f"wants factor as a positive number, got {wrong!r}; for example 8.0",
+            expect("", f"wants factor as a positive number, got {wrong!r}; pass 8.0, for example",
                    make, wrong)
-    expect("", "wants original_length as a positive number, got 0; for example 8.0",
+    expect("", "wants original_length as a positive number, got 0; pass 8.0, for example",
            dp.yarn_scaling, 2.0, 0)
-    expect("", "wants factors[1] as a positive number, got 0; for example 8.0",
+    expect("", "wants factors[1] as a positive number, got 0; pass 8.0, for example",
            dp.longrope_scaling, (1, 0), 8)
-    expect("", "wants a low_frequency_factor below the high_frequency_factor, got "
-           "llama3_scaling(2.0, 64, low_frequency_factor=4); Llama 3.1 has 1 and 4",
+    expect("", "wants low_frequency_factor below high_frequency_factor, got "
+           "llama3_scaling(2.0, 64, low_frequency_factor=4); pass 1 and 4, as Llama 3.1 has them",
            dp.llama3_scaling, 2.0, 64, 4)
     rope = dp.rotary(scaling=dp.longrope_scaling((1.0, 2.0), 64))
-    expect("", "wants 4 factors, one for each pair, got 2; they are searched for heads of one size",
+    expect("", "wants 4 factors, one for each pair, got 2; take those that were searched for "
+           "heads of this size",
            rope, jnp.asarray(X))

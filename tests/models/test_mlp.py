@@ -11,4 +11,5 @@ def test_it_learns_eight_examples():
 
 
 def test_a_single_size_is_refused():
-    expect("", "wants a sequence of hidden sizes, got 64; for example (64, 32)", dp.mlp, 64, 10)
+    expect("", "wants a sequence of hidden sizes, got 64; pass (64, 32), for example",
+           dp.mlp, 64, 10)

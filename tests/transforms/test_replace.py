@@ -72,8 +72,9 @@ def test_what_is_refused():
                                   "old: jax.nn.gelu for an activation",
                    dp.replace, NET, "**/relu~0", jax.nn.gelu)
     assert error.__cause__
-    expect("head", "head (linear(3)): wants a layer or a function of one input, got 3; for example "
-                   "dp.linear(8) or jax.nn.relu", dp.replace, NET, "head", lambda old: 3)
+    expect("head", "head (linear(3)): wants a layer or a function of one input, got 3; pass "
+                   "dp.linear(8) or jax.nn.relu, for example",
+           dp.replace, NET, "head", lambda old: 3)
 
 
 def test_a_net_that_was_operated_on_trains_and_streams():
