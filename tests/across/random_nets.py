@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from across.random_pieces import COMBINATORS, LEAVES, SPATIAL, SPECIAL, WIDE, generic
 from hypothesis import strategies as st
+from random_pieces import COMBINATORS, LEAVES, SPATIAL, SPECIAL, WIDE, generic
 
 import diffprog as dp
 

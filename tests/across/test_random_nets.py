@@ -4,10 +4,10 @@ import collections
 
 import jax.numpy as jnp
 import pytest
-from across.random_nets import KINDS, floats, nets
-from across.random_pieces import PROGRAMS, both, namespace
 from comparing import KEY, same
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from random_nets import KINDS, floats, nets
+from random_pieces import PROGRAMS, both, namespace
 
 import diffprog as dp
 from diffprog.laws import LAWS

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import close, drawn
-from layers.in_numpy import affine, multihead, numbers, visible
+from in_numpy import affine, multihead, numbers, visible
 
 import diffprog as dp
 from diffprog.layers import dot_product as module

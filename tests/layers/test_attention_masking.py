@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import KEY, close, drawn, same
-from layers.in_numpy import numbers
+from in_numpy import numbers
 
 import diffprog as dp
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import KEY, close, drawn
+from in_numpy import attend, visible
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
-from layers.in_numpy import attend, visible
 from refusing import expect
 
 import diffprog as dp

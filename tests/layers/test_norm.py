@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layers.in_numpy import EPS, standardized
-from layers.in_numpy import off_centre as drawn
+from in_numpy import EPS, standardized
+from in_numpy import off_centre as drawn
 from refusing import expect
 
 import diffprog as dp

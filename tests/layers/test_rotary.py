@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import drawn
-from layers.in_numpy import as_complex, speeds
+from in_numpy import as_complex, speeds
 
 import diffprog as dp
 

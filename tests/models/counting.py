@@ -1,6 +1,6 @@
 """How many parameters the parts of models have, by their formulas."""
 
-from models.golden import MODELS
+from golden import MODELS
 
 import diffprog as dp
 

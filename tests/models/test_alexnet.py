@@ -1,6 +1,6 @@
 """AlexNet: its parameters, counted by hand."""
 
-from models.counting import conv, count
+from counting import conv, count
 
 
 def test_the_parameters_of_alexnet():

@@ -1,8 +1,8 @@
 """GPT-2: its parameters, counted by hand; it learns."""
 
 import pytest
-from models.counting import block, count, norm
-from models.learning import IDS, NET, learns
+from counting import block, count, norm
+from learning import IDS, NET, learns
 
 import diffprog as dp
 

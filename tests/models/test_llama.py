@@ -1,8 +1,8 @@
 """LLaMA: its parameters, counted by hand; it learns."""
 
 import pytest
-from models.counting import count
-from models.learning import IDS, NET, learns
+from counting import count
+from learning import IDS, NET, learns
 
 import diffprog as dp
 

@@ -1,6 +1,6 @@
 """The multilayer perceptron learns, and wants a sequence of sizes."""
 
-from models.learning import drawn, learns
+from learning import drawn, learns
 from refusing import expect
 
 import diffprog as dp
@@ -11,5 +11,5 @@ def test_it_learns_eight_examples():
 
 
 def test_a_single_size_is_refused():
-    expect("", "wants a sequence of hidden sizes, got 64; pass (64, 32), for example",
+    expect("", "wants hidden as a sequence of sizes, got 64; pass (64, 32), for example",
            dp.mlp, 64, 10)

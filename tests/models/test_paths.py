@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from models.golden import FOLDER, MODELS, structure
+from golden import FOLDER, MODELS, structure
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.counting import conv, count
-from models.golden import IMAGE
-from models.learning import drawn, learns
+from counting import conv, count
+from golden import IMAGE
+from learning import drawn, learns
 from refusing import refused
 
 import diffprog as dp

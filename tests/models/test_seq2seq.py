@@ -1,8 +1,8 @@
 """Sequence to sequence by recurrence: its parameters, counted by hand; it learns to translate."""
 
 import pytest
-from models.counting import attention, count, linear
-from models.learning import TRANSLATED, learns
+from counting import attention, count, linear
+from learning import TRANSLATED, learns
 
 import diffprog as dp
 

@@ -1,6 +1,6 @@
 """A class for a sequence, learned."""
 
-from models.learning import LABELLED, learns
+from learning import LABELLED, learns
 
 import diffprog as dp
 

@@ -8,7 +8,7 @@ like all others, where ours clears them: an `attention_mask` says exactly the sa
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parity.reference import CASES, arrays
+from reference import CASES, arrays
 
 import diffprog as dp
 from diffprog.layers.dot_product import Pattern, dot_product

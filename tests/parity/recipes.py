@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parity.reference import Leaf, Recipe
+from reference import Leaf, Recipe
 
 import diffprog as dp
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from parity.reference import CASES, arrays
+from reference import CASES, arrays
 
 import diffprog as dp
 

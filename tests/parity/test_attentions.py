@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from parity.attentions import ATTENTION, HEADS, read, run, transformer
-from parity.reference import arrays, difference
+from attentions import ATTENTION, HEADS, read, run, transformer
+from reference import arrays, difference
 
 import diffprog as dp
 

@@ -5,8 +5,8 @@ import fnmatch
 import jax
 import numpy as np
 import pytest
-from parity.recipes import AGAIN, ELSEWHERE, RECIPES
-from parity.reference import CASES, differences
+from recipes import AGAIN, ELSEWHERE, RECIPES
+from reference import CASES, differences
 
 pytestmark = pytest.mark.usefixtures("optimized")
 TOLERANCE = {"out": 1e-5, "grad_in": 1e-5, "grad_param": 1e-5, "buffer_after": 2e-6}

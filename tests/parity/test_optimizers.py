@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from parity.reference import ARRAYS, CASES, difference
+from reference import ARRAYS, CASES, difference
 
 EPS = 1e-8  # PyTorch's default, except where said otherwise
 

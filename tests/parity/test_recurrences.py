@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity.recurrences import RECURRENT, batch_first, layers, read, run
-from parity.reference import arrays, difference
+from recurrences import RECURRENT, batch_first, layers, read, run
+from reference import arrays, difference
 
 import diffprog as dp
 

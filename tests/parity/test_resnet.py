@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity.weights import AGAINST_ORIGINALS, close, described, folder, nested, tensors
+from weights import AGAINST_ORIGINALS, close, described, folder, nested, tensors
 
 import diffprog as dp
 from diffprog.models.resnet import basic, bottleneck, image_stem, stages
