@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import pathlib
@@ -20,8 +21,8 @@ import optax
 from diffprog import tree
 from diffprog.arguments import check_count
 from diffprog.errors import LayerError
-from diffprog.layer import Layer
-from diffprog.notation import listed
+from diffprog.layer import Layer, as_layer
+from diffprog.notation import code, listed, show
 from diffprog.objectives import Objective, parts
 from diffprog.plans import Params, State
 
@@ -107,7 +108,19 @@ def make_step(
         >>> state, metrics = step.apply(state, (x, y))
         >>> int(state.step)
         1
+
+    Raises:
+        LayerError: one of the three is something else.
     """
+    net = as_layer(net)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise LayerError("an optax transformation as optimizer", code(optimizer),
+                         "pass optax.adam(1e-3), for example")
+    try:
+        inspect.signature(objective).bind(net, {}, {}, None, key=None, train=True)
+    except TypeError as error:
+        raise LayerError("an objective (net, params, state, batch, *, key, train)", code(objective),
+                         "pass dp.classification(), for example") from error
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
         first, later = jax.random.split(key)
@@ -235,7 +248,7 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
         data: batches, gone through once.
 
     Raises:
-        LayerError: there is no batch.
+        LayerError: there is no batch; `state` is none of training.
 
     Example:
         >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
@@ -244,6 +257,8 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
         >>> sorted(dp.evaluate(step, state, dp.batches((x, y), 2)))
         ['accuracy', 'loss']
     """
+    if not isinstance(state, TrainState):
+        raise LayerError("a TrainState", show(state), "pass fit.state, or what step.init gives")
     metrics = [step.evaluate(state, batch) for batch in data]
     if not metrics:
         raise LayerError("at least one batch", "none",
@@ -313,8 +328,8 @@ def _check_finite(metrics: dict[str, float], name: str, number: int, now: TrainS
     broken = tree.nonfinite(now.params)
     params = f"non-finite {listed(broken)}" if broken else "finite parameters"
     raise LayerError(f"a finite {name}", f"{metrics[name]} by step {number}, with {params}",
-                     "lower the learning rate, or ask tree.nonfinite(gradients) which leaves "
-                     "broke first" if broken else
+                     "lower the learning rate, look for NaN and ids out of range in the data, or "
+                     "ask tree.nonfinite(gradients) which leaves broke first" if broken else
                      "look for NaN and for labels outside their range in the data")
 
 

@@ -122,3 +122,24 @@ def _check_ids(x: Any) -> None:
     check_array(x, floating=False)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise LayerError("integer input", show(x), "convert it: x.astype(jnp.int32)")
+
+
+def scaled(width: int) -> Layer:
+    """``y = sqrt(width) * x``: vectors that score have variance 1 / width, and waves about 1."""
+    return stateless(None, lambda params, x: x * width**0.5, name="scaled")
+
+
+def leading_token() -> Layer:
+    """Put one learned vector before a sequence: ``y = [token, x_1, ..., x_T]``.
+
+    It begins at zero, as in the code of the Vision Transformer, arXiv:2010.11929.
+    """
+
+    def forward(params: Params, x: jax.Array) -> jax.Array:
+        token = params["embedding"].astype(x.dtype)
+        return jnp.concatenate(
+            [jnp.broadcast_to(token, (*x.shape[:-2], *token.shape)), x], axis=-2)
+
+    return stateless(
+        lambda key, x: {"embedding": parameter(key, "embedding", "zeros", (1, x.shape[-1]), x)},
+        forward, name="token")

@@ -137,3 +137,9 @@ def _pair(x: Any) -> Any:
         raise LayerError("two inputs of equal leading axes and dtype", show(x),
                          "bring them to one shape and dtype")
     return a, b
+
+
+def shift() -> Layer:
+    """A bias alone: ``y = x + b``."""
+    return stateless(lambda key, x: {"bias": parameter(key, "bias", "zeros", x.shape[-1:], x)},
+                     lambda params, x: x + params["bias"].astype(x.dtype), name="bias")

@@ -13,18 +13,17 @@ import jax.numpy as jnp
 
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
-from diffprog.layer import Layer, stateless
+from diffprog.layer import Layer
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
-from diffprog.layers.linear import linear
+from diffprog.layers.linear import linear, shift
 from diffprog.layers.masking import hide
 from diffprog.layers.norm import layer_norm
 from diffprog.layers.position import learned_positions
 from diffprog.models.transformer import transformer_encoder
 from diffprog.notation import show
-from diffprog.parameters import parameter
 from diffprog.program import Children, program
 
 __all__ = ["bert", "bert_pretraining"]
@@ -124,10 +123,8 @@ def bert_pretraining(
     encoder = bert(vocabulary, length=length, types=types, width=width, depth=depth, heads=heads,
                    hidden=hidden, dropout=dropout, eps=eps)
     transform = serial(linear=linear(width), gelu=gelu, norm=layer_norm(eps=eps))
-    bias = stateless(lambda key, x: {"bias": parameter(key, "bias", "zeros", x.shape[-1:], x)},
-                     lambda params, x: x + params["bias"].astype(x.dtype), name="bias")
 
-    @program(encoder=encoder, transform=transform, bias=bias, follows=linear(2))
+    @program(encoder=encoder, transform=transform, bias=shift(), follows=linear(2))
     def bert_pretraining(layers: Children, x: Any) -> tuple[jax.Array, jax.Array]:
         y, whole = layers.encoder(x)
         scores = attend(layers.encoder.params["embed"], layers.transform(y))

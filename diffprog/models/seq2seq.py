@@ -18,11 +18,11 @@ from diffprog.layer import Layer
 from diffprog.layers.attention import cross_attention
 from diffprog.layers.cells import lstm
 from diffprog.layers.dropout import dropout as dropping
-from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.embedding import attend, embedding, scaled
 from diffprog.layers.linear import linear
 from diffprog.layers.masking import hide
 from diffprog.layers.recurrent import recurrent
-from diffprog.models.transformer import encoder_decoder, scaled
+from diffprog.models.transformer import encoder_decoder
 from diffprog.program import Children, program
 
 __all__ = ["seq2seq"]

@@ -14,10 +14,10 @@ import jax
 
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
-from diffprog.layer import Layer, stateless
+from diffprog.layer import Layer
 from diffprog.layers.attention import cross_attention, self_attention
 from diffprog.layers.dropout import dropout as dropping
-from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.embedding import attend, embedding, scaled
 from diffprog.layers.masking import hide
 from diffprog.layers.norm import layer_norm
 from diffprog.layers.position import sinusoidal_positions
@@ -219,11 +219,6 @@ def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
         return layers.decoder(x, memory=memory, memory_mask=memory_mask)
 
     return translate
-
-
-def scaled(width: int) -> Layer:
-    """``y = sqrt(width) * x``: vectors that score have variance 1 / width, and waves about 1."""
-    return stateless(None, lambda params, x: x * width**0.5, name="scaled")
 
 
 def _around(norm_first: bool, dropout: float, eps: float) -> Callable[[Layer], Layer]:

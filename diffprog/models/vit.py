@@ -7,7 +7,6 @@ scale", arXiv:2010.11929.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count
 from diffprog.combinators import serial
@@ -17,11 +16,11 @@ from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
 from diffprog.layers.conv import conv
 from diffprog.layers.dropout import dropout as dropping
+from diffprog.layers.embedding import leading_token
 from diffprog.layers.linear import linear
 from diffprog.layers.position import learned_positions
 from diffprog.models.transformer import transformer_encoder
 from diffprog.notation import show
-from diffprog.parameters import parameter
 from diffprog.plans import Params
 
 __all__ = ["vit"]
@@ -72,7 +71,7 @@ def vit(
     return serial(
         images=_sized(image_size),
         patches=conv(width, patch_size, stride=patch_size, padding="VALID"),
-        rows=_rows, token=_token(),
+        rows=_rows, token=leading_token(),
         positions=learned_positions((image_size // patch_size) ** 2 + 1),
         drop=dropping(dropout), body=body, first=collapse("first"), head=linear(features))
 
@@ -93,16 +92,3 @@ def _sized(side: int) -> Layer:
 def _rows(y: jax.Array) -> jax.Array:
     """Patches of an image, (..., rows, columns, width), as one sequence."""
     return y.reshape(*y.shape[:-3], -1, y.shape[-1])
-
-
-def _token() -> Layer:
-    """Put a learned vector before a sequence; it begins at zero, as in the paper's code."""
-
-    def forward(params: Params, x: jax.Array) -> jax.Array:
-        token = params["embedding"].astype(x.dtype)
-        return jnp.concatenate(
-            [jnp.broadcast_to(token, (*x.shape[:-2], *token.shape)), x], axis=-2)
-
-    return stateless(
-        lambda key, x: {"embedding": parameter(key, "embedding", "zeros", (1, x.shape[-1]), x)},
-        forward, name="token")

@@ -114,9 +114,17 @@ EXAMPLES = {
     "outside their range in the data":
         lambda: train(sgd(), [(XS, YS + 1)], 1),
     "wants a finite loss, got nan by step 2, with non-finite bias, kernel; lower the learning "
-    "rate, or ask tree.nonfinite(gradients) which leaves broke first":
+    "rate, look for NaN and ids out of range in the data, or ask tree.nonfinite(gradients) which "
+    "leaves broke first":
         infinite,
     "grows_0 (grows): wants a state of one structure, {some: float32[]}, got {some: float32[], "
     "more: float32[]}; let apply return the state that came, with new values":
         growing,
+    "wants an optax transformation as optimizer, got adam; pass optax.adam(1e-3), for example":
+        lambda: dp.make_step(NET, dp.classification(), optax.adam),
+    "wants an objective (net, params, state, batch, *, key, train), got classification; pass "
+    "dp.classification(), for example":
+        lambda: dp.make_step(NET, dp.classification, optax.sgd(0.1)),
+    "wants a TrainState, got {}; pass fit.state, or what step.init gives":
+        lambda: dp.evaluate(sgd(), {}, DATA),
 }
