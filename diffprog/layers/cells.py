@@ -148,11 +148,8 @@ def gru(
         state while streaming: ``hidden`` (..., features), zeros at the start.
 
     Args:
-        features: size of the last axis of y; positive.
+        features, kernel_init, hidden_init: as in `lstm`.
         bias: False leaves both biases out.
-        kernel_init: initializer of W; ``lecun_normal`` keeps the variance of x.
-        hidden_init: initializer of U, called for the square matrix of each gate; orthogonal (Saxe,
-            McClelland, Ganguli 2013, arXiv:1312.6120).
         bias_init: initializer of both biases; zeros.
 
     Raises:

@@ -178,17 +178,11 @@ def instance_norm(
     before the channels: it is `group_norm` with one group per channel.
 
     Shapes:
-        x: (..., S..., C) -> (..., S..., C) with `dims` axes S, in the dtype of x.
-        mask, if dims is 1: booleans (batch,) or (batch, time), True = real; the statistics are
-            those of real positions, and y is 0 at the others.
-        params: ``scale`` (C,), ones; ``bias`` (C,), zeros.
+        x, mask, params: as in `group_norm`.
 
     Args:
         dims: axes of space or time, 1 to 3.
-        eps: added to the variance, in squared units of x; positive.
-        scale: False leaves the factor out.
-        bias: False leaves the shift out.
-        scale_init, bias_init: initializers.
+        eps, scale, bias, scale_init, bias_init: as in `group_norm`.
 
     Raises:
         LayerError: x has fewer than dims + 1 axes, or another number of channels than `init` saw;

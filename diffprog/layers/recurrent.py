@@ -85,11 +85,10 @@ def recurrent(
     if bidirectional:
         return _both_ways({"forward": recurrent(cell, unroll=unroll),
                            "backward": recurrent(cell, reverse=True, unroll=unroll)})
-    begin: Any = cell.start
 
     def begun(params: Params, x: Any, side: dict[str, Any], length: int = 1) -> State:
         """The first carry, for a step of the shape and dtype of x: nothing else of x counts."""
-        return begin(params, {}, blank(x), length=length, **side) if begin else {}
+        return cell.start(params, {}, blank(x), length=length, **side) if cell.start else {}
 
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
@@ -178,7 +177,7 @@ def recurrent(
         return carry
 
     return Layer(
-        init, apply, begin and start, cell.children,
+        init, apply, cell.start and start, cell.children,
         lambda children: recurrent(rebuilt(cell, children), reverse=reverse, unroll=unroll),
         name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | {"mask"},
         kept=cell.kept, planner=planner,

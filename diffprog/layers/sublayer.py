@@ -123,12 +123,10 @@ def pre_norm(body: Any, norm: Any = None, *, dropout: float = 0.0) -> Layer:
     the end of the whole net.
 
     Args:
-        body: a layer that keeps the shape, such as attention or `ffn`.
-        norm: the norm; ``layer_norm()`` if None.
-        dropout: share of the body's values that is dropped in training, in [0, 1).
+        body, norm, dropout: as in `add_norm`.
 
     Raises:
-        LayerError: at ``init``, if the body does not keep shape and dtype.
+        LayerError: as `add_norm` does.
 
     Example:
         >>> block = dp.pre_norm(dp.self_attention(4, causal=True)) >> dp.pre_norm(dp.ffn(64))

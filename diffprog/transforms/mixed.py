@@ -65,11 +65,10 @@ def mixed(layer: Any, dtype: Any) -> Layer:
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         params, x, side = cast((params, x, side), dtype)
-        return begin(params, state, x, length=length, **side)
+        return layer.start(params, state, x, length=length, **side)
 
-    begin: Any = layer.start
     return dataclasses.replace(
-        layer, apply=apply, start=begin and start, planner=planner,
+        layer, apply=apply, start=layer.start and start, planner=planner,
         rebuild=lambda children: mixed(rebuilt(layer, children), dtype),
     )
 

@@ -95,14 +95,13 @@ def repeat(
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         def step(x: Any, own: Any) -> tuple[Any, State]:
-            carried = begin(*own, x, length=length, **side)
+            carried = layer.start(*own, x, length=length, **side)
             return layer.apply(*own, x, **side)[0], carried
 
         return jax.lax.scan(step, x, (params, state), length=n)[1]
 
-    begin: Any = layer.start
     return Layer(
-        init, apply, begin and start, layer.children,
+        init, apply, layer.start and start, layer.children,
         lambda children: repeat(n, rebuilt(layer, children), unroll=unroll, remat=remat),
         name="repeat",
         bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,

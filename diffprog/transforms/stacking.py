@@ -52,11 +52,10 @@ def side_by_side(
         return join(y), state
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        one = lambda p, s: begin(p, s, x, length=length, **side)  # noqa: E731
+        one = lambda p, s: layer.start(p, s, x, length=length, **side)  # noqa: E731
         return jax.vmap(one, axis_size=n)(params, state)
 
-    begin: Any = layer.start
     return Layer(
-        init, apply, begin and start, layer.children, rebuild, bare=layer.bare,
+        init, apply, layer.start and start, layer.children, rebuild, bare=layer.bare,
         random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
     )

@@ -95,11 +95,10 @@ def tap(layer: Any, pattern: str) -> Layer:
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         kept.update(spec({name: side[name] for name in layer.kept & side.keys()}))
         full = filled(state, x, side)
-        return _without(begin(params, full, x, length=length, **side), mark)
+        return _without(inner.start(params, full, x, length=length, **side), mark)
 
-    begin: Any = inner.start
     return dataclasses.replace(
-        layer, apply=apply, start=begin and start, planner=planner,
+        layer, apply=apply, start=inner.start and start, planner=planner,
         rebuild=lambda children: tap(rebuilt(layer, children), pattern),
     )
 
@@ -122,11 +121,11 @@ def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
         return y, {**new, mark: y}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        return {**begin(params, _own(state, mark), x, length=length, **side), mark: state[mark]}
+        carried = layer.start(params, _own(state, mark), x, length=length, **side)
+        return {**carried, mark: state[mark]}
 
-    begin: Any = layer.start
     return dataclasses.replace(
-        layer, init=init, apply=apply, start=begin and start, planner=planner,
+        layer, init=init, apply=apply, start=layer.start and start, planner=planner,
         rebuild=lambda children: _watched(rebuilt(layer, children), mark, note),
     )
 
