@@ -126,3 +126,15 @@ def test_a_program_shows_its_children():
 
     assert repr(block) == "block(norm=layer_norm(), feed=linear(4))"
     assert repr(dp.repeat(2, block)) == "repeat(2, block(norm=layer_norm(), feed=linear(4)))"
+
+
+def test_a_wrong_argument_is_told_with_those_that_there_are():
+    with pytest.raises(TypeError, match=r"^linear, which takes features, bias, kernel_init, "
+                       r"bias_init: got an unexpected keyword argument 'use_bias'$"):
+        dp.linear(3, use_bias=False)
+
+
+def test_an_argument_of_another_kind_than_its_default_is_shown():
+    assert repr(dp.self_attention(2, scale=1)) == "self_attention(2, scale=1)"
+    with pytest.raises(dp.LayerError, match=r"^conv\(4, 3, dilation=1\.0\): "):
+        dp.conv(4, 3, dilation=1.0)

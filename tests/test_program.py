@@ -234,3 +234,53 @@ def test_a_program_that_names_train_receives_it():
     flags.clear()
     net.apply(*trees, X, train=True)
     assert set(flags) == {True}
+
+
+# What tells a stream.
+
+def once(layers, x):
+    return layers.mean(x)
+
+
+def again(layers, x):
+    return layers.mean(layers.mean(x))
+
+
+def test_a_stream_is_told_by_its_structure_also_by_a_net_that_never_began_one():
+    """As after a checkpoint: the state comes from a file, and `start` was another process's."""
+    made = lambda f: dp.program(mean=dp.conv(4, 2, dims=1, padding="CAUSAL"))(f)  # noqa: E731
+    x = jnp.ones((1, 6, 4))
+    net, params = made(again), params_of(made(again), x)
+    state = net.start(params, {}, x[:, :1], length=6)
+    assert sorted(state) == ["mean", "mean@1"]
+    close(made(again).apply(params, state, x)[0], net.apply(params, state, x)[0])
+    with pytest.raises(dp.LayerError, match="as many calls of mean as start made, got 1"):
+        made(once).apply(params, state, x)
+    alone = made(once).start(params, {}, x[:, :1], length=6)
+    with pytest.raises(dp.LayerError, match="as many calls of mean as start made, got 2"):
+        made(again).apply(params, alone, x)
+
+
+def test_a_child_without_parameters_has_none_to_read():
+    net = dp.program(act=jnp.tanh)(lambda layers, x: (layers.act(x), layers.act.params))
+    assert net({}, X)[1] == {}
+
+
+def test_what_a_stream_keeps_is_known_from_its_children():
+    assert dp.gpt(5, length=4, width=4, depth=1, heads=1).kept == set()
+    decoder = dp.transformer_decoder(1, heads=2, hidden=4)
+    for net in (decoder, dp.mixed(decoder, jnp.bfloat16), dp.repeat(2, decoder), dp.remat(decoder),
+                dp.encoder_decoder(dp.linear(4), decoder)):
+        assert net.kept == {"memory", "memory_mask"} <= net.side
+
+
+def test_alone_a_layer_is_as_random_as_inside_a_net():
+    def apply(params, state, x, *, key=None, train=False):
+        return x if key is None else x + jax.random.normal(key, x.shape), state
+
+    noise = dp.Layer(lambda key, x: ({}, {}), apply, random=True)
+    forgotten = dp.Layer(lambda key, x: ({}, {}), apply)
+    for net in (noise, dp.serial(noise)):
+        assert not equal(net({}, X, key=KEY), X)
+    for net in (forgotten, dp.serial(forgotten)):
+        same(net({}, X, key=KEY), X)

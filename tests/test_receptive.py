@@ -69,3 +69,8 @@ def test_what_changes_the_places_otherwise_ends_the_field():
     assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]
     net = dp.serial(dp.conv(1, 3), dp.global_avg_pool(), dp.linear(3))
     assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]
+
+
+def test_what_may_mix_the_places_ends_the_field():
+    net = dp.serial(a=dp.conv(4, 3, dims=1), mix=dp.self_attention(2), b=dp.conv(4, 3, dims=1))
+    assert fields(net, shape(1, 16, 2)) == {"a": Field((3,), (1,))}
