@@ -141,10 +141,11 @@ def _randomness(t: Trial) -> None:
         return
     # `apply` hands no key on to what is not declared random, so what it guards is asked.
     raw = getattr(t.layer.apply, "raw", t.layer.apply)
-    traced = jax.make_jaxpr(
-        lambda key: raw(t.params, t.state, t.x, key=key, train=True, **t.side))(t.key).jaxpr
-    if any(traced.invars[0] is v for eqn in traced.eqns for v in eqn.invars):
-        raise LayerError("no use of the key in what is not declared random", "one",
+    run = lambda key: raw(t.params, t.state, t.x, key=key, train=True, **t.side)[0]  # noqa: E731
+    traced = jax.make_jaxpr(run)(t.key).jaxpr
+    seen = any(traced.invars[0] is v for eqn in traced.eqns for v in eqn.invars)
+    if seen and not _equal(*map(jax.jit(run), jax.random.split(t.key))):
+        raise LayerError("the same results from any key, of what is not declared random", "others",
                          "make it with Layer(..., random=True)")
 
 

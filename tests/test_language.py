@@ -285,5 +285,5 @@ def test_perplexity_and_bits():
     np.testing.assert_allclose(dp.perplexity(math.log(50)), 50)
     np.testing.assert_allclose(dp.bits_per_character(math.log(2)), 1)
     np.testing.assert_allclose(dp.bits_per_character(2 * math.log(2), 10, 40), 0.5)
-    expect("", "wants characters as an int of at least 1, got 0; pass a Python int",
+    expect("", "wants characters as an int of at least 1, got 0; pass 1 or more",
            dp.bits_per_character, 1.0, 1, 0)

@@ -136,8 +136,8 @@ EXAMPLES = {
     "wants other results from another key, got the same; draw with the key of the call, or leave "
     "random out":
         faulty("keys matter in training", DEAF),
-    "wants no use of the key in what is not declared random, got one; make it with Layer(..., "
-    "random=True)":
+    "wants the same results from any key, of what is not declared random, got others; make it "
+    "with Layer(..., random=True)":
         faulty("keys matter in training", DRAWS),
     "wants finite gradients with train=False, got NaN in 1/0; keep roots, logarithms and "
     "quotients away from zero":
