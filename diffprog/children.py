@@ -30,14 +30,14 @@ class Child:
     ) -> None:
         self._name, self._layer, self._visit, self._read = name, layer, visit, read
         self._routed = {n: routed[n] for n in routed.keys() & layer.side}
-        self._calls = 0
+        self.calls = 0  # so far
 
     def __call__(self, x: Any, *more: Any, **side: Any) -> Any:
         """The child's output on x."""
         if more:
             raise LayerError(f"one input, {self!r}(x)", show((x, *more)), "join inputs in a tuple: "
                              "side inputs go by name, params and state by themselves")
-        nth, self._calls = self._calls, self._calls + 1
+        nth, self.calls = self.calls, self.calls + 1
         with signed(self._layer.__repr__, x, self._name):
             return self._visit(self._name, nth, x, taken(self._layer, self._routed | side))
 
@@ -72,10 +72,6 @@ class Children:
 
     def __len__(self) -> int:
         return len(self._children)
-
-    def count(self) -> dict[str, int]:
-        """How often each child was called."""
-        return {name: child._calls for name, child in self._children.items()}
 
 
 def numbered(layers: Iterable[Layer]) -> dict[str, Layer]:

@@ -266,6 +266,12 @@ def test_a_child_without_parameters_has_none_to_read():
     assert net({}, X)[1] == {}
 
 
+@pytest.mark.parametrize("name", ["count", "calls", "children", "items", "params_of", "train"])
+def test_any_name_reaches_a_child(name):
+    net = dp.program(**{name: dp.linear(2)})(lambda layers, x: getattr(layers, name)(x))
+    assert net.plan(X).y.shape[-1] == 2
+
+
 def test_what_a_stream_keeps_is_known_from_its_children():
     assert dp.gpt(5, length=4, width=4, depth=1, heads=1).kept == set()
     decoder = dp.transformer_decoder(1, heads=2, hidden=4)
