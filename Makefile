@@ -11,10 +11,10 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 verify: test
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/core.py

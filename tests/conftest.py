@@ -5,21 +5,54 @@ is the matter.
 """
 
 import collections
+import gc
 
 import jax
 import pytest
+from jax._src import compiler
 
+# A fused loop written by XLA's older emitters compiles in half the time of one by its newer ones.
+QUICK = {"xla_cpu_use_fusion_emitters": False}
+COMPILED = jax.make_user_context("quickly")  # what was compiled one way is not taken for the other
+_options = compiler.get_compile_options
+made = []  # how each program in memory was compiled
+
+
+def options(*args, env_options_overrides=None, **kwargs):
+    """What JAX tells XLA: to compile quickly, unless a test asks for `optimized`."""
+    made.append(COMPILED.value)
+    if COMPILED.value == "quickly":
+        env_options_overrides = QUICK | (env_options_overrides or {})
+    return _options(*args, env_options_overrides=env_options_overrides, **kwargs)
+
+
+compiler.get_compile_options = options
 jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized():
     """Compile as users do."""
-    jax.clear_caches()  # programs that were compiled the other way
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.clear_caches()
+    with COMPILED("as users do"):
+        yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten():
+    """A thousand programs take a gigabyte, and few serve more than one file of tests."""
+    yield
+    if len(made) > 1000:
+        jax.clear_caches()
+        made.clear()
+
+
+def pytest_collection_finish():
+    """What was imported stays; looking through it for garbage again and again costs seconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_terminal_summary(terminalreporter):
