@@ -34,7 +34,7 @@ __all__ = ["absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "hu
 
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0,
-    weights: jax.Array | None = None, ignore: int | None = None, mask: Mask = None,
+    class_weights: jax.Array | None = None, ignore: int | None = None, mask: Mask = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
     """The surprise of the true classes: ``loss = -sum(target * log softmax(logits))``, in nats.
@@ -45,15 +45,15 @@ def cross_entropy(
 
     Shapes:
         logits: (..., classes). labels: (...), or (..., classes) if soft. mask: leading axes of
-        (...), True where real. weights: (classes,).
+        (...), True where real. class_weights: (classes,).
 
     Args:
         logits: unnormalized log-probabilities; finite if labels are soft.
         labels: the true classes, ints in [0, classes), or soft targets, floats that are
             probabilities. A class outside the range gives NaN, for it cannot raise under `jax.jit`.
         smoothing: the share s of the target that is spread over all classes, in [0, 1).
-        weights: one for each class. With integer labels the mean divides by the sum of the weights
-            of the true classes; with soft ones by the number of entries.
+        class_weights: one for each class. With integer labels the mean divides by the sum of the
+            weights of the true classes; with soft ones by the number of entries.
         ignore: entries of this label are not real; often -100.
         mask: entries where it is False are not real.
         reduction: "mean" over the real entries, their "sum", or "none".
@@ -75,7 +75,7 @@ def cross_entropy(
                              "make class numbers integers, or leave soft labels out by a mask")
         logits, targets, real = _paired(logits, labels, mask, features=1)
         targets = (1 - smoothing) * targets + smoothing / logits.shape[-1]
-        targets *= _of_classes(weights, logits)
+        targets *= _of_classes(class_weights, logits)
         return reduce(optax.losses.softmax_cross_entropy(logits, targets), real, reduction)
 
     labels = class_numbers(logits, labels)
@@ -84,11 +84,11 @@ def cross_entropy(
     classes = logits.shape[-1]
     valid = (labels >= 0) & (labels < classes)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    each = None if weights is None else _of_classes(weights, logits)[labels]
+    each = None if class_weights is None else _of_classes(class_weights, logits)[labels]
     if each is not None:
         losses *= each
     if smoothing:
-        uniform = _of_classes(weights, logits) / classes
+        uniform = _of_classes(class_weights, logits) / classes
         spread_out = optax.losses.softmax_cross_entropy(logits, uniform)
         losses = (1 - smoothing) * losses + smoothing * spread_out
     return reduce(jnp.where(valid, losses, jnp.nan), real, reduction, each)

@@ -33,7 +33,7 @@ Objective = Callable[..., tuple[jax.Array, tuple[Any, Metrics]]]
 
 
 def classification(
-    *, smoothing: float = 0.0, weights: jax.Array | None = None, ignore: int | None = None,
+    *, smoothing: float = 0.0, class_weights: jax.Array | None = None, ignore: int | None = None,
     top_k: int | None = None, reduction: Literal["mean", "sum"] = "mean",
 ) -> Objective:
     """The objective of a classifier: `cross_entropy` of the net's logits; metric `accuracy`.
@@ -42,7 +42,7 @@ def classification(
 
     Args:
         smoothing: as in `cross_entropy`.
-        weights: as in `cross_entropy`; metrics but the loss do not heed them.
+        class_weights: as in `cross_entropy`; metrics but the loss do not heed them.
         ignore: entries of this label are not real; often -100.
         top_k: adds the metric ``top_<k>``, the `top_k_accuracy`.
         reduction: whether the loss is the mean over the real entries or their sum.
@@ -63,7 +63,8 @@ def classification(
         check_count("top_k", top_k)
     if reduction not in ("mean", "sum"):
         raise LayerError("reduction out of mean, sum", repr(reduction), "choose one of them")
-    loss = functools.partial(cross_entropy, smoothing=smoothing, weights=weights, ignore=ignore)
+    loss = functools.partial(
+        cross_entropy, smoothing=smoothing, class_weights=class_weights, ignore=ignore)
 
     def measure(logits: jax.Array, labels: jax.Array, mask: Mask) -> Metrics:
         soft = is_soft(labels)
@@ -74,8 +75,8 @@ def classification(
         if top_k is not None:
             metrics[f"top_{top_k}"] = top_k_accuracy(
                 logits, labels, k=top_k, ignore=ignore, mask=mask)
-        if weights is not None and not soft:
-            each = jnp.take(jnp.asarray(weights), labels, mode="clip")
+        if class_weights is not None and not soft:
+            each = jnp.take(jnp.asarray(class_weights), labels, mode="clip")
             metrics["count/loss"] = total(labels.shape, real, each)
         return metrics
 

@@ -94,12 +94,13 @@ def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
         logits, labels, smoothing, np.ones(5) if weights is None else weights, soft)
     with jax.enable_x64(True):
         found = reductions(
-            dp.cross_entropy, logits, labels, smoothing=smoothing, weights=weights)
+            dp.cross_entropy, logits, labels, smoothing=smoothing, class_weights=weights)
         assert found[0].shape == leading and found[0].dtype == jnp.float64
         for got, want in zip(found, (wanted, wanted.sum(), wanted.sum() / each.sum()), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-13)
     dp.check_gradients(lambda logits: dp.cross_entropy(
-        logits, jnp.asarray(labels), smoothing=smoothing, weights=weights), jnp.asarray(logits))
+        logits, jnp.asarray(labels), smoothing=smoothing, class_weights=weights),
+        jnp.asarray(logits))
 
 
 def test_soft_targets_that_are_sure_are_labels():
@@ -143,7 +144,7 @@ def test_bfloat16_logits_are_reduced_in_float32():
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"weights": np.array([0.5, 1.0, 2.0])}], ids=str)
+    {}, {"smoothing": 0.1}, {"class_weights": np.array([0.5, 1.0, 2.0])}], ids=str)
 def test_masked_labels_count_nothing_whatever_they_hold(options):
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
     mask = np.array([True, False, True, False])
@@ -157,7 +158,7 @@ def test_masked_labels_count_nothing_whatever_they_hold(options):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"weights": np.array([0.5, 1.0, 2.0])}], ids=str)
+    {}, {"smoothing": 0.1}, {"class_weights": np.array([0.5, 1.0, 2.0])}], ids=str)
 @pytest.mark.parametrize("ignore", [-100, 1, 255])
 def test_ignored_labels_are_masked(options, ignore):
     logits, labels = drawn(2, 3, 3), np.array([[0, ignore, 1], [2, 0, ignore]])
@@ -193,12 +194,12 @@ def test_nothing_real_gives_zero():
             assert float(value) == 0.0
             np.testing.assert_array_equal(grads, np.zeros((2, 3)))
     labels, free = jnp.array([0, 1]), jnp.array([0.0, 0.0, 1.0])
-    assert float(dp.cross_entropy(jnp.zeros((2, 3)), labels, weights=free)) == 0.0
+    assert float(dp.cross_entropy(jnp.zeros((2, 3)), labels, class_weights=free)) == 0.0
     assert float(dp.cross_entropy(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32))) == 0.0
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"weights": np.ones(3)}, {"ignore": -100}], ids=str)
+    {}, {"smoothing": 0.1}, {"class_weights": np.ones(3)}, {"ignore": -100}], ids=str)
 def test_labels_out_of_range_give_nan(options):
     labels = jnp.array([-1, 0, 2, 3, 1000, -3])
     each, _, mean = reductions(dp.cross_entropy, jnp.zeros((6, 3)), labels, **options)
@@ -264,7 +265,7 @@ def test_what_cross_entropy_refuses():
         assert "smoothing in [0, 1)" in refused(loss, logits, labels, smoothing=smoothing).wants
     for target in (labels, jnp.zeros((2, 3))):
         for weights in (jnp.ones(2), jnp.ones((1, 3)), 2.0):
-            error = refused(loss, logits, target, weights=weights)
+            error = refused(loss, logits, target, class_weights=weights)
             assert error.wants == "one weight for each of 3 classes" and error.remedy
 
 

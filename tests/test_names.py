@@ -15,6 +15,7 @@ WORDS = {
     "activation": "act act_fn nonlinearity",
     "batch_size": "batch",
     "bias": "use_bias with_bias",
+    "class_weights": "weights",
     "classes": "num_classes n_classes",
     "depth": "num_layers n_layers",
     "dilation": "rhs_dilation kernel_dilation dilation_rate",

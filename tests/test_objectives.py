@@ -73,8 +73,8 @@ def at_once_and_in_parts(objective, net, params, data, size=3):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"ignore": 2}, {"weights": np.array([0.2, 1.0, 3.0])},
-    {"weights": np.array([0.2, 1.0, 3.0]), "ignore": 2, "smoothing": 0.1}], ids=str)
+    {}, {"smoothing": 0.1}, {"ignore": 2}, {"class_weights": np.array([0.2, 1.0, 3.0])},
+    {"class_weights": np.array([0.2, 1.0, 3.0]), "ignore": 2, "smoothing": 0.1}], ids=str)
 def test_classification_averages_over_what_is_real(options):
     net, params, _, _, _, _ = classifier()
     draw = np.random.default_rng(1)
@@ -96,7 +96,7 @@ def test_classification_averages_over_what_is_real(options):
 def test_the_counts_of_a_weighed_loss():
     net, params, state, x, y, _ = classifier()
     weights = np.array([0.5, 1.0, 2.0])
-    objective = dp.classification(weights=weights, ignore=1)
+    objective = dp.classification(class_weights=weights, ignore=1)
     _, (_, metrics) = objective(net, params, state, (x, y), key=None, train=True)
     assert set(metrics) == {"loss", "accuracy", "count", "count/loss"}
     assert (float(metrics["count"]), float(metrics["count/loss"])) == (3.0, 4.5)  # y is 0 2 1 2
@@ -109,9 +109,9 @@ def test_classification_of_soft_targets():
     mask = np.array([True, True, False, True])
     for batch in ((x, soft), {"x": x, "y": soft, "mask": mask}):
         real = mask if isinstance(batch, dict) else mask | True
-        loss, (_, metrics) = dp.classification(smoothing=0.1, weights=weights)(
+        loss, (_, metrics) = dp.classification(smoothing=0.1, class_weights=weights)(
             net, params, state, batch, key=None, train=True)
-        wanted = dp.cross_entropy(logits, soft, smoothing=0.1, weights=weights, mask=real)
+        wanted = dp.cross_entropy(logits, soft, smoothing=0.1, class_weights=weights, mask=real)
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)
         hits = (logits.argmax(-1) == soft.argmax(-1))[real]
         np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-6)
@@ -124,7 +124,7 @@ def test_classification_is_checked_when_it_is_made():
     for wrong in ({"reduction": "none"}, {"smoothing": 1.0}, {"top_k": 0}, {"top_k": 1.0}):
         assert refused(dp.classification, **wrong).remedy
     net, params, state, x, y, _ = classifier()
-    for wrong in ({"top_k": 4}, {"weights": jnp.ones(2)}):
+    for wrong in ({"top_k": 4}, {"class_weights": jnp.ones(2)}):
         assert "3" in refused(dp.classification(**wrong), net, params, state, (x, y), key=None,
                               train=True).wants
     two = dp.branch(net, net)

@@ -176,7 +176,7 @@ def test_ignored_labels_and_masks_pass_through_fit():
     x, y = examples()
     mask = np.arange(12) % 4 != 0
     kept = mask & (y != 1)
-    options = dict(weights=np.array([0.5, 1.0, 2.0]))
+    options = dict(class_weights=np.array([0.5, 1.0, 2.0]))
     step, plain = (dp.make_step(NET, dp.classification(**options, **more), optax.sgd(0.1))
                    for more in ({"ignore": 1}, {}))
     data = {"x": np.where(mask[:, None], x, 1e6), "y": y, "mask": mask}

@@ -84,7 +84,7 @@ EXAMPLES = {
     "wants smoothing in [0, 1), got 10; pass a share, not a percentage":
         traced(dp.cross_entropy, LOGITS, LABELS, smoothing=10),
     "wants one weight for each of 3 classes, got float32[2]; pass an array of shape (classes,)":
-        traced(dp.cross_entropy, LOGITS, LABELS, weights=floats(2)),
+        traced(dp.cross_entropy, LOGITS, LABELS, class_weights=floats(2)),
     "wants reduction out of mean, none, sum, got 'average'; choose one of them":
         traced(dp.cross_entropy, LOGITS, LABELS, reduction="average"),
     "wants a kernel of shape (4, classes), got float32[3,4]; pass embedding.T for a tied embedding":
