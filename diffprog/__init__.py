@@ -6,7 +6,10 @@ The core is loaded at once, all else on first use, so that the import stays ligh
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+import jax
 
 from diffprog import tree
 from diffprog.combinators import branch, parallel, residual, serial
@@ -189,7 +192,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'diffprog' has no attribute {name!r}")
+        where = f"; use jax.nn.{name}" if hasattr(jax.nn, name) else ""
+        raise AttributeError(f"module 'diffprog' has no attribute {name!r}{where}",
+                             name=name, obj=sys.modules[__name__])
     value = getattr(importlib.import_module(f"diffprog.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -270,6 +270,8 @@ def test_public_names_resolve_and_are_documented(name):
 def test_unknown_names_raise():
     with pytest.raises(AttributeError, match="module 'diffprog' has no attribute 'liner'"):
         _ = dp.liner
+    with pytest.raises(AttributeError, match=r"no attribute 'relu'; use jax\.nn\.relu"):
+        _ = dp.relu
 
 
 def test_type_checkers_see_exactly_the_lazy_names():
