@@ -41,9 +41,9 @@ def optimized():
 
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
-    """A thousand programs take a gigabyte, and few serve more than one file of tests."""
+    """Programs take a megabyte each, and few serve more than one file of tests."""
     yield
-    if len(made) > 1000:
+    if len(made) > 2000:
         jax.clear_caches()
         made.clear()
 

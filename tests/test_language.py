@@ -15,6 +15,7 @@ import diffprog as dp
 KEY = jax.random.key(0)
 IDS = jax.random.randint(KEY, (2, 6), 0, 7)
 NET = dp.gpt(7, length=5, width=4, depth=1, heads=2, hidden=4)
+shown = jax.jit(NET)
 
 
 @functools.cache
@@ -23,9 +24,14 @@ def drawn():
 
 
 def measured(objective, batch, net=NET, trees=None):
-    params, state = trees or drawn()
-    loss, (_, metrics) = objective(net, params, state, batch, key=None, train=True)
+    run = jax.jit(lambda params, state, batch: objective(
+        net, params, state, batch, key=None, train=True))
+    loss, (_, metrics) = run(*(trees or drawn()), batch)
     return float(loss), {name: float(value) for name, value in metrics.items()}
+
+
+def scores(ids):
+    return shown(drawn()[0], ids)
 
 
 def surprises(logits, labels):
@@ -39,7 +45,7 @@ def surprises(logits, labels):
 
 
 def test_each_token_but_the_first_is_asked_for():
-    logits = NET(drawn()[0], IDS[:, :-1])
+    logits = scores(IDS[:, :-1])
     wanted = surprises(logits, IDS[:, 1:])
     for batch in (IDS, {"x": IDS}):
         loss, metrics = measured(dp.next_token(), batch)
@@ -55,7 +61,7 @@ def test_each_token_but_the_first_is_asked_for():
 def test_padding_is_neither_asked_for_nor_asked(mask):
     mask = np.array(mask, bool)
     real = mask[:, 1:] & mask[:, :-1]  # padding does not know what begins after it
-    wanted = [surprises(NET(drawn()[0], IDS[i : i + 1, row][:, :-1]), IDS[i : i + 1, row][:, 1:])
+    wanted = [surprises(scores(IDS[i : i + 1, row][:, :-1]), IDS[i : i + 1, row][:, 1:])
               for i, row in enumerate(mask) if row.sum() > 1]
     for filler in (0, 6):
         batch = {"x": jnp.where(mask, IDS, filler), "mask": jnp.asarray(mask)}
@@ -85,7 +91,7 @@ def test_others_than_the_asked_are_shown_alone():
     """The answer is asked for, and the question is read."""
     asked = jnp.arange(6) >= 3
     loss, metrics = measured(dp.next_token(), {"x": IDS, "asked": jnp.tile(asked, (2, 1))})
-    wanted = surprises(NET(drawn()[0], IDS[:, :-1]), IDS[:, 1:])[:, 2:]
+    wanted = surprises(scores(IDS[:, :-1]), IDS[:, 1:])[:, 2:]
     np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
     assert metrics["count"] == 6
 
@@ -95,6 +101,7 @@ def test_what_stands_in_the_padding_has_no_gradient(filler):
     mask = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
     params, state = drawn()
 
+    @jax.jit
     def slopes(x):
         run = lambda params: dp.next_token()(  # noqa: E731
             NET, params, state, {"x": x, "mask": mask}, key=None, train=True)[0]
@@ -111,13 +118,13 @@ def test_a_translation_sees_the_true_beginning():
     params, state = net.init(KEY, IDS[:, :-1], source=source)
     batch = {"x": IDS, "source": source, "source_mask": mask}
     loss, _ = measured(dp.next_token(), batch, net, (params, state))
-    logits = net(params, IDS[:, :-1], source=source, source_mask=mask)
+    logits = jax.jit(net)(params, IDS[:, :-1], source=source, source_mask=mask)
     np.testing.assert_allclose(loss, surprises(logits, IDS[:, 1:]).mean(), rtol=1e-5)
 
 
 def test_smoothing():
     loss, _ = measured(dp.next_token(smoothing=0.1), IDS)
-    logits = NET(drawn()[0], IDS[:, :-1])
+    logits = scores(IDS[:, :-1])
     np.testing.assert_allclose(loss, dp.cross_entropy(logits, IDS[:, 1:], smoothing=0.1), rtol=1e-6)
 
 
@@ -175,8 +182,8 @@ def test_a_loss_without_logits_is_the_loss(chunk, bias):
     mask = draw.random((2, 5)) < 0.7
     b = draw.normal(size=7) if bias else None
     logits = x @ kernel + (0 if b is None else b)
-    loss, best = dp.linear_cross_entropy(
-        jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(labels), chunk=chunk,
+    loss, best = jax.jit(functools.partial(dp.linear_cross_entropy, chunk=chunk))(
+        jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(labels),
         bias=None if b is None else jnp.asarray(b), mask=jnp.asarray(mask))
     np.testing.assert_allclose(loss, surprises(logits, labels)[mask].mean(), rtol=1e-5)
     assert (np.asarray(best)[mask] == logits.argmax(-1)[mask]).all()
@@ -194,9 +201,10 @@ def test_the_gradient_of_a_loss_without_logits():
         def whole(x, kernel, bias):
             return dp.cross_entropy(x @ kernel + bias, labels)
 
-        wanted = jax.grad(whole, (0, 1, 2))(*given)
+        wanted = jax.jit(jax.grad(whole, (0, 1, 2)))(*given)
         for mode in (jax.grad, jax.jacfwd):
-            for ours, other in zip(mode(chunked, (0, 1, 2))(*given), wanted, strict=True):
+            found = jax.jit(mode(chunked, (0, 1, 2)))(*given)
+            for ours, other in zip(found, wanted, strict=True):
                 np.testing.assert_allclose(ours, other, atol=1e-12)
         assert dp.check_gradients(lambda x: chunked(x, *given[1:]), given[0])
 
@@ -228,10 +236,10 @@ def test_the_next_token_in_chunks(name):
     def run(objective, params):
         return objective(net, params, state, batch, key=None, train=True)
 
-    (loss, (_, found)), grads = jax.value_and_grad(functools.partial(
-        run, dp.chunked_next_token("trunk", table, chunk=3)), has_aux=True)(params)
-    (wanted, (_, metrics)), slopes = jax.value_and_grad(functools.partial(
-        run, dp.next_token()), has_aux=True)(params)
+    (loss, (_, found)), grads = jax.jit(jax.value_and_grad(functools.partial(
+        run, dp.chunked_next_token("trunk", table, chunk=3)), has_aux=True))(params)
+    (wanted, (_, metrics)), slopes = jax.jit(jax.value_and_grad(functools.partial(
+        run, dp.next_token()), has_aux=True))(params)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     for other in metrics:
         np.testing.assert_allclose(found[other], metrics[other], rtol=1e-5, err_msg=other)

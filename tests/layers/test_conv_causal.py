@@ -58,10 +58,10 @@ def streamed(net, params, x, sizes, mask=None):
     """The outputs of x in chunks of the given sizes, whose state keeps its form."""
     state = net.start(params, {}, x[:, : sizes[0]], length=x.shape[1])
     structure = jax.tree.map(lambda a: (a.shape, a.dtype), state)
-    chunks, at = [], 0
+    chunks, at, apply = [], 0, jax.jit(net.apply)
     for size in sizes:
         part = slice(at, at + size)
-        y, state = net.apply(
+        y, state = apply(
             params, state, x[:, part], mask=None if mask is None else mask[:, part])
         assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == structure
         chunks.append(y)
@@ -75,7 +75,7 @@ def test_chunk_by_chunk_equals_all_at_once(name):
     net, k = LAYERS[name], STRIDES.get(name, 1)
     params, _ = net.init(KEY, SERIES)
     for mask, sizes in ((None, (k,) * (12 // k)), (MASK, (k, 12 - k)), (MASK, (12 - 2 * k, k, k))):
-        whole = net(params, SERIES, mask=mask)
+        whole = jax.jit(net)(params, SERIES, mask=mask)
         close(streamed(net, params, SERIES, sizes, mask), whole)
 
 
@@ -87,7 +87,7 @@ def test_gradients_in_chunks_equal_those_at_once(name):
     for sizes in ((k,) * (12 // k), (k, 12 - k)):
         parts = lambda params, x, sizes=sizes: jnp.sum(  # noqa: E731
             jnp.sin(streamed(net, params, x, sizes, MASK)))
-        close(jax.grad(parts, (0, 1))(params, SERIES), jax.grad(once, (0, 1))(params, SERIES))
+        close(*(jax.jit(jax.grad(f, (0, 1)))(params, SERIES) for f in (parts, once)))
 
 
 def test_the_past_is_kept_in_the_dtype_of_x_and_cleared():

@@ -1,5 +1,7 @@
 """`group_norm` and `instance_norm` against loops over examples and groups, and their masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,13 @@ NORMS = {"group_norm": dp.group_norm(2, dims=1, eps=EPS),
          "instance_norm": dp.instance_norm(dims=1, eps=EPS)}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def pulled(norm, params, x, cot, mask=None):
+    """The output, and the cotangent pulled back to parameters and x."""
+    y, back = jax.vjp(lambda p, x: norm(p, x, mask=mask), params, x)
+    return y, *back(cot)
+
+
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("padding", [1e6, np.nan, np.inf])
@@ -94,9 +103,7 @@ def test_only_real_positions_count(norm, mask, padding):
     cot = drawn(3, 4, 6, seed=3)  # of the padding too: what it gives must be a constant
     with jax.enable_x64(True):
         params = {"scale": jnp.asarray(drawn(6, seed=1)), "bias": jnp.asarray(drawn(6, seed=2))}
-        run = jax.jit(lambda p, x: norm(p, x, mask=jnp.asarray(mask)))
-        y, back = jax.vjp(run, params, jnp.asarray(x))
-        dparams, dx = back(jnp.asarray(cot))
+        y, dparams, dx = pulled(norm, params, x, cot, jnp.asarray(mask))
         np.testing.assert_array_equal(np.asarray(y)[~mask], 0)
         np.testing.assert_array_equal(np.asarray(dx)[~mask], 0)
         whole = {"scale": np.zeros(6), "bias": np.zeros(6)}
@@ -104,9 +111,8 @@ def test_only_real_positions_count(norm, mask, padding):
             real = mask[i] if mask.ndim == 2 else np.full(4, mask[i])
             if not real.any():
                 continue
-            alone, back = jax.vjp(norm, params, jnp.asarray(x[i][real]))
+            alone, own, dalone = pulled(norm, params, x[i][real], cot[i][real])
             np.testing.assert_allclose(y[i][real], alone, rtol=0, atol=1e-11)
-            own, dalone = back(jnp.asarray(cot[i][real]))
             np.testing.assert_allclose(dx[i][real], dalone, rtol=0, atol=1e-11)
             whole = jax.tree.map(np.add, whole, own)
         for name, leaf in whole.items():
@@ -118,9 +124,9 @@ def test_a_fully_masked_row_is_finite_and_has_no_gradient(norm):
     x = jnp.asarray(drawn(2, 4, 6), jnp.float32).at[1].set(jnp.nan)
     params, _ = norm.init(KEY, x)
     mask = jnp.array([[True] * 4, [False] * 4])
-    y, back = jax.vjp(lambda p, x: norm(p, x, mask=mask), params, x)
+    cot = jnp.zeros_like(x).at[1].set(1.0)
+    y, dparams, dx = pulled(norm, params, x, cot, mask)
     np.testing.assert_array_equal(y[1], 0)
-    dparams, dx = back(jnp.zeros_like(y).at[1].set(1.0))
     for leaf in (*dparams.values(), dx):
         np.testing.assert_array_equal(leaf, 0)
 

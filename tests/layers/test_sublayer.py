@@ -92,13 +92,14 @@ def test_state_side_inputs_and_streams_go_through():
     params, state = net.init(KEY, ROWS)
     assert set(state) == {"norm"} and {"mask", "segments"} <= net.side
     mask = np.array([[1, 1, 0], [0, 0, 1]], bool)
-    _, after = net.apply(params, state, ROWS, mask=mask, train=True)
+    apply = jax.jit(net.apply, static_argnames="train")
+    _, after = apply(params, state, ROWS, mask=mask, train=True)
     assert not np.array_equal(after["norm"]["mean"], state["norm"]["mean"])
-    whole, _ = net.apply(params, after, ROWS, mask=mask)
+    whole, _ = apply(params, after, ROWS, mask=mask)
     carried = net.start(params, after, ROWS, length=3)
     assert set(carried) == {"body", "norm"}
-    first, carried = net.apply(params, carried, ROWS[:, :2], mask=mask[:, :2])
-    last, _ = net.apply(params, carried, ROWS[:, 2:], mask=mask[:, 2:])
+    first, carried = apply(params, carried, ROWS[:, :2], mask=mask[:, :2])
+    last, _ = apply(params, carried, ROWS[:, 2:], mask=mask[:, 2:])
     close(jnp.concatenate([first, last], 1), whole)
 
 

@@ -95,11 +95,11 @@ def test_streaming_is_tapped_chunk_by_chunk():
     net = dp.tap(dp.serial(dp.repeat(2, causal >> jnp.tanh), twice, dp.batch_norm()), "**/conv_0")
     x = jax.random.normal(KEY, (2, 4, 3))
     params, state = net.init(KEY, x)
-    whole, seen = net(params, x, state=state)
+    whole, seen = jax.jit(net)(params, x, state=state)
     now = net.start(params, state, x[:, :1], length=4)
-    parts = []
+    parts, apply = [], jax.jit(net.apply)
     for t in range(0, 4, 2):
-        y, now = net.apply(params, now, x[:, t : t + 2])
+        y, now = apply(params, now, x[:, t : t + 2])
         parts.append(y)
     joined = jax.tree.map(lambda *a: jnp.concatenate(a, -2), *parts)
     close(joined, (whole, seen))
