@@ -31,7 +31,7 @@ NOTHING: Any = inspect.Parameter.empty  # an argument that was not given
 _MEANT = {
     **dict.fromkeys(["rng", "rngs"], "pass key=jax.random.key(seed) to apply"),
     **dict.fromkeys(["deterministic", "inference", "train", "training"],
-                    "pass train=True to apply, which hands it on to every layer"),
+                    "pass train=True to apply in training: it reaches every layer"),
     **dict.fromkeys(["attn_mask", "padding_mask"],
                     "pass mask for which positions are real, attention_mask for who sees whom"),
 }
@@ -138,7 +138,7 @@ def streams(layer: Layer, state: State, *given: Any) -> bool:
 
     `given`, x and side inputs, serves to plan a layer that was never planned.
     """
-    if given and not _known(layer, state, *given):
+    if given and not _is_planned(layer, state, *given):
         return True
     return jax.tree.structure(state) != layer._known.get("rest", jax.tree.structure(state))
 
@@ -253,12 +253,12 @@ def _check_call(
         return  # a program answers for its children's names, and they for their own
     if layer.random and train and key is None:
         raise LayerError("a key when train=True", "none", "pass key=jax.random.key(seed) to apply")
-    if not _known(layer, state, x, side):
+    if not _is_planned(layer, state, x, side):
         return  # there is nothing to plan by; the layer must know its own state
     _check_trees(layer, params, state, x, side)
 
 
-def _known(layer: Layer, state: Any, x: Any, side: dict[str, Any]) -> bool:
+def _is_planned(layer: Layer, state: Any, x: Any, side: dict[str, Any]) -> bool:
     """Is it known what names the layer's trees have? A stream may lack what `start` has kept."""
     if "params" not in layer._known:
         try:

@@ -51,7 +51,7 @@ class Plan:
                     return LayerError(f"{kind} with {path}", listed(have), remedy)
                 if path not in want:
                     return LayerError(f"{kind} without {path}", listed(have), remedy)
-                if spec(want[path]) != spec(have[path]):
+                if (want[path].shape, want[path].dtype) != (have[path].shape, have[path].dtype):
                     return LayerError(
                         f"{kind} {path} as {show(want[path])}", show(have[path]), remedy)
         return None

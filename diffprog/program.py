@@ -65,10 +65,10 @@ def wire(
         """The function's result, and how often it called each child; `visit` is such a call."""
         own = {n: given[n] for n in given.keys() & named} | ({"train": train} if flagged else {})
         routed = {n: given[n] for n in given.keys() - named}
-        inside = {n: Child(n, child, visit, read, routed) for n, child in children.items()}
-        y = function(Children(inside), x, **own)
+        seen = {n: Child(n, child, visit, read, routed) for n, child in children.items()}
+        y = function(Children(seen), x, **own)
         check_result(y)
-        return y, {n: child.calls for n, child in inside.items()}
+        return y, {n: child.calls for n, child in seen.items()}
 
     @remember
     def planner(x: Any, given: dict[str, Any]) -> Plan:

@@ -3,6 +3,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from comparing import KEY, X
 
@@ -57,3 +58,13 @@ def test_apply_traces_each_leaf_once_more():
     log.clear()
     jax.jit(net.apply)(params, state, X)
     assert len(log) == 1
+
+
+def test_trees_of_another_dtype_differ_from_the_plan():
+    """Also where JAX would narrow what it is given without a word."""
+    net = dp.linear(3)
+    params, _ = net.init(KEY, X)
+    assert net.plan(X).difference(params) is None
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    error = net.plan(X).difference(wide)
+    assert error is not None and "float64" in error.got and "as float32" in error.wants

@@ -302,6 +302,6 @@ EXAMPLES = {
     "shows(act=abs): wants arrays as a result, got the layer layers.act; call it: layers.act(x)":
         lambda: shows.plan(X),
     "linear(3): wants only side inputs that it takes (none), got training; pass train=True to "
-    "apply, which hands it on to every layer":
+    "apply in training: it reaches every layer":
         lambda: LINEAR.apply({}, {}, X, training=True),
 }
