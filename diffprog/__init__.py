@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffprog.beams import beam_search
     from diffprog.checks import check
     from diffprog.cloze import mask_tokens, sentence_pairs
+    from diffprog.computed import merge, trainable, unmerge
     from diffprog.data import batches
     from diffprog.derivatives import check_gradients
     from diffprog.generation import Generation, generate, sample
@@ -88,13 +89,20 @@ if TYPE_CHECKING:
     from diffprog.penalties import l1, l2, penalized
     from diffprog.summaries import summary
     from diffprog.training import Fit, Step, TrainState, evaluate, fit, make_step, predict
+    from diffprog.transforms.ema import ema
     from diffprog.transforms.ensemble import ensemble
+    from diffprog.transforms.freeze import freeze
     from diffprog.transforms.heads import heads
+    from diffprog.transforms.lora import lora
     from diffprog.transforms.mixed import mixed
+    from diffprog.transforms.quantize import quantize
     from diffprog.transforms.remat import remat
+    from diffprog.transforms.reparam import reparam
     from diffprog.transforms.repeat import repeat
     from diffprog.transforms.replace import replace
+    from diffprog.transforms.spectral_norm import spectral_norm
     from diffprog.transforms.tap import tap
+    from diffprog.transforms.weight_norm import weight_norm
 
 __version__ = "0.1.0"
 
@@ -104,6 +112,11 @@ _HOMES = {
     "ensemble": "transforms.ensemble", "heads": "transforms.heads", "mixed": "transforms.mixed",
     "remat": "transforms.remat", "repeat": "transforms.repeat", "replace": "transforms.replace",
     "tap": "transforms.tap",
+    # computed parameters
+    "ema": "transforms.ema", "freeze": "transforms.freeze", "lora": "transforms.lora",
+    "quantize": "transforms.quantize", "reparam": "transforms.reparam",
+    "spectral_norm": "transforms.spectral_norm", "weight_norm": "transforms.weight_norm",
+    "merge": "computed", "trainable": "computed", "unmerge": "computed",
     # layers
     "bilinear": "layers.linear", "linear": "layers.linear", "conv": "layers.conv",
     "conv_transpose": "layers.conv", "depthwise_conv": "layers.conv",
@@ -161,6 +174,9 @@ __all__ = [
     "add", "branch", "concatenate", "parallel", "residual", "serial",
     # transformations
     "ensemble", "heads", "mixed", "remat", "repeat", "replace", "tap",
+    # computed parameters
+    "ema", "freeze", "lora", "quantize", "reparam", "spectral_norm", "weight_norm", "merge",
+    "trainable", "unmerge",
     # layers
     "bilinear", "linear", "conv", "conv_transpose", "depthwise_conv", "adaptive_avg_pool",
     "adaptive_max_pool", "avg_pool", "global_avg_pool", "global_max_pool", "max_pool", "batch_norm",

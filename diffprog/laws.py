@@ -17,6 +17,7 @@ import numpy as np
 
 from diffprog import tree
 from diffprog.combinators import serial
+from diffprog.computed import trainable
 from diffprog.derivatives import check_gradients, is_float, widened
 from diffprog.errors import LayerError
 from diffprog.factories import rebuilt
@@ -252,12 +253,19 @@ def _causality(t: Trial) -> None:
 
 
 def _gradients(t: Trial) -> None:
-    for key, train in t.modes:
-        check_gradients(
-            lambda params, x, key=key, train=train: t.layer.apply(
-                params, t.state, x, key=key, train=train, **t.side)[0],
-            t.params, t.x,
-        ) if any(map(is_float, jax.tree.leaves((t.params, t.x)))) else None
+    # What is frozen moves the output, but has no gradient, and that is what it is for.
+    free = trainable(t.layer, t.params)
+    moved, held = (jax.tree.map(lambda leaf, free, want=want: leaf if free is want else None,
+                                t.params, free) for want in (True, False))
+
+    def run(moved: Any, x: Any, key: Any, train: bool) -> Any:
+        params = jax.tree.map(lambda leaf, other: other if leaf is None else leaf, moved, held,
+                              is_leaf=lambda leaf: leaf is None)
+        return t.layer.apply(params, t.state, x, key=key, train=train, **t.side)[0]
+
+    if any(map(is_float, jax.tree.leaves((moved, t.x)))):
+        for key, train in t.modes:
+            check_gradients(functools.partial(run, key=key, train=train), moved, t.x)
 
 
 def _finite(t: Trial) -> None:

@@ -1,9 +1,9 @@
 """A layer is a pair of pure functions over a tree of parameters; nothing else exists.
 
-``init(key, x)`` makes ``(params, state)``; ``apply(params, state, x)`` gives ``(y, state)``. Both
-have one signature for every layer, so a layer made of layers is a layer, and `jax.jit`, `jax.grad`
-and `jax.vmap` work on it unwrapped. Around the pair stands a record that says how the layer is
-called, what is in it, and what it may be given; whatever it is called with, `guards` checks first.
+``init(key, x)`` makes ``(params, state)``; ``apply(params, state, x)`` gives ``(y, state)``. Every
+layer has this signature, so what is made of layers is one, and `jax.jit`, `jax.grad` and `jax.vmap`
+work on it unwrapped. The record around the pair says how the layer is called, what is in it, and
+what it may be given; `guards` checks each call.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax
 
 from diffprog import guards, notation
 from diffprog.arguments import check_count
+from diffprog.computed import Computed
 from diffprog.errors import signed
 from diffprog.factories import described
 from diffprog.plans import Params, Plan, State
@@ -43,8 +44,9 @@ class Layer:
             again; all others belong to the chunk with which they are given.
         planner: ``(x, side) -> Plan`` of layers made of layers, which remembers; None evaluates
             the pair.
-        choice: ``(x, side) -> str``, how `apply` computes an input of these shapes, where it may
-            choose; for `summary`.
+        computed: what `reparam` did to its trees, the outermost first; wrappers hand it on.
+        stacks: how many leading axes its trees have for copies of what it wraps.
+        choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
         factory: the function whose call `repr` shows.
 
     Example:
@@ -66,6 +68,8 @@ class Layer:
     side: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
     planner: Callable[[Any, dict[str, Any]], Plan] | None = None
+    computed: tuple[Computed, ...] = ()
+    stacks: int = 0
     choice: Callable[[Any, dict[str, Any]], str] | None = None
     factory: Callable[..., Layer] | None = None
     _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)

@@ -15,6 +15,7 @@ import jax
 
 from diffprog.arguments import check_names
 from diffprog.children import Child, Children, named_side, slot_of
+from diffprog.computed import reader
 from diffprog.errors import LayerError
 from diffprog.guards import check_children, check_result, miscounted, streams
 from diffprog.layer import Layer, as_layer
@@ -91,12 +92,11 @@ def wire(
             if name not in params:
                 raise LayerError(f"a call of layers.{name} before its params are read", "",
                                  f"call layers.{name} on a line before")
-            return blank(params[name])
+            return reader(children, *blank((params, state)))(name)
 
         evaluate = lambda train: jax.eval_shape(  # noqa: E731
             lambda x, given: run(visit, read, x, train, given)[0], x, given)
-        y = evaluate(False)
-        at_rest = list(calls)
+        y, at_rest = evaluate(False), list(calls)
         if flagged:
             evaluate(True)
         if idle := [n for n, child in children.items() if n not in params and not child.bare]:
@@ -135,7 +135,7 @@ def wire(
                 new[slot] = after
             return y
 
-        y, count = run(visit, lambda name: params.get(name, {}), x, train, given)
+        y, count = run(visit, reader(children, params, state, train), x, train, given)
         for name, calls in count.items():
             left = slot_of(name, calls)
             if left in state and (calls or streams(children[name], state[left])):
@@ -152,7 +152,7 @@ def wire(
                 new[slot_of(name, nth)] = carried
             return child.apply(*own, x, **side)[0]
 
-        run(visit, lambda name: params.get(name, {}), x, False, given)
+        run(visit, reader(children, params, state), x, False, given)
         return new
 
     inside = children.values()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -20,6 +21,7 @@ import optax
 
 from diffprog import tree
 from diffprog.arguments import check_count
+from diffprog.computed import freezes, trainable
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed, show
@@ -97,7 +99,7 @@ def make_step(
         objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. One
             that shows the net something else than the x of a batch has an attribute ``inputs``,
             ``(net, batch) -> (x, side)``, by which `fit` makes parameters.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation; it sees what is `trainable` alone.
         donate: let `apply` reuse the memory of the state it is given, which is gone afterwards;
             False keeps it, for notebooks.
 
@@ -122,9 +124,15 @@ def make_step(
         raise LayerError("an objective (net, params, state, batch, *, key, train)", code(objective),
                          "pass dp.classification(), for example") from error
 
+    if freezes(net):
+        optimizer = optax.masked(optimizer, functools.partial(trainable, net))
+
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
         first, later = jax.random.split(key)
         params, state = net.init(first, x, **side)
+        if params and not any(jax.tree.leaves(trainable(net, params))):
+            raise LayerError("a net with something to train", f"{net!r}, which is frozen",
+                             "freeze less of it: name what trains by but=")
         # Some optimizers keep the initial parameters; a buffer can be donated only once.
         opt = jax.tree.map(jnp.copy, optimizer.init(params))
         return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))

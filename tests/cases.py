@@ -243,6 +243,19 @@ CASES = [
          floats(2, 3, 3), {"causal": True}, slow=True),
     Case("tap in repeat", dp.repeat(2, dp.tap(dp.batch_norm() >> dp.linear(3), "*") >> both),
          floats(4, 3), slow=True),
+    # computed parameters
+    Case("reparam", dp.reparam(dp.linear(3), lambda key, w: {"half": w / 2},
+                               lambda tree: 2 * tree["half"]), floats(2, 4)),
+    Case("lora", dp.lora(dp.linear(3), 2), floats(2, 4)),
+    Case("lora in repeat", dp.repeat(2, dp.lora(block, 2)), floats(3, 2, 4), SCALE, slow=True),
+    Case("freeze", dp.freeze(dp.linear(3), "kernel"), floats(2, 4)),
+    Case("weight_norm", dp.weight_norm(dp.conv(3, 2)), floats(2, 3, 3, 2)),
+    Case("spectral_norm", dp.spectral_norm(dp.linear(3)), floats(2, 4)),
+    Case("spectral_norm of copies", dp.spectral_norm(dp.heads(2, dp.linear(3))), floats(2, 4)),
+    Case("quantize", dp.quantize(dp.linear(3), 4), floats(2, 4), {"smooth": False}),
+    Case("ema", dp.ema(dp.linear(3) >> dp.batch_norm(), 0.5), floats(4, 4)),
+    Case("ema, streaming", dp.ema(dp.repeat(2, CAUSAL)), floats(2, 3, 3), {"causal": True},
+         slow=True),
     # models
     *(case._replace(slow=True) for case in (
         Case("gpt", dp.gpt(11, length=8, dropout=0.2, **NET), IDS, RAGGED | {"causal": True}),

@@ -19,7 +19,7 @@ WORDS = {
     "classes": "num_classes n_classes",
     "depth": "num_layers n_layers",
     "dilation": "rhs_dilation kernel_dilation dilation_rate",
-    "dims": "ndim rank num_spatial_dims",
+    "dims": "ndim num_spatial_dims",
     "dropout": "dropout_rate drop drop_rate",
     "eps": "epsilon",
     "features": "units channels dim out_features out_channels output_size",
@@ -60,6 +60,7 @@ KINDS = {
     "bias": "whether there is one; `linear_cross_entropy` takes it itself",
     "hidden": "the size of one hidden axis; `mlp` has several",
     "loss": "a number, and what `regression` makes it with",
+    "pattern": "of one path; where leaves are computed, also several",
     "scale": "whether a norm has one; in attention the factor of the scores",
     "state": "of a net, and of training",
 }

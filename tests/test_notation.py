@@ -57,6 +57,11 @@ SHOWN = {
     "transforms": (dp.serial(
         dp.repeat(2, BLOCK, remat="dots_saveable"), dp.remat(BLOCK, policy="dots_saveable"),
         dp.mixed(BLOCK, jnp.bfloat16), dp.tap(dp.ensemble(2, BLOCK), "body")), X),
+    "computed parameters": (dp.serial(
+        dp.lora(dp.freeze(BLOCK, "**/bias"), 2), dp.weight_norm(dp.spectral_norm(dp.linear(3))),
+        dp.freeze(dp.linear(4), but=("bias",)),
+        dp.quantize(BLOCK, bits=4, pattern="body/linear_0/kernel"),
+        dp.ema(dp.reparam(dp.linear(2), jnp.array, jnp.tanh, constant="**"), decay=0.5)), X),
     "power": (dp.linear(4) ** 3 >> dp.layer_norm(scale=False, eps=1e-3), X),
     "long": (dp.serial(*[dp.serial(*[dp.linear(11), jax.nn.relu] * 6) for _ in range(2)]), X),
     "long, in wrappers": (dp.repeat(2, dp.remat(dp.serial(*[dp.linear(4), jax.nn.relu] * 6))), X),

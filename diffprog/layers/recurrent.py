@@ -180,7 +180,7 @@ def recurrent(
         init, apply, cell.start and start, cell.children,
         lambda children: recurrent(rebuilt(cell, children), reverse=reverse, unroll=unroll),
         name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | {"mask"},
-        kept=cell.kept, planner=planner,
+        kept=cell.kept, planner=planner, computed=cell.computed, stacks=cell.stacks,
     )
 
 

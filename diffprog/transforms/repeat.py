@@ -105,4 +105,5 @@ def repeat(
         lambda children: repeat(n, rebuilt(layer, children), unroll=unroll, remat=remat),
         name="repeat",
         bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
+        computed=layer.computed, stacks=layer.stacks + 1,
     )

@@ -58,4 +58,5 @@ def side_by_side(
     return Layer(
         init, apply, layer.start and start, layer.children, rebuild, bare=layer.bare,
         random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
+        computed=layer.computed, stacks=layer.stacks + 1,
     )

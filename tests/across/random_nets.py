@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from hypothesis import strategies as st
-from random_pieces import COMBINATORS, LEAVES, SPATIAL, SPECIAL, WIDE, generic
+from random_combinators import COMBINATORS, SPECIAL
+from random_pieces import LEAVES, SPATIAL, WIDE, generic
 
 import diffprog as dp
 
@@ -106,9 +107,12 @@ class Drawing:
         self.parts[function.__name__] += 1
         return dp.program(**children)(function)
 
-    def after(self, layer, x):
+    def plan(self, layer, x):
         layer = dp.serial(layer)
-        return layer.plan(x, **{n: v for n, v in self.given.items() if n in layer.side}).y
+        return layer.plan(x, **{n: v for n, v in self.given.items() if n in layer.side})
+
+    def after(self, layer, x):
+        return self.plan(layer, x).y
 
     def real_only(self, x):
         """Does the mask speak of x? Then what stands in the padding may still be anything."""

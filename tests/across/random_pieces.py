@@ -31,6 +31,14 @@ def last_copy(pair):
     return sum((activation[-1] for activation in seen.values()), y)
 
 
+def halved(key, leaf):
+    return {"half": leaf / 2}
+
+
+def doubled(tree):
+    return 2 * tree["half"]
+
+
 def twice(layers, x):
     return layers.f(jnp.tanh(layers.f(x))) + x
 
@@ -66,7 +74,8 @@ def namespace():
     """The names in the code that `repr` shows; a program is shown as a call of its function."""
     names = {"jax": jax, "jnp": jnp}
     exec("from diffprog import *", names)
-    names |= {f.__name__: f for f in (generic, mean_of_all, both, last_copy)}
+    names |= {f.__name__: f for f in (
+        generic, mean_of_all, both, last_copy, halved, doubled)}
     made = lambda f: lambda **children: dp.program(**children)(f)  # noqa: E731
     return names | {f.__name__: made(f) for f in PROGRAMS}
 
@@ -117,7 +126,7 @@ def _binary_step(d, x):
     return d.function(dp.binary_step)
 
 
-def _dropout(d, x):
+def dropout(d, x):
     if x.ndim > 2 and d.pick([True, False]):
         return d.make(dp.spatial_dropout, 0.5, dims=x.ndim - 2)
     return d.make(d.pick([dp.dropout, dp.stochastic_depth]), 0.5)
@@ -257,11 +266,11 @@ def divisors(n):
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def _anywhere(d, x):
+def anywhere(d, x):
     return True
 
 
-def _over_space(d, x):
+def over_space(d, x):
     return not d.causal and x.ndim > 2 and d.takes_mask(x)
 
 
@@ -276,18 +285,18 @@ def _enlarging(d, x):
 
 WIDE = [_linear, _gated]  # where there are many features, these make them few
 LEAVES = {
-    _linear: _anywhere, _gated: _anywhere, _norm: _anywhere, _activation: _anywhere,
-    _prelu: _anywhere, _dropout: _anywhere, _group_norm_of_features: _anywhere,
+    _linear: anywhere, _gated: anywhere, _norm: anywhere, _activation: anywhere,
+    _prelu: anywhere, dropout: anywhere, _group_norm_of_features: anywhere,
     _batch_norm: lambda d, x: d.takes_mask(x),
     _binary_step: lambda d, x: d.steps,
     _hide: lambda d, x: d.real_only(x),
     _reshape: lambda d, x: not d.causal,
-    _ffn: _anywhere,
+    _ffn: anywhere,
 }
 SPATIAL = {
-    _conv: _over_space, _pool: _over_space, _global_pool: _over_space, _patches: _over_space,
-    _adaptive_pool: _over_space, _conv_transpose: _enlarging, _upsample: _enlarging,
-    _spatial_norm: lambda d, x: _over_space(d, x) and math.prod(x.shape[1:-1]) > 1,
+    _conv: over_space, _pool: over_space, _global_pool: over_space, _patches: over_space,
+    _adaptive_pool: over_space, _conv_transpose: _enlarging, _upsample: _enlarging,
+    _spatial_norm: lambda d, x: over_space(d, x) and math.prod(x.shape[1:-1]) > 1,
     _pixel_shuffle: lambda d, x: x.ndim == 4 and _enlarging(d, x),
     _flatten: lambda d, x: not d.causal and x.ndim > 2,
     _causal_conv: lambda d, x: d.causal,
@@ -296,125 +305,4 @@ SPATIAL = {
     _cross_attention: lambda d, x: not d.causal and x.ndim == 3 and d.takes_mask(x),
     _collapse: lambda d, x: not d.causal and x.ndim == 3 and d.takes_mask(x),
     _features_apart: lambda d, x: d.causal,
-}
-
-
-# Combinators: each draws one child of the depth that is left, and the others as leaves.
-
-
-def _serial(d, x, depth):
-    if d.pick([True, False]):
-        first = d.leaf(x)
-        second = d.net(d.after(first, x), depth)
-    else:
-        first = d.net(x, depth)
-        second = d.leaf(d.after(first, x))
-    how = d.pick(["unnamed", "named", ">>"])
-    d.parts[f"serial, {how}"] += 1
-    d.parts["serial"] += 1
-    if how == ">>":
-        return dp.serial(first) >> second >> jnp.tanh
-    return dp.serial(first, second) if how == "unnamed" else dp.serial(first, then=second)
-
-
-def _power(d, x, depth):
-    d.parts["**"] += 1
-    return dp.serial(d.kept(x, depth)) ** 2
-
-
-def _residual(d, x, depth):
-    if d.pick([True, False]):
-        return d.make(dp.residual, d.kept(x, depth))
-    body = d.net(x, depth)
-    d.parts["residual with a shortcut"] += 1
-    return d.make(dp.residual, body, d.to(d.leaf(x), x, d.after(body, x)))
-
-
-def _normed(d, x, depth):
-    norm = d.pick([None, dp.layer_norm(eps=0.1, bias_init=generic)])
-    return d.make(d.pick([dp.add_norm, dp.pre_norm]), d.kept(x, depth), norm,
-                  dropout=d.pick([0.0, 0.5]))
-
-
-def _branch(d, x, depth):
-    f = d.net(x, depth)
-    y = d.after(f, x)
-    g = d.to(d.leaf(x), x, y)
-    if d.pick([True, False]):
-        return d.make(dp.branch, f, other=g, merge=d.merge())
-    return dp.serial(d.make(dp.branch, f, g), d.joined(y, y, 1))
-
-
-def _repeat(d, x, depth):
-    remat = d.pick([False, False, True, "dots_saveable"])
-    return d.make(dp.repeat, 2, d.kept(x, depth), unroll=d.pick([1, 2]), remat=remat)
-
-
-def _heads(d, x, depth):
-    return d.make(dp.heads, 2, d.net(x, depth))
-
-
-def _ensemble(d, x, depth):
-    return dp.serial(d.make(dp.ensemble, 2, d.net(x, depth)), mean_of_all)
-
-
-def _remat(d, x, depth):
-    return d.make(dp.remat, d.net(x, depth), policy=d.pick(["nothing_saveable", "dots_saveable"]))
-
-
-def _mixed(d, x, depth):
-    return d.make(dp.mixed, d.net(x, depth), jnp.float32)
-
-
-def _replace(d, x, depth):
-    d.parts["replace"] += 1
-    net = dp.serial(d.net(x, depth), act=jnp.tanh)
-    way = d.pick(["act", "*", "**"])
-    return dp.replace(net, way, dp.remat if way != "act" else lambda old: jax.nn.silu)
-
-
-def _tap(d, x, depth):
-    if d.pick([True, False]):
-        seen = d.net(x, depth)
-        y = d.after(seen, x)
-        return dp.serial(d.make(dp.tap, dp.serial(seen=seen, then=d.kept(y, 1)), "seen"), both)
-    copies = dp.repeat(2, dp.serial(seen=d.kept(x, depth), then=jnp.tanh))
-    return dp.serial(d.make(dp.tap, copies, "seen"), last_copy)
-
-
-def _twice(d, x, depth):
-    return d.program(twice, f=d.kept(x, depth))
-
-
-def _scaled(d, x, depth):
-    return d.program(scaled, f=d.kept(x, depth))
-
-
-def _trained(d, x, depth):
-    f = d.net(x, depth)
-    y = d.after(f, x)
-    noise = d.pick([_dropout, lambda d, y: d.make(dp.linear, y.shape[-1], bias_init=generic)])
-    return d.program(trained, f=f, noise=noise(d, y))
-
-
-def _tied(d, x, depth):
-    return d.program(tied, code=d.make(dp.linear, 3), f=d.net(x, depth))
-
-
-def _resampled(d, x, depth):
-    pool = d.make(d.pick([dp.max_pool, dp.avg_pool]), 2, dims=1, padding="SAME")
-    y, mask = d.after(pool, x), d.mask
-    d.mask = mask and y.shape[: len(mask)]
-    rest = dp.serial(d.make(dp.hide), d.net(y, depth))
-    d.mask = mask
-    return d.program(resampled, pool=pool, rest=rest)
-
-
-COMBINATORS = dict.fromkeys([
-    _serial, _power, _residual, _normed, _branch, _repeat, _heads, _ensemble, _remat, _replace,
-    _tap, _twice, _trained, _tied], _anywhere)
-SPECIAL = {
-    _mixed: lambda d, x: d.mixing,
-    _scaled: lambda d, x: d.scaling,
-    _resampled: lambda d, x: x.ndim == 3 and _over_space(d, x),
 }

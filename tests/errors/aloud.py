@@ -16,8 +16,8 @@ if __name__ == "__main__":  # run as a file, whose own folder is then the path
 import diffprog as dp
 
 PACKAGE = pathlib.Path(dp.__file__).parent
-FILES = ("composing", "calling", "layers", "images", "sequences", "attention", "models", "tools",
-         "training", "text")
+FILES = ("composing", "computed", "calling", "layers", "images", "sequences", "attention", "models",
+         "tools", "training", "text")
 
 
 def examples(name):

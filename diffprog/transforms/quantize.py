@@ -1,0 +1,59 @@
+"""Training that knows of the rounding to come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.arguments import check_count
+from diffprog.computed import Computed, Patterns
+from diffprog.errors import LayerError
+from diffprog.factories import factory
+from diffprog.layer import Layer, as_layer
+from diffprog.transforms.reparam import check_kernel, reparametrized
+
+__all__ = ["quantize"]
+
+
+@factory
+def quantize(layer: Any, bits: int = 8, pattern: Patterns = "**/kernel") -> Layer:
+    """Train with weights as they will be stored: ``y = f(x; round(w / step) * step)``.
+
+    The step of each output feature is ``max |w| / (2 ** (bits - 1) - 1)``, so that each weight is
+    one of 2 ** bits - 1 integers times the step of its feature. The gradient passes straight
+    through the rounding, as if it were not there. The parameters are those of the layer, in full
+    precision; `merge` gives the rounded ones.
+
+    Args:
+        layer: any layer.
+        bits: of the integers, with their sign; from 2 to 16.
+        pattern: of the paths of the kernels, or a tuple of several.
+
+    Raises:
+        LayerError: at composition, for other bits; at ``init``, for a pattern that matches nothing,
+            or a leaf with one axis.
+
+    Example:
+        >>> net = dp.quantize(dp.linear(3), bits=2)
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> kernel = dp.merge(net, params)[0]["kernel"]
+        >>> [len(set(column.tolist())) <= 3 for column in kernel.T]
+        [True, True, True]
+
+    Source: Jacob et al. 2017, arXiv:1712.05877, section 3; Bengio, Leonard, Courville 2013,
+    arXiv:1308.3432, for the gradient.
+    """
+    check_count("bits", bits)
+    if not 2 <= bits <= 16:
+        raise LayerError("bits from 2 to 16", str(bits), "choose 8, for example")
+
+    def use(kernel: jax.Array) -> jax.Array:
+        check_kernel(kernel)
+        largest = jnp.max(jnp.abs(kernel), range(kernel.ndim - 1), keepdims=True)
+        step = jnp.where(largest == 0, 1, largest) / (2 ** (bits - 1) - 1)
+        return kernel + jax.lax.stop_gradient(jnp.round(kernel / step) * step - kernel)
+
+    return reparametrized(as_layer(layer), Computed(lambda key, kernel: kernel, use, pattern),
+                          lambda layer: quantize(layer, bits, pattern))

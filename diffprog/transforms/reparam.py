@@ -1,0 +1,120 @@
+"""Computed parameters: a leaf is replaced in place by a small tree from which it is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from diffprog.computed import Computed, Patterns, joined, stacks_at, trainable
+from diffprog.errors import LayerError
+from diffprog.factories import factory, rebuilt
+from diffprog.layer import Layer, as_layer
+from diffprog.notation import listed, show
+from diffprog.plans import Params, Plan, State, remember
+from diffprog.tree import paths
+
+__all__ = ["reparam"]
+
+
+@factory
+def reparam(
+    layer: Any, make: Callable[[jax.Array, jax.Array], Any], use: Callable[..., Any],
+    pattern: Patterns = "**/kernel", *, carry: Callable[[Any], Any] | None = None,
+    constant: str = "",
+) -> Layer:
+    """Compute parameters from others: ``y = f(x; w)`` with ``w = use(tree)``.
+
+    Each leaf w whose path matches stands in the parameters as ``make(key, w)``, a small tree under
+    the name of the leaf. `merge` gives the parameters that the layer alone takes, and `unmerge`
+    begins from such. `lora`, `weight_norm`, `spectral_norm`, `freeze`, `quantize` and `ema` are
+    this with functions of a few lines. It keeps the kind and the names of what it wraps.
+
+    Args:
+        layer: any layer.
+        make: ``(key, leaf) -> tree``, an array or nested dicts of arrays. Of copies that `repeat`,
+            `heads` or `ensemble` stack, it sees one at a time, and so do `use` and `carry`.
+        use: ``tree -> leaf``, of the leaf's shape and dtype. With `carry` it is
+            ``(tree, carried, train) -> (leaf, carried)``.
+        pattern: of the paths of the leaves, or a tuple of several.
+        carry: ``tree -> carried``, arrays that the state holds at the path of the leaf.
+        constant: a pattern of paths inside the small tree, such as "base", which no gradient
+            reaches and `make_step` keeps from the optimizer.
+
+    Raises:
+        LayerError: at ``init``: a pattern that matches nothing, a leaf that `use` does not give
+            back as it was, a leaf that is frozen inside.
+
+    Example:
+        >>> positive = dp.reparam(dp.linear(3), lambda key, w: {"log": jnp.log(jnp.abs(w))},
+        ...                       lambda tree: jnp.exp(tree["log"]))
+        >>> params, state = positive.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> jax.tree.map(jnp.shape, params)
+        {'bias': (3,), 'kernel': {'log': (4, 3)}}
+    """
+    own = Computed(make, use, pattern, carry=carry, constant=constant)
+    return reparametrized(as_layer(layer), own, lambda layer: reparam(
+        layer, make, use, pattern, carry=carry, constant=constant))
+
+
+def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer]) -> Layer:
+    """The layer with computed parameters; `again` does the same to the layer of other children."""
+
+    def stacks(path: str) -> int:
+        return stacks_at(layer, path)
+
+    @remember
+    def planner(x: Any, side: dict[str, Any]) -> Plan:
+        plan = layer.plan(x, **side)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        params, state = jax.eval_shape(
+            lambda key, params, state: own.made(key, params, state, stacks),
+            key, plan.params, plan.state)
+        if clash := paths(plan.state).keys() & own.forms.keys() if own.carry else None:
+            raise LayerError("leaves whose paths the state leaves free", listed(clash),
+                             "rename the parameter, or what the layer carries")
+        back = jax.eval_shape(lambda *trees: own.plain(*trees, stacks), params, state)
+        if wrong := Plan(plan.params, {}, None).difference(back[0]):
+            raise wrong
+        held = trainable(layer, plan.params)
+        for path in own.choose(plan.params):
+            if not paths(held)[path] and own.forms[path].num_nodes > 1:
+                raise LayerError(f"{path} to be trained", "a leaf that is frozen inside",
+                                 "freeze around it: freeze(lora(...), but=('**/down', '**/up'))")
+        return dataclasses.replace(plan, params=params, state=state)
+
+    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        return own.made(key, *layer.init(key, x, **side), stacks)
+
+    def trees(
+        params: Params, state: State, x: Any, side: Mapping[str, Any], train: bool = False
+    ) -> tuple[Params, State, State]:
+        if not own.forms:
+            whole.plan(x, **side)  # by which it is known which leaves match
+        return own.plain(params, state, stacks, train)
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        params, state, after = trees(params, state, x, side, train)
+        y, state = layer.apply(params, state, x, key=key, train=train, **side)
+        return y, joined(state, after)
+
+    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        params, state, after = trees(params, state, x, side)
+        return joined(layer.start(params, state, x, length=length, **side), after)
+
+    whole = dataclasses.replace(
+        layer, init=init, apply=apply, start=layer.start and start, planner=planner,
+        rebuild=lambda children: again(rebuilt(layer, children)),
+        computed=(own, *layer.computed),
+    )
+    return whole
+
+
+def check_kernel(leaf: jax.Array) -> None:
+    """Raise unless a leaf is a kernel: of a vector no norm or step is shared by several weights."""
+    if leaf.ndim < 2:
+        raise LayerError("kernels (..., in, out)", show(leaf),
+                         "choose a pattern that matches no vectors")

@@ -1,0 +1,77 @@
+"""Kernels that stretch no input by more than one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.computed import Computed, Patterns
+from diffprog.factories import factory
+from diffprog.layer import Layer, as_layer
+from diffprog.transforms.reparam import check_kernel, reparametrized
+
+__all__ = ["spectral_norm"]
+
+_FIRST = 30  # steps of the power iteration at init; one more in each call of training
+
+
+@factory
+def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
+    """Divide kernels by their largest singular value: ``y = f(x; w / |w|_2)``.
+
+    A kernel of more than two axes counts as the matrix (all but the last, last), as in the paper;
+    of a convolution this is not the norm of the map between images. The value is found by power
+    iteration, whose vector is state: it starts with 30 steps and makes one in each call of
+    training, following the kernel as it changes; at rest it stays.
+
+    Args:
+        layer: any layer.
+        pattern: of the paths of the kernels, or a tuple of several.
+
+    Raises:
+        LayerError: at ``init``: a pattern that matches nothing, or a leaf with one axis.
+
+    Example:
+        >>> net = dp.spectral_norm(dp.linear(3, bias=False))
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> kernel = dp.merge(net, params, state)[0]["kernel"]
+        >>> bool(jnp.isclose(jnp.linalg.norm(kernel, 2), 1, atol=1e-3))
+        True
+
+    Source: Miyato, Kataoka, Koyama, Yoshida 2018, arXiv:1802.05957, algorithm 1.
+    """
+
+    def carry(kernel: jax.Array) -> jax.Array:
+        check_kernel(kernel)
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        drawn = jax.random.normal(jax.random.key(0), matrix.shape[-1:], kernel.dtype)
+        return jax.lax.fori_loop(
+            0, _FIRST, lambda _, vector: _step(matrix, vector), _unit(drawn))
+
+    def use(
+        kernel: jax.Array, vector: jax.Array, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        vector = vector.astype(kernel.dtype)
+        if train:
+            vector = _step(matrix, vector)
+        return kernel / _length(matrix @ vector), jax.lax.stop_gradient(vector)
+
+    return reparametrized(
+        as_layer(layer), Computed(lambda key, kernel: kernel, use, pattern, carry=carry),
+        lambda layer: spectral_norm(layer, pattern))
+
+
+def _length(vector: jax.Array) -> jax.Array:
+    square = jnp.sum(jnp.square(vector))
+    return jnp.sqrt(jnp.maximum(square, jnp.finfo(vector.dtype).tiny))
+
+
+def _unit(vector: jax.Array) -> jax.Array:
+    return vector / _length(vector)
+
+
+def _step(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    return _unit(matrix.T @ _unit(matrix @ vector))

@@ -1,0 +1,54 @@
+"""Length and direction of weights as parameters of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.computed import Computed, Patterns
+from diffprog.factories import factory
+from diffprog.layer import Layer, as_layer
+from diffprog.transforms.reparam import check_kernel, reparametrized
+
+__all__ = ["weight_norm"]
+
+
+@factory
+def weight_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
+    """Learn length and direction of weights apart: ``y = f(x; scale * direction / |direction|)``.
+
+    The norm is that of the weights into one output feature: over all axes but the last. A layer
+    begins as it was; weights that are zero get a direction, and a length of zero.
+
+    Args:
+        layer: any layer.
+        pattern: of the paths of the kernels, or a tuple of several.
+
+    Raises:
+        LayerError: at ``init``: a pattern that matches nothing, or a leaf with one axis.
+
+    Example:
+        >>> net = dp.weight_norm(dp.linear(3))
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> jax.tree.map(jnp.shape, params["kernel"])
+        {'direction': (4, 3), 'scale': (3,)}
+
+    Source: Salimans and Kingma 2016, arXiv:1602.07868, eq. 2.
+    """
+
+    def make(key: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
+        check_kernel(kernel)
+        scale = _length(kernel)
+        return {"direction": jnp.where(scale == 0, 1, kernel), "scale": scale}
+
+    def use(tree: dict[str, jax.Array]) -> jax.Array:
+        return tree["direction"] * (tree["scale"] / _length(tree["direction"]))
+
+    return reparametrized(as_layer(layer), Computed(make, use, pattern),
+                          lambda layer: weight_norm(layer, pattern))
+
+
+def _length(kernel: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), range(kernel.ndim - 1)))

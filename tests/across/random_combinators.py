@@ -1,0 +1,158 @@
+"""How random nets are composed: how `random_nets.py` draws each combinator.
+
+Each takes the drawing d, the shape of its input x, and the depth that is left.
+"""
+
+import jax
+import jax.numpy as jnp
+from random_pieces import (
+    anywhere,
+    both,
+    doubled,
+    dropout,
+    generic,
+    halved,
+    last_copy,
+    mean_of_all,
+    over_space,
+    resampled,
+    scaled,
+    tied,
+    trained,
+    twice,
+)
+
+import diffprog as dp
+
+# Combinators: each draws one child of the depth that is left, and the others as leaves.
+
+
+def _serial(d, x, depth):
+    if d.pick([True, False]):
+        first = d.leaf(x)
+        second = d.net(d.after(first, x), depth)
+    else:
+        first = d.net(x, depth)
+        second = d.leaf(d.after(first, x))
+    how = d.pick(["unnamed", "named", ">>"])
+    d.parts[f"serial, {how}"] += 1
+    d.parts["serial"] += 1
+    if how == ">>":
+        return dp.serial(first) >> second >> jnp.tanh
+    return dp.serial(first, second) if how == "unnamed" else dp.serial(first, then=second)
+
+
+def _power(d, x, depth):
+    d.parts["**"] += 1
+    return dp.serial(d.kept(x, depth)) ** 2
+
+
+def _residual(d, x, depth):
+    if d.pick([True, False]):
+        return d.make(dp.residual, d.kept(x, depth))
+    body = d.net(x, depth)
+    d.parts["residual with a shortcut"] += 1
+    return d.make(dp.residual, body, d.to(d.leaf(x), x, d.after(body, x)))
+
+
+def _normed(d, x, depth):
+    norm = d.pick([None, dp.layer_norm(eps=0.1, bias_init=generic)])
+    return d.make(d.pick([dp.add_norm, dp.pre_norm]), d.kept(x, depth), norm,
+                  dropout=d.pick([0.0, 0.5]))
+
+
+def _branch(d, x, depth):
+    f = d.net(x, depth)
+    y = d.after(f, x)
+    g = d.to(d.leaf(x), x, y)
+    if d.pick([True, False]):
+        return d.make(dp.branch, f, other=g, merge=d.merge())
+    return dp.serial(d.make(dp.branch, f, g), d.joined(y, y, 1))
+
+
+def _repeat(d, x, depth):
+    remat = d.pick([False, False, True, "dots_saveable"])
+    return d.make(dp.repeat, 2, d.kept(x, depth), unroll=d.pick([1, 2]), remat=remat)
+
+
+def _heads(d, x, depth):
+    return d.make(dp.heads, 2, d.net(x, depth))
+
+
+def _ensemble(d, x, depth):
+    return dp.serial(d.make(dp.ensemble, 2, d.net(x, depth)), mean_of_all)
+
+
+def _remat(d, x, depth):
+    return d.make(dp.remat, d.net(x, depth), policy=d.pick(["nothing_saveable", "dots_saveable"]))
+
+
+def _mixed(d, x, depth):
+    return d.make(dp.mixed, d.net(x, depth), jnp.float32)
+
+
+def _replace(d, x, depth):
+    d.parts["replace"] += 1
+    net = dp.serial(d.net(x, depth), act=jnp.tanh)
+    way = d.pick(["act", "*", "**"])
+    return dp.replace(net, way, dp.remat if way != "act" else lambda old: jax.nn.silu)
+
+
+def _tap(d, x, depth):
+    if d.pick([True, False]):
+        seen = d.net(x, depth)
+        y = d.after(seen, x)
+        return dp.serial(d.make(dp.tap, dp.serial(seen=seen, then=d.kept(y, 1)), "seen"), both)
+    copies = dp.repeat(2, dp.serial(seen=d.kept(x, depth), then=jnp.tanh))
+    return dp.serial(d.make(dp.tap, copies, "seen"), last_copy)
+
+
+def _computed(d, x, depth):
+    f = dp.serial(d.net(x, depth))
+    kernels = [leaf for path, leaf in dp.tree.paths(d.plan(f, x).params).items()
+               if path.endswith("/kernel")]
+    make = d.pick([dp.ema, *([dp.freeze, dp.lora, dp.weight_norm, dp.spectral_norm, dp.reparam]
+                             + d.steps * [dp.quantize]) * (2 * bool(kernels))])
+    if make is dp.reparam:
+        return d.make(make, f, halved, doubled)
+    if make is dp.freeze:
+        return d.make(make, f, but=d.pick([(), "**/kernel"]))
+    return d.make(make, f, **({"rank": 1} if make is dp.lora else {}))
+
+
+def _twice(d, x, depth):
+    return d.program(twice, f=d.kept(x, depth))
+
+
+def _scaled(d, x, depth):
+    return d.program(scaled, f=d.kept(x, depth))
+
+
+def _trained(d, x, depth):
+    f = d.net(x, depth)
+    y = d.after(f, x)
+    noise = d.pick([dropout, lambda d, y: d.make(dp.linear, y.shape[-1], bias_init=generic)])
+    return d.program(trained, f=f, noise=noise(d, y))
+
+
+def _tied(d, x, depth):
+    return d.program(tied, code=d.make(dp.linear, 3), f=d.net(x, depth))
+
+
+def _resampled(d, x, depth):
+    pool = d.make(d.pick([dp.max_pool, dp.avg_pool]), 2, dims=1, padding="SAME")
+    y, mask = d.after(pool, x), d.mask
+    d.mask = mask and y.shape[: len(mask)]
+    rest = dp.serial(d.make(dp.hide), d.net(y, depth))
+    d.mask = mask
+    return d.program(resampled, pool=pool, rest=rest)
+
+
+COMBINATORS = dict.fromkeys([
+    _serial, _power, _residual, _normed, _branch, _repeat, _heads, _ensemble, _remat, _replace,
+    _tap, _computed, _twice, _trained, _tied], anywhere)
+SPECIAL = {
+    _mixed: lambda d, x: d.mixing,
+    _scaled: lambda d, x: d.scaling,
+    _resampled: lambda d, x: x.ndim == 3 and over_space(d, x),
+}

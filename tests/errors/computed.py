@@ -1,0 +1,86 @@
+"""What is refused of computed parameters."""
+
+
+import jax.numpy as jnp
+import optax
+from refusing import KEY, X
+
+import diffprog as dp
+
+LINEAR = dp.linear(3)
+LORA = dp.lora(LINEAR, 2)
+PARAMS, STATE = LORA.init(KEY, X)
+PLAIN, _ = dp.merge(LORA, PARAMS)
+
+
+def scaled(key, kernel):
+    return {"half": kernel / 2}
+
+
+def forgotten(tree):
+    return tree["half"][:2]
+
+
+def beginning(key, x):
+    return {"kernel": jnp.ones(4)}, {"kernel": jnp.ones(4)}
+
+
+def applied(params, state, x, *, key=None, train=False):
+    return x * params["kernel"], state
+
+
+NAMED = dp.Layer(beginning, applied, name="named")  # its state has the name of its parameter
+
+EXAMPLES = {
+    # Which leaves.
+    "lora(linear(3), 2, pattern='kernels'): wants a pattern that matches a path (bias, kernel), "
+    "got 'kernels'; correct it: * is one level, ** any number":
+        lambda: dp.lora(LINEAR, 2, "kernels").init(KEY, X),
+    "freeze(linear(3), but='**'): wants a leaf that is not left out, got but='**', which leaves "
+    "out all; remove this, or name fewer of them":
+        lambda: dp.freeze(LINEAR, but="**").init(KEY, X),
+    "lora(linear(3), 2, pattern='bias'): wants kernels (..., in, out) of at least 2 by 2, got "
+    "float32[3]; choose a smaller rank, or a pattern that matches larger ones":
+        lambda: dp.lora(LINEAR, 2, "bias").init(KEY, X),
+    "lora(linear(3), 4): wants kernels (..., in, out) of at least 4 by 4, got float32[4,3]; "
+    "choose a smaller rank, or a pattern that matches larger ones":
+        lambda: dp.lora(LINEAR, 4).init(KEY, X),
+    "weight_norm(linear(3), pattern='**'): wants kernels (..., in, out), got float32[3]; choose a "
+    "pattern that matches no vectors":
+        lambda: dp.weight_norm(LINEAR, "**").init(KEY, X),
+    "lora(freeze(linear(3)), 2): wants kernel to be trained, got a leaf that is frozen inside; "
+    "freeze around it: freeze(lora(...), but=('**/down', '**/up'))":
+        lambda: dp.lora(dp.freeze(LINEAR), 2).init(KEY, X),
+    "ema(named, pattern='kernel'): wants leaves whose paths the state leaves free, got kernel; "
+    "rename the parameter, or what the layer carries":
+        lambda: dp.ema(NAMED, pattern="kernel").init(KEY, X),
+    # How they are computed.
+    "reparam(linear(3), scaled, forgotten): wants params kernel as float32[4,3], got float32[2,3]; "
+    "pass what init gave on input of this shape":
+        lambda: dp.reparam(LINEAR, scaled, forgotten).init(KEY, X),
+    "lora(linear(3), 0): wants rank as an int of at least 1, got 0; pass 1 or more":
+        lambda: dp.lora(LINEAR, 0),
+    "quantize(linear(3), bits=1): wants bits from 2 to 16, got 1; choose 8, for example":
+        lambda: dp.quantize(LINEAR, 1),
+    "ema(linear(3), decay=1.0): wants decay in [0, 1), got 1.0; pass a share, not a percentage":
+        lambda: dp.ema(LINEAR, 1.0),
+    # Trees with them and without.
+    "lora(linear(3), 2): wants kernel with base, down, up, got float32[4,3]; pass the "
+    "parameters of the reparametrized net: these are merged already, or of another one":
+        lambda: LORA(PLAIN, X),
+    "wants kernel with base, down, up, got float32[4,3]; pass the parameters of the "
+    "reparametrized net: these are merged already, or of another one":
+        lambda: dp.merge(LORA, PLAIN),
+    "wants a net with computed parameters, got linear(3); pass the net that was made by reparam, "
+    "lora or the like; of any other the parameters are plain":
+        lambda: dp.merge(LINEAR, PLAIN),
+    "wants a net that was planned, got ema(linear(3)); call net.plan(x) first: which leaves match "
+    "depends on the input":
+        lambda: dp.merge(dp.ema(LINEAR), PLAIN),
+    "wants a pattern that matches a path (bias), got '**/kernel'; correct it: * is one level, ** "
+    "any number":
+        lambda: dp.unmerge(LORA, {"bias": PLAIN["bias"]}, key=KEY),
+    "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less of "
+    "it: name what trains by but=":
+        lambda: dp.make_step(dp.freeze(LINEAR), dp.classification(), optax.sgd(0.1)).init(KEY, X),
+}

@@ -1,0 +1,110 @@
+"""`merge`, `unmerge` and `trainable`: the trees of a whole net without its reparametrizations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from comparing import KEY, X, close, same
+
+import diffprog as dp
+
+OTHER = jax.random.key(7)
+BLOCK = dp.residual(dp.linear(4) >> jnp.tanh)
+# What computes parameters, and is neutral where it begins.
+NEUTRAL = {"lora": lambda f: dp.lora(f, 2), "freeze": dp.freeze, "weight_norm": dp.weight_norm,
+           "ema": dp.ema, "twice": lambda f: dp.lora(dp.weight_norm(f), 2, "**/direction")}
+# Where it may stand in a net.
+PLACES = {
+    "in repeat": lambda f: dp.repeat(2, f(BLOCK)),
+    "around repeat": lambda f: f(dp.repeat(2, BLOCK)),
+    "around copies of copies": lambda f: f(dp.heads(2, dp.repeat(2, BLOCK))),
+    "between copies": lambda f: dp.heads(2, f(dp.repeat(2, BLOCK))),
+    "in a program in a wrapper": lambda f: dp.remat(dp.serial(a=f(dp.linear(3)), b=f(BLOCK_3))),
+    "in an ensemble in mixed": lambda f: dp.mixed(dp.ensemble(2, f(BLOCK)), jnp.float32),
+    "in a recurrence": lambda f: steps >> dp.recurrent(dp.serial(dp.linear(3), f(dp.gru(2)))),
+}
+BLOCK_3 = dp.residual(dp.linear(3))
+
+
+def steps(x):
+    return x[:, None]
+
+
+def alone(f):
+    return f
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", NEUTRAL)
+def test_merge_gives_what_the_plain_net_takes_and_unmerge_turns_it_round(way, place):
+    if place == "in a recurrence" and way != "lora":
+        return  # GRU kernels have other names to most; a cell holds no averages
+    pattern = {"lora": lambda f: dp.lora(f, 1, "**/kernel")}.get(way, NEUTRAL[way])
+    net = PLACES[place](pattern if place == "in a recurrence" else NEUTRAL[way])
+    plain = PLACES[place](alone)
+    params, state = net.init(KEY, X)
+    y = net(params, X, state=state)
+    merged = dp.merge(net, params, state)
+    dp.tree.verify(plain, merged[0], X, state=merged[1])
+    close(plain(merged[0], X, state=merged[1]), y)
+    again = dp.unmerge(net, *merged, key=OTHER)
+    dp.tree.verify(net, again[0], X, state=again[1])
+    close(net(again[0], X, state=again[1]), y)
+
+
+def test_each_copy_is_reparametrized_by_itself():
+    """Copies have a leading axis: a norm over it would mix them."""
+    inner, outer = dp.repeat(3, dp.weight_norm(BLOCK)), dp.weight_norm(dp.repeat(3, BLOCK))
+    same(inner.init(KEY, X), outer.init(KEY, X))
+    params, _ = outer.init(KEY, X)
+    drawn, _ = dp.repeat(3, BLOCK).init(KEY, X)
+    wanted = np.sqrt((np.asarray(drawn["body"]["linear_0"]["kernel"]) ** 2).sum(1))
+    np.testing.assert_allclose(params["body"]["linear_0"]["kernel"]["scale"], wanted, rtol=1e-6)
+
+
+def test_a_program_reads_the_plain_parameters_of_a_child():
+    def tied(layers, x):
+        y = layers.code(x)
+        return y @ layers.code.params["kernel"].T
+
+    for wrap in (lambda f: dp.lora(f, 2), dp.weight_norm, dp.spectral_norm, dp.ema):
+        net = dp.program(code=wrap(dp.linear(3)))(tied)
+        params, state = net.init(KEY, X)
+        for train in (False, True):
+            y, _ = net.apply(params, state, X, train=train)
+            assert y.shape == X.shape
+        plain = dp.program(code=dp.linear(3))(tied)
+        merged, _ = dp.merge(net, params, state)
+        close(plain(merged, X), net(params, X, state=state))
+
+
+def test_what_is_frozen_costs_the_optimizer_nothing_and_is_not_moved_by_decay():
+    net = dp.serial(body=dp.repeat(2, dp.lora(BLOCK, 1)), head=dp.freeze(dp.linear(3), "kernel"))
+    step = dp.make_step(net, dp.classification(), optax.adamw(0.1, weight_decay=0.5), donate=False)
+    before = step.init(KEY, X)
+    free = dp.trainable(net, before.params)
+    assert {path for path, moved in dp.tree.paths(free).items() if not moved} == {
+        "body/body/linear_0/kernel/base", "head/kernel"}
+    after, _ = step.apply(before, (X, jnp.array([0, 1, 2])))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, after.params)
+    assert moved == free
+    held = before.params["body"]["body"]["linear_0"]["kernel"]["base"].size
+    held += before.params["head"]["kernel"].size
+    moments = dp.tree.count(before.opt_state) - 1  # Adam counts its steps
+    assert moments == 2 * (dp.tree.count(before.params) - held)
+
+
+def test_a_net_without_any_keeps_its_optimizer_as_it_is():
+    step = dp.make_step(dp.linear(3), dp.classification(), optax.adam(0.1))
+    state = step.init(KEY, X)
+    assert jax.tree.structure(state.opt_state) == jax.tree.structure(
+        optax.adam(0.1).init(state.params))
+
+
+def test_it_works_in_a_process_that_has_planned_nothing():
+    """As after loading: `apply` finds out by itself which leaves match."""
+    made, loaded = dp.repeat(2, dp.lora(BLOCK, 1)), dp.repeat(2, dp.lora(BLOCK, 1))
+    params, _ = made.init(KEY, X)
+    same(loaded(params, X), made(params, X))
+    same(dp.merge(loaded, params), dp.merge(made, params))

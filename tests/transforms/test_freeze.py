@@ -1,0 +1,40 @@
+"""`freeze`: no gradient, the same trees, and statistics that go on."""
+
+import jax
+from comparing import KEY, X, gradient, params_of, same
+
+import diffprog as dp
+
+NET = dp.serial(dp.linear(5), dp.batch_norm(), head=dp.linear(3))
+
+
+def moved(net):
+    params, state = net.init(KEY, X)
+    grads = gradient(lambda p, x: net(p, x, state=state), params)
+    return {path for path, g in dp.tree.paths(grads).items() if g.any()}
+
+
+def test_patterns_say_what_is_frozen():
+    everything = moved(NET)
+    assert everything == set(dp.tree.paths(params_of(NET)))
+    assert moved(dp.freeze(NET, "head/**")) == everything - {"head/kernel", "head/bias"}
+    assert moved(dp.freeze(NET, but="**/bias")) == {p for p in everything if p.endswith("bias")}
+    assert moved(dp.freeze(NET, ("head/*", "**/scale"), but="head/bias")) == everything - {
+        "head/kernel", "batch_norm_0/scale"}
+    assert moved(dp.freeze(NET)) == set()
+
+
+def test_the_trees_and_the_gradient_to_the_input_are_those_of_the_layer():
+    net = dp.freeze(NET)
+    params, state = NET.init(KEY, X)
+    same(net.init(KEY, X), (params, state))
+    to_x = lambda layer: jax.grad(lambda x: layer(params, x, state=state).sum())(X)  # noqa: E731
+    same(to_x(net), to_x(NET))
+    assert to_x(net).any()
+
+
+def test_running_statistics_go_on():
+    net = dp.freeze(NET)
+    params, state = net.init(KEY, X)
+    _, after = net.apply(params, state, X, train=True)
+    assert (after["batch_norm_0"]["mean"] != state["batch_norm_0"]["mean"]).any()

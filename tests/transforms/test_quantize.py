@@ -1,0 +1,34 @@
+"""`quantize`: the grid, the gradient straight through, and what training with it is for."""
+
+import jax.numpy as jnp
+import numpy as np
+from comparing import X, close, gradient, params_of, same
+
+import diffprog as dp
+
+
+def test_the_grid_in_numpy():
+    net = dp.quantize(dp.linear(3), bits=3)
+    params = params_of(net)
+    kernel = np.asarray(params["kernel"], np.float64)
+    columns = []
+    for column in kernel.T:
+        step = np.abs(column).max() / 3
+        columns.append(step * np.round(column / step))
+    wanted = np.array(columns).T.astype(np.float32)
+    merged, _ = dp.merge(net, params)
+    close(merged["kernel"], wanted)
+    assert np.abs(wanted - kernel).max() > 0.01
+    close(net(params, X), X @ wanted)
+
+
+def test_the_gradient_is_that_at_the_rounded_kernel():
+    net, plain = dp.quantize(dp.linear(3), bits=3), dp.linear(3)
+    params = params_of(net)
+    merged, _ = dp.merge(net, params)
+    close(gradient(net, params), gradient(plain, merged))
+
+
+def test_a_column_of_zeros_stays_zero():
+    net = dp.quantize(dp.linear(3, kernel_init="zeros"))
+    same(net(params_of(net), X), jnp.zeros((3, 3)))
