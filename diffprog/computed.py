@@ -54,7 +54,7 @@ class Computed:
         chosen = [path for path in select(params, *_several(self.pattern)) if path not in but]
         if not chosen:
             raise LayerError("a leaf that is not left out", f"but={self.but!r}, which leaves out "
-                             "all", "remove this, or name fewer of them")
+                             "all", "name fewer of them")
         return chosen
 
     def made(
@@ -159,9 +159,8 @@ def unmerge(
     state = state or {}
     # Inner ones first: an outer one replaces leaves of what the inner ones have made.
     for at, own, stacks in reversed(_found(net)):
-        trees = own.made(fold(key, at), _get(params, at) or {}, _get(state, at) or {}, stacks)
-        params, state = (_put(*old, new) for old, new in zip(
-            ((params, at), (state, at)), trees, strict=True))
+        below = own.made(fold(key, at), _get(params, at) or {}, _get(state, at) or {}, stacks)
+        params, state = _put(params, at, below[0]), _put(state, at, below[1])
     return params, state
 
 
@@ -244,7 +243,7 @@ def _computed(
 def _found(net: Layer) -> list[tuple[str, Computed, Callable[[str], int]]]:
     if not (found := list(_computed(net))):
         raise LayerError("a net with computed parameters", repr(net), "pass the net that was made "
-                         "by reparam, lora or the like; of any other the parameters are plain")
+                         "by reparam, lora or the like: parameters of any other are plain")
     return found
 
 
@@ -276,7 +275,7 @@ def _get(tree: Any, path: str) -> Any:
     return tree
 
 
-def _put(tree: Any, path: str, value: Any) -> Any:
+def _put(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """The nested dicts with another value at a path; what is empty is left out."""
     if not path:
         return value

@@ -14,6 +14,12 @@ import diffprog as dp
 
 BLOCK = dp.residual(dp.serial(dp.layer_norm(), dp.linear(6), jax.nn.relu, dp.linear(4)))
 IMAGE = jnp.ones((2, 8, 8, 4))
+
+
+def kept(key, leaf):
+    return leaf
+
+
 SHOWN = {
     "wires": (dp.serial(dp.linear(4, bias=False), BLOCK, dp.residual(dp.linear(3), dp.linear(3)),
                         head=dp.branch(dp.linear(3), jnp.tanh, merge=dp.concatenate)), X),
@@ -61,7 +67,8 @@ SHOWN = {
         dp.lora(dp.freeze(BLOCK, "**/bias"), 2), dp.weight_norm(dp.spectral_norm(dp.linear(3))),
         dp.freeze(dp.linear(4), but=("bias",)),
         dp.quantize(BLOCK, bits=4, pattern="body/linear_0/kernel"),
-        dp.ema(dp.reparam(dp.linear(2), jnp.array, jnp.tanh, constant="**"), decay=0.5)), X),
+        dp.ema(dp.reparam(
+            dp.linear(2), kept, jnp.tanh, constant="**"), decay=0.5)), X),
     "power": (dp.linear(4) ** 3 >> dp.layer_norm(scale=False, eps=1e-3), X),
     "long": (dp.serial(*[dp.serial(*[dp.linear(11), jax.nn.relu] * 6) for _ in range(2)]), X),
     "long, in wrappers": (dp.repeat(2, dp.remat(dp.serial(*[dp.linear(4), jax.nn.relu] * 6))), X),
@@ -70,7 +77,7 @@ SHOWN = {
 
 
 def namespace():
-    names = {"jax": jax, "jnp": jnp, "functools": functools}
+    names = {"jax": jax, "jnp": jnp, "functools": functools, "kept": kept}
     exec("from diffprog import *", names)
     return names
 

@@ -75,8 +75,9 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
         if clash := paths(plan.state).keys() & own.forms.keys() if own.carry else None:
             raise LayerError("leaves whose paths the state leaves free", listed(clash),
                              "rename the parameter, or what the layer carries")
-        back = jax.eval_shape(lambda *trees: own.plain(*trees, stacks), params, state)
-        if wrong := Plan(plan.params, {}, None).difference(back[0]):
+        back = jax.eval_shape(lambda params, state: own.plain(params, state, stacks)[0],
+                              params, state)
+        if wrong := Plan(plan.params, {}, None).difference(back):
             raise wrong
         held = trainable(layer, plan.params)
         for path in own.choose(plan.params):

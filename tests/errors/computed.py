@@ -37,7 +37,7 @@ EXAMPLES = {
     "got 'kernels'; correct it: * is one level, ** any number":
         lambda: dp.lora(LINEAR, 2, "kernels").init(KEY, X),
     "freeze(linear(3), but='**'): wants a leaf that is not left out, got but='**', which leaves "
-    "out all; remove this, or name fewer of them":
+    "out all; name fewer of them":
         lambda: dp.freeze(LINEAR, but="**").init(KEY, X),
     "lora(linear(3), 2, pattern='bias'): wants kernels (..., in, out) of at least 2 by 2, got "
     "float32[3]; choose a smaller rank, or a pattern that matches larger ones":
@@ -72,7 +72,7 @@ EXAMPLES = {
     "reparametrized net: these are merged already, or of another one":
         lambda: dp.merge(LORA, PLAIN),
     "wants a net with computed parameters, got linear(3); pass the net that was made by reparam, "
-    "lora or the like; of any other the parameters are plain":
+    "lora or the like: parameters of any other are plain":
         lambda: dp.merge(LINEAR, PLAIN),
     "wants a net that was planned, got ema(linear(3)); call net.plan(x) first: which leaves match "
     "depends on the input":
