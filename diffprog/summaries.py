@@ -79,7 +79,7 @@ class Summary:
     Attributes:
         rows: one for the net and for every call of a layer in it, with subtotals.
         kinds: kind of layer -> what all layers of that kind hold and cost.
-        parameters: how many numbers are trained.
+        parameters: how many numbers the parameters hold, frozen ones too.
         state: how many numbers are carried from call to call.
         bytes: memory that parameters and state take.
         flops: floating-point operations of one call at rest, on this input, as XLA counts them.
