@@ -38,13 +38,18 @@ def batches(data: Any, batch_size: int, *, seed: int | None = None) -> Batches:
         [[0, 1], [2, 3], [4]]
     """
     check_count("batch_size", batch_size)
-    leaves = jax.tree.leaves(data)
-    shapes = [getattr(leaf, "shape", ()) for leaf in leaves]
+    length = examples_in(data)
+    return Batches(jax.tree.map(np.asarray, data), batch_size, seed, length)
+
+
+def examples_in(data: Any) -> int:
+    """The length of the first axis of all arrays in a pytree; raise if it is not one."""
+    shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(data)]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:
         raise LayerError("arrays of one length along the first axis", show(data),
                          "cut them to one length")
-    return Batches(jax.tree.map(np.asarray, data), batch_size, seed, lengths.pop())
+    return lengths.pop()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,21 +40,23 @@ class Plan:
 
     def difference(self, params: Any, state: Any = None) -> LayerError | None:
         """The first difference in paths, shapes or dtypes to trees of values, as an error."""
-        kinds = {"params": (self.params, params), "state": (self.state, state)}
-        for kind, (planned, given) in kinds.items():
-            if kind == "state" and state is None:
-                continue
-            want, have = paths(planned), paths(given)
-            remedy = "pass what init gave on input of this shape"
-            for path in [*want, *have]:
-                if path not in have:
-                    return LayerError(f"{kind} with {path}", listed(have), remedy)
-                if path not in want:
-                    return LayerError(f"{kind} without {path}", listed(have), remedy)
-                if (want[path].shape, want[path].dtype) != (have[path].shape, have[path].dtype):
-                    return LayerError(
-                        f"{kind} {path} as {show(want[path])}", show(have[path]), remedy)
-        return None
+        remedy = "pass what init gave on input of this shape"
+        return difference("params", self.params, params, remedy) or (
+            None if state is None else difference("state", self.state, state, remedy))
+
+
+def difference(kind: str, wanted: Any, given: Any, remedy: str) -> LayerError | None:
+    """The first difference of two trees in paths, shapes or dtypes, as an error about `kind`."""
+    want, have = paths(wanted), paths(given)
+    for path in [*want, *have]:
+        if path not in have:
+            return LayerError(f"{kind} with {path}", listed(have), remedy)
+        if path not in want:
+            return LayerError(f"{kind} without {path}", listed(have), remedy)
+        if (want[path].shape, want[path].dtype) != (have[path].shape, have[path].dtype):
+            return LayerError(f"{kind} {path}".rstrip() + f" as {show(want[path])}",
+                              show(have[path]), remedy)
+    return None
 
 
 class Visit(NamedTuple):
