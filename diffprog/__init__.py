@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffprog.checks import check
     from diffprog.cloze import mask_tokens, sentence_pairs
     from diffprog.computed import merge, trainable, unmerge
+    from diffprog.curvature import fisher_product, gauss_newton_product, hessian_product
     from diffprog.data import batches
     from diffprog.derivatives import check_gradients
     from diffprog.generation import Generation, generate, sample
@@ -87,12 +88,18 @@ if TYPE_CHECKING:
     from diffprog.models.vit import vit
     from diffprog.objectives import binary_classification, classification, regression
     from diffprog.penalties import l1, l2, penalized
+    from diffprog.per_example import (
+        per_example_gradient_norms,
+        per_example_gradients,
+        tangent_kernel,
+    )
     from diffprog.summaries import summary
     from diffprog.training import Fit, Step, TrainState, evaluate, fit, make_step, predict
     from diffprog.transforms.ema import ema
     from diffprog.transforms.ensemble import ensemble
     from diffprog.transforms.freeze import freeze
     from diffprog.transforms.heads import heads
+    from diffprog.transforms.linearize import linearize
     from diffprog.transforms.lora import lora
     from diffprog.transforms.mixed import mixed
     from diffprog.transforms.quantize import quantize
@@ -109,7 +116,8 @@ __version__ = "0.1.0"
 # The module of each name that is loaded on first use.
 _HOMES = {
     # transformations
-    "ensemble": "transforms.ensemble", "heads": "transforms.heads", "mixed": "transforms.mixed",
+    "ensemble": "transforms.ensemble", "heads": "transforms.heads",
+    "linearize": "transforms.linearize", "mixed": "transforms.mixed",
     "remat": "transforms.remat", "repeat": "transforms.repeat", "replace": "transforms.replace",
     "tap": "transforms.tap",
     # computed parameters
@@ -163,6 +171,10 @@ _HOMES = {
     # writing
     "Generation": "generation", "beam_search": "beams", "generate": "generation",
     "sample": "generation",
+    # second order, and example by example
+    "fisher_product": "curvature", "gauss_newton_product": "curvature",
+    "hessian_product": "curvature", "per_example_gradient_norms": "per_example",
+    "per_example_gradients": "per_example", "tangent_kernel": "per_example",
     # seeing and checking
     "check": "checks", "check_gradients": "derivatives", "summary": "summaries",
 }
@@ -173,7 +185,7 @@ __all__ = [
     # wiring
     "add", "branch", "concatenate", "parallel", "residual", "serial",
     # transformations
-    "ensemble", "heads", "mixed", "remat", "repeat", "replace", "tap",
+    "ensemble", "heads", "linearize", "mixed", "remat", "repeat", "replace", "tap",
     # computed parameters
     "ema", "freeze", "lora", "quantize", "reparam", "spectral_norm", "weight_norm", "merge",
     "trainable", "unmerge",
@@ -201,6 +213,9 @@ __all__ = [
     "batches", "Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict",
     # writing
     "Generation", "beam_search", "generate", "sample",
+    # second order, and example by example
+    "fisher_product", "gauss_newton_product", "hessian_product", "per_example_gradient_norms",
+    "per_example_gradients", "tangent_kernel",
     # seeing and checking
     "check", "check_gradients", "summary",
 ]

@@ -13,7 +13,7 @@ NAMES = public()
 # One concept has one word: ours, and those that are not used for it.
 WORDS = {
     "activation": "act act_fn nonlinearity",
-    "batch_size": "batch",
+    "batch_size": "chunk_size minibatch",
     "bias": "use_bias with_bias",
     "class_weights": "weights",
     "classes": "num_classes n_classes",

@@ -62,7 +62,8 @@ SHOWN = {
         8, embedding_init="zeros"), jnp.ones((2, 3), jnp.int32)),
     "transforms": (dp.serial(
         dp.repeat(2, BLOCK, remat="dots_saveable"), dp.remat(BLOCK, policy="dots_saveable"),
-        dp.mixed(BLOCK, jnp.bfloat16), dp.tap(dp.ensemble(2, BLOCK), "body")), X),
+        dp.mixed(BLOCK, jnp.bfloat16), dp.linearize(BLOCK),
+        dp.tap(dp.ensemble(2, BLOCK), "body")), X),
     "computed parameters": (dp.serial(
         dp.lora(dp.freeze(BLOCK, "**/bias"), 2), dp.weight_norm(dp.spectral_norm(dp.linear(3))),
         dp.freeze(dp.linear(4), but=("bias",)),

@@ -27,7 +27,7 @@ FLOORS = {
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
         "training", "generation", "beams", "summaries", "costs", "receptive", "checks", "laws",
-        "derivatives"], "tool"),
+        "derivatives", "curvature", "per_example"], "tool"),
 }
 
 
@@ -239,20 +239,21 @@ PUBLIC = [
     "bits_per_character", "branch", "check", "check_gradients", "chunked_next_token",
     "classification", "collapse", "concatenate", "confusion_matrix", "conv", "conv_transpose",
     "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "dropout", "ema", "embedding",
-    "encoder_decoder", "ensemble", "evaluate", "ffn", "fit", "flatten", "freeze", "gelu",
-    "generate", "global_avg_pool", "global_max_pool", "glu", "gpt", "group_norm", "gru", "heads",
-    "hide", "huber", "instance_norm", "kl_divergence", "l1", "l2", "layer_norm",
-    "learned_positions", "linear", "linear_cross_entropy", "linear_scaling", "llama",
-    "llama3_scaling", "longrope_scaling", "lora", "lstm", "make_step", "mask_tokens",
-    "masked_language", "max_pool", "merge", "mixed", "mlp", "next_token", "ntk_scaling", "one_hot",
-    "parallel", "patches", "penalized", "perplexity", "pixel_shuffle", "pre_norm", "predict",
-    "prelu", "program", "quantize", "recurrent", "regression", "remat", "reparam", "repeat",
-    "replace", "reshape", "residual", "resnet", "rms_norm", "rotary", "sample", "self_attention",
-    "sentence_pairs", "seq2seq", "sequence_classifier", "serial", "simple_rnn",
-    "sinusoidal_positions", "spatial_dropout", "spectral_norm", "squared_error", "stateless",
-    "stochastic_depth", "summary", "swiglu", "tap", "top_k_accuracy", "trainable", "transformer",
-    "transformer_decoder", "transformer_encoder", "tree", "unmerge", "upsample", "vit",
-    "weight_norm", "yarn_scaling",
+    "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product", "fit", "flatten", "freeze",
+    "gauss_newton_product", "gelu", "generate", "global_avg_pool", "global_max_pool", "glu", "gpt",
+    "group_norm", "gru", "heads", "hessian_product", "hide", "huber", "instance_norm",
+    "kl_divergence", "l1", "l2", "layer_norm", "learned_positions", "linear",
+    "linear_cross_entropy", "linear_scaling", "linearize", "llama", "llama3_scaling",
+    "longrope_scaling", "lora", "lstm", "make_step", "mask_tokens", "masked_language", "max_pool",
+    "merge", "mixed", "mlp", "next_token", "ntk_scaling", "one_hot", "parallel", "patches",
+    "penalized", "per_example_gradient_norms", "per_example_gradients", "perplexity",
+    "pixel_shuffle", "pre_norm", "predict", "prelu", "program", "quantize", "recurrent",
+    "regression", "remat", "reparam", "repeat", "replace", "reshape", "residual", "resnet",
+    "rms_norm", "rotary", "sample", "self_attention", "sentence_pairs", "seq2seq",
+    "sequence_classifier", "serial", "simple_rnn", "sinusoidal_positions", "spatial_dropout",
+    "spectral_norm", "squared_error", "stateless", "stochastic_depth", "summary", "swiglu",
+    "tangent_kernel", "tap", "top_k_accuracy", "trainable", "transformer", "transformer_decoder",
+    "transformer_encoder", "tree", "unmerge", "upsample", "vit", "weight_norm", "yarn_scaling",
 ]
 
 

@@ -91,6 +91,10 @@ def _mixed(d, x, depth):
     return d.make(dp.mixed, d.net(x, depth), jnp.float32)
 
 
+def _linearize(d, x, depth):
+    return d.make(dp.linearize, dp.serial(f=d.net(x, depth)))
+
+
 def _replace(d, x, depth):
     d.parts["replace"] += 1
     net = dp.serial(d.net(x, depth), act=jnp.tanh)
@@ -153,6 +157,7 @@ COMBINATORS = dict.fromkeys([
     _tap, _computed, _twice, _trained, _tied], anywhere)
 SPECIAL = {
     _mixed: lambda d, x: d.mixing,
+    _linearize: lambda d, x: not d.mixing and not d.causal,  # it does not stream
     _scaled: lambda d, x: d.scaling,
     _resampled: lambda d, x: x.ndim == 3 and over_space(d, x),
 }

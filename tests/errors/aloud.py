@@ -17,7 +17,7 @@ import diffprog as dp
 
 PACKAGE = pathlib.Path(dp.__file__).parent
 FILES = ("composing", "computed", "calling", "layers", "images", "sequences", "attention", "models",
-         "tools", "training", "text")
+         "tools", "curvature", "training", "text")
 
 
 def examples(name):

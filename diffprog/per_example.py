@@ -1,0 +1,182 @@
+"""What each example alone says of the parameters: its gradient, and what it shares with others.
+
+An example is a batch of one, so that layers, losses and masks mean for it what they mean in
+training. Nothing may mix the examples of a batch, then; the statistics of a batch do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.arguments import check_array, check_count
+from diffprog.data import examples_in
+from diffprog.errors import LayerError
+from diffprog.layer import Layer
+from diffprog.notation import listed, show
+from diffprog.objectives import Objective
+from diffprog.plans import Params, State
+from diffprog.tree import paths
+
+__all__ = ["per_example_gradient_norms", "per_example_gradients", "tangent_kernel"]
+
+
+def per_example_gradients(
+    net: Layer, objective: Objective, params: Params, state: State, batch: Any, *,
+    key: jax.Array | None = None, train: bool = False,
+) -> Params:
+    """The gradient of the objective on each example of a batch: ``g_i = grad loss(x_i, y_i)``.
+
+    Of a loss that is a mean over examples their mean is the gradient of the batch; where a mask
+    leaves examples unlike numbers of real entries, each counts with its own. The operations are
+    those of one gradient of the batch. The memory is that of the result, batch times parameters:
+    `per_example_gradient_norms` needs less.
+
+    Shapes:
+        batch: arrays (B, ...). Each leaf of the result: (B, *that of the parameter).
+
+    Args:
+        net: a layer.
+        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``.
+        params, state: of the net; the state stays as it is.
+        batch: of examples, as the objective takes it. One that compares them with each other, as
+            a contrastive one does, sees one at a time here.
+        key: of randomness, split into one for each example.
+        train: as in `apply`. A net with state is refused in training: batch statistics mix examples
+            and are those of one alone here.
+
+    Raises:
+        LayerError: arrays of several lengths; ``train=True`` for a net with state; what the
+            objective and the net refuse.
+
+    Example:
+        >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.array([0, 2])
+        >>> params, state = net.init(jax.random.key(0), x)
+        >>> gradients = dp.per_example_gradients(net, dp.classification(), params, state, (x, y))
+        >>> gradients["kernel"].shape
+        (2, 4, 3)
+    """
+    keys = _keys(batch, state, key, train)
+    return jax.vmap(_gradient(net, objective, params, state, train))(batch, keys)
+
+
+def per_example_gradient_norms(
+    net: Layer, objective: Objective, params: Params, state: State, batch: Any, *,
+    key: jax.Array | None = None, train: bool = False, batch_size: int | None = None,
+) -> jax.Array:
+    """The length of the gradient on each example, over all parameters: ``|g_i|``, (B,).
+
+    Args:
+        net, objective, params, state, batch, key, train: as in `per_example_gradients`.
+        batch_size: how many examples are taken at a time, one group after the other, so that memory
+            is at most this many times the parameters; all at once if None.
+
+    Raises:
+        LayerError: as `per_example_gradients` does.
+
+    Example:
+        >>> net, x, y = dp.linear(1, bias=False), jnp.array([[3.0], [0.0]]), jnp.zeros((2, 1))
+        >>> dp.per_example_gradient_norms(
+        ...     net, dp.regression(), {"kernel": jnp.ones((1, 1))}, {}, (x, y)).tolist()
+        [18.0, 0.0]
+
+    Source: such norms are clipped in Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
+    """
+    gradient = _gradient(net, objective, params, state, train)
+    keys = _keys(batch, state, key, train)
+
+    def norm(pair: Any) -> jax.Array:
+        return jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient(*pair))))
+
+    if batch_size is None:
+        return jax.vmap(norm)((batch, keys))
+    check_count("batch_size", batch_size)
+    return jax.lax.map(norm, (batch, keys), batch_size=batch_size)
+
+
+def tangent_kernel(
+    net: Any, params: Any, x1: Any, x2: Any = None, *, batch_size: int = 1
+) -> jax.Array:
+    """The empirical neural tangent kernel: ``K(x1, x2) = J(x1) J(x2)^T``.
+
+    J is the Jacobian of the outputs in the parameters; neither is kept. Rows of J(x2) are pulled
+    back one example at a time, and pushed through the net at x1. That takes one gradient for each
+    output of each example of x2, and for each of them one derivative along a direction, two
+    evaluations, on all of x1. The memory is that of `batch_size` times outputs gradients, and of
+    as many evaluations on x1.
+
+    Shapes:
+        x1, x2: (n1, ...), (n2, ...), with outputs (n1, *outputs), (n2, *outputs).
+        Returns (n1, n2, *outputs, *outputs); ``jnp.trace(kernel, axis1=2, axis2=3)`` leaves the
+        (n1, n2) that serves for many outputs.
+
+    Args:
+        net: a layer, or any function ``(params, x) -> y``, at rest; a net with state is
+            ``functools.partial(net, state=state)``, and x may be a dict whose parts a function
+            gives to x and side inputs. It must not mix examples; forward mode must get through.
+        params: a tree of floating-point arrays.
+        x1, x2: trees of arrays with a first axis of examples; x2 is x1 if None.
+        batch_size: how many examples of x2 are taken at a time.
+
+    Raises:
+        LayerError: arrays of several lengths; the output is no array with an axis of examples.
+
+    Example:
+        >>> net, x = dp.linear(1, bias=False), jnp.array([[1.0, 0.0], [1.0, 2.0]])
+        >>> params, _ = net.init(jax.random.key(0), x)
+        >>> dp.tangent_kernel(net, params, x)[..., 0, 0].tolist()
+        [[1.0, 1.0], [1.0, 5.0]]
+
+    Source: Jacot, Gabriel, Hongler 2018, arXiv:1806.07572; of the ways to compute it, "NTK-vector
+    products" of Novak, Sohl-Dickstein, Schoenholz 2022, arXiv:2206.08720.
+    """
+    x2 = x1 if x2 is None else x2
+    n1, n2 = examples_in(x1), examples_in(x2)
+    check_count("batch_size", batch_size)
+    outputs, push = jax.linearize(lambda params: net(params, x1), params)
+    check_array(outputs, 1)
+    if outputs.shape[0] != n1:
+        raise LayerError(f"an output for each of {n1} examples", show(outputs),
+                         "keep the first axis of x")
+
+    def pairs(example: Any) -> jax.Array:
+        """The kernel of all of x1 with one example: (outputs of it, n1, *outputs)."""
+        y, pull = jax.vjp(lambda params: net(params, _batch_of_one(example)), params)
+        rows = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
+        return jax.vmap(lambda row: push(*pull(row)))(rows)
+
+    kernel = jax.lax.map(pairs, x2, batch_size=batch_size)
+    shape = outputs.shape[1:]
+    return jnp.moveaxis(kernel, 1, -1).swapaxes(0, 1).reshape(n1, n2, *shape, *shape)
+
+
+def _gradient(
+    net: Layer, objective: Objective, params: Params, state: State, train: bool
+) -> Callable[[Any, jax.Array | None], Params]:
+    """The gradient of the objective on one example."""
+
+    def gradient(example: Any, key: jax.Array | None) -> Params:
+        def loss(params: Params) -> jax.Array:
+            batch = _batch_of_one(example)
+            return objective(net, params, state, batch, key=key, train=train)[0]
+
+        return jax.grad(loss)(params)
+
+    return gradient
+
+
+def _keys(batch: Any, state: State, key: jax.Array | None, train: bool) -> jax.Array | None:
+    """A key for each example; raise where examples would not be what they are in the batch."""
+    n = examples_in(batch)
+    if train and state:
+        raise LayerError("train=False for a net with state",
+                         f"train=True and {listed(paths(state))}",
+                         "leave train out: batch statistics mix the examples of a batch")
+    return None if key is None else jax.random.split(key, n)
+
+
+def _batch_of_one(example: Any) -> Any:
+    return jax.tree.map(lambda a: a[None], example)
