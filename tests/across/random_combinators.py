@@ -113,8 +113,10 @@ def _tap(d, x, depth):
 
 def _computed(d, x, depth):
     f = dp.serial(d.net(x, depth))
-    kernels = [leaf for path, leaf in dp.tree.paths(d.plan(f, x).params).items()
-               if path.endswith("/kernel")]
+    params = dp.tree.paths(d.plan(f, x).params)
+    if not params:
+        return f
+    kernels = [path for path in params if path.endswith("/kernel")]
     make = d.pick([dp.ema, *([dp.freeze, dp.lora, dp.weight_norm, dp.spectral_norm, dp.reparam]
                              + d.steps * [dp.quantize]) * (2 * bool(kernels))])
     if make is dp.reparam:
