@@ -46,6 +46,7 @@ WAYS = {
     "heads": dp.heads(2, asking()),
     "ensemble": dp.ensemble(2, asking()),
     "remat": dp.remat(asking()),
+    "linearize": dp.linearize(asking()),
     "mixed": dp.mixed(asking(), jnp.bfloat16),
     "tap": dp.tap(asking(), "ask") >> read,
     "replace": dp.replace(asking(), "plain", dp.linear(3)),
