@@ -19,6 +19,7 @@ from diffprog.merging import add, concatenate
 from diffprog.program import program
 
 if TYPE_CHECKING:
+    from diffprog import interop
     from diffprog.beams import beam_search
     from diffprog.checks import check
     from diffprog.cloze import mask_tokens, sentence_pairs
@@ -113,7 +114,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# The module of each name that is loaded on first use.
+# Modules that are loaded on first use, as they are.
+_MODULES = {"interop"}
+
+# The module of each other name that is loaded on first use.
 _HOMES = {
     # transformations
     "ensemble": "transforms.ensemble", "heads": "transforms.heads",
@@ -218,10 +222,14 @@ __all__ = [
     "per_example_gradients", "tangent_kernel",
     # seeing and checking
     "check", "check_gradients", "summary",
+    # networks of other libraries
+    "interop",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"diffprog.{name}")
     if name not in _HOMES:
         where = f"; use jax.nn.{name}" if hasattr(jax.nn, name) else ""
         raise AttributeError(f"module 'diffprog' has no attribute {name!r}{where}",

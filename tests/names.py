@@ -66,9 +66,10 @@ def groups(module):
 
 
 def public():
-    """All public names, those of `dp.tree` last."""
+    """All public names, those of `dp.tree` and `dp.interop` last."""
     return [Name(title, prefix + name, getattr(module, name))
-            for module, prefix in ((dp, "dp."), (dp.tree, "dp.tree."))
+            for module, prefix in (
+                (dp, "dp."), (dp.tree, "dp.tree."), (dp.interop, "dp.interop."))
             for title, names in groups(module).items() for name in names]
 
 

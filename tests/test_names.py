@@ -110,7 +110,8 @@ def test_docstrings_are_read():
 
 
 def test_all_of_them_are_read():
-    assert [n.path.rpartition(".")[2] for n in NAMES] == [*dp.__all__, *dp.tree.__all__]
+    assert [n.path.rpartition(".")[2] for n in NAMES] == [
+        *dp.__all__, *dp.tree.__all__, *dp.interop.__all__]
 
 
 @each()

@@ -27,7 +27,7 @@ FLOORS = {
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
         "training", "generation", "beams", "summaries", "costs", "receptive", "checks", "laws",
-        "derivatives", "curvature", "per_example"], "tool"),
+        "derivatives", "curvature", "per_example", "interop.*"], "tool"),
 }
 
 
@@ -191,6 +191,8 @@ TESTED_IN = {
     "patterns": "tree",  # by which they are asked for
     "layers.statistics": "layers.norm",  # what all norms share
     "layers.multihead": "layers.attention",  # what all attention layers are made of
+    **dict.fromkeys([f"interop.{name}" for name in (
+        "foreign", "linen", "nnx", "haiku", "equinox", "stax")], "interop"),  # by the same laws
 }
 
 
@@ -241,7 +243,7 @@ PUBLIC = [
     "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "dropout", "ema", "embedding",
     "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product", "fit", "flatten", "freeze",
     "gauss_newton_product", "gelu", "generate", "global_avg_pool", "global_max_pool", "glu", "gpt",
-    "group_norm", "gru", "heads", "hessian_product", "hide", "huber", "instance_norm",
+    "group_norm", "gru", "heads", "hessian_product", "hide", "huber", "instance_norm", "interop",
     "kl_divergence", "l1", "l2", "layer_norm", "learned_positions", "linear",
     "linear_cross_entropy", "linear_scaling", "linearize", "llama", "llama3_scaling",
     "longrope_scaling", "lora", "lstm", "make_step", "mask_tokens", "masked_language", "max_pool",
@@ -285,7 +287,7 @@ def test_type_checkers_see_exactly_the_lazy_names():
         alias.name: node.module.removeprefix("diffprog.")
         for node in guarded[0].body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert shown == dp._HOMES
+    assert shown == dp._HOMES | dict.fromkeys(dp._MODULES, "diffprog")
     eager = {
         alias.name for node in body if isinstance(node, ast.ImportFrom)
         and node.module.startswith("diffprog") for alias in node.names
@@ -305,7 +307,7 @@ def test_no_module_has_the_name_of_a_public_function():
     found = [info.name for info in pkgutil.walk_packages([str(PACKAGE)], "diffprog.")]
     assert "diffprog.layers.conv" in found
     top = {name.split(".")[1] for name in found if name.count(".") == 1}
-    assert top & set(PUBLIC) == {"program", "tree"}
+    assert top & set(PUBLIC) == {"interop", "program", "tree"}
     for name in found:
         importlib.import_module(name)
     assert callable(dp.program) and not callable(dp.tree)  # whatever was imported in between
@@ -328,6 +330,7 @@ def test_the_import_is_light():
 
 def test_the_import_loads_no_optional_package():
     loaded = run("import sys, diffprog; diffprog.linear, diffprog.fit, diffprog.check; "
+                 "diffprog.interop.from_linen; "
                  "print(*sys.modules)")
     assert {"jax", "optax", "diffprog", "diffprog.training"} <= set(loaded)
-    assert not {"tqdm", "matplotlib", "sklearn"} & set(loaded)
+    assert not {"tqdm", "matplotlib", "sklearn", "flax", "haiku", "equinox"} & set(loaded)

@@ -18,6 +18,7 @@ import diffprog as dp
 PACKAGE = pathlib.Path(dp.__file__).parent
 FILES = ("composing", "computed", "calling", "layers", "images", "sequences", "attention", "models",
          "tools", "curvature", "training", "text")
+         "tools", "training", "text", "interop")
 
 
 def examples(name):

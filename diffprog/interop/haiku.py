@@ -1,0 +1,88 @@
+"""Functions that Haiku transformed: pairs already, whose modules are named in one string."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from diffprog.errors import LayerError
+from diffprog.factories import described
+from diffprog.interop.foreign import foreign, kind, library, named, on_x, plain
+from diffprog.layer import Layer
+from diffprog.notation import code
+from diffprog.plans import Params, State
+
+__all__ = ["from_haiku"]
+
+
+def from_haiku(
+    net: Any, *, call: Callable[..., Any] | None = None, random: bool = False
+) -> Layer:
+    """A function that Haiku transformed: ``y = transformed.apply(params, state, key, x)``.
+
+    Modules are nested where Haiku joins their names by ``/``. What a module makes in its
+    constructor, or in a method other than ``__call__``, is under ``~`` or ``~method`` in Haiku and
+    under ``init()`` or ``method()`` here: ``mlp/~/linear_0`` is ``mlp/init()/linear_0``.
+
+    Args:
+        net: what `hk.transform` or `hk.transform_with_state` gives.
+        call: ``(f, x, train) -> y``, how the function is called in each mode, for example
+            ``lambda f, x, train: f(x, is_training=train)``; ``f(x)`` if None. `init` calls it in
+            training, as Haiku's own statistics ask for.
+        random: does it draw random numbers in a call? Only then is it given a key.
+
+    Raises:
+        LayerError: a function that is not transformed; an array and a module of one name.
+
+    Example:
+        >>> import haiku as hk
+        >>> net = dp.interop.from_haiku(hk.transform(lambda x: hk.nets.MLP([8, 3])(x)))
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> min(dp.tree.paths(params)), net(params, jnp.ones((2, 4))).shape
+        ('mlp/init()/linear_0/b', (2, 3))
+    """
+    hk = library("haiku")
+    if not isinstance(net, (hk.Transformed, hk.TransformedWithState)):
+        raise LayerError("a function that Haiku transformed", code(net),
+                         "pass hk.transform(f) or hk.transform_with_state(f)")
+    run = call or on_x
+    pair = net if isinstance(net, hk.TransformedWithState) else hk.with_empty_state(net)
+
+    def draw(key: jax.Array, x: Any) -> tuple[Params, State]:
+        params, state = run(functools.partial(pair.init, key), x, True)
+        return named(params, _names), named(state, _names)
+
+    def apply(params: Params, state: State, x: Any, key: Any, train: bool) -> tuple[Any, State]:
+        own = key if random else None
+        f = functools.partial(pair.apply, _joined(params), _joined(state), own)
+        y, new = run(f, x, train)
+        return y, named(new, _names)
+
+    layer = foreign("haiku", draw, apply, random=random)
+    return described(layer, from_haiku, {"net": kind(net), "call": call, "random": random})
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    """``("mlp", "init()", "linear_0", "w")`` of ``mlp/~/linear_0`` and ``w``."""
+    modules, *rest = plain(path)
+    whole = (f"{name[1:] or 'init'}()" if name[0] == "~" else name for name in modules.split("/"))
+    return (*whole, *rest)
+
+
+def _joined(dicts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Haiku's own tree: the way back from `_names`, since names in Haiku have no brackets."""
+    tree: dict[str, dict[str, Any]] = {}
+
+    def visit(level: dict[str, Any], modules: tuple[str, ...]) -> None:
+        for name, inner in level.items():
+            if isinstance(inner, dict):
+                made_in = {"init()": "~"}.get(name, f"~{name[:-2]}")
+                visit(inner, (*modules, made_in if name.endswith("()") else name))
+            else:
+                tree.setdefault("/".join(modules), {})[name] = inner
+
+    visit(dicts, ())
+    return tree
