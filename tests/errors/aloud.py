@@ -16,9 +16,8 @@ if __name__ == "__main__":  # run as a file, whose own folder is then the path
 import diffprog as dp
 
 PACKAGE = pathlib.Path(dp.__file__).parent
-FILES = ("composing", "computed", "calling", "layers", "images", "sequences", "attention", "models",
-         "tools", "curvature", "training", "text")
-         "tools", "training", "text", "interop")
+SHARED = {"__init__", "aloud", "given"}  # all other files of this folder collect messages
+FILES = sorted({path.stem for path in pathlib.Path(__file__).parent.glob("*.py")} - SHARED)
 
 
 def examples(name):
