@@ -126,6 +126,42 @@ def _computed(d, x, depth):
     return d.make(make, f, **({"rank": 1} if make is dp.lora else {}))
 
 
+def lora_in_repeat(d, f, x):
+    return d.make(dp.repeat, 2, d.make(dp.lora, f, 1))
+
+
+def remat_of_repeat(d, f, x):
+    return d.make(dp.remat, d.make(dp.repeat, 2, f))
+
+
+def ensemble_of_repeat(d, f, x):
+    return dp.serial(d.make(dp.ensemble, 2, d.make(dp.repeat, 2, f)), mean_of_all)
+
+
+def tap_of_repeat_of_lora(d, f, x):
+    copies = d.make(dp.repeat, 2, d.make(dp.lora, dp.serial(seen=f, then=jnp.tanh), 1))
+    return dp.serial(d.make(dp.tap, copies, "seen"), last_copy)
+
+
+def heads_in_repeat_in_program(d, f, x):
+    side_by_side = d.make(dp.heads, 2, f) >> d.make(dp.linear, x.shape[-1])
+    return d.program(twice, f=d.make(dp.repeat, 2, side_by_side))
+
+
+NESTED = [lora_in_repeat, remat_of_repeat, ensemble_of_repeat, tap_of_repeat_of_lora,
+          heads_in_repeat_in_program]
+
+
+def with_kernel(d, x):
+    """A layer that keeps the shape of x and has a kernel for certain."""
+    return dp.serial(d.kept(x, 1), last=d.make(dp.linear, x.shape[-1], bias_init=generic))
+
+
+def _nested(d, x, depth):
+    """What users put into each other, which chance alone would seldom do."""
+    return d.function(d.pick(NESTED))(d, with_kernel(d, x), x)
+
+
 def _twice(d, x, depth):
     return d.program(twice, f=d.kept(x, depth))
 
@@ -156,7 +192,7 @@ def _resampled(d, x, depth):
 
 COMBINATORS = dict.fromkeys([
     _serial, _power, _residual, _normed, _branch, _repeat, _heads, _ensemble, _remat, _replace,
-    _tap, _computed, _twice, _trained, _tied], anywhere)
+    _tap, _computed, _nested, _twice, _trained, _tied], anywhere)
 SPECIAL = {
     _mixed: lambda d, x: d.mixing,
     _linearize: lambda d, x: not d.mixing and not d.causal,  # it does not stream

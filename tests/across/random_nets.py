@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from hypothesis import strategies as st
-from random_combinators import COMBINATORS, SPECIAL
+from random_combinators import COMBINATORS, SPECIAL, with_kernel
 from random_pieces import LEAVES, SPATIAL, WIDE, generic
 
 import diffprog as dp
@@ -66,6 +66,15 @@ def nets(draw, kind, depth=None):
     if d.parts["mixed"] or kind == "labels":  # after ints everything is float32
         options["precision"] = "float32"
     return Net(layer, x, side, options, depth, d.parts)
+
+
+@st.composite
+def nested(draw, way):
+    """A net in which combinators are put into each other in this `way` of `NESTED`."""
+    d = Drawing(draw)
+    x = floats(BATCH, d.pick([2, 3]))
+    layer = dp.serial(way(d, with_kernel(d, x), x))
+    return Net(layer, x, {}, {"smooth": not d.parts["binary_step"]}, 3, d.parts)
 
 
 class Drawing:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import pytest
 from comparing import KEY, same
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from random_nets import KINDS, floats, nets
+from random_combinators import NESTED
+from random_nets import KINDS, floats, nested, nets
 from random_pieces import PROGRAMS, both, namespace
 
 import diffprog as dp
@@ -30,8 +31,12 @@ def each(kind, seeds, test):
 
     More examples of one seed would be mutations of the first ones, and all alike.
     """
+    each_of(nets(kind), [len(KINDS) * number + KINDS.index(kind) for number in seeds], test)
+
+
+def each_of(strategy, seeds, test):
     for number in seeds:
-        seed(len(KINDS) * number + KINDS.index(kind))(settings(SETTINGS)(given(nets(kind))(test)))()
+        seed(number)(settings(SETTINGS)(given(strategy)(test)))()
 
 
 def composed(net):
@@ -64,6 +69,15 @@ def test_every_law_holds(kind, chunk, record_property):
 
     each(kind, SEEDS[:1] if chunk == 0 else SEEDS[chunk :: CHUNKS - 1], test)
     record_property("drawn", dict(tried))  # which conftest.py adds up and prints
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", NESTED)
+def test_every_law_holds_of_what_is_put_into_each_other(way):
+    def test(net):
+        dp.check(net.layer, net.x, smooth=net.options["smooth"])
+
+    each_of(nested(way), range(4), test)
 
 
 def test_the_nets_on_which_laws_are_run_hold_what_is_hard():
