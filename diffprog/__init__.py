@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from diffprog.transforms.ensemble import ensemble
     from diffprog.transforms.freeze import freeze
     from diffprog.transforms.heads import heads
+    from diffprog.transforms.hyper import hyper
     from diffprog.transforms.linearize import linearize
     from diffprog.transforms.lora import lora
     from diffprog.transforms.mixed import mixed
@@ -120,7 +121,7 @@ _MODULES = {"interop"}
 # The module of each other name that is loaded on first use.
 _HOMES = {
     # transformations
-    "ensemble": "transforms.ensemble", "heads": "transforms.heads",
+    "ensemble": "transforms.ensemble", "heads": "transforms.heads", "hyper": "transforms.hyper",
     "linearize": "transforms.linearize", "mixed": "transforms.mixed",
     "remat": "transforms.remat", "repeat": "transforms.repeat", "replace": "transforms.replace",
     "tap": "transforms.tap",
@@ -189,7 +190,7 @@ __all__ = [
     # wiring
     "add", "branch", "concatenate", "parallel", "residual", "serial",
     # transformations
-    "ensemble", "heads", "linearize", "mixed", "remat", "repeat", "replace", "tap",
+    "ensemble", "heads", "hyper", "linearize", "mixed", "remat", "repeat", "replace", "tap",
     # computed parameters
     "ema", "freeze", "lora", "quantize", "reparam", "spectral_norm", "weight_norm", "merge",
     "trainable", "unmerge",

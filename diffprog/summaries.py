@@ -171,17 +171,24 @@ class _Reader:
         below: list[list[Row]] = []
         called: set[str] = set()
 
+        def alike(name: str, x: Any) -> int:
+            """How often a child does this at once: of `hyper` the target, for each example."""
+            if inner.name != "hyper" or name != "target":
+                return 1
+            whole, part = (jax.tree.leaves(given)[0].size for given in (narrow, x))
+            return whole // max(part, 1)
+
         def silent(name: str, child: Layer) -> Layer:
             def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
                       **side: Any) -> tuple[Any, Any]:
-                params, carried = ({} if name in called else t.get(name, {}) for t in trees)
+                own, carried = ({} if name in called else t.get(name, {}) for t in trees)
                 called.add(name)
                 rows, after = self.read(
                     f"{path}/{name}" if path else name, child, spec(x), spec(side),
-                    (params, carried), ways.get(x), times * copies)
+                    (own, carried), ways.get(x), times * copies * alike(name, x))
                 below.append(rows)
-                y = blank(rows[0].output)
-                y = jax.lax.optimization_barrier(y)  # else what is done to zeros is not counted
+                # Else neither what is done to zeros nor what makes parameters is counted.
+                y, _ = jax.lax.optimization_barrier((blank(rows[0].output), params))
                 ways.put(y, after)
                 return y, state
 

@@ -56,6 +56,7 @@ CAUSAL = dp.conv(3, 2, dims=1, padding="CAUSAL") >> jnp.tanh
 SCALE = {"scale": jnp.array([1.0, 2.0, 3.0])}
 # Which of five steps are real.
 FIVE = {"mask": jnp.array([[True, True, False, True, False], [False, True, True, False, False]])}
+CONDITION = {"condition": jnp.sin(jnp.arange(12.0).reshape(3, 4))}
 RAGGED = FIVE | {"positions": jnp.array([[0, 1, 0, 2, 0], [0, 0, 1, 0, 0]])}
 IDS = jnp.array([[0, 2, 4, 1, 3], [3, 3, 0, 1, 4]])
 
@@ -239,6 +240,12 @@ CASES = [
          floats(4, 3), {"precision": "float32"}),
     Case("mixed, streaming", dp.mixed(dp.repeat(2, CAUSAL), jnp.float32), floats(2, 3, 3),
          {"precision": "float32", "causal": True}, slow=True),
+    Case("hyper", dp.hyper(dp.linear(3) >> dp.dropout(0.4), dp.linear(3) >> jnp.tanh),
+         floats(3, 40), CONDITION),
+    Case("hyper of one task", dp.hyper(dp.linear(3), dp.linear(2)), floats(2, 4),
+         {"condition": CONDITION["condition"][0], "batched": False}),
+    Case("hyper, streaming", dp.repeat(2, dp.hyper(CAUSAL, dp.linear(3) >> dp.batch_norm())),
+         floats(3, 3, 3), CONDITION | {"causal": True}, slow=True),
     Case("replace", dp.replace(CAUSAL, "tanh~0", lambda tanh: jnp.sin), floats(2, 3, 3),
          {"causal": True}),
     Case("tap", dp.tap(block, "up") >> both, floats(3, 2, 4), SCALE),

@@ -39,7 +39,7 @@ WORDS = {
     "size": "kernel_size window_size window_shape",
     "steps": "iterations num_steps epochs max_new_tokens",
     "stride": "strides window_strides",
-    "targets": "target y_true",
+    "targets": "y_true",
     "vocabulary": "vocab vocab_size num_embeddings",
     "width": "d_model embed_dim hidden_dim",
 }

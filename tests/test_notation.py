@@ -70,6 +70,8 @@ SHOWN = {
         dp.quantize(BLOCK, bits=4, pattern="body/linear_0/kernel"),
         dp.ema(dp.reparam(
             dp.linear(2), kept, jnp.tanh, constant="**"), decay=0.5)), X),
+    "hyper": (dp.hyper(dp.linear(3), dp.mlp((5,), 4), kernel_init="zeros"), X,
+              {"condition": jnp.ones((3, 2))}),
     "power": (dp.linear(4) ** 3 >> dp.layer_norm(scale=False, eps=1e-3), X),
     "long": (dp.serial(*[dp.serial(*[dp.linear(11), jax.nn.relu] * 6) for _ in range(2)]), X),
     "long, in wrappers": (dp.repeat(2, dp.remat(dp.serial(*[dp.linear(4), jax.nn.relu] * 6))), X),

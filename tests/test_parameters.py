@@ -114,6 +114,10 @@ def asking_itself(attention):
     return dp.program(ask=attention)(lambda layers, x: layers.ask(x, memory=x))
 
 
+def told_ones(layer):
+    return dp.program(told=layer)(lambda layers, x: layers.told(x, condition=jnp.ones(6)))
+
+
 # layer -> the call with wide kernels, and the shape of x (of the first part of x)
 WIDE = {
     "linear": (lambda **o: dp.linear(300, **o), (1, 200)),
@@ -133,6 +137,7 @@ WIDE = {
     "gru": (lambda **o: dp.gru(100, **o), (1, 200)),
     "collapse": (lambda **o: dp.collapse("attention", **o), (1, 1, 20_000)),
     "swiglu": (lambda **o: dp.swiglu(300, **{"bias": True, **o}), (1, 200)),
+    "hyper": (lambda **o: told_ones(dp.hyper(dp.linear(300), jnp.tanh, **o)), (1, 200)),
     "group_norm": (lambda **o: dp.group_norm(2, **o), (1, 3, 3, 4)),
     "instance_norm": (lambda **o: dp.instance_norm(**o), (1, 3, 3, 4)),
 }

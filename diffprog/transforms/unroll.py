@@ -35,7 +35,8 @@ def unrolled(layer: Layer) -> tuple[Layer, Split]:
 
         return Layer.serial(**dict.fromkeys(names, one)), copies
 
-    wraps = layer.settings.keys() & {"layer", "cell"}  # its children are those of what it wraps
+    # The trees of what wraps another layer are not those of its children.
+    wraps = layer.settings.keys() & {"layer", "cell", "target"}
     if wraps or not layer.children or layer.rebuild is None:
         return layer, lambda tree: tree
     parts = {name: unrolled(child) for name, child in layer.children.items()}

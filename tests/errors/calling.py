@@ -87,6 +87,13 @@ def streamed(begun, called):
     jax.eval_shape(as_often_as_long.apply, own, state, SERIES[:, :called])
 
 
+HYPER = dp.hyper(LINEAR, dp.linear(2))
+
+
+def told(layer, condition=X):
+    layer.init(KEY, X, condition=condition)
+
+
 EXAMPLES = {
     # Inputs.
     "linear(3): wants an array or a jax.ShapeDtypeStruct, got the shape (2, 4); write "
@@ -289,6 +296,28 @@ EXAMPLES = {
     "as_often_as_long(run=recurrent(gru(4))): wants as many calls of run as start made, got 2; "
     "start anew with the same inputs":
         lambda: streamed(3, 2),
+    # What writes the parameters of another layer.
+    "hyper(linear(3), linear(2)): wants condition, of which the generator makes parameters, got "
+    "none; pass condition=, for each example or one for all":
+        lambda: HYPER.init(KEY, X),
+    "target (serial(linear(3), batch_norm())): wants a target without state, got "
+    "batch_norm_0/mean, batch_norm_0/var; put a layer without running statistics in its place":
+        lambda: told(dp.hyper(LINEAR >> dp.batch_norm(), dp.linear(2))),
+    "target (ensemble(2, linear(3))): wants a target that keeps the axis of examples, got "
+    "float32[2,1,3]; give each example its output, on the first axis":
+        lambda: told(dp.hyper(dp.ensemble(2, LINEAR), dp.linear(2))),
+    "generator (linear(2)): wants features (H,) of one task, or (batch, H) of as many examples, "
+    "got float32[2,5,2]; end the generator with dp.flatten() or a pool":
+        lambda: told(HYPER, jnp.ones((2, 5, 4))),
+    "hyper(linear(3), linear(2)): wants x with 7 on its first axis, a condition each, got "
+    "float32[2,4]; give each example its condition, or all of them one: features without an axis "
+    "of examples":
+        lambda: told(HYPER, jnp.ones((7, 4))),
+    "hyper(linear(3), linear(2)): wants target params {bias: {kernel: float32[2,3], "
+    "bias: float32[3]}, kernel: {kernel: float32[2,4,3], bias: float32[4,3]}}, got {bias: "
+    "float32[3], kernel: float32[4,3]}; pass what init gave on input of this shape":
+        lambda: HYPER(params(HYPER, X, condition=X) | {"target": params(LINEAR, X)}, X,
+                      condition=X),
     # What is given to apply, and to a child.
     "linear(3): wants net.apply(params, state, x), got fewer arguments; pass them all: state is "
     "what init gave, {} if the net has none":

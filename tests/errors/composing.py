@@ -138,6 +138,9 @@ EXAMPLES = {
         lambda: dp.mixed(LINEAR, None),
     "mixed(linear(3), 16): wants a floating-point dtype, got 16; pass jnp.bfloat16, for example":
         lambda: dp.mixed(LINEAR, 16),
+    "hyper(jax.nn.tanh, linear(3)): wants a target with parameters, got jax.nn.tanh; pass "
+    "dp.linear(8), for example: nothing could be written here":
+        lambda: dp.hyper(jnp.tanh, LINEAR),
     # What is no layer, and no program of layers.
     "residual(linear): wants a layer, got the function linear; call it: linear(...)":
         lambda: dp.residual(dp.linear),
