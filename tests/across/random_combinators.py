@@ -18,6 +18,8 @@ from random_pieces import (
     resampled,
     scaled,
     tied,
+    told,
+    told_alike,
     trained,
     twice,
 )
@@ -118,7 +120,7 @@ def _computed(d, x, depth):
         return f
     kernels = [path for path in params if path.endswith("/kernel")]
     make = d.pick([dp.ema, *([dp.freeze, dp.lora, dp.weight_norm, dp.spectral_norm, dp.reparam]
-                             + d.steps * [dp.quantize]) * (2 * bool(kernels))])
+                             + 5 * d.steps * [dp.quantize]) * (2 * bool(kernels))])
     if make is dp.reparam:
         return d.make(make, f, halved, doubled)
     if make is dp.freeze:
@@ -190,9 +192,19 @@ def _resampled(d, x, depth):
     return d.program(resampled, pool=pool, rest=rest)
 
 
+def _hyper(d, x, depth):
+    f = d.net(x, depth)
+    plan = d.plan(f, x)
+    if plan.state or not plan.params:
+        return f
+    # The first feature may be padding.
+    tell = d.pick([told_alike] if d.mask else [told, told_alike])
+    return d.program(tell, f=d.make(dp.hyper, f, d.make(dp.linear, 2, bias_init=generic)))
+
+
 COMBINATORS = dict.fromkeys([
     _serial, _power, _residual, _normed, _branch, _repeat, _heads, _ensemble, _remat, _replace,
-    _tap, _computed, _nested, _twice, _trained, _tied], anywhere)
+    _tap, _computed, _hyper, _nested, _twice, _trained, _tied], anywhere)
 SPECIAL = {
     _mixed: lambda d, x: d.mixing,
     _linearize: lambda d, x: not d.mixing and not d.causal,  # it does not stream

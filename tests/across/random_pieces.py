@@ -67,7 +67,16 @@ def asked(layers, x, *, mask=None):
     return layers.ask(x, memory=layers.code(x), memory_mask=mask)
 
 
-PROGRAMS = (twice, scaled, trained, tied, resampled, asked)
+def told(layers, x):
+    """Each example by its first feature, which is known when a stream begins."""
+    return layers.f(x, condition=x.reshape(len(x), -1)[:, :1])
+
+
+def told_alike(layers, x):
+    return layers.f(x, condition=jnp.ones(2, x.dtype))
+
+
+PROGRAMS = (twice, scaled, trained, tied, resampled, asked, told, told_alike)
 
 
 def namespace():

@@ -129,3 +129,15 @@ def test_bert_pretrain(tmp_path):
     second = re.fullmatch(r"next sentence: (\d+\.\d) % right, chance (\d+\.\d) %", lines[-1])
     assert first and second, lines[-2:]
     assert 2 < float(first[2]) < 15 and 45 < float(second[2]) < 70
+
+
+def test_hypernetwork(tmp_path):
+    """So few steps already tell one digit from another: better than their mean."""
+    lines = shorten("hypernetwork.py", tmp_path, steps=200)
+    rows = {line[:18].strip(): [float(x) for x in line[18:].split()] for line in lines[-8:-2]}
+    assert rows["percent seen"] == [20, 35, 50, 65, 80]
+    for written, mean, best in zip(*(rows[name] for name in (
+            "hypernetwork", "mean image", "best linear guess")), strict=True):
+        assert written < 0.9 * mean and best < 0.9 * mean
+    assert re.fullmatch(r"error of hidden pixels 0\.\d+, best linear guess 0\.\d+ on 360 held-out "
+                        r"digits, half seen", lines[-1])
