@@ -150,8 +150,13 @@ def heads_in_repeat_in_program(d, f, x):
     return d.program(twice, f=d.make(dp.repeat, 2, side_by_side))
 
 
+def hyper_in_mixed(d, f, x):
+    written = d.make(dp.hyper, d.make(dp.repeat, 2, f), d.make(dp.linear, 2, bias_init=generic))
+    return d.make(dp.mixed, d.program(told, f=written), jnp.float32)
+
+
 NESTED = [lora_in_repeat, remat_of_repeat, ensemble_of_repeat, tap_of_repeat_of_lora,
-          heads_in_repeat_in_program]
+          heads_in_repeat_in_program, hyper_in_mixed]
 
 
 def with_kernel(d, x):
@@ -161,7 +166,10 @@ def with_kernel(d, x):
 
 def _nested(d, x, depth):
     """What users put into each other, which chance alone would seldom do."""
-    return d.function(d.pick(NESTED))(d, with_kernel(d, x), x)
+    f = with_kernel(d, x)
+    fits = [way for way in NESTED if way is not hyper_in_mixed or (
+        d.mixing and not d.mask and not d.plan(f, x).state)]
+    return d.function(d.pick(fits))(d, f, x)
 
 
 def _twice(d, x, depth):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from hypothesis import strategies as st
-from random_combinators import COMBINATORS, SPECIAL, with_kernel
+from random_combinators import COMBINATORS, SPECIAL, hyper_in_mixed, with_kernel
 from random_pieces import LEAVES, SPATIAL, WIDE, generic
 
 import diffprog as dp
@@ -73,8 +73,11 @@ def nested(draw, way):
     """A net in which combinators are put into each other in this `way` of `NESTED`."""
     d = Drawing(draw)
     x = floats(BATCH, d.pick([2, 3]))
-    layer = dp.serial(way(d, with_kernel(d, x), x))
-    return Net(layer, x, {}, {"smooth": not d.parts["binary_step"]}, 3, d.parts)
+    f = with_kernel(d, x)
+    if way is hyper_in_mixed and d.plan(f, x).state:
+        f = d.make(dp.linear, x.shape[-1])  # a target has none
+    options = {"precision": "float32" if d.parts["mixed"] or way is hyper_in_mixed else "float64"}
+    return Net(dp.serial(way(d, f, x)), x, {}, options, 3, d.parts)
 
 
 class Drawing:

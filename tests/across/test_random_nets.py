@@ -75,7 +75,7 @@ def test_every_law_holds(kind, chunk, record_property):
 @pytest.mark.parametrize("way", NESTED)
 def test_every_law_holds_of_what_is_put_into_each_other(way):
     def test(net):
-        dp.check(net.layer, net.x, smooth=net.options["smooth"])
+        dp.check(net.layer, net.x, **net.options)
 
     each_of(nested(way), range(4), test)
 
