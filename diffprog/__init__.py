@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     from diffprog.layers.reshape import flatten, one_hot, reshape
     from diffprog.layers.resize import patches, pixel_shuffle, upsample
     from diffprog.layers.rotary import rotary
+    from diffprog.layers.sampling import (
+        gaussian_sample,
+        gumbel_softmax,
+        score_function,
+        straight_through,
+    )
     from diffprog.layers.scaling import (
         linear_scaling,
         llama3_scaling,
@@ -86,6 +92,7 @@ if TYPE_CHECKING:
         transformer_decoder,
         transformer_encoder,
     )
+    from diffprog.models.vae import vae
     from diffprog.models.vit import vit
     from diffprog.objectives import binary_classification, classification, regression
     from diffprog.penalties import l1, l2, penalized
@@ -112,6 +119,7 @@ if TYPE_CHECKING:
     from diffprog.transforms.spectral_norm import spectral_norm
     from diffprog.transforms.tap import tap
     from diffprog.transforms.weight_norm import weight_norm
+    from diffprog.variational import elbo, gaussian_kl
 
 __version__ = "0.1.0"
 
@@ -153,16 +161,18 @@ _HOMES = {
     "prelu": "layers.activation", "swiglu": "layers.activation",
     "collapse": "layers.collapse", "gru": "layers.cells", "lstm": "layers.cells",
     "recurrent": "layers.recurrent", "simple_rnn": "layers.cells",
+    "gaussian_sample": "layers.sampling", "gumbel_softmax": "layers.sampling",
+    "score_function": "layers.sampling", "straight_through": "layers.sampling",
     # models
     "alexnet": "models.alexnet", "bert": "models.bert", "bert_pretraining": "models.bert",
     "encoder_decoder": "models.transformer", "gpt": "models.gpt", "llama": "models.llama",
     "mlp": "models.mlp", "resnet": "models.resnet", "seq2seq": "models.seq2seq",
     "sequence_classifier": "models.sequence_classifier", "transformer": "models.transformer",
     "transformer_decoder": "models.transformer", "transformer_encoder": "models.transformer",
-    "vit": "models.vit",
+    "vae": "models.vae", "vit": "models.vit",
     # losses and metrics
     "absolute_error": "losses", "binary_cross_entropy": "losses", "cross_entropy": "losses",
-    "ctc": "losses", "huber": "losses", "kl_divergence": "losses",
+    "ctc": "losses", "gaussian_kl": "variational", "huber": "losses", "kl_divergence": "losses",
     "linear_cross_entropy": "losses", "squared_error": "losses", "accuracy": "metrics",
     "bits_per_character": "metrics", "confusion_matrix": "metrics", "perplexity": "metrics",
     "top_k_accuracy": "metrics",
@@ -170,7 +180,7 @@ _HOMES = {
     "binary_classification": "objectives", "classification": "objectives",
     "regression": "objectives", "chunked_next_token": "language", "masked_language": "language",
     "next_token": "language", "mask_tokens": "cloze", "sentence_pairs": "cloze",
-    "penalized": "penalties", "l1": "penalties", "l2": "penalties",
+    "elbo": "variational", "penalized": "penalties", "l1": "penalties", "l2": "penalties",
     "batches": "data", "Fit": "training", "Step": "training", "TrainState": "training",
     "evaluate": "training", "fit": "training", "make_step": "training", "predict": "training",
     # writing
@@ -203,19 +213,20 @@ __all__ = [
     "upsample", "attend", "embedding", "learned_positions", "sinusoidal_positions", "rotary",
     "linear_scaling", "llama3_scaling", "longrope_scaling", "ntk_scaling", "yarn_scaling",
     "binary_step", "gelu", "glu", "prelu", "swiglu",
-    "collapse", "gru", "lstm", "recurrent", "simple_rnn",
+    "collapse", "gru", "lstm", "recurrent", "simple_rnn", "gaussian_sample", "gumbel_softmax",
+    "score_function", "straight_through",
     # models
     "alexnet", "bert", "bert_pretraining", "encoder_decoder", "gpt", "llama", "mlp", "resnet",
     "seq2seq", "sequence_classifier", "transformer", "transformer_decoder", "transformer_encoder",
-    "vit",
+    "vae", "vit",
     # losses and metrics
-    "absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber", "kl_divergence",
-    "linear_cross_entropy", "squared_error", "accuracy", "bits_per_character", "confusion_matrix",
-    "perplexity", "top_k_accuracy",
+    "absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "gaussian_kl", "huber",
+    "kl_divergence", "linear_cross_entropy", "squared_error", "accuracy",
+    "bits_per_character", "confusion_matrix", "perplexity", "top_k_accuracy",
     # objectives and training
     "binary_classification", "classification", "regression", "chunked_next_token",
-    "masked_language", "next_token", "mask_tokens", "sentence_pairs", "penalized", "l1", "l2",
-    "batches", "Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict",
+    "masked_language", "next_token", "mask_tokens", "sentence_pairs", "elbo", "penalized", "l1",
+    "l2", "batches", "Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict",
     # writing
     "Generation", "beam_search", "generate", "sample",
     # second order, and example by example

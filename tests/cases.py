@@ -196,6 +196,9 @@ CASES = [
     Case("dropout", dp.dropout(0.4), floats(3, 8)),
     Case("spatial_dropout", dp.spatial_dropout(0.5, dims=1), floats(3, 2, 8)),
     Case("stochastic_depth", dp.residual(dp.linear(4) >> dp.stochastic_depth(0.5)), floats(6, 4)),
+    Case("gaussian_sample", dp.gaussian_sample(), (floats(3, 2), floats(3, 2))),
+    Case("gumbel_softmax", dp.gumbel_softmax(temperature=0.7), floats(2, 3)),
+    Case("gumbel_softmax, hard", dp.gumbel_softmax(hard=True), floats(3, 4), {"smooth": False}),
     Case("flatten", dp.flatten(), floats(2, 3, 2)),
     Case("flatten each step", dp.flatten(keep=2), floats(2, 3, 2, 2), {"causal": True}),
     Case("reshape", dp.reshape((2, -1)), floats(2, 3, 4)),
@@ -293,6 +296,8 @@ CASES = [
              FIVE | SOURCE | {"causal": True}),
         Case("the decoder of seq2seq", dp.seq2seq(11, 13, width=8).children["decoder"], IDS,
              FIVE | MEMORY | {"causal": True}),
+        Case("vae", dp.vae(dp.linear(3) >> jnp.tanh >> dp.branch(dp.linear(2), dp.linear(2)),
+                           dp.linear(4)), floats(3, 4)),
         Case("sequence_classifier", dp.sequence_classifier(
             11, 3, dp.recurrent(dp.gru(4)), width=6, how="last"), IDS, FIVE),
     )),

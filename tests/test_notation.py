@@ -46,6 +46,8 @@ SHOWN = {
         dp.hide(), dp.patches(2), dp.reshape((2, -1), keep=2), dp.rms_norm(eps=1e-6),
         dp.prelu(shared=True), dp.glu(6), dp.swiglu(4, bias=True), dp.binary_step,
         dp.linear(3, kernel_init="he_normal")), IMAGE),
+    "draws": (dp.serial(dp.branch(dp.linear(2), dp.linear(2)), dp.gaussian_sample(),
+                        dp.gumbel_softmax(temperature=0.5, hard=True)), X),
     "bilinear": (dp.branch(dp.linear(2), dp.linear(3)) >> dp.bilinear(4), X),
     "recurrence": (dp.serial(
         dp.recurrent(dp.serial(dp.lstm(4, bias=False), dp.gru(3)), unroll=2),

@@ -27,7 +27,7 @@ FLOORS = {
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
         "training", "generation", "beams", "summaries", "costs", "receptive", "checks", "laws",
-        "derivatives", "curvature", "per_example", "interop.*"], "tool"),
+        "derivatives", "curvature", "per_example", "variational", "interop.*"], "tool"),
 }
 
 
@@ -240,10 +240,11 @@ PUBLIC = [
     "bert_pretraining", "bilinear", "binary_classification", "binary_cross_entropy", "binary_step",
     "bits_per_character", "branch", "check", "check_gradients", "chunked_next_token",
     "classification", "collapse", "concatenate", "confusion_matrix", "conv", "conv_transpose",
-    "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "dropout", "ema", "embedding",
-    "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product", "fit", "flatten", "freeze",
-    "gauss_newton_product", "gelu", "generate", "global_avg_pool", "global_max_pool", "glu", "gpt",
-    "group_norm", "gru", "heads", "hessian_product", "hide", "huber", "hyper", "instance_norm",
+    "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "dropout", "elbo", "ema",
+    "embedding", "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product", "fit",
+    "flatten", "freeze", "gauss_newton_product", "gaussian_kl", "gaussian_sample", "gelu",
+    "generate", "global_avg_pool", "global_max_pool", "glu", "gpt", "group_norm", "gru",
+    "gumbel_softmax", "heads", "hessian_product", "hide", "huber", "hyper", "instance_norm",
     "interop", "kl_divergence", "l1", "l2", "layer_norm", "learned_positions", "linear",
     "linear_cross_entropy", "linear_scaling", "linearize", "llama", "llama3_scaling",
     "longrope_scaling", "lora", "lstm", "make_step", "mask_tokens", "masked_language", "max_pool",
@@ -251,11 +252,12 @@ PUBLIC = [
     "penalized", "per_example_gradient_norms", "per_example_gradients", "perplexity",
     "pixel_shuffle", "pre_norm", "predict", "prelu", "program", "quantize", "recurrent",
     "regression", "remat", "reparam", "repeat", "replace", "reshape", "residual", "resnet",
-    "rms_norm", "rotary", "sample", "self_attention", "sentence_pairs", "seq2seq",
+    "rms_norm", "rotary", "sample", "score_function", "self_attention", "sentence_pairs", "seq2seq",
     "sequence_classifier", "serial", "simple_rnn", "sinusoidal_positions", "spatial_dropout",
-    "spectral_norm", "squared_error", "stateless", "stochastic_depth", "summary", "swiglu",
-    "tangent_kernel", "tap", "top_k_accuracy", "trainable", "transformer", "transformer_decoder",
-    "transformer_encoder", "tree", "unmerge", "upsample", "vit", "weight_norm", "yarn_scaling",
+    "spectral_norm", "squared_error", "stateless", "stochastic_depth", "straight_through",
+    "summary", "swiglu", "tangent_kernel", "tap", "top_k_accuracy", "trainable", "transformer",
+    "transformer_decoder", "transformer_encoder", "tree", "unmerge", "upsample", "vae", "vit",
+    "weight_norm", "yarn_scaling",
 ]
 
 

@@ -141,6 +141,16 @@ def dropout(d, x):
     return d.make(d.pick([dp.dropout, dp.stochastic_depth]), 0.5)
 
 
+def _gaussian_sample(d, x):
+    features = d.pick([2, 3])
+    pair = d.make(dp.branch, *(d.make(dp.linear, features) for _ in range(2)))
+    return dp.serial(pair, d.make(dp.gaussian_sample))
+
+
+def _gumbel_softmax(d, x):
+    return d.make(dp.gumbel_softmax, temperature=d.pick([0.5, 1.0]))
+
+
 def _hide(d, x):
     return d.make(dp.hide)
 
@@ -298,6 +308,8 @@ LEAVES = {
     _prelu: anywhere, dropout: anywhere, _group_norm_of_features: anywhere,
     _batch_norm: lambda d, x: d.takes_mask(x),
     _binary_step: lambda d, x: d.steps,
+    _gaussian_sample: anywhere,
+    _gumbel_softmax: lambda d, x: x.shape[-1] > 1,  # of one class there is nothing to draw
     _hide: lambda d, x: d.real_only(x),
     _reshape: lambda d, x: not d.causal,
     _ffn: anywhere,

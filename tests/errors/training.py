@@ -76,6 +76,17 @@ EXAMPLES = {
         asked(dp.penalized(dp.classification(), lambda p: p["bias"]), DATA[0]),
     "wants a pattern that matches a path (head/kernel), got '**/kernels'":
         lambda: dp.l2({"head": {"kernel": X}}, "**/kernels"),
+    "wants beta as a number of at least 0, got -1.0; pass 1.0 for the bound":
+        lambda: dp.elbo(beta=-1.0),
+    "wants a pair, the prediction and (mean, log_variance), got float32[12,3]; make the net by "
+    "vae(encoder, decoder)":
+        asked(dp.elbo(), (XS, XS)),
+    "wants a pair (mean, log_variance) beside the prediction, got float32[12,3]; make the net by "
+    "vae(encoder, decoder)":
+        asked(dp.elbo(), (XS, XS), dp.branch(NET, NET)),
+    "wants a log_variance of the shape of mean, (2, 4), got float32[2,1]; give each number a "
+    "variance of its own":
+        lambda: dp.gaussian_kl(X, X[:, :1]),
     # Data.
     "wants arrays of one length along the first axis, got (float64[3], float64[4]); cut them to "
     "one length":

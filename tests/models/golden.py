@@ -19,6 +19,7 @@ from diffprog.notation import show
 FOLDER = pathlib.Path(__file__).parent / "golden"
 IMAGE = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 IDS = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+LATENT = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
 READER = dp.recurrent(dp.gru(64), bidirectional=True)
 
 
@@ -44,6 +45,8 @@ MODELS = {
     "vit": Model(dp.vit(), IMAGE),
     "transformer": Model(dp.transformer(37000, 37000), IDS, {"source": IDS}),
     "seq2seq": Model(dp.seq2seq(50, 60, width=16), IDS, {"source": IDS}),
+    "vae": Model(dp.vae(dp.serial(body=dp.linear(32) >> jnp.tanh, latent=LATENT),
+                        dp.mlp((32,), 64)), jax.ShapeDtypeStruct((1, 64), jnp.float32)),
     "sequence_classifier": Model(dp.sequence_classifier(50, 3, READER, how="attention"), IDS),
 }
 

@@ -1,0 +1,124 @@
+"""What a variational autoencoder is trained by: the evidence lower bound and its two terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.arguments import check_array
+from diffprog.entries import Mask, Reduction, clear, reduce, spread, total, wide
+from diffprog.errors import LayerError
+from diffprog.layer import Layer
+from diffprog.losses import binary_cross_entropy
+from diffprog.notation import show
+from diffprog.objectives import Metrics, Objective, parts
+
+__all__ = ["elbo", "gaussian_kl"]
+
+
+def elbo(
+    loss: Callable[..., jax.Array] = binary_cross_entropy, *, beta: float = 1.0
+) -> Objective:
+    """The objective of a `vae`: ``E[-log p(y | z)] + beta * KL(q(z | x) || N(0, 1))``, in nats.
+
+    The net gives a pair, the prediction of y and the pair (mean, log_variance) of q. A batch is
+    that of `regression`: y is x itself, or x before noise was added. Metrics, in nats an example:
+    ``reconstruction``, the sum of `loss` over all entries of an example, and ``kl``, summed over
+    all hidden numbers; ``-(reconstruction + kl)`` bounds the logarithm of p(y) from below.
+
+    The mean over z is that of one draw for each example. Without a key, as in `evaluate`, z is the
+    mean of q, and the loss is no bound.
+
+    A mask of leading axes of y says which entries are real; an example without any is not.
+
+    Args:
+        loss: gives ``-log p`` of each entry with ``reduction="none"``. `binary_cross_entropy` takes
+            the predictions as log-odds; `squared_error` is the normal distribution of variance 1/2
+            around them, but for a constant log(pi) / 2 for each entry.
+        beta: weight of the KL term, at least 0; above 1 hidden numbers become fewer and more
+            independent of one another, and the loss is not the bound.
+
+    Raises:
+        LayerError: a negative beta; the net gives something else.
+
+    Example:
+        >>> latent = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
+        >>> net, x = dp.vae(latent, dp.linear(5)), jnp.ones((3, 5))
+        >>> params, state = net.init(jax.random.key(0), x)
+        >>> loss, (state, metrics) = dp.elbo()(
+        ...     net, params, state, (x, x), key=jax.random.key(1), train=True)
+        >>> sorted(metrics)
+        ['count', 'kl', 'loss', 'reconstruction']
+
+    Source: Kingma and Welling 2014, arXiv:1312.6114, eq. 3 and 10; beta: Higgins et al. 2017,
+    "beta-VAE", ICLR, eq. 4.
+    """
+    if not beta >= 0:
+        raise LayerError("beta as a number of at least 0", repr(beta), "pass 1.0 for the bound")
+
+    def objective(
+        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        x, y, side = parts(net, batch)
+        output, state = net.apply(params, state, x, key=key, train=train, **side)
+        prediction, latent = _pair(output, "a pair, the prediction and (mean, log_variance)")
+        mean, log_variance = _pair(latent, "a pair (mean, log_variance) beside the prediction")
+        mask = batch.get("mask") if isinstance(batch, Mapping) else None
+        surprise = _rows(loss(prediction, y, mask=mask, reduction="none")).sum(1)
+        real = None if mask is None else _rows(spread(mask, y.shape)).any(1)
+        reconstruction = reduce(surprise, real, "mean")
+        kl = gaussian_kl(_rows(mean), _rows(log_variance), mask=real)
+        value = reconstruction + beta * kl
+        return value, (state, {"loss": value, "reconstruction": reconstruction, "kl": kl,
+                               "count": total(surprise.shape, real)})
+
+    return objective
+
+
+def gaussian_kl(
+    mean: jax.Array, log_variance: jax.Array, *, mask: Mask = None, reduction: Reduction = "mean"
+) -> jax.Array:
+    """``KL(N(mean, variance) || N(0, 1)) = sum(mean**2 + variance - 1 - log_variance) / 2``.
+
+    In nats; the sum is over the last axis.
+
+    Shapes:
+        mean and log_variance: (..., D). mask: leading axes of (...), True where real.
+
+    Args:
+        mean: of the distribution.
+        log_variance: natural logarithm of its variance.
+        mask, reduction: as in `cross_entropy`.
+
+    Raises:
+        LayerError: shapes or dtypes do not fit.
+
+    Example:
+        >>> float(dp.gaussian_kl(jnp.array([[3.0, 0.0]]), jnp.zeros((1, 2))))
+        4.5
+
+    Source: Kingma and Welling 2014, arXiv:1312.6114, appendix B.
+    """
+    check_array(mean, rank=1, axes="(..., features)")
+    check_array(log_variance)
+    if mean.shape != log_variance.shape:
+        raise LayerError(f"a log_variance of the shape of mean, {mean.shape}", show(log_variance),
+                         "give each number a variance of its own")
+    real = spread(mask, mean.shape[:-1])
+    mean, log_variance = (clear(wide(a), real) for a in (mean, log_variance))
+    each = (jnp.square(mean) + jnp.expm1(log_variance) - log_variance) / 2
+    return reduce(each.sum(-1), real, reduction)
+
+
+def _pair(output: Any, wanted: str) -> Any:
+    if not isinstance(output, (tuple, list)) or len(output) != 2:
+        raise LayerError(wanted, show(output), "make the net by vae(encoder, decoder)")
+    return output
+
+
+def _rows(a: jax.Array) -> jax.Array:
+    """One row for each example."""
+    return a.reshape(len(a), -1)

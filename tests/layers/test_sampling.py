@@ -1,0 +1,201 @@
+"""What is drawn has the distribution it should, and each gradient is what its estimator says."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparing import drawn, same
+from refusing import refused
+
+import diffprog as dp
+
+KEY = jax.random.key(0)
+LOGITS = jnp.array([0.5, -1.0, 1.2, 0.0])
+REWARDS = jnp.array([3.0, -1.0, 5.0, 2.0])
+DRAWS = 20_000
+
+
+def exact(logits, rewards):
+    """``d/dlogits sum(softmax(logits) * rewards)``, in NumPy."""
+    p = np.exp(np.asarray(logits, np.float64))
+    p /= p.sum()
+    return p * (rewards - (p * rewards).sum())
+
+
+def deviations(estimates, wanted):
+    """By how many standard errors the mean of the estimates misses each entry."""
+    estimates = np.asarray(estimates, np.float64)
+    error = estimates.std(0, ddof=1) / np.sqrt(len(estimates))
+    return np.abs(estimates.mean(0) - wanted) / error
+
+
+# normal distributions
+
+
+def test_a_normal_draw_has_its_mean_and_its_variance():
+    mean, log_variance = jnp.array([-2.0, 0.0, 3.0]), jnp.array([0.0, -2.0, 1.0])
+    pair = tuple(jnp.broadcast_to(a, (DRAWS, 3)) for a in (mean, log_variance))
+    y = np.asarray(dp.gaussian_sample()({}, pair, key=KEY), np.float64)
+    assert (deviations(y, np.asarray(mean)) < 4).all()
+    variance = np.exp(np.asarray(log_variance))
+    assert (deviations((y - np.asarray(mean)) ** 2, variance) < 4).all()
+    assert abs(np.corrcoef(y.T)[0, 1]) < 4 / np.sqrt(DRAWS)
+
+
+def test_without_a_key_it_is_the_mean_and_with_one_it_is_drawn_at_rest_too():
+    net, pair = dp.gaussian_sample(), (jnp.asarray(drawn(4, 3)), jnp.asarray(drawn(4, 3, seed=1)))
+    same(net({}, pair), pair[0])
+    rest = net({}, pair, key=KEY)
+    same(net.apply({}, {}, pair, key=KEY, train=True)[0], rest)
+    assert (rest != pair[0]).all() and (net({}, pair, key=jax.random.key(1)) != rest).all()
+    assert refused(net.apply, {}, {}, pair, train=True).wants == "a key when train=True"
+
+
+def test_the_gradient_passes_to_mean_and_log_variance():
+    """For f(y) = y**2, of mean m and variance s: d E[f] / dm = 2 m, d E[f] / dlog s = s."""
+    m, log_s = 0.7, -0.4
+
+    @jax.jit
+    def slopes(key):
+        f = lambda pair: jnp.square(dp.gaussian_sample()({}, pair, key=key))  # noqa: E731
+        grads = jax.grad(lambda pair: f(pair).sum())(
+            (jnp.full(DRAWS, m), jnp.full(DRAWS, log_s)))
+        return jnp.stack(grads, -1)
+
+    assert (deviations(slopes(KEY), [2 * m, np.exp(log_s)]) < 4).all()
+
+
+# classes
+
+
+@pytest.mark.parametrize("temperature", [0.2, 3.0])
+def test_the_class_drawn_has_the_probability_of_its_logit(temperature):
+    net = dp.gumbel_softmax(temperature=temperature, hard=True)
+    y = np.asarray(net({}, jnp.tile(LOGITS, (DRAWS, 1)), key=KEY))
+    np.testing.assert_array_equal(np.sort(y)[:, -2:], np.tile([0.0, 1.0], (DRAWS, 1)))
+    assert (deviations(y, jax.nn.softmax(LOGITS)) < 4).all()
+
+
+def test_a_soft_draw_is_the_softmax_of_noisy_logits():
+    x, noise = drawn(5, 4), np.asarray(jax.random.gumbel(KEY, (5, 4)), np.float64)
+    wanted = np.exp((x + noise) / 0.7)
+    wanted /= wanted.sum(-1, keepdims=True)
+    got = dp.gumbel_softmax(temperature=0.7)({}, jnp.asarray(x, jnp.float32), key=KEY)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_without_a_key_there_is_no_noise():
+    x = jnp.asarray(drawn(5, 4))
+    np.testing.assert_allclose(
+        dp.gumbel_softmax(temperature=0.5)({}, x), jax.nn.softmax(2 * x), rtol=1e-6)
+    hard = dp.gumbel_softmax(hard=True)({}, x)
+    np.testing.assert_array_equal(hard, np.eye(4)[np.asarray(x).argmax(-1)])
+
+
+def test_a_hard_draw_is_the_largest_entry_of_the_soft_one_and_has_its_gradient():
+    x, weights = jnp.asarray(drawn(5, 4)), jnp.asarray(drawn(5, 4, seed=1))
+    soft, hard = (dp.gumbel_softmax(temperature=0.5, hard=hard) for hard in (False, True))
+
+    def scored(net, x):
+        y = net({}, x, key=KEY)
+        return (weights * y).sum(), y
+
+    (_, y), slope = jax.value_and_grad(functools.partial(scored, soft), has_aux=True)(x)
+    (_, one), through = jax.value_and_grad(functools.partial(scored, hard), has_aux=True)(x)
+    same(one, jax.nn.one_hot(y.argmax(-1), 4))
+    assert np.abs(slope).max() > 0.1
+    np.testing.assert_allclose(through, slope, rtol=1e-6)
+
+
+def test_a_tie_of_the_soft_vector_is_decided_by_the_logits():
+    """In bfloat16 a high temperature makes all entries equal; the first is not the class then."""
+    x = jnp.array([1.0, 2.0, 1.5], jnp.bfloat16)
+    soft, hard = (dp.gumbel_softmax(temperature=1e4, hard=hard)({}, x) for hard in (False, True))
+    assert soft.dtype == hard.dtype == jnp.bfloat16
+    assert len(set(soft.tolist())) == 1 and hard.tolist() == [0.0, 1.0, 0.0]
+
+
+# the estimators of a gradient
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def estimates(net, logits):
+    """Estimates, from one draw each, of the gradient of ``E[reward**2]``.
+
+    Between classes the square bends, so what is relaxed is biased.
+    """
+    def reward(logits, key):
+        return jnp.square(net({}, logits, key=key) @ REWARDS)
+
+    return jax.vmap(jax.grad(reward), (None, 0))(logits, jax.random.split(KEY, DRAWS))
+
+
+def test_the_bias_of_a_relaxed_draw_falls_with_the_temperature_and_its_variance_rises():
+    wanted = exact(LOGITS, np.square(REWARDS))
+    bias, spread = [], []
+    for temperature in (2.0, 1.0, 0.5):
+        found = np.asarray(estimates(dp.gumbel_softmax(temperature=temperature), LOGITS))
+        error = np.linalg.norm(found.std(0)) / np.sqrt(DRAWS)
+        bias.append(np.linalg.norm(found.mean(0) - wanted))
+        spread.append(np.linalg.norm(found.std(0)))
+        assert bias[-1] > 4 * error  # it is there
+    assert bias[0] > 1.5 * bias[1] > 1.5**2 * bias[2]
+    assert spread[0] < spread[1] < spread[2]
+
+
+@pytest.mark.parametrize("baseline", [None, 2.5, "leave_one_out"])
+def test_the_score_function_is_unbiased(baseline):
+    @jax.jit
+    def found(logits):
+        draws = jax.random.categorical(KEY, logits, shape=(4, DRAWS // 4))
+
+        def means(logits, draws):
+            log_p = jax.nn.log_softmax(logits)[draws]
+            return dp.score_function(REWARDS[draws], log_p, baseline=baseline).mean()
+
+        return jax.vmap(jax.grad(means), (None, 1))(logits, draws)
+
+    assert (deviations(found(LOGITS), exact(LOGITS, REWARDS)) < 4).all()
+
+
+def test_a_baseline_lessens_the_variance():
+    draws = jax.random.categorical(KEY, LOGITS, shape=(8, 500))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def spread(baseline, rewards):
+        def mean(logits, draws):
+            log_p = jax.nn.log_softmax(logits)[draws]
+            return dp.score_function(rewards[draws], log_p, baseline=baseline).mean()
+
+        return jax.vmap(jax.grad(mean), (None, 1))(LOGITS, draws).std(0)
+
+    far = REWARDS + 10
+    assert (spread("leave_one_out", far) < 0.5 * spread(None, far)).all()
+    # Adding a number to all rewards changes nothing that is measured against other draws.
+    np.testing.assert_allclose(
+        spread("leave_one_out", far), spread("leave_one_out", REWARDS), rtol=1e-4)
+
+
+def test_the_score_function_is_its_formula():
+    f, log_p = jnp.asarray(drawn(3, 2)), jnp.asarray(drawn(3, 2, seed=1))
+    others = (np.asarray(f).sum(0) - f) / 2
+    given = jnp.asarray(drawn(3, 2, seed=2))
+    for baseline, b in ((None, 0), (1.5, 1.5), (given, given), ("leave_one_out", others)):
+        y = lambda f, p, b=baseline: dp.score_function(f, p, baseline=b)  # noqa: E731
+        np.testing.assert_array_equal(y(f, log_p), f)
+        of_f, of_p = jax.grad(lambda f, p, y=y: y(f, p).sum(), (0, 1))(f, log_p)
+        np.testing.assert_array_equal(of_f, 1)
+        np.testing.assert_allclose(of_p, f - b, rtol=1e-5)
+
+
+def test_straight_through_is_one_thing_and_has_the_gradient_of_the_other():
+    x = jnp.asarray(drawn(200))
+    y, slope = jax.value_and_grad(
+        lambda x: dp.straight_through(jnp.round(x), jnp.sin(x)).sum())(x)
+    np.testing.assert_array_equal(dp.straight_through(jnp.round(x), jnp.sin(x)), np.round(x))
+    np.testing.assert_allclose(slope, np.cos(np.asarray(x)), rtol=1e-5)
+    assert np.isfinite(y)
+    of_values = jax.grad(lambda v: dp.straight_through(v, x).sum())(x)
+    np.testing.assert_array_equal(of_values, 0)
