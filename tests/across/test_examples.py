@@ -141,3 +141,49 @@ def test_hypernetwork(tmp_path):
         assert written < 0.9 * mean and best < 0.9 * mean
     assert re.fullmatch(r"error of hidden pixels 0\.\d+, best linear guess 0\.\d+ on 360 held-out "
                         r"digits, half seen", lines[-1])
+
+
+# Draws and attacks.
+
+def test_vae(tmp_path):
+    """Two numbers for each image say more than the frequency of ink at each place."""
+    lines = shorten("vae.py", tmp_path, steps=400)
+    named = re.fullmatch(r"five neighbours in the plane name (\d+\.\d) % of 360 .*", lines[-2])
+    found = re.fullmatch(r"bound: (\S+) nats a held-out image \((\S+) \+ (\S+)\), "
+                         r"independent pixels (\S+)", lines[-1])
+    assert named and found, lines[-2:]
+    bound, reconstruction, kl, pixels = map(float, found.groups())
+    assert abs(reconstruction + kl - bound) < 0.02 and 1 < kl < 10
+    assert bound < pixels - 1.5 and float(named[1]) > 40
+
+
+def test_estimators(monkeypatch, tmp_path):
+    """The score function is unbiased, relaxed draws are not; each has its place in variance."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    estimators = importlib.import_module("estimators")
+    monkeypatch.setattr(estimators, "TEMPERATURES", (0.1, 0.5))
+    classes, numbers = estimators.of_classes(4000, 0), estimators.of_normal_numbers(1000, 0)
+    score, others = classes["score function"], classes["score function, leave-one-out"]
+    cold, warm = classes["Gumbel-softmax 0.1"], classes["Gumbel-softmax 0.5"]
+    for unbiased in (score, others):
+        assert unbiased.bias < 4 * unbiased.error
+    assert cold.bias < 0.5 * warm.bias and warm.bias > 10 * warm.error
+    assert others.deviation < warm.deviation < score.deviation < cold.deviation
+    assert classes["straight-through Gumbel 0.5"].deviation > warm.deviation
+    small, large = ([found[i].deviation for found in numbers.values()] for i in (0, -1))
+    # Of n numbers the reparametrized draw does not heed the n; the score function does.
+    assert 0.9 < large[0] / small[0] < 1.1 and large[1] > 5 * small[1]
+    out = tmp_path / "picture.png"
+    estimators.draw(out, classes, numbers)
+    assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 20_000
+
+
+def test_adversarial(tmp_path):
+    lines = shorten("adversarial.py", tmp_path, steps=100)
+    found = [re.fullmatch(rf"{name} training: no attack (\S+) %, FGSM (\S+) %, PGD (\S+) %", line)
+             for name, line in zip(("plain", "adversarial"), lines[-2:], strict=True)]
+    assert all(found), lines[-2:]
+    plain, taught = ([float(share) for share in line.groups()] for line in found)
+    assert min(plain[0], taught[0]) > 90  # both read what nobody has changed
+    assert plain[2] < plain[1] < plain[0] and taught[2] < taught[1] < taught[0]
+    assert taught[2] > plain[2] + 20
