@@ -179,7 +179,7 @@ def test_estimators(monkeypatch, tmp_path):
 
 
 def test_adversarial(tmp_path):
-    lines = shorten("adversarial.py", tmp_path, steps=100)
+    lines = shorten("adversarial.py", tmp_path, steps=80)
     found = [re.fullmatch(rf"{name} training: no attack (\S+) %, FGSM (\S+) %, PGD (\S+) %", line)
              for name, line in zip(("plain", "adversarial"), lines[-2:], strict=True)]
     assert all(found), lines[-2:]
