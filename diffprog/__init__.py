@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffprog.curvature import fisher_product, gauss_newton_product, hessian_product
     from diffprog.data import batches
     from diffprog.derivatives import check_gradients
+    from diffprog.diagrams import diagram
     from diffprog.generation import Generation, generate, sample
     from diffprog.language import chunked_next_token, masked_language, next_token
     from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
@@ -191,7 +192,8 @@ _HOMES = {
     "hessian_product": "curvature", "per_example_gradient_norms": "per_example",
     "per_example_gradients": "per_example", "tangent_kernel": "per_example",
     # seeing and checking
-    "check": "checks", "check_gradients": "derivatives", "summary": "summaries",
+    "check": "checks", "check_gradients": "derivatives", "diagram": "diagrams",
+    "summary": "summaries",
 }
 
 __all__ = [
@@ -233,7 +235,7 @@ __all__ = [
     "fisher_product", "gauss_newton_product", "hessian_product", "per_example_gradient_norms",
     "per_example_gradients", "tangent_kernel",
     # seeing and checking
-    "check", "check_gradients", "summary",
+    "check", "check_gradients", "diagram", "summary",
     # networks of other libraries
     "interop",
 ]

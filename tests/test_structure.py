@@ -27,7 +27,8 @@ FLOORS = {
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
         "training", "generation", "beams", "summaries", "costs", "receptive", "checks", "laws",
-        "derivatives", "curvature", "per_example", "variational", "interop.*"], "tool"),
+        "derivatives", "curvature", "per_example", "variational", "interop.*", "flowcharts",
+        "wirings", "diagrams"], "tool"),
 }
 
 
@@ -240,8 +241,8 @@ PUBLIC = [
     "bert_pretraining", "bilinear", "binary_classification", "binary_cross_entropy", "binary_step",
     "bits_per_character", "branch", "check", "check_gradients", "chunked_next_token",
     "classification", "collapse", "concatenate", "confusion_matrix", "conv", "conv_transpose",
-    "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "dropout", "elbo", "ema",
-    "embedding", "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product", "fit",
+    "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "diagram", "dropout", "elbo",
+    "ema", "embedding", "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product", "fit",
     "flatten", "freeze", "gauss_newton_product", "gaussian_kl", "gaussian_sample", "gelu",
     "generate", "global_avg_pool", "global_max_pool", "glu", "gpt", "group_norm", "gru",
     "gumbel_softmax", "heads", "hessian_product", "hide", "huber", "hyper", "instance_norm",

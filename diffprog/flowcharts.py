@@ -1,0 +1,94 @@
+"""Flowcharts as Mermaid text: nodes in boxes, and arrows between them.
+
+Mermaid is read by GitHub, GitLab, Jupyter and documentation generators, which draw the text where
+it stands. Labels are quoted, and what Mermaid or Markdown would read in them is escaped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+_ESCAPES = str.maketrans({
+    "#": "#35;", '"': "#quot;", "&": "#amp;", "<": "#lt;", ">": "#gt;", "`": "#96;", "*": "#42;",
+    "+": "#43;",  # alone it would begin a list of Markdown
+})
+_OUTLINES = {  # what a node stands for -> the brackets around its label
+    "layer": ("[", "]"), "closed": ("[[", "]]"), "end": ("([", "])"), "operation": ("(", ")"),
+    "symbol": ("((", "))"),
+}
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """A node; its label is lines of text, its kind a key of the outlines."""
+
+    label: list[str]
+    kind: str
+
+
+@dataclasses.dataclass(eq=False)
+class Box:
+    """A frame with a title around nodes and other boxes."""
+
+    title: str
+    inside: list[Node | Box] = dataclasses.field(default_factory=list)
+
+    def node(self, label: list[str], kind: str) -> Node:
+        """A new node in the box."""
+        self.inside.append(Node(label, kind))
+        return self.inside[-1]  # type: ignore[return-value]
+
+    def box(self, title: str) -> Box:
+        """A new box in the box."""
+        self.inside.append(Box(title))
+        return self.inside[-1]  # type: ignore[return-value]
+
+
+Place = Node | Box
+
+
+class Flowchart:
+    """What is drawn so far; `str` is the Mermaid text, in the order of drawing."""
+
+    def __init__(self) -> None:
+        self.sheet = Box("")
+        self._arrows: dict[tuple[Place, Place, bool], list[str]] = {}
+
+    def arrow(
+        self, start: Place | None, end: Place, shape: str, role: str = "", silent: bool = False
+    ) -> None:
+        """An arrow with a shape; dotted if a role is given, which it names unless it is silent.
+
+        Several between the same places are one with all their labels; one from nowhere is none.
+        """
+        if start is not None:
+            labels = self._arrows.setdefault((start, end, bool(role)), [])
+            label = f"{role}: {shape}" if role and not silent else shape
+            if label not in labels:
+                labels.append(label)
+
+    def __str__(self) -> str:
+        names: dict[Place, str] = {}
+        lines = ["flowchart TD", *_contents(self.sheet, names, "    ")]
+        for (start, end, dotted), labels in self._arrows.items():
+            line = "-.->" if dotted else "-->"
+            lines.append(f"    {names[start]} {line}|{_quoted(labels, ', ')}| {names[end]}")
+        return "\n".join(lines)
+
+
+def _contents(box: Box, names: dict[Place, str], indent: str) -> Iterator[str]:
+    """The lines of what is in a box; every place gets a name, which no word of Mermaid is."""
+    for place in box.inside:
+        names[place] = name = f"{'n' if isinstance(place, Node) else 'b'}{len(names)}"
+        if isinstance(place, Node):
+            left, right = _OUTLINES[place.kind]
+            yield f"{indent}{name}{left}{_quoted(place.label, '<br>')}{right}"
+        else:
+            yield f"{indent}subgraph {name}[{_quoted([place.title])}]"
+            yield from _contents(place, names, indent + "    ")
+            yield f"{indent}end"
+
+
+def _quoted(lines: list[str], joint: str = "") -> str:
+    return f'"{joint.join(line.translate(_ESCAPES) for line in lines)}"'
