@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffprog.data import batches
     from diffprog.derivatives import check_gradients
     from diffprog.diagrams import diagram
+    from diffprog.flows import gradient_flow
     from diffprog.generation import Generation, generate, sample
     from diffprog.language import chunked_next_token, masked_language, next_token
     from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
@@ -193,7 +194,7 @@ _HOMES = {
     "per_example_gradients": "per_example", "tangent_kernel": "per_example",
     # seeing and checking
     "check": "checks", "check_gradients": "derivatives", "diagram": "diagrams",
-    "summary": "summaries",
+    "gradient_flow": "flows", "summary": "summaries",
 }
 
 __all__ = [
@@ -235,7 +236,7 @@ __all__ = [
     "fisher_product", "gauss_newton_product", "hessian_product", "per_example_gradient_norms",
     "per_example_gradients", "tangent_kernel",
     # seeing and checking
-    "check", "check_gradients", "diagram", "summary",
+    "check", "check_gradients", "diagram", "gradient_flow", "summary",
     # networks of other libraries
     "interop",
 ]

@@ -19,6 +19,7 @@ from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import blank, spec
 from diffprog.receptive import Field, Ways, behind, is_window, repeated
+from diffprog.tables import table
 from diffprog.transforms.mixed import cast
 
 __all__ = ["summary"]
@@ -95,14 +96,14 @@ class Summary:
     def __str__(self) -> str:
         titles = ("path", "layer", "input", "output", "parameters", "bytes", "FLOPs", "field",
                   "stride", "computed by")
-        lines = _table([titles, *(row.cells() for row in self.rows)], left=4)
+        lines = table([titles, *(row.cells() for row in self.rows)], left=4)
         kinds = [("kind", "calls", "parameters", "FLOPs")]
         kinds += [(name, f"{kind.calls}", f"{kind.parameters:,}", _short(kind.flops))
                   for name, kind in self.kinds.items()]
         rule = "-" * max(map(len, lines))
         total = (f"parameters {self.parameters:,}   state {self.state:,}   "
                  f"memory {_short(self.bytes, 'B')}   FLOPs {_short(self.flops)}")
-        return "\n".join([lines[0], rule, *lines[1:], rule, *_table(kinds, left=1), rule, total])
+        return "\n".join([lines[0], rule, *lines[1:], rule, *table(kinds, left=1), rule, total])
 
 
 def summary(net: Layer, x: Any, **side: Any) -> Summary:
@@ -245,18 +246,6 @@ def _core(layer: Layer) -> _Core:
             scans, layer = scans + 1, as_layer(given["cell"])
         else:
             return _Core(layer, copies, depth, dtype, scans)
-
-
-def _table(rows: list[tuple[str, ...]], left: int) -> list[str]:
-    """Aligned lines, the first `left` columns to the left; empty columns are left out."""
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for row in zip(*columns, strict=True):
-        cells = [text.ljust(width) if i < left else text.rjust(width)
-                 for i, (text, width) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _short(number: float, unit: str = "") -> str:

@@ -28,7 +28,7 @@ FLOORS = {
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
         "training", "generation", "beams", "summaries", "costs", "receptive", "checks", "laws",
         "derivatives", "curvature", "per_example", "variational", "interop.*", "flowcharts",
-        "wirings", "diagrams"], "tool"),
+        "wirings", "diagrams", "tables", "flows"], "tool"),
 }
 
 
@@ -190,6 +190,7 @@ TESTED_IN = {
     "factories": "notation",  # the call that they remember is written there
     "merging": "combinators",  # it joins what `branch` and `parallel` give
     "patterns": "tree",  # by which they are asked for
+    "tables": "summaries",  # they are made of them
     "layers.statistics": "layers.norm",  # what all norms share
     "layers.multihead": "layers.attention",  # what all attention layers are made of
     **dict.fromkeys([f"interop.{name}" for name in (
@@ -244,8 +245,8 @@ PUBLIC = [
     "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "diagram", "dropout", "elbo",
     "ema", "embedding", "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product", "fit",
     "flatten", "freeze", "gauss_newton_product", "gaussian_kl", "gaussian_sample", "gelu",
-    "generate", "global_avg_pool", "global_max_pool", "glu", "gpt", "group_norm", "gru",
-    "gumbel_softmax", "heads", "hessian_product", "hide", "huber", "hyper", "instance_norm",
+    "generate", "global_avg_pool", "global_max_pool", "glu", "gpt", "gradient_flow", "group_norm",
+    "gru", "gumbel_softmax", "heads", "hessian_product", "hide", "huber", "hyper", "instance_norm",
     "interop", "kl_divergence", "l1", "l2", "layer_norm", "learned_positions", "linear",
     "linear_cross_entropy", "linear_scaling", "linearize", "llama", "llama3_scaling",
     "longrope_scaling", "lora", "lstm", "make_step", "mask_tokens", "masked_language", "max_pool",
