@@ -187,3 +187,12 @@ def test_adversarial(tmp_path):
     assert min(plain[0], taught[0]) > 85  # both read what nobody has changed
     assert plain[2] < plain[1] < plain[0] and taught[2] < taught[1] < taught[0]
     assert taught[2] > plain[2] + 20
+def test_seeing(tmp_path):
+    """Depth tells digits apart better than pixels do; attention weights are those in use."""
+    lines = shorten("seeing.py", tmp_path, steps=60)
+    recomputed = re.search(r"output of their layers within (\S+)", "\n".join(lines))
+    assert recomputed and float(recomputed[1]) < 1e-4
+    pixels, *depths = map(float, re.findall(r"(\d+\.\d) %", lines[-1]))
+    assert len(depths) == 4 and min(depths[1:]) > pixels + 2 and pixels > 85
+    plain, summed, normed = (float(line.split()[-1]) for line in lines[-4:-1])
+    assert plain < 1e-2 < 0.1 < normed < 100 < summed
