@@ -56,6 +56,15 @@ def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
     assert names["activations"]["down"].shape == (12, 2, 16)
     assert names["texts"] == [" with para", " parameter"]
     assert (names["written"].tokens == names["target"][:, 1:]).all()
+    assert names["shrunk"] < 1e-4
+
+
+def test_the_diagram_in_the_readme_is_what_the_block_above_it_draws():
+    text = read("README.md")
+    (code,) = [code for _, code in blocks(text) if "dp.diagram(" in code]
+    names = {"jax": jax, "jnp": jnp, "dp": dp}
+    exec(code, names)
+    assert re.findall(r"^```mermaid\n(.*?)\n```$", text, re.M | re.S) == [names["chart"]]
 
 
 @pytest.mark.parametrize("path", OTHERS)
