@@ -107,6 +107,7 @@ if TYPE_CHECKING:
     from diffprog.training import Fit, Step, TrainState, evaluate, fit, make_step, predict
     from diffprog.transforms.ema import ema
     from diffprog.transforms.ensemble import ensemble
+    from diffprog.transforms.fixed_point import fixed_point
     from diffprog.transforms.freeze import freeze
     from diffprog.transforms.heads import heads
     from diffprog.transforms.hyper import hyper
@@ -131,7 +132,8 @@ _MODULES = {"interop"}
 # The module of each other name that is loaded on first use.
 _HOMES = {
     # transformations
-    "ensemble": "transforms.ensemble", "heads": "transforms.heads", "hyper": "transforms.hyper",
+    "ensemble": "transforms.ensemble", "fixed_point": "transforms.fixed_point",
+    "heads": "transforms.heads", "hyper": "transforms.hyper",
     "linearize": "transforms.linearize", "mixed": "transforms.mixed",
     "remat": "transforms.remat", "repeat": "transforms.repeat", "replace": "transforms.replace",
     "tap": "transforms.tap",
@@ -203,7 +205,8 @@ __all__ = [
     # wiring
     "add", "branch", "concatenate", "parallel", "residual", "serial",
     # transformations
-    "ensemble", "heads", "hyper", "linearize", "mixed", "remat", "repeat", "replace", "tap",
+    "ensemble", "fixed_point", "heads", "hyper", "linearize", "mixed", "remat", "repeat",
+    "replace", "tap",
     # computed parameters
     "ema", "freeze", "lora", "quantize", "reparam", "spectral_norm", "weight_norm", "merge",
     "trainable", "unmerge",

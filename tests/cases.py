@@ -53,6 +53,10 @@ def last_copy(activation):
 
 
 CAUSAL = dp.conv(3, 2, dims=1, padding="CAUSAL") >> jnp.tanh
+SETTLING = dp.parallel(dp.linear(4, kernel_init=jax.nn.initializers.normal(0.2)) >> dp.dropout(0.3),
+                       dp.linear(4)) >> dp.add >> jnp.tanh
+RECALLING = dp.parallel(dp.self_attention(1, causal=True, kernel_init=jax.nn.initializers.normal(
+    0.3)), jnp.sin) >> dp.add
 SCALE = {"scale": jnp.array([1.0, 2.0, 3.0])}
 # Which of five steps are real.
 FIVE = {"mask": jnp.array([[True, True, False, True, False], [False, True, True, False, False]])}
@@ -249,6 +253,9 @@ CASES = [
          {"condition": CONDITION["condition"][0], "batched": False}),
     Case("hyper, streaming", dp.repeat(2, dp.hyper(CAUSAL, dp.linear(3) >> dp.batch_norm())),
          floats(3, 3, 3), CONDITION | {"causal": True}, slow=True),
+    Case("fixed_point", dp.fixed_point(SETTLING), floats(2, 4)),
+    Case("fixed_point, streaming", dp.repeat(2, dp.fixed_point(RECALLING)), floats(2, 4, 2),
+         {"mask": FIVE["mask"][:, :4], "causal": True}, slow=True),
     Case("replace", dp.replace(CAUSAL, "tanh~0", lambda tanh: jnp.sin), floats(2, 3, 3),
          {"causal": True}),
     Case("tap", dp.tap(block, "up") >> both, floats(3, 2, 4), SCALE),

@@ -65,6 +65,7 @@ SHOWN = {
     "transforms": (dp.serial(
         dp.repeat(2, BLOCK, remat="dots_saveable"), dp.remat(BLOCK, policy="dots_saveable"),
         dp.mixed(BLOCK, jnp.bfloat16), dp.linearize(BLOCK),
+        dp.fixed_point(dp.add >> BLOCK, tolerance=1e-3),
         dp.tap(dp.ensemble(2, BLOCK), "body")), X),
     "computed parameters": (dp.serial(
         dp.lora(dp.freeze(BLOCK, "**/bias"), 2), dp.weight_norm(dp.spectral_norm(dp.linear(3))),

@@ -1,0 +1,205 @@
+"""Infinite depth: one layer applied until nothing changes any more.
+
+The solver is no part of the derivative. Where ``z = f(z, x)``, the implicit function theorem gives
+``dz = (1 - df/dz)^-1 df/dx dx``, one linear equation, which the same solver solves: so memory does
+not grow with the number of iterations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog import tree
+from diffprog.arguments import check_array, check_count
+from diffprog.errors import LayerError
+from diffprog.factories import factory, rebuilt
+from diffprog.layer import Layer, as_layer
+from diffprog.notation import listed, show
+from diffprog.plans import Params, Plan, State, blank, remember, spec
+
+__all__ = ["fixed_point"]
+
+_MEMORY = 5  # iterates that Anderson acceleration looks back on
+_DAMPING = 1e-6  # keeps their Gram matrix invertible; its diagonal is 1
+
+
+@factory
+def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200) -> Layer:
+    """Apply a layer infinitely often with the same parameters: the z with ``z = f((z, x))``.
+
+    z is found by Anderson acceleration from zeros, and differentiated by the implicit function
+    theorem, in both modes and to any order: memory is that of one application. All applications
+    share one key, so that with dropout too there is one function to be at rest in.
+
+    **What was not found is not returned**: z, or its derivative, is NaN as a whole where the
+    tolerance is not reached. A layer that brings any two z nearer has one fixed point, and it is
+    found; where plain iteration swings, the solver often comes to rest all the same. Begin with
+    small kernels on z, such as ``kernel_init=jax.nn.initializers.normal(0.5 / sqrt(width))``, and
+    end in ``layer_norm`` or `jnp.tanh`. Where it fails, look on: ``z = layer(params, (z, x))``.
+
+    A causal f streams: the solution for a chunk rests on the solutions of those before it.
+
+    Shapes:
+        x: floats of any shape, a pytree too; y: as x. params: the layer's.
+
+    Args:
+        layer: a stateless layer of the pair (z, x), which gives a z of the shape and dtype of x.
+        tolerance: the largest entry of ``f((z, x)) - z`` that is left, as a share of the largest
+            entry of z; positive. The same holds for derivatives. None is ``eps ** 0.75`` of the
+            dtype of x, 6e-6 in float32, and computes products in full precision; where f is
+            coarser than that, by TF32 or in `mixed`, pass what it can reach.
+        steps: how often f is applied at most; positive.
+
+    Raises:
+        LayerError: at composition for a tolerance that is no positive number; at ``init``, if the
+            layer has state or changes the shape or dtype of z, or x holds integers.
+
+    Example:
+        >>> f = dp.parallel(dp.linear(4, kernel_init=jax.nn.initializers.normal(0.1)), dp.linear(4))
+        >>> net = dp.fixed_point(f >> dp.add >> jnp.tanh)
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> net(params, jnp.ones((2, 4))).shape
+        (2, 4)
+
+    Source: Bai, Kolter, Koltun 2019, arXiv:1909.01377, eq. 7 and theorem 1.
+    """
+    layer = as_layer(layer)
+    check_count("steps", steps)
+    if tolerance is not None and (
+            isinstance(tolerance, bool) or not isinstance(tolerance, (int, float))
+            or not tolerance > 0):
+        raise LayerError("tolerance as a positive number", repr(tolerance),
+                         "pass 1e-4, for example, or None for that of the dtype")
+
+    @remember
+    def planner(x: Any, side: dict[str, Any]) -> Plan:
+        for leaf in jax.tree.leaves(x):
+            check_array(leaf)
+        plan = layer.plan((x, x), **side)
+        # What `tap` reads off is no state: it is that of the solution.
+        if held := [path for path in tree.paths(plan.state) if "#" not in path]:
+            raise LayerError("a layer without state", listed(held),
+                             "use layer_norm for batch_norm: a step of the solver is no call")
+        if spec(plan.y) != spec(x):
+            raise LayerError(f"a layer that gives z as it is, {show(x)}", show(plan.y),
+                             "let its output have the shape and dtype of x")
+        return Plan(plan.params, plan.state, plan.y, plan.calls)
+
+    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        return layer.init(key, (x, x), **side)
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        def f(z: Any) -> tuple[Any, State]:
+            return layer.apply(params, state, (z, x), key=key, train=train, **side)
+
+        exact = jax.default_matmul_precision("highest") if tolerance is None else (
+            contextlib.nullcontext())
+        with exact:
+            z = _root(lambda z: f(z)[0], blank(spec(x)), tolerance or _reachable(x), steps)
+            return z, f(z)[1] if state else state
+
+    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        return layer.start(params, state, (x, x), length=length, **side)
+
+    return Layer(
+        init, apply, layer.start and start, layer.children,
+        lambda children: fixed_point(
+            rebuilt(layer, children), tolerance=tolerance, steps=steps),
+        name="fixed_point",
+        bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
+    )
+
+
+def _reachable(x: Any) -> float:
+    """A tolerance with room for the rounding of the coarsest dtype in x."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(x)) ** 0.75
+
+
+def _root(f: Callable[[Any], Any], zeros: Any, tolerance: float, steps: int) -> Any:
+    """The z with ``z = f(z)`` and its derivatives; NaN where it was not found."""
+    find = functools.partial(_accelerated, zeros=zeros, tolerance=tolerance, steps=steps)
+
+    def residual(z: Any) -> Any:
+        return jax.tree.map(jnp.subtract, z, f(z))
+
+    def solve(linear: Callable[[Any], Any], b: Any) -> Any:
+        """The u with ``linear(u) = b``; as `residual` is ``1 - f``, so is its derivative."""
+        return find(lambda u: jax.tree.map(lambda u, v, b: u - v + b, u, linear(u), b))
+
+    return jax.lax.custom_root(
+        residual, zeros, lambda residual, zeros: find(f),
+        lambda linear, b: jax.lax.custom_linear_solve(linear, b, solve, transpose_solve=solve))
+
+
+def _accelerated(f: Callable[[Any], Any], zeros: Any, tolerance: float, steps: int) -> Any:
+    """Anderson acceleration: go on from a mean of the last f(z), weighed by how little they moved.
+
+    Rows, which are the entries of a first axis if all leaves share one, have weights of their own.
+
+    Source: Walker, Ni 2011, doi:10.1137/10078356X, section 2, with ``beta = 1``.
+    """
+    rows, back = _in_rows(zeros)
+    step = lambda z: rows(f(back(z)))  # noqa: E731
+
+    def error(z: jax.Array, y: jax.Array) -> jax.Array:
+        # An entry that is NaN says so itself; the others are solved all the same.
+        known = ~jnp.isnan(y)
+        most = lambda a: jnp.max(jnp.abs(jnp.where(known, a, 0)))  # noqa: E731
+        return most(y - z) - tolerance * most(y)
+
+    def goes_on(carry: Any) -> jax.Array:
+        count, _, _, _, left = carry
+        return (left > 0) & (count < steps)
+
+    def iterate(carry: Any) -> Any:
+        count, _, ys, moves, _ = carry
+        z = jnp.einsum("mr,mrn->rn", _weights(moves), ys)
+        y = step(z)
+        ys, moves = (a.at[count % _MEMORY].set(new) for a, new in ((ys, y), (moves, y - z)))
+        return count + 1, y, ys, moves, error(z, y)
+
+    z = rows(zeros)
+    y = step(z)
+    first = jnp.broadcast_to(y, (_MEMORY, *y.shape))
+    _, y, _, _, left = jax.lax.while_loop(goes_on, iterate, (1, y, first, first, error(z, y)))
+    return jax.tree.map(lambda a: jnp.where(left <= 0, a, jnp.nan), back(y))
+
+
+def _weights(moves: jax.Array) -> jax.Array:
+    """Weights (M, R) with sum 1 that make the mean of moves (M, R, N) small."""
+    moves = jnp.where(jnp.isnan(moves), 0, moves)
+    size = jnp.linalg.norm(moves, axis=-1, keepdims=True) + jnp.finfo(moves.dtype).tiny
+    unit, share = moves / size, (size.min(0) / size)[..., 0].T
+    gram = jnp.einsum("mrn,krn->rmk", unit, unit) + _DAMPING * jnp.eye(_MEMORY, dtype=unit.dtype)
+    found = share * jnp.linalg.solve(gram, share[..., None])[..., 0]
+    return (found / jnp.sum(found, axis=1, keepdims=True)).T
+
+
+def _in_rows(like: Any) -> tuple[Callable[[Any], jax.Array], Callable[[jax.Array], Any]]:
+    """Turns trees of these shapes to one matrix of float32 or wider, and such a matrix back."""
+    leaves, structure = jax.tree.flatten(like)
+    heads = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in leaves}
+    count = heads.pop() if len(heads) == 1 else 1
+    ends = []
+    for leaf in leaves:
+        ends.append((ends[-1] if ends else 0) + leaf.size // count)
+    dtype = jnp.result_type(jnp.float32, *leaves)
+
+    def rows(tree: Any) -> jax.Array:
+        return jnp.concatenate(
+            [leaf.reshape(count, -1).astype(dtype) for leaf in jax.tree.leaves(tree)], axis=1)
+
+    def back(matrix: jax.Array) -> Any:
+        parts = jnp.split(matrix, ends[:-1], axis=1)
+        return structure.unflatten([
+            part.reshape(leaf.shape).astype(leaf.dtype)
+            for part, leaf in zip(parts, leaves, strict=True)])
+
+    return rows, back
