@@ -101,7 +101,8 @@ def make_step(
             ``(net, batch) -> (x, side)``, by which `fit` makes parameters.
         optimizer: any optax transformation; it sees what is `trainable` alone.
         donate: let `apply` reuse the memory of the state it is given, which is gone afterwards;
-            False keeps it, for notebooks.
+            False keeps it, for notebooks, and for `jax.grad` through training steps (with Adam give
+            that ``eps_root=1e-8``: its root has no derivative where a gradient is zero).
 
     Example:
         >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
