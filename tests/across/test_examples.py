@@ -196,3 +196,25 @@ def test_seeing(tmp_path):
     assert len(depths) == 4 and min(depths[1:]) > pixels + 2 and pixels > 85
     plain, summed, normed = (float(line.split()[-1]) for line in lines[-4:-1])
     assert plain < 1e-2 < 0.1 < normed < 100 < summed
+
+def test_equilibrium(tmp_path):
+    """The network of one block, applied until it is at rest, comes near that of twelve."""
+    lines = shorten("equilibrium.py", tmp_path, steps=150)
+    rest = re.match(r"at rest after (\d+) applications of f, the last of which moved z by (\S+)",
+                    lines[-3])
+    assert rest and int(rest[1]) < 100 and float(rest[2]) < 1e-5
+    deep, endless = (re.fullmatch(rf"{name}: (\d+\.\d) % of 360 held-out images, (\d+) parameters "
+                                  r"in \d+ blocks?", line)
+                     for name, line in zip(("residual", "equilibrium"), lines[-2:], strict=True))
+    assert deep and endless, lines[-2:]
+    assert float(endless[1]) > 92 and int(endless[2]) < int(deep[2]) / 5
+
+
+def test_maml(tmp_path):
+    """One step from where MAML begins does more than the best step of plain training."""
+    lines = shorten("maml.py", tmp_path, steps=400)
+    assert lines[0].startswith("gradient agrees with finite differences")
+    found = [re.match(r"[\w-]+: squared error \S+ at first, (\S+) after 1 step", line)
+             for line in lines[-3:]]
+    pretrained, maml, sgd = (float(match[1]) for match in found if match)
+    assert maml < 0.8 * pretrained and sgd < maml
