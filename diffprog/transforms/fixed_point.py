@@ -114,6 +114,7 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
             rebuilt(layer, children), tolerance=tolerance, steps=steps),
         name="fixed_point",
         bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
+        computed=layer.computed, stacks=layer.stacks,
     )
 
 

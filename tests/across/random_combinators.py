@@ -17,6 +17,7 @@ from random_pieces import (
     over_space,
     resampled,
     scaled,
+    settling,
     tied,
     told,
     told_alike,
@@ -128,6 +129,14 @@ def _computed(d, x, depth):
     return d.make(make, f, **({"rank": 1} if make is dp.lora else {}))
 
 
+def _fixed_point(d, x, depth):
+    f = d.kept(x, depth)
+    if d.plan(f, x).state:
+        return f
+    back = d.make(dp.linear, x.shape[-1], bias=False, kernel_init="normal")  # so small: it settles
+    return d.make(dp.fixed_point, d.program(settling, f=f, back=back))
+
+
 def lora_in_repeat(d, f, x):
     return d.make(dp.repeat, 2, d.make(dp.lora, f, 1))
 
@@ -215,6 +224,7 @@ COMBINATORS = dict.fromkeys([
     _tap, _computed, _hyper, _nested, _twice, _trained, _tied], anywhere)
 SPECIAL = {
     _mixed: lambda d, x: d.mixing,
+    _fixed_point: lambda d, x: not d.mixing,  # in float32 two ways end further apart
     _linearize: lambda d, x: not d.mixing and not d.causal,  # it does not stream
     _scaled: lambda d, x: d.scaling,
     _resampled: lambda d, x: x.ndim == 3 and over_space(d, x),

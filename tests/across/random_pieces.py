@@ -76,7 +76,12 @@ def told_alike(layers, x):
     return layers.f(x, condition=jnp.ones(2, x.dtype))
 
 
-PROGRAMS = (twice, scaled, trained, tied, resampled, asked, told, told_alike)
+def settling(layers, pair):
+    z, x = pair
+    return jnp.tanh(layers.f(x) + layers.back(z))
+
+
+PROGRAMS = (twice, scaled, trained, tied, resampled, asked, told, told_alike, settling)
 
 
 def namespace():
