@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from diffprog.derivatives import check_gradients
     from diffprog.diagrams import diagram
     from diffprog.flows import gradient_flow
+    from diffprog.games import Player, make_game
     from diffprog.generation import Generation, generate, sample
     from diffprog.language import chunked_next_token, masked_language, next_token
     from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     )
     from diffprog.models.alexnet import alexnet
     from diffprog.models.bert import bert, bert_pretraining
+    from diffprog.models.gan import dcgan_discriminator, dcgan_generator
     from diffprog.models.gpt import gpt
     from diffprog.models.llama import llama
     from diffprog.models.mlp import mlp
@@ -169,6 +171,7 @@ _HOMES = {
     "score_function": "layers.sampling", "straight_through": "layers.sampling",
     # models
     "alexnet": "models.alexnet", "bert": "models.bert", "bert_pretraining": "models.bert",
+    "dcgan_discriminator": "models.gan", "dcgan_generator": "models.gan",
     "encoder_decoder": "models.transformer", "gpt": "models.gpt", "llama": "models.llama",
     "mlp": "models.mlp", "resnet": "models.resnet", "seq2seq": "models.seq2seq",
     "sequence_classifier": "models.sequence_classifier", "transformer": "models.transformer",
@@ -187,6 +190,7 @@ _HOMES = {
     "elbo": "variational", "penalized": "penalties", "l1": "penalties", "l2": "penalties",
     "batches": "data", "Fit": "training", "Step": "training", "TrainState": "training",
     "evaluate": "training", "fit": "training", "make_step": "training", "predict": "training",
+    "Player": "games", "make_game": "games",
     # writing
     "Generation": "generation", "beam_search": "beams", "generate": "generation",
     "sample": "generation",
@@ -222,7 +226,8 @@ __all__ = [
     "collapse", "gru", "lstm", "recurrent", "simple_rnn", "gaussian_sample", "gumbel_softmax",
     "score_function", "straight_through",
     # models
-    "alexnet", "bert", "bert_pretraining", "encoder_decoder", "gpt", "llama", "mlp", "resnet",
+    "alexnet", "bert", "bert_pretraining", "dcgan_discriminator", "dcgan_generator",
+    "encoder_decoder", "gpt", "llama", "mlp", "resnet",
     "seq2seq", "sequence_classifier", "transformer", "transformer_decoder", "transformer_encoder",
     "vae", "vit",
     # losses and metrics
@@ -233,6 +238,7 @@ __all__ = [
     "binary_classification", "classification", "regression", "chunked_next_token",
     "masked_language", "next_token", "mask_tokens", "sentence_pairs", "elbo", "penalized", "l1",
     "l2", "batches", "Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict",
+    "Player", "make_game",
     # writing
     "Generation", "beam_search", "generate", "sample",
     # second order, and example by example

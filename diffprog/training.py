@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         params, state: of the net.
-        opt_state: of the optimizer.
+        opt_state: of the optimizer; in a game, of each player's.
         key: of all randomness to come; each step folds its number into it.
         step: how many steps were taken, an int32.
     """
@@ -116,14 +116,8 @@ def make_step(
         LayerError: one of the three is something else.
     """
     net = as_layer(net)
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise LayerError("an optax transformation as optimizer", code(optimizer),
-                         "pass optax.adam(1e-3), for example")
-    try:
-        inspect.signature(objective).bind(net, {}, {}, None, key=None, train=True)
-    except TypeError as error:
-        raise LayerError("an objective (net, params, state, batch, *, key, train)", code(objective),
-                         "pass dp.classification(), for example") from error
+    check_optimizer(optimizer)
+    check_objective(net, objective)
 
     if freezes(net):
         optimizer = optax.masked(optimizer, functools.partial(trainable, net))
@@ -159,6 +153,22 @@ def make_step(
         return x, side
 
     return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net, shown)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise unless it is an optax transformation."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise LayerError("an optax transformation as optimizer", code(optimizer),
+                         "pass optax.adam(1e-3), for example")
+
+
+def check_objective(net: Layer, objective: Any) -> None:
+    """Raise unless it can be called as an objective is."""
+    try:
+        inspect.signature(objective).bind(net, {}, {}, None, key=None, train=True)
+    except TypeError as error:
+        raise LayerError("an objective (net, params, state, batch, *, key, train)", code(objective),
+                         "pass dp.classification(), for example") from error
 
 
 def fit(
@@ -227,11 +237,11 @@ def fit(
             bar.update(1)
             if number % every == 0 or number == last:
                 seen, unread = _averages(unread), []
-                _check_finite(seen, "loss", number, now)
+                _check_finite(seen, number, now)
                 if validation is not None:
                     found = evaluate(step, now, validation)
                     seen |= {f"validation/{name}": value for name, value in found.items()}
-                    _check_finite(seen, "validation/loss", number, now)
+                    _check_finite(seen, number, now)
                     if patience is not None and "loss" not in found:
                         raise LayerError("a metric named loss for patience", listed(found),
                                          "let the objective give it")
@@ -331,8 +341,11 @@ def _endless(data: Iterable[Any]) -> Iterator[Any]:
                              "pass an iterable that can be begun anew, such as batches(...)")
 
 
-def _check_finite(metrics: dict[str, float], name: str, number: int, now: TrainState) -> None:
-    if math.isfinite(metrics.get(name, 0.0)):
+def _check_finite(metrics: dict[str, float], number: int, now: TrainState) -> None:
+    """Raise for a loss that is not finite: of training, of validation, of a player of a game."""
+    losses = {name: x for name, x in metrics.items() if name.split("/")[-1] == "loss"}
+    name = next((name for name, x in losses.items() if not math.isfinite(x)), None)
+    if name is None:
         return
     broken = tree.nonfinite(now.params)
     params = f"non-finite {listed(broken)}" if broken else "finite parameters"

@@ -26,9 +26,9 @@ FLOORS = {
     "models.*": 4,
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
-        "training", "generation", "beams", "summaries", "costs", "receptive", "checks", "laws",
-        "derivatives", "curvature", "per_example", "variational", "interop.*", "flowcharts",
-        "wirings", "diagrams", "tables", "flows"], "tool"),
+        "training", "games", "generation", "beams", "summaries", "costs", "receptive", "checks",
+        "laws", "derivatives", "curvature", "per_example", "variational", "interop.*",
+        "flowcharts", "wirings", "diagrams", "tables", "flows"], "tool"),
 }
 
 
@@ -236,22 +236,23 @@ def test_test_files_are_found_by_their_names(module, files, found):
 # Public names.
 
 PUBLIC = [
-    "Fit", "Generation", "Layer", "LayerError", "Step", "TrainState", "absolute_error", "accuracy",
-    "adaptive_avg_pool", "adaptive_max_pool", "add", "add_norm", "alexnet", "attend",
+    "Fit", "Generation", "Layer", "LayerError", "Player", "Step", "TrainState", "absolute_error",
+    "accuracy", "adaptive_avg_pool", "adaptive_max_pool", "add", "add_norm", "alexnet", "attend",
     "attention_head", "avg_pool", "batch_norm", "batches", "beam_search", "bert",
     "bert_pretraining", "bilinear", "binary_classification", "binary_cross_entropy", "binary_step",
     "bits_per_character", "branch", "check", "check_gradients", "chunked_next_token",
     "classification", "collapse", "concatenate", "confusion_matrix", "conv", "conv_transpose",
-    "cross_attention", "cross_entropy", "ctc", "depthwise_conv", "diagram", "dropout", "elbo",
-    "ema", "embedding", "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product", "fit",
-    "fixed_point", "flatten", "freeze", "gauss_newton_product", "gaussian_kl", "gaussian_sample",
-    "gelu", "generate", "global_avg_pool", "global_max_pool", "glu", "gpt", "gradient_flow",
-    "group_norm", "gru", "gumbel_softmax", "heads", "hessian_product", "hide", "huber", "hyper",
-    "instance_norm", "interop", "kl_divergence", "l1", "l2", "layer_norm", "learned_positions",
-    "linear", "linear_cross_entropy", "linear_scaling", "linearize", "llama", "llama3_scaling",
-    "longrope_scaling", "lora", "lstm", "make_step", "mask_tokens", "masked_language", "max_pool",
-    "merge", "mixed", "mlp", "next_token", "ntk_scaling", "one_hot", "parallel", "patches",
-    "penalized", "per_example_gradient_norms", "per_example_gradients", "perplexity",
+    "cross_attention", "cross_entropy", "ctc", "dcgan_discriminator", "dcgan_generator",
+    "depthwise_conv", "diagram", "dropout", "elbo", "ema", "embedding", "encoder_decoder",
+    "ensemble", "evaluate", "ffn", "fisher_product", "fit", "fixed_point", "flatten", "freeze",
+    "gauss_newton_product", "gaussian_kl", "gaussian_sample", "gelu", "generate", "global_avg_pool",
+    "global_max_pool", "glu", "gpt", "gradient_flow", "group_norm", "gru", "gumbel_softmax",
+    "heads", "hessian_product", "hide", "huber", "hyper", "instance_norm", "interop",
+    "kl_divergence", "l1", "l2", "layer_norm", "learned_positions", "linear",
+    "linear_cross_entropy", "linear_scaling", "linearize", "llama", "llama3_scaling",
+    "longrope_scaling", "lora", "lstm", "make_game", "make_step", "mask_tokens", "masked_language",
+    "max_pool", "merge", "mixed", "mlp", "next_token", "ntk_scaling", "one_hot", "parallel",
+    "patches", "penalized", "per_example_gradient_norms", "per_example_gradients", "perplexity",
     "pixel_shuffle", "pre_norm", "predict", "prelu", "program", "quantize", "recurrent",
     "regression", "remat", "reparam", "repeat", "replace", "reshape", "residual", "resnet",
     "rms_norm", "rotary", "sample", "score_function", "self_attention", "sentence_pairs", "seq2seq",

@@ -187,6 +187,8 @@ def test_adversarial(tmp_path):
     assert min(plain[0], taught[0]) > 85  # both read what nobody has changed
     assert plain[2] < plain[1] < plain[0] and taught[2] < taught[1] < taught[0]
     assert taught[2] > plain[2] + 20
+
+
 def test_seeing(tmp_path):
     """Depth tells digits apart better than pixels do; attention weights are those in use."""
     lines = shorten("seeing.py", tmp_path, steps=60)

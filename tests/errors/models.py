@@ -24,6 +24,9 @@ EXAMPLES = {
         lambda: dp.mlp(64, 10),
     "linear(0): wants features as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.mlp((64, 0), 10),
+    "wants image_size as 4 times a power of two, got 12; resize the images: each step doubles the "
+    "side":
+        lambda: dp.dcgan_generator(12),
     "wants image_size as a multiple of patch_size=2, got 9; choose a patch_size that divides it, "
     "or cut or pad the images":
         lambda: dp.vit(4, image_size=9, patch_size=2, **SMALL),

@@ -49,6 +49,19 @@ def infinite():
     train(sgd(), [(x, y)], 2)
 
 
+GAME = dp.serial(one=NET, other=dp.batch_norm())
+PLAYER = dp.Player(dp.classification(), optax.sgd(0.1))
+
+
+def forgetful(net, params, state, batch, *, key, train):
+    return 0.0 * params["one"]["bias"].sum(), ({}, {})
+
+
+def played(players, batch=DATA[0]):
+    step = dp.make_game(GAME, players, inputs=lambda batch: batch[0])
+    return lambda: jax.eval_shape(step.apply, jax.eval_shape(step.init, KEY, XS), batch)
+
+
 EXAMPLES = {
     # Objectives.
     "wants reduction out of mean, sum, got 'none'; choose one of them":
@@ -138,4 +151,23 @@ EXAMPLES = {
         lambda: dp.make_step(NET, dp.classification, optax.sgd(0.1)),
     "wants a TrainState, got {}; pass fit.state, or what step.init gives":
         lambda: dp.evaluate(sgd(), {}, DATA),
+    # Games.
+    "wants at least one player, got none; name a child of the net and its Player":
+        lambda: dp.make_game(GAME, {}),
+    "wants players among the children (one, other), got 'ones'; correct the name, or name the "
+    "child: serial(generator=...)":
+        lambda: dp.make_game(GAME, {"ones": PLAYER}),
+    "wants a Player for one, got classification; pass Player(objective, optimizer)":
+        lambda: dp.make_game(GAME, {"one": dp.classification}),
+    "wants steps as an int of at least 1, got 0; pass 1 or more":
+        lambda: dp.make_game(GAME, {"one": PLAYER._replace(steps=0)}),
+    "wants a player for every child with parameters, got none for other; add it to players: what "
+    "never moves belongs into an objective":
+        played({"one": PLAYER}),
+    "wants a batch of 5 equal parts, as many as the most steps of a player, got float32[12,4]; "
+    "choose another batch_size":
+        played({"one": PLAYER._replace(steps=5), "other": PLAYER}),
+    "wants the state of other in one structure, {mean: float32[3], var: float32[3]}, got {}; "
+    "return its state that came, with new values":
+        played({"one": PLAYER, "other": dp.Player(forgetful, optax.sgd(0.1))}),
 }

@@ -38,6 +38,9 @@ MODELS = {
     "mlp": Model(dp.mlp((64, 32), 10), jax.ShapeDtypeStruct((1, 16), jnp.float32)),
     "alexnet": Model(dp.alexnet(), jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)),
     **{f"resnet_{depth}": Model(dp.resnet(depth), IMAGE) for depth in (18, 34, 50, 101, 152)},
+    "dcgan_generator": Model(dp.dcgan_generator(), jax.ShapeDtypeStruct((1, 100), jnp.float32)),
+    "dcgan_discriminator": Model(dp.dcgan_discriminator(), jax.ShapeDtypeStruct(
+        (1, 64, 64, 3), jnp.float32)),
     "gpt": Model(dp.gpt(), IDS),
     "bert": Model(dp.bert(), IDS),
     "bert_pretraining": Model(dp.bert_pretraining(), IDS),
