@@ -220,3 +220,15 @@ def test_maml(tmp_path):
              for line in lines[-3:]]
     pretrained, maml, sgd = (float(match[1]) for match in found if match)
     assert maml < 0.8 * pretrained and sgd < maml
+
+
+
+def test_gan(tmp_path):
+    """A judge that tells digits from blends of two finds many among the samples already."""
+    lines = shorten("gan.py", tmp_path, "--inner", "2", steps=200)
+    judge = re.match(r"the judge reads (\d+\.\d) % of held-out digits rightly, and takes "
+                     r"(\d+\.\d) %", lines[0])
+    assert judge and float(judge[1]) > 90 and float(judge[2]) < 35, lines[0]
+    last = re.fullmatch(r"recognized (\d+\.\d) % of 1000 samples, the rarest digit (\d+\.\d) %",
+                        lines[-1])
+    assert last and float(last[1]) > 50 and float(last[2]) > 1, lines[-1]
