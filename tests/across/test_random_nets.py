@@ -13,7 +13,7 @@ from random_pieces import PROGRAMS, both, namespace
 import diffprog as dp
 from diffprog.laws import LAWS
 
-SEEDS = range(1, 11)  # of the nets of each kind on which laws are run
+SEEDS = range(2, 12)  # of the nets of each kind on which laws are run
 CHUNKS = 4  # tests of each kind that share them, so that several processes do; all but one slow
 SETTINGS = settings(
     max_examples=2, derandomize=True, deadline=None, database=None, print_blob=False,
