@@ -52,6 +52,16 @@ def last_copy(activation):
     return activation[-1] if activation.ndim > 3 else activation
 
 
+def opened(net):
+    """The net with other kernels for those that begin at zero, behind which nothing has effect."""
+    def other(layer):
+        if layer.settings.get("kernel_init") != "zeros":
+            return layer
+        return getattr(dp, layer.name)(**layer.settings | {"kernel_init": "lecun_normal"})
+
+    return dp.replace(net, "**/*", other)
+
+
 CAUSAL = dp.conv(3, 2, dims=1, padding="CAUSAL") >> jnp.tanh
 SETTLING = dp.parallel(dp.linear(4, kernel_init=jax.nn.initializers.normal(0.2)) >> dp.dropout(0.3),
                        dp.linear(4)) >> dp.add >> jnp.tanh
@@ -73,6 +83,7 @@ MEMORY = {"memory": jnp.sin(jnp.arange(48.0).reshape(2, 3, 8)),
           "memory_mask": SOURCE["source_mask"]}
 EXPLICIT = {"attention_mask": jnp.arange(50).reshape(2, 1, 5, 5) % 4 > 0,
             "attention_bias": jnp.cos(jnp.arange(100.0)).reshape(2, 2, 5, 5)}
+NOISY = {"time": jnp.array([3, 70]), "condition": jnp.array([2, 0])}
 STACK = {"depth": 2, "heads": 2, "hidden": 12}
 NET = STACK | {"width": 8}
 
@@ -289,6 +300,9 @@ CASES = [
         Case("dcgan_discriminator", dp.dcgan_discriminator(4, width=3, smallest=1),
              floats(3, 4, 4, 2)),
         Case("vit", dp.vit(3, image_size=4, patch_size=2, **NET), floats(2, 4, 4, 3)),
+        Case("unet", opened(dp.unet(2, widths=(4, 6), depth=1, attention=(2,), groups=2, classes=3,
+                                    dropout=0.2)), floats(2, 4, 2, 2), NOISY),
+        Case("dit", opened(dp.dit(2, classes=3, dropout=0.2, **NET)), floats(2, 4, 2, 2), NOISY),
         Case("transformer_encoder", dp.transformer_encoder(dropout=0.2, **STACK),
              floats(2, 5, 8), FIVE | EXPLICIT),
         Case("transformer_encoder, norms first",

@@ -20,6 +20,7 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 IMAGE = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 IDS = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 LATENT = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
+STEP = {"time": jax.ShapeDtypeStruct((1,), jnp.int32)}
 READER = dp.recurrent(dp.gru(64), bidirectional=True)
 
 
@@ -46,6 +47,8 @@ MODELS = {
     "bert_pretraining": Model(dp.bert_pretraining(), IDS),
     "llama": Model(dp.llama(), IDS),
     "vit": Model(dp.vit(), IMAGE),
+    "unet": Model(dp.unet(classes=10), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), STEP),
+    "dit": Model(dp.dit(8, classes=1000), jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32), STEP),
     "transformer": Model(dp.transformer(37000, 37000), IDS, {"source": IDS}),
     "seq2seq": Model(dp.seq2seq(50, 60, width=16), IDS, {"source": IDS}),
     "vae": Model(dp.vae(dp.serial(body=dp.linear(32) >> jnp.tanh, latent=LATENT),

@@ -24,6 +24,16 @@ def drawn(*shape):
     return x, np.arange(8) % 4
 
 
+def filled(params):
+    """Parameters of which none is zero, so that nothing is hidden behind one."""
+    return jax.tree.map(lambda leaf: 0.5 * np.cos(np.arange(leaf.size) + 1.0).astype(
+        np.float32).reshape(leaf.shape), params)
+
+
+def differs(a, b):
+    return bool((abs(a - b) > 1e-5).any())
+
+
 def learns(net, objective, batch, steps):
     """Assert that so many steps on one batch leave next to no loss."""
     step = dp.make_step(net, objective, optax.adam(1e-2))
