@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffprog.data import batches
     from diffprog.derivatives import check_gradients
     from diffprog.diagrams import diagram
+    from diffprog.diffusion import add_noise, cosine_schedule, denoising, linear_schedule
     from diffprog.flows import gradient_flow
     from diffprog.games import Player, make_game
     from diffprog.generation import Generation, generate, sample
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     )
     from diffprog.models.alexnet import alexnet
     from diffprog.models.bert import bert, bert_pretraining
+    from diffprog.models.dit import dit
     from diffprog.models.gan import dcgan_discriminator, dcgan_generator
     from diffprog.models.gpt import gpt
     from diffprog.models.llama import llama
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
         transformer_decoder,
         transformer_encoder,
     )
+    from diffprog.models.unet import unet
     from diffprog.models.vae import vae
     from diffprog.models.vit import vit
     from diffprog.objectives import binary_classification, classification, regression
@@ -105,6 +108,7 @@ if TYPE_CHECKING:
         per_example_gradients,
         tangent_kernel,
     )
+    from diffprog.samplers import ddim, ddpm
     from diffprog.summaries import summary
     from diffprog.training import Fit, Step, TrainState, evaluate, fit, make_step, predict
     from diffprog.transforms.ema import ema
@@ -171,12 +175,12 @@ _HOMES = {
     "score_function": "layers.sampling", "straight_through": "layers.sampling",
     # models
     "alexnet": "models.alexnet", "bert": "models.bert", "bert_pretraining": "models.bert",
-    "dcgan_discriminator": "models.gan", "dcgan_generator": "models.gan",
+    "dcgan_discriminator": "models.gan", "dcgan_generator": "models.gan", "dit": "models.dit",
     "encoder_decoder": "models.transformer", "gpt": "models.gpt", "llama": "models.llama",
     "mlp": "models.mlp", "resnet": "models.resnet", "seq2seq": "models.seq2seq",
     "sequence_classifier": "models.sequence_classifier", "transformer": "models.transformer",
     "transformer_decoder": "models.transformer", "transformer_encoder": "models.transformer",
-    "vae": "models.vae", "vit": "models.vit",
+    "unet": "models.unet", "vae": "models.vae", "vit": "models.vit",
     # losses and metrics
     "absolute_error": "losses", "binary_cross_entropy": "losses", "cross_entropy": "losses",
     "ctc": "losses", "gaussian_kl": "variational", "huber": "losses", "kl_divergence": "losses",
@@ -191,6 +195,9 @@ _HOMES = {
     "batches": "data", "Fit": "training", "Step": "training", "TrainState": "training",
     "evaluate": "training", "fit": "training", "make_step": "training", "predict": "training",
     "Player": "games", "make_game": "games",
+    # diffusion
+    "add_noise": "diffusion", "cosine_schedule": "diffusion", "ddim": "samplers",
+    "ddpm": "samplers", "denoising": "diffusion", "linear_schedule": "diffusion",
     # writing
     "Generation": "generation", "beam_search": "beams", "generate": "generation",
     "sample": "generation",
@@ -226,10 +233,9 @@ __all__ = [
     "collapse", "gru", "lstm", "recurrent", "simple_rnn", "gaussian_sample", "gumbel_softmax",
     "score_function", "straight_through",
     # models
-    "alexnet", "bert", "bert_pretraining", "dcgan_discriminator", "dcgan_generator",
-    "encoder_decoder", "gpt", "llama", "mlp", "resnet",
-    "seq2seq", "sequence_classifier", "transformer", "transformer_decoder", "transformer_encoder",
-    "vae", "vit",
+    "alexnet", "bert", "bert_pretraining", "dcgan_discriminator", "dcgan_generator", "dit",
+    "encoder_decoder", "gpt", "llama", "mlp", "resnet", "seq2seq", "sequence_classifier",
+    "transformer", "transformer_decoder", "transformer_encoder", "unet", "vae", "vit",
     # losses and metrics
     "absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "gaussian_kl", "huber",
     "kl_divergence", "linear_cross_entropy", "squared_error", "accuracy",
@@ -239,6 +245,8 @@ __all__ = [
     "masked_language", "next_token", "mask_tokens", "sentence_pairs", "elbo", "penalized", "l1",
     "l2", "batches", "Fit", "Step", "TrainState", "evaluate", "fit", "make_step", "predict",
     "Player", "make_game",
+    # diffusion
+    "add_noise", "cosine_schedule", "ddim", "ddpm", "denoising", "linear_schedule",
     # writing
     "Generation", "beam_search", "generate", "sample",
     # second order, and example by example
