@@ -232,3 +232,14 @@ def test_gan(tmp_path):
     last = re.fullmatch(r"recognized (\d+\.\d) % of 1000 samples, the rarest digit (\d+\.\d) %",
                         lines[-1])
     assert last and float(last[1]) > 50 and float(last[2]) > 1, lines[-1]
+
+
+@pytest.mark.parametrize(("denoiser", "least"), [("unet", 60), ("dit", 15)])
+def test_diffusion(denoiser, least, tmp_path):
+    """So few steps give digits that are read more often than by chance, and copy next to none."""
+    lines = shorten("diffusion.py", tmp_path, "--denoiser", denoiser, "--samples", "10", steps=400)
+    found = re.fullmatch(r"recognized (\d+\.\d) %, least deviation (\d\.\d\d) of the real one, "
+                         r"copies (\d+\.\d) %", lines[-1])
+    assert found, lines[-1]
+    recognized, deviation, copies = map(float, found.groups())
+    assert recognized > least and deviation > 0.6 and copies <= 10
