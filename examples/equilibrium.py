@@ -47,7 +47,7 @@ class Run(NamedTuple):
     """A trained network: its parameters, their number, and accuracies in percent by step."""
 
     params: Any
-    count: int
+    size: int
     accuracies: list[tuple[int, float]]
 
     @property
@@ -159,8 +159,8 @@ def draw(path: pathlib.Path, deep: Run, endless: Run, rest: Rest) -> None:
     middle.set(title="Cut short", xlabel="applications of f, plain iteration",
                ylabel="accuracy in percent, held out", xscale="log", ylim=(90, 100))
     middle.legend()
-    for run, label in ((endless, f"equilibrium, {endless.count:,} parameters"),
-                       (deep, f"{DEPTH} residual blocks, {deep.count:,} parameters")):
+    for run, label in ((endless, f"equilibrium, {endless.size:,} parameters"),
+                       (deep, f"{DEPTH} residual blocks, {deep.size:,} parameters")):
         right.plot(*zip(*run.accuracies, strict=True), ".-", label=label)
     right.set(title="Learning", xlabel="step", ylabel="accuracy in percent, held out",
               ylim=(min(90, deep.last - 1, endless.last - 1), 100))
@@ -187,9 +187,9 @@ def main() -> None:
     print(f"at rest after {len(rest.solver)} applications of f, the last of which moved z by "
           f"{rest.solver[-1]:.1e} of it")
     print(f"residual: {deep.last:.1f} % of {len(held[1])} held-out images, "
-          f"{deep.count} parameters in {DEPTH} blocks")
+          f"{deep.size} parameters in {DEPTH} blocks")
     print(f"equilibrium: {endless.last:.1f} % of {len(held[1])} held-out images, "
-          f"{endless.count} parameters in 1 block")
+          f"{endless.size} parameters in 1 block")
 
 
 if __name__ == "__main__":
