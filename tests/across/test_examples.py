@@ -199,6 +199,7 @@ def test_seeing(tmp_path):
     plain, summed, normed = (float(line.split()[-1]) for line in lines[-4:-1])
     assert plain < 1e-2 < 0.1 < normed < 100 < summed
 
+
 def test_equilibrium(tmp_path):
     """The network of one block, applied until it is at rest, comes near that of twelve."""
     lines = shorten("equilibrium.py", tmp_path, steps=150)
@@ -220,7 +221,6 @@ def test_maml(tmp_path):
              for line in lines[-3:]]
     pretrained, maml, sgd = (float(match[1]) for match in found if match)
     assert maml < 0.8 * pretrained and sgd < maml
-
 
 
 def test_gan(tmp_path):
