@@ -23,7 +23,13 @@ from diffprog.notation import code, listed, show
 from diffprog.objectives import Metrics, Objective
 from diffprog.parameters import fold
 from diffprog.plans import spec
-from diffprog.training import Step, TrainState, check_objective, check_optimizer
+from diffprog.training import (
+    Step,
+    TrainState,
+    check_objective,
+    check_optimizer,
+    of_trainable,
+)
 
 __all__ = ["Player", "make_game"]
 
@@ -97,6 +103,8 @@ def make_game(
     """
     net = as_layer(net)
     _check_players(net, players)
+    players = {name: player._replace(optimizer=of_trainable(net.children[name], player.optimizer))
+               for name, player in players.items()}
     parts = max(player.steps for player in players.values())
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:

@@ -118,9 +118,7 @@ def make_step(
     net = as_layer(net)
     check_optimizer(optimizer)
     check_objective(net, objective)
-
-    if freezes(net):
-        optimizer = optax.masked(optimizer, functools.partial(trainable, net))
+    optimizer = of_trainable(net, optimizer)
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
         first, later = jax.random.split(key)
@@ -160,6 +158,13 @@ def check_optimizer(optimizer: Any) -> None:
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise LayerError("an optax transformation as optimizer", code(optimizer),
                          "pass optax.adam(1e-3), for example")
+
+
+def of_trainable(
+    net: Layer, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimizer, which is shown what no `freeze` keeps from it, if there is one in the net."""
+    return optax.masked(optimizer, functools.partial(trainable, net)) if freezes(net) else optimizer
 
 
 def check_objective(net: Layer, objective: Any) -> None:

@@ -267,3 +267,16 @@ def test_fit_ends_when_a_player_is_lost():
     with pytest.raises(dp.LayerError, match=r"a finite judge/loss, got nan by step 1"):
         dp.fit(game(), [batch_of(4) | {"x": np.full((4, 3), np.nan, np.float32)}], key=KEY,
                steps=1, progress=False)
+
+
+def test_what_a_player_has_frozen_is_not_moved_by_decay():
+    number = dp.stateless(lambda key, x: {"scale": jnp.ones(1), "bias": jnp.ones(1)},
+                          lambda params, x: params["scale"] * x + params["bias"], name="number")
+    step = dp.make_game(dp.serial(point=dp.freeze(number, "bias"), rival=number), {
+        name: dp.Player(functools.partial(product, sign), optax.adamw(0.1, weight_decay=0.5))
+        for name, sign in (("point", 1), ("rival", -1))}, donate=False)
+    before = step.init(KEY, jnp.ones(1))
+    after, _ = step.apply(before, jnp.ones(1))
+    assert after.params["point"]["bias"] == 1 and after.params["rival"]["bias"] < 1
+    assert after.params["point"]["scale"] != 1
+    assert dp.tree.count(after.opt_state["point"]) < dp.tree.count(after.opt_state["rival"])
