@@ -89,6 +89,9 @@ class Computed:
             tree = jax.tree.map(lambda held, leaf: jax.lax.stop_gradient(leaf) if held else leaf,
                                 self.held(tree), tree)
             if self.carry:
+                if _get(state, path) is None:
+                    raise LayerError(f"state with {path}", listed(paths(state)),
+                                     "pass state=, as init gave it")
                 use = _over(lambda tree, carried: self.use(tree, carried, train), stacks(path))
                 leaf, carried = use(tree, _get(state, path))
                 state, after = _put(state, path, None), _put(after, path, carried)
@@ -167,9 +170,9 @@ def unmerge(
 def trainable(net: Layer, params: Params) -> Params:
     """The tree of booleans that is False where `freeze` and `lora` let no gradient through.
 
-    `make_step` hands exactly these parameters to the optimizer, so that weight decay moves nothing
-    that is frozen and no memory is spent on its moments; in a loop of your own, `optax.masked`
-    does.
+    `make_step` hands exactly these parameters to the optimizer, so that no decay or penalty moves
+    what is frozen and no memory is spent on its moments. In a loop of your own,
+    ``optax.multi_transform({True: optimizer, False: optax.set_to_zero()}, mask)`` does.
 
     Args:
         net: any net; if reparametrized, one that was planned.

@@ -80,9 +80,10 @@ def make_game(
         donate: as in `make_step`.
 
     Raises:
-        LayerError: a player is no child of the net or no `Player`; at ``init``, a child with
-            parameters has no player; in ``apply``, a batch cannot be split, or an objective changes
-            the structure of the player's state.
+        LayerError: a player is no child of the net or no `Player`; `freeze` or the like stands
+            around the whole net, where objectives that call its children pass it by; at ``init``, a
+            child with parameters has no player; in ``apply``, a batch cannot be split, or an
+            objective changes the structure of the player's state.
 
     Example:
         >>> def guess(net, params, state, x, *, key, train):  # the point makes x * y small ...
@@ -176,6 +177,9 @@ def make_game(
 def _check_players(net: Layer, players: Mapping[str, Player]) -> None:
     if not players:
         raise LayerError("at least one player", "none", "name a child of the net and its Player")
+    if net.computed:
+        raise LayerError("children that are frozen or reparametrized by themselves", repr(net),
+                         "put freeze or lora around a child: objectives call the children")
     for name, player in players.items():
         if name not in net.children:
             raise LayerError(f"players among the children ({listed(net.children)})", repr(name),

@@ -163,8 +163,14 @@ def check_optimizer(optimizer: Any) -> None:
 def of_trainable(
     net: Layer, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """The optimizer, which is shown what no `freeze` keeps from it, if there is one in the net."""
-    return optax.masked(optimizer, functools.partial(trainable, net)) if freezes(net) else optimizer
+    """The optimizer, which is shown what no `freeze` keeps from it, if there is one in the net.
+
+    What is frozen is given no update at all: a penalty may speak of it and have a gradient there.
+    """
+    if not freezes(net):
+        return optimizer
+    sides = {True: optimizer, False: optax.set_to_zero()}
+    return optax.multi_transform(sides, functools.partial(trainable, net))
 
 
 def check_objective(net: Layer, objective: Any) -> None:

@@ -99,6 +99,17 @@ def test_what_is_frozen_costs_the_optimizer_nothing_and_is_not_moved_by_decay():
     assert moments == 2 * (dp.tree.count(before.params) - held)
 
 
+def test_what_is_frozen_is_not_moved_by_a_penalty():
+    """It speaks of the parameters themselves, so it has a gradient where the net has none."""
+    net = dp.serial(dp.freeze(dp.linear(4)), head=dp.linear(3))
+    objective = dp.penalized(dp.classification(), lambda params: 0.1 * dp.l2(params))
+    step = dp.make_step(net, objective, optax.sgd(0.1), donate=False)
+    before = step.init(KEY, X)
+    after, _ = step.apply(before, (X, jnp.array([0, 1, 2])))
+    same(after.params["linear_0"], before.params["linear_0"])
+    assert (after.params["head"]["kernel"] != before.params["head"]["kernel"]).any()
+
+
 def test_a_net_without_any_keeps_its_optimizer_as_it_is():
     step = dp.make_step(dp.linear(3), dp.classification(), optax.adam(0.1))
     state = step.init(KEY, X)

@@ -17,8 +17,8 @@ def freeze(layer: Any, pattern: Patterns = "**", *, but: Patterns = ()) -> Layer
     """Keep parameters as they are: ``y = f(x; stop_gradient(w))``.
 
     The trees are those of the layer. No gradient reaches what is frozen, and `make_step` keeps it
-    from the optimizer, which would shrink it by weight decay; in a loop of your own, give optax
-    the mask `trainable`. Running statistics go on: they are no parameters.
+    from the optimizer, which would shrink it by weight decay; in a loop of your own, see
+    `trainable`. Running statistics go on: they are no parameters.
 
     Args:
         layer: any layer.

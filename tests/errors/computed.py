@@ -9,6 +9,7 @@ import diffprog as dp
 
 LINEAR = dp.linear(3)
 LORA = dp.lora(LINEAR, 2)
+EMA = dp.ema(dp.serial(LINEAR))
 PARAMS, STATE = LORA.init(KEY, X)
 PLAIN, _ = dp.merge(LORA, PARAMS)
 
@@ -71,6 +72,11 @@ EXAMPLES = {
     "wants kernel with base, down, up, got float32[4,3]; pass the parameters of the "
     "reparametrized net: these are merged already, or of another one":
         lambda: dp.merge(LORA, PLAIN),
+    "ema(serial(linear(3))): wants state with linear_0/bias, got none; pass state=, as init gave "
+    "it":
+        lambda: EMA(EMA.init(KEY, X)[0], X),
+    "wants state with linear_0/bias, got none; pass state=, as init gave it":
+        lambda: dp.merge(EMA, EMA.init(KEY, X)[0]),
     "wants a net with computed parameters, got linear(3); pass the net that was made by reparam, "
     "lora or the like: parameters of any other are plain":
         lambda: dp.merge(LINEAR, PLAIN),
