@@ -169,7 +169,7 @@ def of_trainable(
     """
     if not freezes(net):
         return optimizer
-    sides = {True: optimizer, False: optax.set_to_zero()}
+    sides: dict[Any, Any] = {True: optimizer, False: optax.set_to_zero()}
     return optax.multi_transform(sides, functools.partial(trainable, net))
 
 
