@@ -245,5 +245,8 @@ def _some(key: jax.Array, condition: Any, null_class: int, rate: float) -> jax.A
     if condition is None:
         raise LayerError("a condition in each batch, beside a null_class", "none",
                          'pass {"x": images, "condition": labels}')
-    dropped = jax.random.bernoulli(key, rate, condition.shape[:1])
+    if condition.ndim != 1 or not jnp.issubdtype(condition.dtype, jnp.integer):
+        raise LayerError("a condition of one class for each image, ints (batch,)", show(condition),
+                         "pass labels, or leave null_class out: only a class can be replaced")
+    dropped = jax.random.bernoulli(key, rate, condition.shape)
     return jnp.where(dropped, jnp.asarray(null_class, condition.dtype), condition)

@@ -77,6 +77,9 @@ EXAMPLES = {
     "wants a batch with x and side inputs of the net (condition), got labels, x; rename or remove "
     "the rest: time and noise are drawn":
         asked(plain, {"x": X, "labels": TIME}),
+    "wants a condition of one class for each image, ints (batch,), got float32[2,2]; pass labels, "
+    "or leave null_class out: only a class can be replaced":
+        asked(plain, {"x": X, "condition": floats(2, 2)}, null_class=3),
     'wants a condition in each batch, beside a null_class, got none; pass {"x": images, '
     '"condition": labels}':
         asked(plain, X, null_class=3),
