@@ -93,6 +93,20 @@ def grown(less: Any, more: Any) -> int:
                 -1)
 
 
+def example_axes(run: Callable[..., Any], count: int, *given: Any) -> Any:
+    """Of each leaf of ``run(*given)`` the axis of examples: the one that grows with them; else -1.
+
+    `given` has `count` examples: on the first axis of each leaf whose first axis is that long.
+    """
+    def one_more(a: Any) -> Any:
+        shape = (count + 1, *a.shape[1:]) if a.shape[:1] == (count,) else a.shape
+        return jax.ShapeDtypeStruct(shape, a.dtype)
+
+    given = spec(given)
+    less, more = jax.eval_shape(run, *given), jax.eval_shape(run, *jax.tree.map(one_more, given))
+    return jax.tree.map(grown, less, more)
+
+
 def remember(plan: Callable[[Any, dict[str, Any]], T]) -> Callable[[Any, dict[str, Any]], T]:
     """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer."""
     plans: dict[Any, T] = {}

@@ -4,7 +4,6 @@ import ast
 import importlib
 import pathlib
 import pkgutil
-import statistics
 import subprocess
 import sys
 
@@ -159,25 +158,6 @@ def f():
     from diffprog.layer import Layer
 """
     assert imports(source, modules) == {"data", "tree", "__init__", "layers.conv", "layer"}
-
-
-# Sizes.
-
-def lines(path):
-    return len(path.read_text().splitlines())
-
-
-def test_the_core_is_read_in_one_sitting():
-    core = ["layer", "errors", "tree", "program", "combinators"]
-    assert sum(lines(PACKAGE / f"{name}.py") for name in core) <= 700
-
-
-def test_files_are_short():
-    folder = PACKAGE.parent
-    files = {path: lines(path) for name in ("diffprog", "tests", "examples", "benchmarks")
-             for path in (folder / name).rglob("*.py")}
-    assert {path.name: n for path, n in files.items() if n > 420} == {}
-    assert statistics.median(files[path] for path in files if path.is_relative_to(PACKAGE)) <= 150
 
 
 # Tests mirror the package.
