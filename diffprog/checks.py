@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 
 from diffprog.errors import LayerError, signed
-from diffprog.laws import LAWS, Trial
+from diffprog.laws import LAWS
 from diffprog.layer import as_layer
+from diffprog.trials import Trial
 
 __all__ = ["check"]
 

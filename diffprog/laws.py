@@ -1,11 +1,10 @@
-"""The laws of a layer, each a small function of a trial: one layer with its trees and its input.
+"""The laws that every layer keeps, each a small function of a trial.
 
-All but the law on dtypes happens in float64, so that tolerances need no excuse.
+All but the law on dtypes happens in float64.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -18,102 +17,28 @@ import numpy as np
 from diffprog import tree
 from diffprog.combinators import serial
 from diffprog.computed import trainable
-from diffprog.derivatives import check_gradients, is_float, widened
+from diffprog.derivatives import check_gradients, is_float
 from diffprog.errors import LayerError
 from diffprog.factories import rebuilt
 from diffprog.layer import Layer
 from diffprog.notation import listed, show
 from diffprog.plans import spec
+from diffprog.trials import Trial, another, equal, floats, over, same, same_spec, with_floats
 
-_CLOSE = 1e-9  # float64 results of two ways to compute one thing; rounding gives 1e-13 or less
 _TIMED = ("mask", "positions", "segments")  # side inputs with an axis of time, the second one
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A layer with its trees, input and outputs in float64, at rest and in training."""
-
-    layer: Layer
-    key: jax.Array
-    x: Any
-    side: dict[str, Any]
-    initial: Any  # params and state as init gave them, in float32 where x is no float64
-    params: Any
-    state: Any
-    tolerance: float  # between two ways to compute one thing, as a share of the largest number
-
-    @classmethod
-    def of(
-        cls, layer: Layer, x: Any, key: jax.Array, side: dict[str, Any], precision: Any = "float64"
-    ) -> Trial:
-        """Initialize the layer on x in float64; under x64 only."""
-        drawn = jax.tree.map(functools.partial(_drawn, key), x)
-        wide, beside = jax.tree.map(widened, (drawn, side))
-        initial = layer.init(key, wide, **beside)
-        params, state = jax.tree.map(widened, initial)
-        tolerance = max(_CLOSE, 10 * float(jnp.finfo(precision).eps))
-        return cls(layer, key, wide, beside, initial, params, state, tolerance)
-
-    @functools.cached_property
-    def run(self) -> Callable[..., Any]:
-        """``run(params, state, x, side, key, train)``, jitted."""
-        return jax.jit(self.eager, static_argnums=5)
-
-    def eager(self, params: Any, state: Any, x: Any, side: Any, key: Any, train: bool) -> Any:
-        """The same, not jitted."""
-        return self.layer.apply(params, state, x, key=key, train=train, **side)
-
-    def close(self, what: str, got: Any, wanted: Any) -> None:
-        """Raise unless two results of the layer agree but for rounding."""
-        _same(what, got, wanted, self.tolerance)
-
-    @functools.cached_property
-    def modes(self) -> list[tuple[Any, bool]]:
-        """Key and flag of a call at rest and of one in training; one where both compute the same.
-
-        A layer without randomness is traced in both modes, and the programs are compared.
-        """
-        both = [(None, False), (self.key, True)]
-        if self.layer.random:
-            return both
-        rest, training = (jax.make_jaxpr(functools.partial(self.eager, key=None, train=train))(
-            self.params, self.state, self.x, self.side) for train in (False, True))
-        same = str(rest) == str(training) and _equal(rest.consts, training.consts)
-        return both[:1] if same else both
-
-    @functools.cached_property
-    def rest(self) -> Any:
-        """Output and state at rest, without a key."""
-        return self.run(self.params, self.state, self.x, self.side, None, False)
-
-    @functools.cached_property
-    def training(self) -> Any:
-        """Output and state in training, with a key."""
-        return self.run(self.params, self.state, self.x, self.side, self.key, True)
-
-    def carried(self, side: dict[str, Any]) -> Any:
-        """The state of a stream after x; None where the layer cannot stream."""
-        shape = jax.tree.leaves(self.x)[0].shape
-        if self.layer.start is None or len(shape) < 2:
-            return None
-        try:
-            state = self.layer.start(self.params, self.state, self.x, length=shape[1], **side)
-            return self.run(self.params, state, self.x, side, None, False)[1]
-        except LayerError:
-            return None
 
 
 def _shapes(t: Trial) -> None:
     plan = t.layer.plan(t.x, **t.side)
     y, _ = t.run(*t.initial, t.x, t.side, None, False)
     real = spec((*t.initial, y))
-    _same_spec("the plan", (plan.params, plan.state, spec(plan.y)), real)
-    _same_spec("the output in training", spec(t.rest[0]), spec(t.training[0]))
+    same_spec("the plan", (plan.params, plan.state, spec(plan.y)), real)
+    same_spec("the output in training", spec(t.rest[0]), spec(t.training[0]))
 
 
 def _abstract(t: Trial) -> None:
     seen = jax.eval_shape(lambda key: t.layer.init(key, t.x, **t.side), t.key)
-    _same_spec("init under jax.eval_shape", spec(seen), spec(t.initial))
+    same_spec("init under jax.eval_shape", spec(seen), spec(t.initial))
 
 
 def _jit(t: Trial) -> None:
@@ -124,19 +49,19 @@ def _jit(t: Trial) -> None:
 
 def _structure(t: Trial) -> None:
     for when, (_, state) in (("at rest", t.rest), ("in training", t.training)):
-        _same_spec(f"the state {when}", spec(t.state), spec(state))
+        same_spec(f"the state {when}", spec(t.state), spec(state))
 
 
 def _determinism(t: Trial) -> None:
-    _same("a second init", t.layer.init(t.key, t.x, **t.side), t.initial)
+    same("a second init", t.layer.init(t.key, t.x, **t.side), t.initial)
     again = t.run(t.params, t.state, t.x, t.side, t.key, True)
-    _same("a second apply", again, t.training)
+    same("a second apply", again, t.training)
 
 
 def _randomness(t: Trial) -> None:
     if t.layer.random:
         other = t.run(t.params, t.state, t.x, t.side, jax.random.fold_in(t.key, 1), True)
-        if _equal(other[0], t.training[0]):
+        if equal(other[0], t.training[0]):
             raise LayerError("other results from another key", "the same",
                              "draw with the key of the call, or leave random out")
         return
@@ -145,7 +70,7 @@ def _randomness(t: Trial) -> None:
     run = lambda key: raw(t.params, t.state, t.x, key=key, train=True, **t.side)[0]  # noqa: E731
     traced = jax.make_jaxpr(run)(t.key).jaxpr
     seen = any(traced.invars[0] is v for eqn in traced.eqns for v in eqn.invars)
-    if seen and not _equal(*map(jax.jit(run), jax.random.split(t.key))):
+    if seen and not equal(*map(jax.jit(run), jax.random.split(t.key))):
         raise LayerError("the same results from any key, of what is not declared random", "others",
                          "make it with Layer(..., random=True)")
 
@@ -168,12 +93,12 @@ def _padding(t: Trial) -> None:
                 return a
             # Integers may be ids: what stands in their padding is one of those that x has.
             other = value if is_float(a) else a.max() if value else a.min()
-            return jnp.where(_over(mask, a), a, other)
+            return jnp.where(over(mask, a), a, other)
 
         return jax.tree.map(fill, t.x)
 
     def real(y: Any) -> Any:
-        return jax.tree.map(lambda a: jnp.where(_over(mask, a), a, 0) if (
+        return jax.tree.map(lambda a: jnp.where(over(mask, a), a, 0) if (
             a.shape[: mask.ndim] == mask.shape) else a, y)
 
     @functools.partial(jax.jit, static_argnums=2)
@@ -221,10 +146,10 @@ def _streaming(t: Trial) -> None:
 
     def value_and_gradients(cuts: Sequence[int], again: bool = False) -> Any:
         def total(params: Any, floats: Any) -> Any:
-            y = streamed(cuts, again, params, _with_floats(t.x, floats))
+            y = streamed(cuts, again, params, with_floats(t.x, floats))
             return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(y) if is_float(a)), y
 
-        (_, y), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(t.params, _floats(t.x))
+        (_, y), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(t.params, floats(t.x))
         return y, grads
 
     if t.layer.start:
@@ -272,11 +197,11 @@ def _finite(t: Trial) -> None:
     @functools.partial(jax.jit, static_argnums=3)
     def gradients(params: Any, x: Any, key: Any, train: bool) -> Any:
         def total(floats: Any) -> Any:
-            y, _ = t.layer.apply(floats[0], t.state, _with_floats(x, floats[1]), key=key,
+            y, _ = t.layer.apply(floats[0], t.state, with_floats(x, floats[1]), key=key,
                                  train=train, **t.side)
             return sum((jnp.sum(a) for a in jax.tree.leaves(y) if is_float(a)), jnp.zeros(()))
 
-        return jax.grad(total)((params, _floats(x)))
+        return jax.grad(total)((params, floats(x)))
 
     for where, x in (("", t.x), (" at zero", jax.tree.map(jnp.zeros_like, t.x))):
         for key, train in t.modes:
@@ -311,13 +236,13 @@ def _dtypes(t: Trial) -> None:
                 }:
                     raise LayerError(f"{np.dtype(dtype).name} out of {show(x)}", listed(wrong),
                                      "return y.astype(x.dtype)")
-                _same_spec("the state", spec(state), spec(new))
+                same_spec("the state", spec(state), spec(new))
 
 
 def _siblings(t: Trial) -> None:
     plain = serial(t.layer).init(t.key, t.x, **t.side)
     among = serial(lambda x: x, t.layer, lambda y: y).init(t.key, t.x, **t.side)
-    _same("init between two functions", among, plain)
+    same("init between two functions", among, plain)
 
 
 def _rebuilding(t: Trial) -> None:
@@ -325,7 +250,7 @@ def _rebuilding(t: Trial) -> None:
     if repr(again) != repr(t.layer):
         raise LayerError(f"a rebuild that gives {t.layer!r}", repr(again),
                          "let it pass on every setting, and the children in their places")
-    _same("init of the rebuilt layer", again.init(t.key, t.x, **t.side), t.initial)
+    same("init of the rebuilt layer", again.init(t.key, t.x, **t.side), t.initial)
     t.close("the rebuilt layer", again.apply(t.params, t.state, t.x, **t.side), t.rest)
 
 
@@ -336,9 +261,9 @@ def _rebuilt_throughout(layer: Layer) -> Layer:
 
 def _side_inputs(t: Trial) -> None:
     for name, value in t.side.items():
-        other = t.side | {name: jax.tree.map(_changed, value)}
-        same = _equal(t.run(t.params, t.state, t.x, other, None, False)[0], t.rest[0])
-        if same and _equal(t.carried(other), t.carried(t.side)):
+        other = t.side | {name: jax.tree.map(another, value)}
+        same = equal(t.run(t.params, t.state, t.x, other, None, False)[0], t.rest[0])
+        if same and equal(t.carried(other), t.carried(t.side)):
             raise LayerError(f"an effect of {name}", "the same output for another one",
                              "pass it on, or leave it out of the signature")
 
@@ -361,60 +286,3 @@ LAWS: dict[str, Callable[[Trial], None]] = {
     "streaming equals all at once": _streaming,
     "gradients agree": _gradients,
 }
-
-
-def _drawn(key: jax.Array, leaf: Any) -> Any:
-    """Random numbers where only a shape was given; zeros for integers."""
-    if not isinstance(leaf, jax.ShapeDtypeStruct):
-        return jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jax.random.normal(key, leaf.shape, leaf.dtype)
-    return jnp.zeros(leaf.shape, leaf.dtype)
-
-
-def _over(mask: Any, a: Any) -> Any:
-    return mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim))
-
-
-def _floats(x: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(x) if is_float(leaf)]
-
-
-def _with_floats(x: Any, floats: list[Any]) -> Any:
-    leaves, structure = jax.tree.flatten(x)
-    new = iter(floats)
-    return structure.unflatten([next(new) if is_float(leaf) else leaf for leaf in leaves])
-
-
-def _changed(leaf: Any) -> Any:
-    """Another value of the same kind, which no symmetry of positions or masks maps to this one."""
-    if leaf.dtype == jnp.bool_:
-        return ~leaf
-    return jnp.flip(leaf, -1) * 2 + 1
-
-
-def _same_spec(what: str, wanted: Any, got: Any) -> None:
-    same = jax.tree.structure(wanted) == jax.tree.structure(got) and all(
-        (a.shape, a.dtype) == (b.shape, b.dtype)
-        for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True))
-    if not same:
-        raise LayerError(f"{what} as {show(wanted)}", show(got),
-                         "let both have one structure, and equal shapes and dtypes")
-
-
-def _equal(a: Any, b: Any) -> bool:
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(np.asarray(u), np.asarray(v), equal_nan=True) for u, v in pairs)
-
-
-def _same(what: str, got: Any, wanted: Any, tolerance: float = 0.0) -> None:
-    """Raise unless two trees agree, the difference being a share of the largest number."""
-    _same_spec(what, spec(wanted), spec(got))
-    for path, leaf in tree.paths(wanted).items():
-        other, leaf = np.asarray(tree.paths(got)[path]), np.asarray(leaf)
-        atol = tolerance * max(1.0, float(np.abs(leaf).max(initial=0)))
-        if not np.allclose(other, leaf, rtol=0, atol=atol, equal_nan=True):
-            worst = float(np.abs(other - leaf).max())
-            where = path or "the output"
-            raise LayerError(f"no difference at {where} for {what}", f"one of {worst:.1e}",
-                             "look for what the two compute differently")

@@ -10,7 +10,8 @@ from cases import CASES, floats
 from comparing import same
 
 import diffprog as dp
-from diffprog.laws import LAWS, Trial
+from diffprog.laws import LAWS
+from diffprog.trials import Trial
 
 TIME = {"nothing depends on the future", "streaming equals all at once"}
 GRADIENTS = {"gradients agree", "gradients are finite"}

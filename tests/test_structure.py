@@ -26,7 +26,7 @@ FLOORS = {
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
         "training", "games", "generation", "beams", "summaries", "costs", "receptive", "checks",
-        "laws", "derivatives", "curvature", "per_example", "variational", "interop.*",
+        "laws", "trials", "derivatives", "curvature", "per_example", "variational", "interop.*",
         "flowcharts", "wirings", "diagrams", "tables", "flows", "diffusion", "samplers"], "tool"),
 }
 
@@ -166,6 +166,7 @@ def f():
 TESTED_IN = {
     "arguments": "errors", "guards": "errors",  # what they do is refuse
     "checks": "laws",  # `check` is the loop over the laws
+    "trials": "laws",  # what they try
     "children": "program",  # they are seen by a program's function alone
     "factories": "notation",  # the call that they remember is written there
     "merging": "combinators",  # it joins what `branch` and `parallel` give
