@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from diffprog.layer import Layer
 from diffprog.layers.window import (
     AXES,
     Padding,
+    Pairs,
     Sides,
     cannot_stream,
     check_fits,
@@ -207,15 +208,19 @@ def conv_transpose(
     else:
         pairs = margins(padding, dims)
         cut = ((0, 0),) * dims if isinstance(pairs, str) else pairs
-    # What a convolution over x, spread out by the stride, pads instead.
-    margin = [(k - 1 - before, k - 1 - after + more)
-              for k, (before, after), more in zip(extent, cut, extra, strict=True)]
+    cut = [(before, after - more) for (before, after), more in zip(cut, extra, strict=True)]
 
-    def convolve(x: jax.Array, kernel: jax.Array, groups: int, margin: Padding) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            x, jax.lax.rev(kernel, range(dims)), (1,) * dims, margin, lhs_dilation=stride,
-            rhs_dilation=dilation, dimension_numbers=_LAYOUT[dims], feature_group_count=groups,
+    def convolve(x: jax.Array, kernel: jax.Array, groups: int, cut: Pairs) -> jax.Array:
+        spans = [(side - 1) * s + 1 for side, s in zip(x.shape[1:-1], stride, strict=True)]
+        inner = _within(cut, extent, spans)
+        y = jax.lax.conv_general_dilated(
+            x, jax.lax.rev(kernel, range(dims)), (1,) * dims,
+            [(k - 1 - before, k - 1 - after) for k, (before, after)
+             in zip(extent, inner, strict=True)],
+            lhs_dilation=stride, rhs_dilation=dilation, dimension_numbers=_LAYOUT[dims],
+            feature_group_count=groups,
         )
+        return _enlarged(y, inner, cut)
 
     init, forward = _with_kernel(
         convolve, _equal_groups(features, groups), size, bias, kernel_init, bias_init)
@@ -224,13 +229,34 @@ def conv_transpose(
         params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=dims + 1, axes=AXES[dims])
-        left = [(side - 1) * s + sum(pair) + 2 - k for side, s, pair, k
-                in zip(x.shape[-dims - 1 : -1], stride, margin, extent, strict=True)]
+        left = [(side - 1) * s + k - sum(pair) for side, s, pair, k
+                in zip(x.shape[-dims - 1 : -1], stride, cut, extent, strict=True)]
         if min(left) < 1:
             raise LayerError("padding that leaves something of the output", show(x), "pad less")
-        return forward(params, cleared(x, mask), margin), state
+        return forward(params, cleared(x, mask), cut), state
 
     return Layer(init, apply, cannot_stream, side=takes_mask(dims))
+
+
+# XLA on CPU reads other memory where a padding is negative. Each derivative of a convolution is
+# one too, and pads by what the padding leaves of the kernel, or of the places that the kernel takes.
+# So a padding is at most as large as either of them; zeros beyond that are put around x, and what
+# is cut off, as are the places behind the kernel's last, is no part of any convolution.
+
+
+def _within(pairs: Pairs, extent: Sides, spans: Sequence[int]) -> list[tuple[int, int]]:
+    """The part of the padding that no derivative turns into a negative one."""
+    rooms = [max(min(k, span) - 1, 0) for k, span in zip(extent, spans, strict=True)]
+    return [(min(max(before, 0), room), min(max(after, 0), room)) for (before, after), room
+            in zip(pairs, rooms, strict=True)]
+
+
+def _enlarged(x: jax.Array, wanted: Pairs, given: Pairs) -> jax.Array:
+    """x with the zeros around it, or without the places, by which one padding exceeds another."""
+    more = [(a - c, b - d, 0) for (a, b), (c, d) in zip(wanted, given, strict=True)]
+    if not any(map(any, more)):
+        return x
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *more, (0, 0, 0)])
 
 
 def _equal_groups(features: int, groups: int) -> Split:
@@ -293,11 +319,20 @@ def _sliding(
     margin = ((before, 0),) if causal else margins(padding, dims)
 
     def convolve(x: jax.Array, kernel: jax.Array, groups: int, margin: Padding) -> jax.Array:
+        pairs = pairs_for(margin, x, extent, stride)
         if mode != "zeros":
-            x, margin = continued(x, pairs_for(margin, x, extent, stride), mode), "VALID"
+            x, pairs = continued(x, pairs, mode), ((0, 0),) * dims
+        # How far the kernel moves, and what is left beyond its last place.
+        moves = [max(side + sum(pair) - k, 0) for side, pair, k
+                 in zip(x.shape[1:-1], pairs, extent, strict=True)]
+        rests = [move % s for move, s in zip(moves, stride, strict=True)]
+        pairs = [(before, after - rest)
+                 for (before, after), rest in zip(pairs, rests, strict=True)]
+        spans = [move - rest + 1 for move, rest in zip(moves, rests, strict=True)]
+        inner = _within(pairs, extent, spans)
         return jax.lax.conv_general_dilated(
-            x, kernel, stride, margin, rhs_dilation=dilation, dimension_numbers=_LAYOUT[dims],
-            feature_group_count=groups,
+            _enlarged(x, pairs, inner), kernel, stride, inner, rhs_dilation=dilation,
+            dimension_numbers=_LAYOUT[dims], feature_group_count=groups,
         )
 
     init, forward = _with_kernel(convolve, split, size, bias, kernel_init, bias_init)
