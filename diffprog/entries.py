@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffprog.arguments import check_array
 from diffprog.errors import LayerError
-from diffprog.masks import cleared, widened
+from diffprog.masks import cleared, counted, widened
 from diffprog.notation import show
 
 Mask = jax.Array | None
@@ -78,4 +78,7 @@ def total(shape: tuple[int, ...], real: Mask, each: jax.Array | None = None) -> 
     """How many of the entries are real, or the sum of their weights `each`."""
     if each is not None:
         return clear(each, real).sum()
-    return jnp.asarray(math.prod(shape)) if real is None else real.sum()
+    if real is not None:
+        return counted(real)
+    entries = math.prod(shape)
+    return jnp.asarray(entries if entries < 2**31 else float(entries))

@@ -48,7 +48,8 @@ def cross_entropy(
         (...), True where real. class_weights: (classes,).
 
     Args:
-        logits: unnormalized log-probabilities; finite if labels are soft.
+        logits: unnormalized log-probabilities; -inf where a class is impossible, which costs
+            nothing where the target is 0.
         labels: the true classes, ints in [0, classes), or soft targets, floats that are
             probabilities. A class outside the range gives NaN, for it cannot raise under `jax.jit`.
         smoothing: the share s of the target that is spread over all classes, in [0, 1).
@@ -76,7 +77,7 @@ def cross_entropy(
         logits, targets, real = _paired(logits, labels, mask, features=1)
         targets = (1 - smoothing) * targets + smoothing / logits.shape[-1]
         targets *= _of_classes(class_weights, logits)
-        return reduce(optax.losses.softmax_cross_entropy(logits, targets), real, reduction)
+        return reduce(_surprise(logits, targets), real, reduction)
 
     labels = class_numbers(logits, labels)
     real = known(labels, mask, ignore)
@@ -86,11 +87,10 @@ def cross_entropy(
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     each = None if class_weights is None else _of_classes(class_weights, logits)[labels]
     if each is not None:
-        losses *= each
+        losses = _weighed(each, losses)
     if smoothing:
         uniform = _of_classes(class_weights, logits) / classes
-        spread_out = optax.losses.softmax_cross_entropy(logits, uniform)
-        losses = (1 - smoothing) * losses + smoothing * spread_out
+        losses = (1 - smoothing) * losses + smoothing * _surprise(logits, uniform)
     return reduce(jnp.where(valid, losses, jnp.nan), real, reduction, each)
 
 
@@ -153,7 +153,8 @@ def linear_cross_entropy(
         here = jax.lax.stop_gradient(scores.max(-1))
         best = jnp.where(here > top, (first + scores.argmax(-1)).astype(best.dtype), best)
         new = jnp.maximum(here, top)
-        summed = summed * jnp.exp(top - new) + jnp.exp(scores - new[:, None]).sum(-1)
+        finite = jnp.maximum(new, jnp.finfo(dtype).min)  # as long as all classes are impossible
+        summed = summed * jnp.exp(top - finite) + jnp.exp(scores - finite[:, None]).sum(-1)
         at = targets - first
         own = jnp.take_along_axis(scores, at[:, None], -1, mode="clip")[:, 0]
         return (new, best, summed, jnp.where((at >= 0) & (at < len(weights)), own, true)), None
@@ -181,7 +182,7 @@ def binary_cross_entropy(
         logits x and targets t: one shape. mask: leading axes of it, True where real.
 
     Args:
-        logits: log-odds of yes.
+        logits: log-odds of yes; infinite if sure, which costs nothing where it is true.
         targets: 0, 1 or a probability between; outside [0, 1] the loss is NaN.
         mask, reduction: as in `cross_entropy`; each element is an entry.
 
@@ -193,7 +194,8 @@ def binary_cross_entropy(
         0.6931
     """
     logits, targets, real = _paired(logits, targets, mask)
-    losses = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
+    losses = (_weighed(targets, jax.nn.softplus(-logits))
+              + _weighed(1 - targets, jax.nn.softplus(logits)))
     valid = (targets >= 0) & (targets <= 1)
     return reduce(jnp.where(valid, losses, jnp.nan), real, reduction)
 
@@ -313,7 +315,7 @@ def ctc(
         (batch, n).
 
     Args:
-        logits: unnormalized log-probabilities.
+        logits: unnormalized log-probabilities; -inf where a class is impossible.
         labels: ints in [0, classes) without `blank`; others give NaN. Labels that cannot be spelled
             in as many frames as there are give about 1e5, not infinity.
         mask: True marks real frames.
@@ -346,13 +348,27 @@ def ctc(
     order = jnp.argsort(~kept, axis=1, stable=True)  # optax wants the real labels in front
     labels, kept = (jnp.take_along_axis(a, order, axis=1) for a in (labels, kept))
     logits = clear(wide(logits), frames)
+    # optax counts a probability of 0 as exp(-1e5).
+    least = jax.lax.stop_gradient(logits.max(-1, keepdims=True)) - 1e5
+    logits = jnp.where(jnp.isneginf(logits), least, logits)
     losses = optax.losses.ctc_loss(logits, 1.0 - frames, labels, 1.0 - kept, blank_id=blank)
+    losses -= jax.lax.stop_gradient(jnp.minimum(losses, 0))  # rounding, where all paths are right
     return reduce(jnp.where(wrong.any(1), jnp.nan, losses), frames.any(1), reduction)
 
 
 def magnitude(x: jax.Array) -> jax.Array:
     """``|x|`` with slope 0 at 0, where that of `jnp.abs` is 1."""
     return x * jnp.sign(x)
+
+
+def _surprise(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """``-sum(targets * log softmax(logits))`` over the last axis."""
+    return _weighed(targets, -jax.nn.log_softmax(logits)).sum(-1)
+
+
+def _weighed(weights: jax.Array, surprise: jax.Array) -> jax.Array:
+    """``weights * surprise``: what does not happen costs nothing, were it impossible."""
+    return weights * jnp.where((weights == 0) & jnp.isposinf(surprise), 0, surprise)
 
 
 def _paired(

@@ -48,6 +48,16 @@ def over_steps(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
     return jnp.broadcast_to(widened(mask, x.shape)[..., 0], x.shape[:-1])
 
 
+def counted(real: jax.Array, each: int = 1) -> jax.Array:
+    """How many entries are real, each of the mask standing for so many.
+
+    A float where int32 may not hold the number, which is never wrong by more than rounding.
+    """
+    kind = int if real.size * each < 2**31 else float
+    number = real.sum(dtype=kind)
+    return number if each == 1 else number * kind(each)
+
+
 def real_before(mask: jax.Array) -> jax.Array:
     """How many real steps stand before each step."""
     return jnp.cumsum(mask, -1, dtype=jnp.int32) - mask

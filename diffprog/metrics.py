@@ -73,7 +73,9 @@ def top_k_accuracy(
     classes = logits.shape[-1]
     if k > classes:
         raise LayerError(f"k of at most {classes}, the number of classes", repr(k), "lower it")
-    hits = (jax.lax.top_k(logits, k)[1] == labels[..., None]).any(-1)
+    # `top_k` takes -0 for less than 0, and NaN for the least or the largest, by its sign.
+    ordered = jnp.where(jnp.isnan(logits), jnp.nan, jnp.where(logits == 0, 0, logits))
+    hits = (jax.lax.top_k(ordered, k)[1] == labels[..., None]).any(-1)
     return reduce(hits.astype(jnp.float32), known(labels, mask, ignore), reduction)
 
 

@@ -45,6 +45,17 @@ def reductions(loss, *given, **options):
         loss(*given, reduction=name, **options) for name in REDUCTIONS])(*given)
 
 
+@pytest.mark.parametrize("axes", [None, 1, 2])
+def test_more_entries_than_int32_holds_have_a_mean(axes):
+    """Shapes alone: no sum is one of int32."""
+    shape = (2**16, 2**16)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    real = axes and jax.ShapeDtypeStruct(shape[:axes], jnp.bool_)
+    found = jax.make_jaxpr(lambda x, real: dp.squared_error(x, x, mask=real))(x, real)
+    counts = [e.outvars[0].aval.dtype for e in found.jaxpr.eqns if e.primitive.name == "reduce_sum"]
+    assert set(map(str, counts)) == {"float32"}
+
+
 def assert_padding_is_nothing(loss, prediction, target, mask, *broken):
     """A masked loss is that of the real entries; what else it is given changes nothing.
 

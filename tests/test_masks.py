@@ -1,11 +1,12 @@
 """Masks: what is cleared, what a mask may speak of, how many real steps stand before."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import diffprog as dp
-from diffprog.masks import cleared, over_steps, real_before, widened
+from diffprog.masks import cleared, counted, over_steps, real_before, widened
 
 MASK = np.array([[True, False, True], [False, False, True]])
 
@@ -31,6 +32,16 @@ def test_a_mask_of_rows_is_one_of_all_their_steps():
 
 def test_real_steps_are_counted():
     assert real_before(jnp.asarray(MASK)).tolist() == [[0, 1, 1], [0, 0, 0]]
+
+
+def test_more_entries_than_int32_holds_are_counted_in_floats():
+    """Shapes alone: no array of this size is made."""
+    many, some = (jax.ShapeDtypeStruct((rows, 2**16), jnp.bool_) for rows in (2**15, 2**15 - 1))
+    assert jax.eval_shape(counted, many).dtype == jnp.float32
+    assert jax.eval_shape(counted, some).dtype == jnp.int32
+    mask = jnp.asarray(MASK)
+    assert counted(mask).tolist() == 3 and counted(mask, 5).tolist() == 15
+    assert float(counted(mask, 2**31)) == 3 * 2**31
 
 
 def test_a_mask_speaks_of_leading_axes_and_never_of_features():

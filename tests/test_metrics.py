@@ -53,6 +53,16 @@ def test_constant_logits_score_as_chance():
     np.testing.assert_allclose(dp.top_k_accuracy(broken, labels, k=2), 2 / 6, rtol=1e-6)
 
 
+def test_the_signs_of_zero_and_of_nan_order_nothing():
+    nan = -np.float32("nan")
+    logits = jnp.array([[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0], [-1.0, -0.0, 0.0], [nan, 1.0, 2.0],
+                        [1.0, nan, -nan]])
+    for labels in (jnp.full(5, label) for label in range(3)):
+        hits = dp.top_k_accuracy(logits, labels, k=1, reduction="none")
+        assert hits.tolist() == dp.accuracy(logits, labels, reduction="none").tolist()
+    assert float(dp.top_k_accuracy(jnp.array([[-0.0, 0.0]]), jnp.array([0]), k=1)) == 1
+
+
 def test_confusion_counts_pairs():
     logits, labels, mask = given(5, 30)
     table = np.zeros((6, 6))

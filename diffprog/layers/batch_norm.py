@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from diffprog.layers.statistics import (
     normalized,
     real_entries,
 )
-from diffprog.masks import cleared, widened
+from diffprog.masks import cleared, counted, widened
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter, parameter_dtype
 from diffprog.plans import Params, State
@@ -99,7 +100,7 @@ def batch_norm(
         if not train:
             y = normalized(params, wide - state["mean"], state["var"], eps)
             return cleared(y.astype(x.dtype), mask), state
-        entries = x.size // x.shape[-1]  # of each channel
+        entries = math.prod(x.shape[:-1])  # of each channel
         if entries < 2:
             raise LayerError("several values per channel in training", show(x),
                              "take a larger batch: a variance needs two")
@@ -107,7 +108,7 @@ def batch_norm(
         real = real_count = None
         if mask is not None:
             real = widened(mask, x.shape)
-            real_count = real.sum() * (entries // real.size)  # each stands for so many entries
+            real_count = counted(real, entries // real.size)
             real = real_entries(real, axes)
         mean = wide.mean(axes, where=real)
         centered = wide - mean

@@ -239,9 +239,9 @@ def conv_transpose(
 
 
 # XLA on CPU reads other memory where a padding is negative. Each derivative of a convolution is
-# one too, and pads by what the padding leaves of the kernel, or of the places that the kernel takes.
-# So a padding is at most as large as either of them; zeros beyond that are put around x, and what
-# is cut off, as are the places behind the kernel's last, is no part of any convolution.
+# one too, and pads by what the padding leaves of the kernel, or of the way that the kernel goes.
+# So a padding is less than either of them; zeros beyond that are put around x, and what is cut off,
+# as are the places that the kernel does not reach by its stride, is no part of any convolution.
 
 
 def _within(pairs: Pairs, extent: Sides, spans: Sequence[int]) -> list[tuple[int, int]]:

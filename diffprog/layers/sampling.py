@@ -142,8 +142,18 @@ def straight_through(values: jax.Array, surrogate: jax.Array) -> jax.Array:
     if (values.shape, values.dtype) != (surrogate.shape, surrogate.dtype):
         raise LayerError("values and surrogate of one shape and dtype", show((values, surrogate)),
                          "bring them to one shape and dtype")
-    # In this order y is `values` to the last bit.
-    return jax.lax.stop_gradient(values) + (surrogate - jax.lax.stop_gradient(surrogate))
+    return jax.lax.stop_gradient(values) + _nothing(surrogate)
+
+
+@jax.custom_jvp
+def _nothing(x: jax.Array) -> jax.Array:
+    """Zeros with the gradient of x: ``x - [x]``, where x may be infinite."""
+    return jnp.zeros_like(x)
+
+
+@_nothing.defjvp
+def _tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return _nothing(*primals), tangents[0]
 
 
 def score_function(
@@ -192,7 +202,7 @@ def score_function(
         raise LayerError(f"a baseline that is one number or of the shape {values.shape}",
                          show(baseline), "give each draw its own")
     advantage = jax.lax.stop_gradient(values - (0 if baseline is None else baseline))
-    return values + advantage * (log_probabilities - jax.lax.stop_gradient(log_probabilities))
+    return values + advantage * _nothing(log_probabilities)
 
 
 def _others(values: jax.Array, baseline: str) -> jax.Array:

@@ -190,6 +190,20 @@ def test_the_score_function_is_its_formula():
         np.testing.assert_allclose(of_p, f - b, rtol=1e-5)
 
 
+def test_what_has_no_chance_keeps_the_score_function_finite():
+    logits, f = jnp.array([0.0, 1.0, -jnp.inf]), jnp.array([1.0, 2.0, 4.0])
+    y = lambda logits: dp.score_function(f, jax.nn.log_softmax(logits))  # noqa: E731
+    assert y(logits).tolist() == f.tolist()
+    shares = np.exp([0.0, 1.0, -np.inf]) / np.exp([0.0, 1.0]).sum()
+    slope = jax.grad(lambda logits: y(logits).sum())(logits)
+    np.testing.assert_allclose(slope, np.asarray(f) - f.sum() * shares, rtol=1e-5)
+
+
+def test_straight_through_lends_infinity_nothing_but_its_gradient():
+    y, slope = jax.value_and_grad(lambda x: dp.straight_through(jnp.float32(1), x))(-jnp.inf)
+    assert [float(y), float(slope)] == [1, 1]
+
+
 def test_straight_through_is_one_thing_and_has_the_gradient_of_the_other():
     x = jnp.asarray(drawn(200))
     y, slope = jax.value_and_grad(
