@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from diffprog.derivatives import check_gradients
     from diffprog.diagrams import diagram
     from diffprog.diffusion import add_noise, cosine_schedule, denoising, linear_schedule
+    from diffprog.evaluation import evaluate, predict
+    from diffprog.fitting import Fit, fit
     from diffprog.flows import gradient_flow
     from diffprog.games import Player, make_game
     from diffprog.generation import Generation, generate, sample
@@ -110,7 +112,7 @@ if TYPE_CHECKING:
     )
     from diffprog.samplers import ddim, ddpm
     from diffprog.summaries import summary
-    from diffprog.training import Fit, Step, TrainState, evaluate, fit, make_step, predict
+    from diffprog.training import Step, TrainState, make_step
     from diffprog.transforms.ema import ema
     from diffprog.transforms.ensemble import ensemble
     from diffprog.transforms.fixed_point import fixed_point
@@ -192,8 +194,8 @@ _HOMES = {
     "regression": "objectives", "chunked_next_token": "language", "masked_language": "language",
     "next_token": "language", "mask_tokens": "cloze", "sentence_pairs": "cloze",
     "elbo": "variational", "penalized": "penalties", "l1": "penalties", "l2": "penalties",
-    "batches": "data", "Fit": "training", "Step": "training", "TrainState": "training",
-    "evaluate": "training", "fit": "training", "make_step": "training", "predict": "training",
+    "batches": "data", "Fit": "fitting", "Step": "training", "TrainState": "training",
+    "evaluate": "evaluation", "fit": "fitting", "make_step": "training", "predict": "evaluation",
     "Player": "games", "make_game": "games",
     # diffusion
     "add_noise": "diffusion", "cosine_schedule": "diffusion", "ddim": "samplers",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffprog.errors import LayerError
 from diffprog.notation import show
@@ -58,6 +60,34 @@ def check_names(names: Iterable[str]) -> None:
         if not name or name.startswith("_") or any(sign in name for sign in _FORBIDDEN):
             raise LayerError(f"a name without leading _ and {' '.join(_FORBIDDEN)}", repr(name),
                              "rename it: these signs mean something in paths")
+
+
+def held(x: Any) -> Any:
+    """A pytree whose NumPy ints are those that JAX will hold, or the nearest ones.
+
+    JAX takes an id of 2**32 + 3 as 3, another class or another row of a table, where it has 32 bits
+    alone. The largest int is none, and gives NaN, as every id out of range does. This is seen
+    before JAX has the array: a jitted function of one's own is handed the 3.
+    """
+    return jax.tree.map(_held, x)
+
+
+def as_int32(ids: Any) -> jax.Array:
+    """Ints as int32, or the nearest ones there."""
+    ids = _held(ids)
+    kind, least, most = jnp.iinfo(ids.dtype), -(2**31), 2**31 - 1
+    if kind.min < least or kind.max > most:
+        ids = jnp.clip(ids, max(kind.min, least), min(kind.max, most))
+    return jnp.asarray(ids, jnp.int32)
+
+
+def _held(a: Any) -> Any:
+    if not isinstance(a, (np.ndarray, np.generic)) or not np.issubdtype(a.dtype, np.integer):
+        return a
+    dtype = jax.dtypes.canonicalize_dtype(a.dtype)
+    if dtype == a.dtype:
+        return a
+    return np.clip(a, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
 
 
 def _features(count: int) -> str:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_array, check_count, check_share
+from diffprog.arguments import as_int32, check_array, check_count, check_share
 from diffprog.entries import Mask, spread
 from diffprog.errors import LayerError
 from diffprog.notation import show
@@ -61,7 +61,7 @@ def mask_tokens(
     check_array(ids, rank=2, axes="(batch, time)", floating=False)
     if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
         raise LayerError("ids as ints (batch, time)", show(ids), "give one row to each text")
-    ids = jnp.asarray(ids, jnp.int32)  # -100 is a number of no unsigned dtype
+    ids = as_int32(ids)  # -100 is a number of no unsigned dtype
     if any(not 0 <= token < vocabulary for token in (mask_token, *special_tokens)):
         raise LayerError(f"mask_token and special_tokens in [0, {vocabulary})",
                          f"{mask_token} and {tuple(special_tokens)}",

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array
-from diffprog.entries import Mask, reduce, spread, wide
+from diffprog.entries import Mask, clear, reduce, spread, wide
 from diffprog.errors import LayerError
 from diffprog.guards import inputs
 from diffprog.notation import listed, show
@@ -138,11 +138,13 @@ def fisher_product(
     if distribution not in _LOG_PARTITION:
         raise LayerError(f"distribution out of {listed(_LOG_PARTITION)}", repr(distribution),
                          "choose one of them")
+    features = 1 if distribution == "categorical" else 0
 
     def log_partition(outputs: jax.Array) -> jax.Array:
-        check_array(outputs, 1 if distribution == "categorical" else 0)
-        values = _LOG_PARTITION[distribution](wide(outputs))
-        return reduce(values, spread(mask, values.shape), "mean")
+        check_array(outputs, features)
+        real = spread(mask, outputs.shape[: outputs.ndim - features])
+        values = _LOG_PARTITION[distribution](clear(wide(outputs), real))
+        return reduce(values, real, "mean")
 
     return gauss_newton_product(forward, log_partition, params, vector)
 

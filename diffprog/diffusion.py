@@ -121,7 +121,8 @@ def denoising(
     Each image gets a step t of its own, all being alike likely, and its own noise. The net takes
     the side input `time`, ints (batch,), and gives what it predicts in the shape of x. A batch is
     the images (batch, ...), or a dict with ``x``, those images, and side inputs under all other
-    names. At rest steps and noise are always the same, so that losses can be compared.
+    names. In `evaluate` each example always has the same step and noise, so that losses can be
+    compared.
 
     Args:
         schedule: shares of the image, (steps,), falling, in (0, 1): what `linear_schedule` or
@@ -174,9 +175,9 @@ def denoising(
         x, side = _images(net, batch)
         return x, {"time": jnp.zeros(x.shape[:1], jnp.int32), **side}
 
-    shown: Any = objective
-    shown.inputs = inputs
-    return shown
+    said: Any = objective
+    said.inputs, said.draws = inputs, True
+    return said
 
 
 def checked(schedule: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array
+from diffprog.arguments import as_int32, check_array
 from diffprog.errors import LayerError
 from diffprog.masks import cleared, counted, widened
 from diffprog.notation import show
@@ -23,14 +23,14 @@ def is_soft(labels: jax.Array) -> bool:
 
 
 def class_numbers(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Integer labels, in a dtype that holds any class; raise unless they fit the logits."""
+    """Integer labels as int32; raise unless they fit the logits."""
     check_array(logits, 1, "(..., classes)")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
     if logits.shape[:-1] != labels.shape:
         raise LayerError(f"labels of the logits' leading shape {logits.shape[:-1]}", show(labels),
                          "give each entry the number of its class")
-    return jnp.asarray(labels, jnp.int32)
+    return as_int32(labels)
 
 
 def known(labels: jax.Array, mask: Mask, ignore: int | None) -> Mask:

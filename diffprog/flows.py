@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffprog.arguments import held
 from diffprog.factories import rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import clip
@@ -111,7 +112,7 @@ def gradient_flow(
     def loss(params: Params, state: State, batch: Any, key: Any) -> jax.Array:
         return objective(watched, params, state, batch, key=key, train=True)[0]
 
-    felt = jax.jit(jax.grad(loss))(_with_marks(net, params, ()), state or {}, batch, key)
+    felt = jax.jit(jax.grad(loss))(_with_marks(net, params, ()), state or {}, held(batch), key)
     trees = jax.device_get((params, felt))
     return GradientFlow(list(_rows(net, "", "", (), trees, order)))
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.arguments import check_count
+from diffprog.averages import across, at_rest, averaged, counted, means
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed, show
@@ -28,6 +29,7 @@ from diffprog.training import (
     TrainState,
     check_objective,
     check_optimizer,
+    downhill,
     of_trainable,
 )
 
@@ -68,7 +70,8 @@ def make_game(
     has a key of its own. If some player takes k > 1 steps, the batch is split into as many parts
     along its first axis; the i-th update of each player sees the i-th part. Opponents stand still
     meanwhile. Metrics are means over the updates, under ``<player>/<metric>``. `evaluate` gives
-    every objective the same key each time, since a player at rest may draw noise too.
+    every objective a key, since a player at rest may draw noise too: the same each time, another
+    for each batch, and for each example if the objective says that it ``draws``.
 
     Args:
         net: a layer whose children are the players, such as ``serial(generator=...,
@@ -136,7 +139,8 @@ def make_game(
             if spec(state) != spec(turn.state):
                 raise LayerError(f"the state of {name} in one structure, {show(turn.state)}",
                                  show(state), "return its state that came, with new values")
-            updates, opt = player.optimizer.update(grads, turn.opt_state, turn.params)
+            updates, opt = player.optimizer.update(downhill(grads), turn.opt_state, turn.params)
+            metrics = counted(metrics, batch)
             return _Turn(optax.apply_updates(turn.params, updates), state, opt), metrics
 
         own = _Turn(now.params[name], now.state.get(name, {}), now.opt_state[name])
@@ -160,18 +164,27 @@ def make_game(
             metrics |= _averaged(name, found)
         return new._replace(step=now.step + 1), metrics
 
-    def rest(now: TrainState, batch: Any) -> Metrics:
+    def rest(now: TrainState, batch: Any, first: Any = 0) -> Metrics:
         metrics = {}
         for name, player in players.items():
-            found = player.objective(
-                net, now.params, now.state, batch, key=fold(now.key, name), train=False)[1][1]
+            found = at_rest(player.objective, net, now.params, now.state, batch,
+                            key=fold(now.key, name), first=first)
             metrics |= _averaged(name, jax.tree.map(lambda a: jnp.asarray(a)[None], found))
         return metrics
+
+    def combine(found: dict[str, float]) -> dict[str, float]:
+        for name, player in players.items():
+            own = {metric.removeprefix(f"{name}/"): value for metric, value in found.items()
+                   if metric.startswith(f"{name}/")}
+            made = getattr(player.objective, "combine", dict)(own)
+            found = found | {f"{name}/{metric}": value for metric, value in made.items()}
+        return found
 
     def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
         return batch if inputs is None else inputs(batch), {}
 
-    return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net, shown)
+    return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net, shown,
+                combine, any(across(player.objective) for player in players.values()))
 
 
 def _check_players(net: Layer, players: Mapping[str, Player]) -> None:
@@ -215,12 +228,6 @@ def _repeated(update: Callable[..., Any], turn: _Turn, xs: Any) -> Any:
 
 def _averaged(name: str, metrics: Metrics) -> Metrics:
     """Means over the updates of a player, weighed by their counts, which are kept for `fit`."""
-    found = {}
-    for metric, values in metrics.items():
-        if metric.split("/")[0] == "count":
-            continue
-        counts = metrics.get(f"count/{metric}", metrics.get("count", jnp.ones(len(values))))
-        total = counts.sum()
-        found[f"{name}/{metric}"] = (values * counts).sum() / jnp.where(total == 0, 1, total)
-        found[f"count/{name}/{metric}"] = total
-    return found
+    found = averaged(metrics)
+    return {f"{prefix}{name}/{metric}": found[prefix + metric]
+            for metric in means(metrics) for prefix in ("", "count/")}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_count
+from diffprog.arguments import check_count, held
 from diffprog.errors import LayerError, signed
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, remember, spec
@@ -73,7 +73,7 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
     ) -> tuple[Any, State]:
         with signed(layer.__repr__, x):
             _check_given("apply(params, state, x)", x)
-            side = taken(layer, side)
+            x, side = held((x, taken(layer, side)))
             _check_call(layer, params, state, x, key, train, side)
             key = key if layer.random else None  # alone a layer is as random as inside a net
             try:
@@ -102,7 +102,7 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
         with signed(layer.__repr__, x):
             _check_given("start(params, state, x, length=n)", x)
             check_count("length", length)
-            side = taken(layer, side)
+            x, side = held((x, taken(layer, side)))
             _check_call(layer, params, state, x, None, False, side)
             carried = raw(params, state, x, length=length, **side)
             layer._known["streamed"] = layer._known.get("streamed", frozenset()) | carried.keys()

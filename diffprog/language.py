@@ -35,7 +35,7 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
 
     The net sees all tokens but the last, and is asked for all but the first. A net that also takes
     a `source` is thus trained to translate with the true beginning of the translation before it,
-    which is teacher forcing. Metrics: `accuracy`, and `bits`, the loss in bits per token.
+    which is teacher forcing. Metrics: `accuracy`, and `bits`, the surprise in bits per token.
 
     A batch is ids (batch, time + 1), or a dict with ``x``, those ids, and side inputs under all
     other names. Of these `mask`, `segments` and `positions` are (batch, time + 1) like x, and all
@@ -45,7 +45,8 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     a question; the net is shown all.
 
     Args:
-        smoothing: as in `cross_entropy`.
+        smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that are not
+            smoothed, in nats. It is what `bits` and `perplexity` speak of.
 
     Raises:
         LayerError: a batch of another form, or with fewer than two tokens; the net gives no scores
@@ -70,8 +71,11 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     ) -> Any:
         logits, state = net.apply(params, state, x, **given)
         _check_scores(logits, labels)
-        loss = cross_entropy(logits, labels, smoothing=smoothing, mask=real)
-        return loss, accuracy(logits, labels, mask=real), state
+        plain = loss = cross_entropy(logits, labels, mask=real)
+        if smoothing:
+            loss = cross_entropy(logits, labels, smoothing=smoothing, mask=real)
+        metrics = {"cross_entropy": plain} if smoothing else {}
+        return loss, metrics | _of_tokens(plain, accuracy(logits, labels, mask=real)), state
 
     return _of_successors(score)
 
@@ -123,7 +127,8 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
         loss, best = linear_cross_entropy(
             seen[trunk], kernel, labels, bias=bias, chunk=chunk, mask=real)
         hits = (best == labels).astype(jnp.float32)
-        return loss, reduce(hits, spread(real, labels.shape), "mean"), state
+        right = reduce(hits, spread(real, labels.shape), "mean")
+        return loss, _of_tokens(loss, right), state
 
     return _of_successors(score)
 
@@ -181,13 +186,15 @@ def masked_language() -> Objective:
         loss = found["token_loss"] + found["follows_loss"]
         return loss, (state, {"loss": loss, **found})
 
-    return objective
+    said: Any = objective
+    said.combine = lambda found: {"loss": found["token_loss"] + found["follows_loss"]}
+    return said
 
 
 def _of_successors(score: Callable[..., Any]) -> Objective:
     """The objective that asks for each token's successor.
 
-    `score` gives loss, accuracy and state of a net that is shown all tokens but the last.
+    `score` gives loss, metrics and state of a net that is shown all tokens but the last.
     """
 
     def objective(
@@ -195,18 +202,22 @@ def _of_successors(score: Callable[..., Any]) -> Objective:
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         ids, real, side = _shifted(net, batch)
         labels = ids[:, 1:]
-        loss, right, state = score(net, params, state, ids[:, :-1], labels, real,
-                                   {"key": key, "train": train, **side})
-        return loss, (state, {"loss": loss, "accuracy": right, "bits": loss / math.log(2),
-                              "count": total(labels.shape, real)})
+        loss, metrics, state = score(net, params, state, ids[:, :-1], labels, real,
+                                     {"key": key, "train": train, **side})
+        return loss, (state, {"loss": loss, **metrics, "count": total(labels.shape, real)})
 
     def inputs(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
         ids, _, side = _shifted(net, batch)
         return ids[:, :-1], side
 
-    shown: Any = objective
-    shown.inputs = inputs
-    return shown
+    said: Any = objective
+    said.inputs = inputs
+    return said
+
+
+def _of_tokens(surprise: jax.Array, right: jax.Array) -> Metrics:
+    """What is said of a mean surprise in nats, and of the share of tokens that are right."""
+    return {"accuracy": right, "bits": surprise / math.log(2)}
 
 
 def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:

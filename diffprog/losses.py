@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffprog.arguments import check_array, check_count, check_share
+from diffprog.arguments import as_int32, check_array, check_count, check_share
 from diffprog.entries import (
     Mask,
     Reduction,
@@ -343,7 +343,7 @@ def ctc(
         raise LayerError(f"blank in [0, {classes})", repr(blank), "pass the number of a class")
     frames, kept = (jnp.ones(shape, bool) if marks is None else spread(marks, shape)
                     for marks, shape in ((mask, logits.shape[:2]), (label_mask, labels.shape)))
-    labels = jnp.asarray(labels, jnp.int32)
+    labels = as_int32(labels)
     wrong = kept & ((labels < 0) | (labels >= classes) | (labels == blank))
     order = jnp.argsort(~kept, axis=1, stable=True)  # optax wants the real labels in front
     labels, kept = (jnp.take_along_axis(a, order, axis=1) for a in (labels, kept))

@@ -118,7 +118,8 @@ def perplexity(loss: float) -> float:
     It is no mean over batches: average losses first, as `evaluate` does, and take it of the result.
 
     Args:
-        loss: mean surprise of a token, in nats.
+        loss: mean surprise of a token, in nats. The loss of smoothed targets is none: take the
+            metric ``cross_entropy``, which objectives with smoothing give beside it.
 
     Example:
         >>> round(dp.perplexity(2.0794415), 4)  # log 8
@@ -131,7 +132,7 @@ def bits_per_character(loss: float, tokens: int = 1, characters: int = 1) -> flo
     """``loss / log(2) * tokens / characters``: what a text costs, whatever its tokens are.
 
     Args:
-        loss: mean surprise of a token, in nats.
+        loss: mean surprise of a token, in nats, as in `perplexity`.
         tokens: how many tokens of the text were predicted.
         characters: how many characters those tokens stand for; equal to `tokens` if each is one.
 

@@ -41,7 +41,8 @@ def classification(
     Where labels are soft, the likeliest class counts as the true one in the metrics.
 
     Args:
-        smoothing: as in `cross_entropy`.
+        smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that are not
+            smoothed.
         class_weights: as in `cross_entropy`; metrics but the loss do not heed them.
         ignore: entries of this label are not real; often -100.
         top_k: adds the metric ``top_<k>``, the `top_k_accuracy`.
@@ -68,10 +69,13 @@ def classification(
 
     def measure(logits: jax.Array, labels: jax.Array, mask: Mask) -> Metrics:
         soft = is_soft(labels)
+        given = labels
         labels = class_numbers(logits, labels.argmax(-1) if soft else labels)
         real = known(labels, mask, ignore)
         metrics = {"accuracy": accuracy(logits, labels, ignore=ignore, mask=mask),
                    "count": total(labels.shape, real)}
+        if smoothing:
+            metrics["cross_entropy"] = cross_entropy(logits, given, ignore=ignore, mask=mask)
         if top_k is not None:
             metrics[f"top_{top_k}"] = top_k_accuracy(
                 logits, labels, k=top_k, ignore=ignore, mask=mask)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count
+from diffprog.arguments import check_array, check_count, held
 from diffprog.data import examples_in
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
@@ -59,7 +59,7 @@ def per_example_gradients(
         >>> gradients["kernel"].shape
         (2, 4, 3)
     """
-    keys = _keys(batch, state, key, train)
+    batch, keys = _examples(batch, state, key, train)
     return jax.vmap(_gradient(net, objective, params, state, train))(batch, keys)
 
 
@@ -86,7 +86,7 @@ def per_example_gradient_norms(
     Source: such norms are clipped in Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
     gradient = _gradient(net, objective, params, state, train)
-    keys = _keys(batch, state, key, train)
+    batch, keys = _examples(batch, state, key, train)
 
     def norm(pair: Any) -> jax.Array:
         return jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient(*pair))))
@@ -133,7 +133,7 @@ def tangent_kernel(
     Source: Jacot, Gabriel, Hongler 2018, arXiv:1806.07572; of the ways to compute it, "NTK-vector
     products" of Novak, Sohl-Dickstein, Schoenholz 2022, arXiv:2206.08720.
     """
-    x2 = x1 if x2 is None else x2
+    x1, x2 = held((x1, x1 if x2 is None else x2))
     n1, n2 = examples_in(x1), examples_in(x2)
     check_count("batch_size", batch_size)
     outputs, push = jax.linearize(lambda params: net(params, x1), params)
@@ -168,14 +168,16 @@ def _gradient(
     return gradient
 
 
-def _keys(batch: Any, state: State, key: jax.Array | None, train: bool) -> jax.Array | None:
-    """A key for each example; raise where examples would not be what they are in the batch."""
+def _examples(
+    batch: Any, state: State, key: jax.Array | None, train: bool
+) -> tuple[Any, jax.Array | None]:
+    """The batch and a key for each example; raise where these would not be as in the batch."""
     n = examples_in(batch)
     if train and state:
         raise LayerError("train=False for a net with state",
                          f"train=True and {listed(paths(state))}",
                          "leave train out: batch statistics mix the examples of a batch")
-    return None if key is None else jax.random.split(key, n)
+    return held(batch), None if key is None else jax.random.split(key, n)
 
 
 def _batch_of_one(example: Any) -> Any:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_array, check_count
+from diffprog.arguments import check_array, check_count, held
 from diffprog.diffusion import (
     Predict,
     check_denoiser,
@@ -162,7 +162,7 @@ def _walked(
     """Take all steps: x becomes the sum of image, x, noise and fresh noise by these weights."""
     check_array(x, rank=1, axes="(batch, ...)")
     check_predict(predict)
-    side = {name: value for name, value in side.items() if value is not None}
+    side = held({name: value for name, value in side.items() if value is not None})
     check_denoiser(net)
     if guidance != 1 and null_class is None:
         raise LayerError("a null_class for guidance", "none",

@@ -29,8 +29,8 @@ def elbo(
     ``reconstruction``, the sum of `loss` over all entries of an example, and ``kl``, summed over
     all hidden numbers; ``-(reconstruction + kl)`` bounds the logarithm of p(y) from below.
 
-    The mean over z is that of one draw for each example. Without a key, as in `evaluate`, z is the
-    mean of q, and the loss is no bound.
+    The mean over z is that of one draw for each example, in `evaluate` too, which gives each a key
+    of its own. Called without a key z is the mean of q, and the loss is no bound.
 
     A mask of leading axes of y says which entries are real; an example without any is not.
 
@@ -75,7 +75,9 @@ def elbo(
         return value, (state, {"loss": value, "reconstruction": reconstruction, "kl": kl,
                                "count": total(surprise.shape, real)})
 
-    return objective
+    said: Any = objective
+    said.draws = True
+    return said
 
 
 def gaussian_kl(

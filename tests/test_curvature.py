@@ -181,6 +181,25 @@ def test_fisher_is_the_expected_square_of_the_gradient_and_gauss_newton_of_the_l
     equal(ravel_pytree(whole)[0], ravel_pytree(wanted_whole)[0])
 
 
+@pytest.mark.parametrize("distribution", TARGETS)
+def test_nothing_behind_the_mask_reaches_a_product(distribution):
+    params, forward = small()
+    vector = jax.tree.map(np.cos, params)
+    shown = MASK[..., None]
+
+    def product(filler):
+        return dp.fisher_product(
+            lambda p: forward(p) + jnp.where(shown, 0, filler), params, vector,
+            distribution=distribution, mask=MASK)
+
+    wanted, found = ravel_pytree(product(0.0))[0], ravel_pytree(product(jnp.nan))[0]
+    assert np.isfinite(found).all()
+    equal(found, wanted)
+    loss = lambda p: dp.cross_entropy(  # noqa: E731
+        jnp.where(shown, forward(p), jnp.nan), LABELS, mask=MASK)
+    assert np.isfinite(ravel_pytree(dp.hessian_product(loss, params, vector))[0]).all()
+
+
 def test_conjugate_gradients_take_a_product():
     params, forward = small()
 

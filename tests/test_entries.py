@@ -59,3 +59,53 @@ def test_narrow_numbers_are_widened_and_wide_ones_kept():
     assert wide(jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
     with jax.enable_x64(True):
         assert wide(jnp.ones(2, jnp.float64)).dtype == jnp.float64
+
+
+# Ints of 64 bits, as NumPy makes them: k + 2**32 is not k.
+
+TALL = np.array([1, 2**32 + 1, -(2**32) + 1, 1], np.int64)
+LOGITS = np.log(np.array([[0.2, 0.7, 0.1]] * 4, np.float32))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("labels", [TALL, TALL[:2].repeat(2).astype(np.uint64)], ids=str)
+def test_a_label_beyond_32_bits_is_no_class(labels, wide):
+    with jax.enable_x64(wide):
+        none = labels != 1
+        losses = dp.cross_entropy(LOGITS, labels, reduction="none")
+        assert np.isnan(losses).tolist() == none.tolist()
+        losses, _ = dp.linear_cross_entropy(
+            jnp.ones((4, 2)), jnp.ones((2, 3)), labels, reduction="none")
+        assert np.isnan(losses).tolist() == none.tolist()
+        hits = dp.accuracy(LOGITS, labels, reduction="none")
+        assert hits.tolist() == (~none).tolist()
+        hits = dp.top_k_accuracy(LOGITS, labels, k=2, reduction="none")
+        assert hits.tolist() == (~none).tolist()
+        assert np.isnan(dp.confusion_matrix(LOGITS, labels)).all()
+        losses = dp.ctc(jnp.zeros((4, 3, 3)), labels[:, None], reduction="none")
+        assert np.isnan(losses).tolist() == none.tolist()
+
+
+def test_what_is_ignored_is_no_other_label_modulo_two_to_the_32():
+    for labels in (np.array([1, 2**32 - 100]), np.array([1, 2**32 - 100], np.uint32),
+                   jnp.array([1, 2**32 - 100], jnp.uint32)):
+        assert np.isnan(dp.cross_entropy(LOGITS[:2], labels, ignore=-100))
+
+
+@pytest.mark.parametrize("net", [
+    dp.embedding(3, 2), dp.one_hot(3), dp.serial(dp.embedding(3, 2), dp.linear(2)),
+    dp.ensemble(2, dp.embedding(3, 2))], ids=repr)
+def test_an_id_beyond_32_bits_has_no_row(net):
+    params, _ = net.init(jax.random.key(0), TALL)
+    y = np.asarray(net(params, TALL)).reshape(-1, 4, net.plan(TALL).y.shape[-1])[0]
+    assert np.isnan(y).any(-1).tolist() == (TALL != 1).tolist()
+
+
+def test_positions_and_tokens_beyond_32_bits_are_none():
+    net = dp.learned_positions(4)
+    params, _ = net.init(jax.random.key(0), jnp.ones((1, 2, 3)))
+    y = net(params, jnp.ones((1, 2, 3)), positions=np.array([[1, 2**32 + 1]]))
+    assert np.isnan(y).any(-1).tolist() == [[False, True]]
+    ids = np.array([[1, 2**32 + 1]])
+    x, labels = dp.mask_tokens(jax.random.key(0), ids, vocabulary=3, mask_token=2)
+    assert int(jnp.where(labels == -100, x, labels)[0, 1]) == 2**31 - 1

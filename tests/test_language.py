@@ -123,9 +123,28 @@ def test_a_translation_sees_the_true_beginning():
 
 
 def test_smoothing():
-    loss, _ = measured(dp.next_token(smoothing=0.1), IDS)
+    """The loss is that of smoothed targets; what is said in words is the surprise of the true."""
+    loss, metrics = measured(dp.next_token(smoothing=0.1), IDS)
     logits = scores(IDS[:, :-1])
     np.testing.assert_allclose(loss, dp.cross_entropy(logits, IDS[:, 1:], smoothing=0.1), rtol=1e-6)
+    surprise = surprises(logits, IDS[:, 1:]).mean()
+    np.testing.assert_allclose(metrics["cross_entropy"], surprise, rtol=1e-5)
+    np.testing.assert_allclose(metrics["bits"], surprise / math.log(2), rtol=1e-5)
+    assert abs(metrics["loss"] - surprise) > 1e-3
+
+
+def test_the_perplexity_of_a_net_that_is_trained_with_smoothing():
+    """Logits (4, 0, 0) of the true class: its surprise is log(1 + 2 exp(-4)), whatever is smoothed.
+    """
+    net = dp.embedding(3, 3)
+    state = dp.make_step(net, dp.next_token(smoothing=0.3), optax.sgd(0.1)).init(KEY, IDS % 3)
+    state = state._replace(params={"embedding": 4.0 * jnp.roll(jnp.eye(3), 1, axis=1)})
+    ids = jnp.arange(8).reshape(1, 8) % 3  # each is followed by the next
+    for objective in (dp.next_token(smoothing=0.3), dp.next_token()):
+        found = dp.evaluate(dp.make_step(net, objective, optax.sgd(0.1)), state, [ids])
+        wanted = 1 + 2 * math.exp(-4)
+        assert dp.perplexity(found.get("cross_entropy", found["loss"])) == pytest.approx(wanted)
+        assert 2 ** found["bits"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_averages_over_batches_are_over_tokens():

@@ -25,8 +25,9 @@ FLOORS = {
     "models.*": 4,
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
-        "training", "games", "generation", "beams", "summaries", "costs", "receptive", "checks",
-        "laws", "trials", "derivatives", "curvature", "per_example", "variational", "interop.*",
+        "averages", "training", "evaluation", "fitting", "games", "generation", "beams",
+        "summaries", "costs", "receptive", "checks", "laws", "trials", "derivatives", "curvature",
+        "per_example", "variational", "interop.*",
         "flowcharts", "wirings", "diagrams", "tables", "flows", "diffusion", "samplers"], "tool"),
 }
 
@@ -165,6 +166,7 @@ def f():
 # What has no test file of its own name, and where its tests are.
 TESTED_IN = {
     "arguments": "errors", "guards": "errors",  # what they do is refuse
+    "averages": "evaluation",  # of which they are made
     "checks": "laws",  # `check` is the loop over the laws
     "trials": "laws",  # what they try
     "children": "program",  # they are seen by a program's function alone

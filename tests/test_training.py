@@ -1,4 +1,4 @@
-"""A training step is a pure pair; evaluation and prediction."""
+"""A training step is a pure pair."""
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,33 @@ def test_the_statistics_of_batch_norm_are_threaded():
     assert "norm" in state.params and set(state.state) == {"norm"}
 
 
+def distance(net, params, state, batch, *, key, train):
+    loss = jnp.abs(params["z"] - (2 - 3j)) ** 2
+    return loss.sum(), (state, {"loss": loss.sum()})
+
+
+COMPLEX = dp.stateless(
+    lambda key, x: {"z": jnp.zeros(1, jnp.complex64)}, lambda params, x: x, name="point")
+
+
+@pytest.mark.parametrize("game", [False, True])
+def test_a_complex_parameter_goes_down(game):
+    """By hand: z moves by -0.1 * 2 * (z - c), so that what is left shrinks to 0.8 of itself."""
+    if game:
+        play = lambda net, params, *given, **how: distance(net, params["z"], *given, **how)  # noqa: E731
+        step = dp.make_game(dp.serial(z=COMPLEX), {"z": dp.Player(play, optax.sgd(0.1), 2)})
+        state = step.init(KEY, jnp.ones(2))
+        state, _ = step.apply(state, jnp.ones(2))
+        params = state.params["z"]
+    else:
+        step = dp.make_step(COMPLEX, distance, optax.sgd(0.1))
+        state = step.init(KEY, jnp.ones(2))
+        for _ in range(2):
+            state, _ = step.apply(state, jnp.ones(2))
+        params = state.params
+    np.testing.assert_allclose(params["z"], (1 - 0.8**2) * (2 - 3j), rtol=1e-5)
+
+
 def test_a_state_that_changes_its_structure_is_refused():
     def apply(params, state, x, *, key=None, train=False):
         return x, {**state, "more": jnp.ones(())}
@@ -128,109 +155,3 @@ def test_a_state_that_changes_its_structure_is_refused():
     step = sgd(dp.serial(NET, grows))
     with pytest.raises(dp.LayerError, match="one structure"):
         step.apply(step.init(KEY, x), (x, y))
-
-
-# evaluate and predict
-
-
-def test_evaluate_weighs_uneven_batches():
-    x, y = examples(11)
-    step = sgd(donate=False)
-    state, _ = step.apply(step.init(KEY, x), (x, y))
-    logits = NET(state.params, jnp.asarray(x))
-    wanted = {"loss": float(dp.cross_entropy(logits, jnp.asarray(y))),
-              "accuracy": float(dp.accuracy(logits, jnp.asarray(y)))}
-    assert 0 < wanted["accuracy"] < 1
-    found = dp.evaluate(step, state, dp.batches((x, y), 4))
-    assert found == pytest.approx(wanted, rel=1e-5)
-    assert all(type(value) is float for value in found.values())
-
-
-def test_evaluate_leaves_masked_entries_out():
-    x, y = examples(11)
-    step = sgd(donate=False)
-    state = step.init(KEY, x)
-    mask = np.arange(11) % 3 != 0
-    data = {"x": np.where(mask[:, None], x, np.nan), "y": y, "mask": mask}
-    wanted = dp.evaluate(step, state, [(x[mask], y[mask])])
-    assert dp.evaluate(step, state, dp.batches(data, 4)) == pytest.approx(wanted, rel=1e-5)
-    fully = {**data, "mask": np.zeros(11, bool)}  # a batch with nothing real weighs nothing
-    assert dp.evaluate(step, state, [data, fully]) == pytest.approx(wanted, rel=1e-5)
-
-
-def test_evaluate_weighs_each_metric_by_its_own_count():
-    def objective(net, params, state, batch, *, key, train):
-        return batch["loss"], (state, dict(batch))
-
-    step = dp.make_step(NET, objective, optax.sgd(0.1))
-    state = step.init(KEY, examples()[0])
-    one = {"loss": 1.0, "share": 0.0, "plain": 2.0, "count": 3.0, "count/loss": 0.5}
-    two = {"loss": 4.0, "share": 1.0, "plain": 2.0, "count": 1.0, "count/loss": 1.0}
-    found = dp.evaluate(step, state, [one, two])
-    assert found == pytest.approx({"loss": 3.0, "share": 0.25, "plain": 2.0})
-    for part in (one, two):
-        del part["count"]
-    assert dp.evaluate(step, state, [one, two])["share"] == pytest.approx(0.5)
-
-
-def test_evaluate_wants_a_batch():
-    x, y = examples()
-    step = sgd()
-    state = step.init(KEY, x)
-    spent = iter([(x, y)])
-    dp.evaluate(step, state, spent)
-    for data in (spent, []):
-        with pytest.raises(dp.LayerError, match="at least one batch"):
-            dp.evaluate(step, state, data)
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 7])
-def test_predict_equals_apply(length):
-    x, _ = examples(7)
-    params, _ = NOISY.init(KEY, x)
-    state = {"batch_norm_0": {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}}
-    wanted = NOISY(params, jnp.asarray(x[:length]), state=state)
-    got = dp.predict(NOISY, params, x[:length], state=state, batch_size=3)
-    assert got.shape == (length, 3)
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_predict_of_no_examples_gives_none():
-    params, _ = NET.init(KEY, jnp.ones((1, 4)))
-    assert dp.predict(NET, params, jnp.ones((0, 4))).shape == (0, 3)
-
-
-def test_predict_takes_side_inputs_and_pytrees():
-    @dp.program(head=NET)
-    def net(layers, x, *, shift=None):
-        y = layers.head(x["a"] * x["b"])
-        return {"y": y if shift is None else y + shift, "n": x["b"]}
-
-    x = {"a": examples(5)[0], "b": np.arange(5.0, dtype=np.float32)[:, None]}
-    shift = np.arange(5.0, dtype=np.float32)[:, None]
-    params, _ = net.init(KEY, x)
-    for side in ({}, {"shift": None}, {"shift": shift}):
-        got = dp.predict(net, params, x, batch_size=2, **side)
-        wanted = net(params, x, **side)
-        for name in ("y", "n"):
-            np.testing.assert_allclose(got[name], wanted[name], rtol=1e-5, atol=1e-6)
-
-
-def test_predict_compiles_one_program():
-    traced = []
-
-    def forward(params, x):
-        traced.append(x.shape)
-        return 2 * x
-
-    net = dp.stateless(None, forward)
-    for _ in range(2):
-        dp.predict(net, {}, jnp.ones((7, 2)), batch_size=3)
-        dp.predict(net, {}, jnp.ones((8, 2)), batch_size=3)
-    assert set(traced) == {(3, 2)} and len(traced) <= 2  # once to plan, once to compile
-
-
-def test_predict_wants_a_positive_batch_size():
-    params, _ = NET.init(KEY, jnp.ones((1, 4)))
-    with pytest.raises(dp.LayerError, match="batch_size"):
-        dp.predict(NET, params, jnp.ones((2, 4)), batch_size=0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_array, check_count, check_features
+from diffprog.arguments import as_int32, check_array, check_count, check_features
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer, stateless
@@ -108,14 +108,6 @@ def rows(table: jax.Array, ids: jax.Array) -> jax.Array:
     """``table[ids]``, with rows of NaN for ids that are not in [0, len(table))."""
     ids = as_int32(ids)
     return table.at[ids].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False)
-
-
-def as_int32(ids: jax.Array) -> jax.Array:
-    """Ints as int32; those that are too large become the largest there, not another number."""
-    kind, least, most = jnp.iinfo(ids.dtype), -(2**31), 2**31 - 1
-    if kind.min < least or kind.max > most:
-        ids = jnp.clip(ids, max(kind.min, least), min(kind.max, most))
-    return ids.astype(jnp.int32)
 
 
 def _check_ids(x: Any) -> None:

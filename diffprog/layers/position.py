@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_array, check_count
+from diffprog.arguments import as_int32, check_array, check_count
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
-from diffprog.layers.embedding import as_int32, rows
+from diffprog.layers.embedding import rows
 from diffprog.layers.rotary import angles, check_base, frequencies
 from diffprog.masks import NONE, over_steps, real_before
 from diffprog.notation import show

@@ -34,6 +34,15 @@ def scoring_errors(net, params, state, batch, *, key, train):
     return params["bias"].sum(), (state, {"error": params["bias"].sum()})
 
 
+def comparing(net, params, state, batch, *, key, train):
+    return params["bias"].sum(), (state, {"loss": params["bias"].sum()})
+
+
+comparing.across_examples = True
+COMPARING = dp.make_step(NET, comparing, optax.sgd(0.1))
+FLAT = dp.serial(NET, jnp.ravel)
+
+
 def patient(step, **options):
     return lambda: train(step, DATA, 1, patience=2, **options)
 
@@ -151,6 +160,15 @@ EXAMPLES = {
         lambda: dp.make_step(NET, dp.classification, optax.sgd(0.1)),
     "wants a TrainState, got {}; pass fit.state, or what step.init gives":
         lambda: dp.evaluate(sgd(), {}, DATA),
+    "wants batches of one size, 5, for an objective across examples, got one of 2; leave the last "
+    "examples out, or choose a batch_size that divides them":
+        lambda: dp.evaluate(COMPARING, state(COMPARING), dp.batches(DATA[0], 5)),
+    "wants arrays of one length along the first axis, got (float32[12,4], int32[3]); give each an "
+    "axis of examples":
+        lambda: dp.predict(NET, params(NET, XS), (XS, YS[:3])),
+    "wants outputs with an axis of the 5 examples, got float32[15]; keep examples apart from other "
+    "axes":
+        lambda: dp.predict(FLAT, params(FLAT, XS), XS, batch_size=5),
     # Games.
     "wants at least one player, got none; name a child of the net and its Player":
         lambda: dp.make_game(GAME, {}),

@@ -1,0 +1,160 @@
+"""A net at rest on any number of examples: its metrics, and its outputs.
+
+The first axis of all that is given is that of examples, and neither depends on how it is cut.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.arguments import check_count, held
+from diffprog.averages import averages, examples
+from diffprog.errors import LayerError
+from diffprog.layer import Layer
+from diffprog.notation import show
+from diffprog.plans import Params, State, grown, spec
+from diffprog.training import Step, TrainState
+
+__all__ = ["evaluate", "predict"]
+
+
+def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, float]:
+    """The metrics of the objective at rest, averaged over all entries of all batches.
+
+    They do not depend on how the data is cut into batches: each weighs with what it is a mean over,
+    or with its examples, if the objective does not count; and what is drawn is drawn for each
+    example by its number in the data, alike in every call.
+
+    Args:
+        step: what `make_step` gives.
+        state: what `fit` or ``step.init`` gives.
+        data: batches, gone through once. Of NumPy ints too large for JAX's see `fit`.
+
+    Raises:
+        LayerError: there is no batch; `state` is none of training; batches of unlike sizes for an
+            objective across examples, which would compare an example with fewer others.
+
+    Example:
+        >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
+        >>> x, y = jnp.ones((5, 4)), jnp.zeros(5, jnp.int32)
+        >>> state = step.init(jax.random.key(0), x)
+        >>> sorted(dp.evaluate(step, state, dp.batches((x, y), 2)))
+        ['accuracy', 'loss']
+    """
+    if not isinstance(state, TrainState):
+        raise LayerError("a TrainState", show(state), "pass fit.state, or what step.init gives")
+    metrics, first, size = [], 0, 0
+    for batch in data:
+        count = examples(batch)
+        size = size or count
+        if step.across_examples and count != size:
+            raise LayerError(f"batches of one size, {size}, for an objective across examples",
+                             f"one of {count}", "leave the last examples out, or choose a "
+                             "batch_size that divides them")
+        metrics.append(step.evaluate(state, held(batch), first))
+        first += count
+    if not metrics:
+        raise LayerError("at least one batch", "none",
+                         "pass an iterable that can be begun anew, such as batches(...)")
+    return step.combine(averages(metrics))
+
+
+def predict(
+    net: Layer, params: Params, x: Any, *, state: State | None = None, batch_size: int = 256,
+    **side: Any,
+) -> Any:
+    """The output of a net at rest on any number of examples, `batch_size` at a time.
+
+    The last part is filled up with copies of its last example, so that one program is compiled.
+    Outputs are joined along their axis of examples, wherever it is; what has none is that of the
+    first part.
+
+    Args:
+        net: any layer.
+        params, state: of the net.
+        x: a pytree of arrays with one first axis of examples.
+        batch_size: examples at a time; positive.
+        side: side inputs, with that first axis too, or without: these hold for all examples.
+
+    Raises:
+        LayerError: as the net does; x has no axis of examples, or an output one of another length.
+
+    Example:
+        >>> net = dp.linear(3)
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> dp.predict(net, params, jnp.ones((1000, 4)), batch_size=64).shape
+        (1000, 3)
+    """
+    check_count("batch_size", batch_size)
+    x, side = held((x, {name: value for name, value in side.items() if value is not None}))
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+    if len(lengths) != 1 or lengths == {()}:
+        raise LayerError("arrays of one length along the first axis", show(x),
+                         "give each an axis of examples")
+    ((length,),) = lengths
+    apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept
+    if length <= batch_size:
+        return apply(params, state or {}, x, **side)[0]
+
+    def cut(a: Any, start: int) -> Any:
+        part = a[start : start + batch_size]
+        missing = batch_size - len(part)
+        return jnp.concatenate([part, *[part[-1:]] * missing]) if missing else part
+
+    axes, own = _examples_found(net, x, side, length, batch_size)
+    outputs = []
+    for start in range(0, length, batch_size):
+        part = jax.tree.map(functools.partial(cut, start=start), (x, {n: side[n] for n in own}))
+        outputs.append(apply(params, state or {}, part[0], **side | part[1])[0])
+
+    def join(axis: int, *parts: Any) -> Any:
+        if axis < 0:
+            return parts[0]
+        return jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, length, axis=axis)
+
+    return jax.tree.map(join, axes, *outputs)
+
+
+def _examples_found(
+    net: Layer, x: Any, side: dict[str, Any], length: int, size: int
+) -> tuple[Any, list[str]]:
+    """The axis of examples of each output, -1 if it has none; and which side inputs are of them.
+
+    Known by planning for a part of the examples, and for one example more. A side input whose first
+    axis is as long as that of x may hold for all examples all the same: then the net takes no
+    other one.
+    """
+    given = spec((x, side))
+
+    def planned(own: list[str], count: int) -> Any:
+        """The outputs on `count` examples, if the side inputs `own` are of examples."""
+        def part(a: Any) -> Any:
+            return jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype)
+
+        part_of_side = {n: jax.tree.map(part, given[1][n]) for n in own}
+        return net.plan(jax.tree.map(part, given[0]), **given[1] | part_of_side).y
+
+    alike = [name for name, value in side.items()
+             if all(jnp.shape(leaf)[:1] == (length,) for leaf in jax.tree.leaves(value))]
+    errors = []
+    for kept in itertools.chain.from_iterable(
+            itertools.combinations(alike, n) for n in range(len(alike) + 1)):
+        own = [name for name in alike if name not in kept]
+        try:
+            less, more = planned(own, size), planned(own, size + 1)
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+            continue
+        axes = jax.tree.map(grown, less, more)
+        for axis, a in zip(jax.tree.leaves(axes), jax.tree.leaves(less), strict=True):
+            if axis >= 0 and a.shape[axis] != size:
+                raise LayerError(f"outputs with an axis of the {size} examples", show(less),
+                                 "keep examples apart from other axes")
+        return axes, own
+    raise errors[0]
