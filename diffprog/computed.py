@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from diffprog.dtypes import cast
 from diffprog.errors import LayerError
 from diffprog.notation import listed, show
 from diffprog.parameters import fold
@@ -219,8 +220,8 @@ def reader(
     children: Mapping[str, Layer], params: Params, state: State, train: bool = False
 ) -> Callable[[str], Params]:
     """What reads the plain parameters of a child by its name."""
-    return lambda name: plain(
-        children[name], params.get(name, {}), state.get(name, {}), train)[0]
+    return lambda name: cast(plain(
+        children[name], params.get(name, {}), state.get(name, {}), train)[0], children[name].dtype)
 
 
 def stacks_at(layer: Layer, path: str) -> int:

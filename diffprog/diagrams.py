@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 
 from diffprog.arguments import check_count
+from diffprog.dtypes import cast
 from diffprog.flowcharts import Box, Flowchart, Node, Place
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import clip, show
 from diffprog.plans import spec
-from diffprog.transforms.mixed import cast
 from diffprog.wirings import Step, Value, Wiring, wiring
 
 __all__ = ["diagram"]

@@ -42,6 +42,13 @@ def described(layer: Layer, function: Callable[..., Layer], settings: Mapping[st
     return dataclasses.replace(layer, name=name, factory=made_by, settings=settings)
 
 
+def around(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
+    """The fields by which a wrapper is made again: `again` wraps a layer as this one was wrapped.
+    """
+    return {"rebuild": lambda children: again(rebuilt(layer, children)),
+            "within": lambda f: again(f(layer))}
+
+
 def rebuilt(layer: Layer, children: Mapping[str, Layer]) -> Layer:
     """The layer with other children; a leaf has none and stays as it is."""
     return layer.rebuild(children) if layer.rebuild else layer

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.arguments import held
-from diffprog.factories import rebuilt
+from diffprog.factories import around, rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import clip
 from diffprog.objectives import Objective
@@ -165,7 +165,7 @@ def _marked(layer: Layer, note: Callable[[], Any]) -> Layer:
 
     return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner, bare=False,
-        rebuild=lambda children: _marked(rebuilt(layer, children), note))
+        **around(layer, lambda layer: _marked(layer, note)))
 
 
 @jax.custom_vjp

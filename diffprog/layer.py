@@ -47,6 +47,11 @@ class Layer:
         computed: what `reparam` did to its trees, the outermost first; wrappers hand it on.
         stacks: how many leading axes its trees have for copies of what it wraps.
         choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
+        casts: does it cast parameters where it uses them? Then `mixed` hands them to it as they
+            are stored; to others it hands them in its dtype.
+        within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for what
+            hands parameters on as they come. It is dropped where `apply` is replaced.
+        dtype: in which a program that reads this child's parameters sees them; None is as stored.
         factory: the function whose call `repr` shows.
 
     Example:
@@ -71,6 +76,9 @@ class Layer:
     computed: tuple[Computed, ...] = ()
     stacks: int = 0
     choice: Callable[[Any, dict[str, Any]], str] | None = None
+    casts: bool = False
+    within: Callable[[Callable[[Layer], Layer]], Layer] | None = None
+    dtype: Any = None
     factory: Callable[..., Layer] | None = None
     _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)
     _known: dict[str, Any] = dataclasses.field(init=False, default_factory=dict)
@@ -86,6 +94,7 @@ class Layer:
             "apply": guards.guarded_apply(self, apply),
             "start": start and guards.guarded_start(self, start),
             "_planned": guards.guarded_plan(self, self.planner, init, apply),
+            "within": guards.said_of(apply, self.within),
         }
         vars(self).update(checked)  # the fields are frozen from here on
 
@@ -131,7 +140,7 @@ class Layer:
 
 def stateless(
     init: Callable[[jax.Array, Any], Params] | None, forward: Callable[..., Any], *,
-    name: str | None = None,
+    name: str | None = None, casts: bool = False,
 ) -> Layer:
     """The short form of authors: ``y = forward(params, x)`` with ``params = init(key, x)``.
 
@@ -139,6 +148,7 @@ def stateless(
         init: ``(key, x) -> params``, where x has shapes and dtypes alone; None for no parameters.
         forward: ``(params, x) -> y``; its keyword-only arguments are the side inputs it takes.
         name: the kind; the name of `forward` if not given.
+        casts: does `forward` cast parameters to the dtype of x itself? See `mixed`.
 
     Example:
         >>> def forward(params, x):
@@ -155,7 +165,7 @@ def stateless(
             forward(params, x, **side), state),
         name=name or forward.__name__.strip("<>_"),
         bare=init is None,
-        side=frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
+        side=frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY), casts=casts,
     )
 
 

@@ -156,12 +156,14 @@ def wire(
         return new
 
     inside = children.values()
+    rebuild = rebuild or (lambda new: wire(function, new, named))
     return Layer(
         init, apply, start if any(child.start for child in inside) else None, children,
-        rebuild or (lambda new: wire(function, new, named)),
+        rebuild,
         name=name or function.__name__.strip("<>_"),
         bare=all(child.bare for child in inside), random=any(child.random for child in inside),
         side=side, kept=frozenset().union(*(child.kept for child in inside)), planner=planner,
+        within=lambda f: rebuild({name: f(child) for name, child in children.items()}),
     )
 
 

@@ -14,13 +14,13 @@ import jax
 
 from diffprog import tree
 from diffprog.costs import flops
+from diffprog.dtypes import cast
 from diffprog.factories import rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import blank, spec
 from diffprog.receptive import Field, Ways, behind, is_window, repeated
 from diffprog.tables import table
-from diffprog.transforms.mixed import cast
 
 __all__ = ["summary"]
 

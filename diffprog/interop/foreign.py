@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_names
+from diffprog.dtypes import cast
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import show
 from diffprog.plans import Params, State, blank, remember
-from diffprog.transforms.mixed import cast
 
 Names = Callable[[Any], tuple[str, ...]]  # of one leaf, from its path as jax.tree_util gives it
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_leaves
+from diffprog.dtypes import along
 from diffprog.factories import described, factory
 from diffprog.layer import Layer, stateless
 from diffprog.layers.linear import linear
@@ -100,9 +101,9 @@ def prelu(*, shared: bool = False, scale_init: Initializer = _QUARTER) -> Layer:
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., channels)")
         check_leaves(params, 1 if shared else x.shape[-1])
-        return jnp.where(x > 0, x, params["scale"].astype(x.dtype) * x)
+        return jnp.where(x > 0, x, along(params["scale"], x) * x)
 
-    return stateless(init, forward, name="prelu")
+    return stateless(init, forward, name="prelu", casts=True)
 
 
 @factory

@@ -125,4 +125,4 @@ def batch_norm(
         return cleared(y, mask), jax.tree.map(move, state, batch)
 
     # It has no start: at rest no position sees another, so that it streams as it is.
-    return Layer(init, apply, side=frozenset({"mask"}))
+    return Layer(init, apply, side=frozenset({"mask"}), casts=True)

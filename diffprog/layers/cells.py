@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_leaves
+from diffprog.dtypes import along
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -170,7 +171,7 @@ def gru(
         held_r, held_z, held_n = jnp.split(held, 3, axis=-1)
         if "bias" in params["hidden"]:
             check_leaves({"bias": params["hidden"]["bias"]}, features)
-            held_n = held_n + params["hidden"]["bias"].astype(held_n.dtype)
+            held_n = held_n + along(params["hidden"]["bias"], held_n)
         z = jax.nn.sigmoid(z + held_z)
         n = jnp.tanh(n + jax.nn.sigmoid(r + held_r) * held_n)
         return {"hidden": (1 - z) * n + z * carry["hidden"]}
@@ -233,7 +234,7 @@ def _cell(
     def start(params: Params, state: State, x: jax.Array, *, length: int) -> State:
         return zeros(x)
 
-    return Layer(init, apply, start)
+    return Layer(init, apply, start, casts=True)
 
 
 def _check_carry(state: State, names: list[str], shape: tuple[int, ...]) -> None:

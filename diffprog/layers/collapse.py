@@ -79,7 +79,8 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
         check_leaves(params, 1)
         return _attended(params["kernel"], x, real), state
 
-    return Layer(init, apply, cannot_stream, bare=not learned, side=frozenset({"mask"}))
+    return Layer(init, apply, cannot_stream, bare=not learned, side=frozenset({"mask"}),
+                 casts=True)
 
 
 def _first(x: jax.Array, real: jax.Array | None) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_leaves
+from diffprog.dtypes import along
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -235,7 +236,7 @@ def conv_transpose(
             raise LayerError("padding that leaves something of the output", show(x), "pad less")
         return forward(params, cleared(x, mask), cut), state
 
-    return Layer(init, apply, cannot_stream, side=takes_mask(dims))
+    return Layer(init, apply, cannot_stream, side=takes_mask(dims), casts=True)
 
 
 # XLA on CPU reads other memory where a padding is negative. Each derivative of a convolution is
@@ -297,7 +298,7 @@ def _with_kernel(
         check_leaves(params, features)
         kernel = params["kernel"].astype(x.dtype)
         y = on_images(lambda x: convolve(x, kernel, groups, margin), dims, x)
-        return y + params["bias"].astype(x.dtype) if bias else y
+        return y + along(params["bias"], y) if bias else y
 
     return init, forward
 
@@ -355,4 +356,5 @@ def _sliding(
     def start(params: Params, state: State, x: jax.Array, **_: Any) -> State:
         return {"past": jnp.zeros((*x.shape[:-2], before, x.shape[-1]), x.dtype)}
 
-    return Layer(init, apply, start if causal else cannot_stream, side=takes_mask(dims))
+    return Layer(init, apply, start if causal else cannot_stream, side=takes_mask(dims),
+                 casts=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.arguments import as_int32, check_array, check_count, check_features
+from diffprog.dtypes import along
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer, stateless
@@ -70,7 +71,7 @@ def embedding(
                              "pass what init gave")
         return rows(params["embedding"], x)
 
-    return stateless(init, forward, name="embedding")
+    return stateless(init, forward, name="embedding", casts=True)
 
 
 def attend(params: Params, x: jax.Array) -> jax.Array:
@@ -128,10 +129,10 @@ def leading_token() -> Layer:
     """
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
-        token = params["embedding"].astype(x.dtype)
+        token = along(params["embedding"], x[..., :1, :])
         return jnp.concatenate(
-            [jnp.broadcast_to(token, (*x.shape[:-2], *token.shape)), x], axis=-2)
+            [jnp.broadcast_to(token, (*x.shape[:-2], 1, x.shape[-1])), x], axis=-2)
 
     return stateless(
         lambda key, x: {"embedding": parameter(key, "embedding", "zeros", (1, x.shape[-1]), x)},
-        forward, name="token")
+        forward, name="token", casts=True)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_features, check_leaves
+from diffprog.dtypes import along
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer, stateless
@@ -58,7 +59,7 @@ def linear(
         check_array(x, rank=1, axes="(..., features)")  # integers would round the kernel to zeros
         return affine(params, x, features)
 
-    return stateless(init, forward, name="linear")
+    return stateless(init, forward, name="linear", casts=True)
 
 
 def affine(params: Params, x: jax.Array, features: int) -> jax.Array:
@@ -70,7 +71,7 @@ def affine(params: Params, x: jax.Array, features: int) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x  # XLA's gradient is faster on a matrix
     y = rows @ params["kernel"].astype(x.dtype)
     if "bias" in params:
-        y = y + params["bias"].astype(x.dtype)
+        y = y + along(params["bias"], y)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -121,9 +122,9 @@ def bilinear(
         for part, size in zip((a, b), params["kernel"].shape, strict=False):
             check_features(size, part)
         y = jnp.einsum("...i,ijk,...j->...k", a, params["kernel"].astype(a.dtype), b)
-        return y + params["bias"].astype(a.dtype) if bias else y
+        return y + along(params["bias"], y) if bias else y
 
-    return stateless(init, forward, name="bilinear")
+    return stateless(init, forward, name="bilinear", casts=True)
 
 
 def _pair(x: Any) -> Any:
@@ -142,4 +143,4 @@ def _pair(x: Any) -> Any:
 def shift() -> Layer:
     """A bias alone: ``y = x + b``."""
     return stateless(lambda key, x: {"bias": parameter(key, "bias", "zeros", x.shape[-1:], x)},
-                     lambda params, x: x + params["bias"].astype(x.dtype), name="bias")
+                     lambda params, x: x + along(params["bias"], x), name="bias", casts=True)

@@ -65,7 +65,7 @@ class Multihead:
         return Layer(
             self.init, self.apply, self.start, random=self.dropout > 0,
             side=side | {"positions"} if self.rotary else side, kept=side & _OF_MEMORY,
-            choice=self.choice,
+            choice=self.choice, casts=True,
         )
 
     def _check(self) -> None:

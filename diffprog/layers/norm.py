@@ -78,7 +78,7 @@ def layer_norm(
         y = standardized(x.astype(parameter_dtype(x)), eps)
         return scale_and_shift(params, y).astype(x.dtype)
 
-    return stateless(init, forward, name="layer_norm")
+    return stateless(init, forward, name="layer_norm", casts=True)
 
 
 @factory
@@ -122,7 +122,7 @@ def rms_norm(
         wide = x.astype(parameter_dtype(x))
         return normalized(params, wide, mean_square(wide, -1), eps).astype(x.dtype)
 
-    return stateless(init, forward, name="rms_norm")
+    return stateless(init, forward, name="rms_norm", casts=True)
 
 
 @factory
@@ -234,4 +234,4 @@ def _grouped(
         y = normalized(jax.tree.map(split, params), centered, var, eps)
         return cleared(y.reshape(x.shape).astype(x.dtype), mask), state
 
-    return Layer(init, apply, cannot_stream if dims else None, side=takes_mask(dims))
+    return Layer(init, apply, cannot_stream if dims else None, side=takes_mask(dims), casts=True)

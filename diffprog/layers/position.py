@@ -187,7 +187,7 @@ def _added(
             _check_length(length, longest)
         return {"next": jnp.zeros(x.shape[:-2], jnp.int32)}
 
-    return Layer(begin, apply, start, side=frozenset({"mask", "positions"}))
+    return Layer(begin, apply, start, side=frozenset({"mask", "positions"}), casts=True)
 
 
 def _check_length(time: int, length: int) -> None:

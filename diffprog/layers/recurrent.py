@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from diffprog import tree
 from diffprog.arguments import check_array, check_count
+from diffprog.dtypes import outside
 from diffprog.errors import LayerError
-from diffprog.factories import described, factory, rebuilt
+from diffprog.factories import around, described, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.masks import cleared, widened
 from diffprog.merging import concatenate
@@ -148,9 +149,11 @@ def recurrent(
         axes = None if real is None else batch_axes(spec(x), known)
         x = jax.tree.map(lambda a: cleared(a, real, reach=2), x)
         carry = state or begun(params, _one_step(x), side, max(time, 1))
+        held, inside = outside((params, side))  # what all steps read
 
         def step(carry: State, at: Any) -> tuple[State, Any]:
             x, real, count = at
+            params, side = inside(held)
             y, new = cell.apply(
                 params, carry, x, key=key_of_copy(key, count), train=train, **side)
             if real is None:
@@ -178,7 +181,7 @@ def recurrent(
 
     return Layer(
         init, apply, cell.start and start, cell.children,
-        lambda children: recurrent(rebuilt(cell, children), reverse=reverse, unroll=unroll),
+        **around(cell, lambda cell: recurrent(cell, reverse=reverse, unroll=unroll)),
         name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | {"mask"},
         kept=cell.kept, planner=planner, computed=cell.computed, stacks=cell.stacks,
     )

@@ -113,4 +113,4 @@ def one_hot(classes: int) -> Layer:
         hot = x[..., None].astype(labels.dtype) == labels
         return jnp.where(hot.any(-1, keepdims=True), hot.astype(parameter_dtype(x)), jnp.nan)
 
-    return stateless(None, forward, name="one_hot")
+    return stateless(None, forward, name="one_hot", casts=True)

@@ -90,7 +90,7 @@ def ffn(
         kept, _ = drop.apply({}, {}, bent, key=key, train=train)
         return affine(params["down"], kept, x.shape[-1]).reshape(x.shape), state
 
-    return Layer(init, apply, random=dropout > 0)
+    return Layer(init, apply, random=dropout > 0, casts=True)
 
 
 @factory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffprog.arguments import check_count
-from diffprog.factories import factory, rebuilt
+from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
 from diffprog.transforms.stacking import side_by_side
 
@@ -37,5 +37,4 @@ def ensemble(n: int, layer: Any) -> Layer:
     """
     check_count("n", n)
     layer = as_layer(layer)
-    return side_by_side(
-        n, layer, lambda y: y, lambda children: ensemble(n, rebuilt(layer, children)))
+    return side_by_side(n, layer, lambda y: y, lambda layer: ensemble(n, layer))

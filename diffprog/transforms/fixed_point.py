@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffprog import tree
 from diffprog.arguments import check_array, check_count
 from diffprog.errors import LayerError
-from diffprog.factories import factory, rebuilt
+from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, remember, spec
@@ -110,8 +110,7 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
 
     return Layer(
         init, apply, layer.start and start, layer.children,
-        lambda children: fixed_point(
-            rebuilt(layer, children), tolerance=tolerance, steps=steps),
+        **around(layer, lambda layer: fixed_point(layer, tolerance=tolerance, steps=steps)),
         name="fixed_point",
         bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
         computed=layer.computed, stacks=layer.stacks,

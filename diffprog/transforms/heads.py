@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count
-from diffprog.factories import factory, rebuilt
+from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
 from diffprog.transforms.stacking import side_by_side
 
@@ -49,4 +49,4 @@ def heads(n: int, layer: Any) -> Layer:
         y = jnp.moveaxis(y, 0, -2)
         return y.reshape(*y.shape[:-2], -1)
 
-    return side_by_side(n, layer, join, lambda children: heads(n, rebuilt(layer, children)))
+    return side_by_side(n, layer, join, lambda layer: heads(n, layer))

@@ -207,6 +207,7 @@ def hyper(target: Any, generator: Any, *, kernel_init: Initializer = _SMALL) -> 
     mine = {"condition"} | generator.side
     return Layer(
         init, apply, start, children, lambda new: hyper(**new, kernel_init=kernel_init),
+        within=lambda f: hyper(f(target), f(generator), kernel_init=kernel_init),
         name="hyper", random=generator.random or target.random,
         side=frozenset(mine | target.side),
         kept=frozenset(mine - target.side | target.kept), planner=planner,
@@ -257,7 +258,10 @@ def _check_maps(planned: Params, given: Params) -> None:
 
 
 def _written(z: jax.Array, maps: Params, shape: tuple[int, ...]) -> jax.Array:
-    """``z @ kernel + bias`` as a leaf, or one for each row of z, in the dtype of the kernel."""
-    kernel = maps["kernel"]
-    leaf = z.astype(kernel.dtype) @ kernel.reshape(z.shape[-1], -1)
+    """``z @ kernel + bias`` as a leaf, or one for each row of z, in the dtype of the kernel.
+
+    The product is in that of z; the target casts the leaf where it uses it.
+    """
+    kernel = maps["kernel"].reshape(z.shape[-1], -1)
+    leaf = (z @ kernel.astype(z.dtype)).astype(kernel.dtype)
     return leaf.reshape(*z.shape[:-1], *shape) + maps["bias"]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError
-from diffprog.factories import factory, rebuilt
+from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.plans import Params, Plan, State, difference, spec
 
@@ -87,7 +87,7 @@ def linearize(layer: Any) -> Layer:
 
     return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        rebuild=lambda children: linearize(rebuilt(layer, children)),
+        **around(layer, linearize),
     )
 
 

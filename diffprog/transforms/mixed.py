@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.dtypes import cast, is_float
 from diffprog.errors import LayerError
 from diffprog.factories import factory, rebuilt
 from diffprog.layer import Layer, as_layer
@@ -47,30 +48,68 @@ def mixed(layer: Any, dtype: Any) -> Layer:
     layer = as_layer(layer)
     if not _floating(dtype):
         raise LayerError("a floating-point dtype", code(dtype), "pass jnp.bfloat16, for example")
+    inner = _narrowed(layer, dtype)
 
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         stored = layer.plan(x, **side)
         narrow, beside = jax.eval_shape(lambda inputs: cast(inputs, dtype), (x, side))
-        computed = layer.plan(narrow, **beside)
+        computed = inner.plan(narrow, **beside)
         y = jax.eval_shape(lambda y: cast(y, _dtype_of(x)), computed.y)
         return Plan(stored.params, stored.state, y, computed.calls)
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        params, inputs, side = cast((params, x, side), dtype)
-        y, new = layer.apply(params, state, inputs, key=key, train=train, **side)
+        inputs, side = cast((x, side), dtype)
+        y, new = inner.apply(params, state, inputs, key=key, train=train, **side)
         new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
         return cast(y, _dtype_of(x)), new
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        params, x, side = cast((params, x, side), dtype)
-        return layer.start(params, state, x, length=length, **side)
+        x, side = cast((x, side), dtype)
+        return inner.start(params, state, x, length=length, **side)
 
-    return dataclasses.replace(
+    whole = dataclasses.replace(
         layer, apply=apply, start=layer.start and start, planner=planner,
         rebuild=lambda children: mixed(rebuilt(layer, children), dtype),
+        within=lambda f: whole,  # in another `mixed` it keeps to its own dtype
     )
+    return whole
+
+
+def _narrowed(layer: Layer, dtype: Any) -> Layer:
+    """The layer, given parameters as they are stored, whose leaves compute in `dtype`."""
+    if layer.within:
+        made = layer.within(lambda part: _narrowed(part, dtype))
+    elif layer.bare and not layer.casts:
+        made = layer  # a function, or what has nothing to cast
+    else:
+        made = _leaf(layer, dtype)
+    again = made.rebuild
+    return dataclasses.replace(made, dtype=dtype, rebuild=again and (
+        lambda children: dataclasses.replace(again(children), dtype=dtype)))
+
+
+def _leaf(layer: Layer, dtype: Any) -> Layer:
+    """A layer that is handed its parameters in `dtype`; one that casts them itself, as they are.
+
+    What such a one makes of integers, as `embedding` does, is cast behind it.
+    """
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        own = params if layer.casts else cast(params, dtype)
+        y, new = layer.apply(own, state, x, key=key, train=train, **side)
+        return cast(y, dtype) if layer.casts else y, new
+
+    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        own = params if layer.casts else cast(params, dtype)
+        return layer.start(own, state, x, length=length, **side)
+
+    again = layer.rebuild
+    return dataclasses.replace(
+        layer, apply=apply, start=layer.start and start, planner=None,
+        rebuild=again and (lambda children: _leaf(again(children), dtype)))
 
 
 def _floating(dtype: Any) -> bool:
@@ -80,18 +119,7 @@ def _floating(dtype: Any) -> bool:
         return False
 
 
-def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def cast(tree: Any, dtype: Any) -> Any:
-    """The tree with its floats in `dtype`; as it is if that is None."""
-    if dtype is None:
-        return tree
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, tree)
-
-
 def _dtype_of(x: Any) -> Any:
     """The dtype of the floats in x; float32 if there are none."""
-    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if _is_float(leaf)]
+    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_float(leaf)]
     return jnp.result_type(*floats) if floats else jnp.dtype(jnp.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from diffprog.errors import LayerError
-from diffprog.factories import factory, rebuilt
+from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed
 from diffprog.plans import Params, State
@@ -61,5 +61,5 @@ def remat(layer: Any, *, policy: Policy = "nothing_saveable") -> Layer:
 
     return dataclasses.replace(
         layer, apply=apply, planner=lambda x, side: layer.plan(x, **side),
-        rebuild=lambda children: remat(rebuilt(layer, children), policy=policy),
+        **around(layer, lambda layer: remat(layer, policy=policy)),
     )

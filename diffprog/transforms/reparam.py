@@ -10,7 +10,7 @@ import jax
 
 from diffprog.computed import Computed, Patterns, joined, stacks_at, trainable
 from diffprog.errors import LayerError
-from diffprog.factories import factory, rebuilt
+from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, remember
@@ -108,8 +108,7 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
 
     whole = dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        rebuild=lambda children: again(rebuilt(layer, children)),
-        computed=(own, *layer.computed),
+        computed=(own, *layer.computed), **around(layer, again),
     )
     return whole
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_count
+from diffprog.dtypes import outside
 from diffprog.errors import LayerError
-from diffprog.factories import factory, rebuilt
+from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import Params, Plan, State, remember, spec
@@ -69,11 +70,14 @@ def repeat(
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
+        shared, inside = outside(side)  # what all copies read
+
         def step(carry: Any, at: Any) -> tuple[Any, None]:
             x, states = carry
             i, own = at
             old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), states)
-            y, new = body.apply(own, old, x, key=key_of_copy(key, i), train=train, **side)
+            y, new = body.apply(
+                own, old, x, key=key_of_copy(key, i), train=train, **inside(shared))
             put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
             return (y, jax.tree.map(put, states, new)), None
 
@@ -102,7 +106,7 @@ def repeat(
 
     return Layer(
         init, apply, layer.start and start, layer.children,
-        lambda children: repeat(n, rebuilt(layer, children), unroll=unroll, remat=remat),
+        **around(layer, lambda layer: repeat(n, layer, unroll=unroll, remat=remat)),
         name="repeat",
         bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
         computed=layer.computed, stacks=layer.stacks + 1,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from diffprog.factories import around
 from diffprog.layer import Layer
 from diffprog.plans import Params, Plan, State, remember
 
@@ -29,7 +30,7 @@ def key_of_copy(key: jax.Array | None, i: Any) -> jax.Array | None:
 
 def side_by_side(
     n: int, layer: Layer, join: Callable[[Any], Any],
-    rebuild: Callable[[Mapping[str, Layer]], Layer],
+    again: Callable[[Layer], Layer],
 ) -> Layer:
     """n copies on the same input as one `jax.vmap`; `join` makes one result of the stacked ones."""
 
@@ -56,7 +57,7 @@ def side_by_side(
         return jax.vmap(one, axis_size=n)(params, state)
 
     return Layer(
-        init, apply, layer.start and start, layer.children, rebuild, bare=layer.bare,
+        init, apply, layer.start and start, layer.children, **around(layer, again), bare=layer.bare,
         random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
         computed=layer.computed, stacks=layer.stacks + 1,
     )

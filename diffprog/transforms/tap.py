@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from diffprog.errors import LayerError
-from diffprog.factories import factory, rebuilt
+from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed
 from diffprog.plans import Params, Plan, State, blank, remember, spec, visits
@@ -99,7 +99,7 @@ def tap(layer: Any, pattern: str) -> Layer:
 
     return dataclasses.replace(
         layer, apply=apply, start=inner.start and start, planner=planner,
-        rebuild=lambda children: tap(rebuilt(layer, children), pattern),
+        **around(layer, lambda layer: tap(layer, pattern)),
     )
 
 
@@ -118,7 +118,8 @@ def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
               train: bool = False, **side: Any) -> tuple[Any, State]:
         note()
         y, new = layer.apply(params, _own(state, mark), x, key=key, train=train, **side)
-        return y, {**new, mark: y}
+        # In `mixed` y is narrower than the place for it, whose dtype must stay.
+        return y, {**new, mark: jax.tree.map(lambda y, at: y.astype(at.dtype), y, state[mark])}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         carried = layer.start(params, _own(state, mark), x, length=length, **side)
@@ -126,7 +127,7 @@ def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
 
     return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        rebuild=lambda children: _watched(rebuilt(layer, children), mark, note),
+        **around(layer, lambda layer: _watched(layer, mark, note)),
     )
 
 

@@ -1,0 +1,61 @@
+"""Dtypes: what is stored wide and computed in 16 bits is cast where it is used, not before.
+
+A cotangent has the dtype of what it belongs to, and is summed in it. A bias that is cast first and
+then added to 4096 entries has a gradient summed in 16 bits, and bfloat16 counts no further than
+256. So a parameter is cast after it was gathered, or spread over the entries that use it, and what
+all steps of a loop read is cast inside the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_float(leaf: Any) -> bool:
+    """Is it an array of floats?"""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def is_short(leaf: Any) -> bool:
+    """Is it an array of floats of 16 bits or fewer?"""
+    return is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """The tree with its floats in `dtype`; as it is if that is None."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf, tree)
+
+
+def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
+    """A parameter in the dtype of x, for arithmetic with each of its entries: ``x + along(b, x)``.
+
+    For x in 16 bits it has the shape of x, so that its gradient is summed in float32.
+    """
+    if not is_short(x):
+        return leaf.astype(x.dtype)
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    spread = jnp.broadcast_to(leaf.astype(wide), x.shape)
+    # `jax.vmap` spreads what does not depend on the examples only where it meets them, after the
+    # cast. This choice is one that XLA makes before it compiles; but it depends on x.
+    spread = jax.lax.select(np.True_, spread, jax.lax.stop_gradient(x).astype(wide))
+    return spread.astype(x.dtype)
+
+
+def outside(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """What all steps of a loop read: in float32 for outside of it, and what narrows it inside.
+
+    The cotangents of all steps are summed outside.
+    """
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32) if is_short(a) else a, tree)
+
+    def inside(wide: Any) -> Any:
+        return jax.tree.map(lambda a, own: a.astype(own.dtype) if is_short(own) else a, wide, tree)
+
+    return wide, inside
