@@ -8,12 +8,13 @@ it is drawn from is an initializer: a function ``(key, shape, dtype) -> array`` 
 from __future__ import annotations
 
 import functools
-import zlib
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffprog.errors import LayerError
 from diffprog.notation import listed, show
@@ -33,7 +34,7 @@ INITIALIZERS: dict[str, Callable[..., jax.Array]] = {
 
 def fold(key: jax.Array, name: str) -> jax.Array:
     """The key of the child `name`: it depends on the name alone, so siblings never disturb it."""
-    return jax.random.fold_in(key, _number(name))
+    return _folded(key, *_words(name))
 
 
 def parameter(
@@ -49,7 +50,7 @@ def parameter(
         raise LayerError(f"{name}_init as a function (key, shape, dtype) or a name "
                          f"({listed(INITIALIZERS)})", show(initializer),
                          "pass jax.nn.initializers.normal(0.02), for example")
-    return _draw(key, _number(name), draw, shape, parameter_dtype(x))
+    return _draw(key, *_words(name), draw, shape, parameter_dtype(x))
 
 
 def parameter_dtype(x: Any) -> Any:
@@ -57,10 +58,20 @@ def parameter_dtype(x: Any) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _draw(key: jax.Array, number: int, initializer: Any, shape: Any, dtype: Any) -> jax.Array:
-    return initializer(jax.random.fold_in(key, number), shape, dtype)
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _draw(
+    key: jax.Array, high: Any, low: Any, initializer: Any, shape: Any, dtype: Any
+) -> jax.Array:
+    return initializer(_folded(key, high, low), shape, dtype)
 
 
-def _number(name: str) -> int:
-    return zlib.crc32(name.encode()) & 0x7FFFFFFF
+@functools.partial(jax.jit, inline=True)  # one dispatch for both folds, and no call in a trace
+def _folded(key: jax.Array, high: Any, low: Any) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, high), low)
+
+
+@functools.cache
+def _words(name: str) -> tuple[np.uint32, np.uint32]:
+    """A hash of the name, the same everywhere: of 64 bits, since names collide in 32."""
+    high, low = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8).digest(), "<u4")
+    return high, low

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, same
+from comparing import KEY, equal, same
 
 import diffprog as dp
 from diffprog.layers.cells import forget_ones
-from diffprog.parameters import INITIALIZERS
+from diffprog.parameters import INITIALIZERS, fold, parameter
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "defaults.md"
 
@@ -210,6 +210,28 @@ def test_how_to_begin_as_pytorch_does():
 def test_options_are_those_of_the_docs(row):
     parameter = inspect.signature(getattr(dp, row["Layer"])).parameters[row["Argument"]]
     assert parameter.default == eval(row["Here"])
+
+
+# A key for each name.
+
+@pytest.mark.parametrize("one, other", [("gnu", "codding"), ("plumless", "buckeroo")])
+def test_names_whose_checksums_collide_begin_and_draw_differently(one, other):
+    assert zlib.crc32(one.encode()) == zlib.crc32(other.encode())
+    x = jnp.ones((2, 4))
+    noisy = dp.linear(4, bias_init="normal") >> dp.dropout(0.5)
+    net = dp.branch(**{one: noisy, other: noisy})
+    params, state = net.init(KEY, x)
+    assert not equal(params[one], params[other])
+    params[other] = params[one]
+    first, second = net.apply(params, state, x, key=jax.random.key(1), train=True)[0]
+    assert not equal(first, second)
+    leaves = [parameter(KEY, name, "normal", (4,), x) for name in (one, other)]
+    assert not equal(*leaves)
+
+
+def test_a_name_gives_the_same_key_in_every_process_and_release():
+    found = jax.random.key_data(fold(KEY, "linear_0"))
+    np.testing.assert_array_equal(found, np.array([2881501583, 629830041], np.uint32))
 
 
 # The same bits, however init is run.
