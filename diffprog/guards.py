@@ -93,7 +93,10 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
 
 
 def guarded_start(layer: Layer, raw: Any) -> Any:
-    """`raw`, which notes the names of what it carries: `apply` knows them again."""
+    """`raw`, which notes the names of what it carries: `apply` knows them again.
+
+    A stream can be donated: it holds no array that was given, and none twice.
+    """
 
     def start(
         params: Params, state: State = NOTHING, x: Any = NOTHING, *, length: Any = None,
@@ -106,7 +109,7 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
             _check_call(layer, params, state, x, None, False, side)
             carried = raw(params, state, x, length=length, **side)
             layer._known["streamed"] = layer._known.get("streamed", frozenset()) | carried.keys()
-            return carried
+            return _distinct(carried, (params, state, x, side))
 
     return _keeping(start, raw)
 
@@ -156,10 +159,28 @@ def streams(layer: Layer, state: State, *given: Any) -> bool:
     return jax.tree.structure(state) != layer._known.get("rest", jax.tree.structure(state))
 
 
+def parted(layer: Layer, state: State, *given: Any) -> tuple[State, State]:
+    """The state of a stream as what `init` gave, and what is carried; `given` as in `streams`."""
+    if not _is_planned(layer, state, *given):
+        return {}, state
+    rest = layer._known["rest"]
+    return _split(state, rest.unflatten(range(rest.num_leaves)))
+
+
 def miscounted(name: str, calls: int) -> LayerError:
     """What is wrong with a streaming call that makes other calls of a child than `start` made."""
     return LayerError(f"as many calls of {name} as start made", f"{calls}",
                       "start anew with the same inputs")
+
+
+def transformed(state: State) -> LayerError:
+    """What is wrong with a call of a child under a transformation that its program opened."""
+    what, why = (("has state or is tapped", "its new state would be lost") if state else
+                 ("draws", "examples and steps would share one draw"))
+    return LayerError(
+        f"a call outside of the program's own transformations, as it {what}",
+        "one inside of vmap, scan, cond, checkpoint, jit or the like",
+        f"use ensemble, heads, repeat or remat, or put a layer of your own around both: {why}")
 
 
 def check_short_form(x: Any, side: dict[str, Any]) -> None:
@@ -199,6 +220,34 @@ def check_children(params: Params, state: State, children: Mapping[str, Any]) ->
         if foreign := {name for name in given if name.split("@")[0] not in children}:
             raise LayerError(f"{kind} of its children ({listed(children)})", listed(foreign),
                              "pass what init gave: this is of another net")
+
+
+def _split(state: State, form: State) -> tuple[State, State]:
+    """The state as what stands at the paths of `form`, and what does not."""
+    inside, outside = {}, {}
+    for name, part in state.items():
+        if name not in form:
+            outside[name] = part
+        elif isinstance(part, dict):
+            below = _split(part, form[name])
+            for tree, half in zip((inside, outside), below, strict=True):
+                if half:
+                    tree[name] = half
+        else:
+            inside[name] = part
+    return inside, outside
+
+
+def _distinct(tree: State, given: Any) -> State:
+    """The tree with copies of the arrays that were given, or that stand in it twice."""
+    seen = set(map(id, jax.tree.leaves(given)))
+
+    def own(leaf: Any) -> Any:
+        leaf = jnp.copy(leaf) if id(leaf) in seen else leaf
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, tree)
 
 
 def _evaluated(init: Any, apply: Any, x: Any, side: dict[str, Any]) -> Plan:

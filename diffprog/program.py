@@ -12,12 +12,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.extend.core import get_opaque_trace_state
 
 from diffprog.arguments import check_names
 from diffprog.children import Child, Children, named_side, slot_of
-from diffprog.computed import reader
+from diffprog.computed import joined, reader
 from diffprog.errors import LayerError
-from diffprog.guards import check_children, check_result, miscounted, streams
+from diffprog.guards import (
+    check_children,
+    check_result,
+    miscounted,
+    parted,
+    streams,
+    transformed,
+)
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.parameters import fold
@@ -29,14 +37,17 @@ def program(**children: Any) -> Callable[[Callable[..., Any]], Layer]:
 
     Calling a child twice shares its parameters. Side inputs that the function names are routed by
     it; all others go to exactly the children that take them. A function that names ``train``
-    receives the flag. Any JAX code may stand between the calls.
+    receives the flag. Any JAX code may stand between the calls. Around a call it may only where the
+    child has no state and draws nothing: inside of a `jax.vmap`, `jax.lax.scan`, `jax.checkpoint`
+    or the like that the function opens, any other child is refused.
 
     Args:
         children: the layers, or plain functions, under the names used in the function.
 
     Raises:
         LayerError: at composition for a signature of another form or a forbidden name; at ``init``
-            for a child that is never called, or shared between inputs of different width.
+            for a child that is never called, shared between inputs of different width, or called
+            inside of a transformation with state; at ``apply``, if it draws there.
 
     Example:
         >>> @dp.program(norm=dp.layer_norm(), feed=dp.linear(4))
@@ -63,10 +74,22 @@ def wire(
 
     def run(visit: Callable[..., Any], read: Callable[[str], Params], x: Any, train: bool,
             given: Mapping[str, Any]) -> tuple[Any, dict[str, int]]:
-        """The function's result, and how often it called each child; `visit` is such a call."""
+        """The function's result, and how often it called each child.
+
+        ``visit(name, nth, x, side)`` is such a call; it gives the child's output, and the state and
+        the key of the call.
+        """
         own = {n: given[n] for n in given.keys() & named} | ({"train": train} if flagged else {})
         routed = {n: given[n] for n in given.keys() - named}
-        seen = {n: Child(n, child, visit, read, routed) for n, child in children.items()}
+        begun = get_opaque_trace_state()
+
+        def call(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
+            y, held, key = visit(name, nth, x, side)
+            if (held or key is not None) and get_opaque_trace_state() != begun:
+                raise transformed(held)
+            return y
+
+        seen = {n: Child(n, child, call, read, routed) for n, child in children.items()}
         y = function(Children(seen), x, **own)
         check_result(y)
         return y, {n: child.calls for n, child in seen.items()}
@@ -86,7 +109,7 @@ def wire(
                     raise LayerError("the same parameters in all its calls",
                                      f"{show(first)} first and {show(x)} later",
                                      "share it between inputs of one width")
-            return blank(plan.y)
+            return blank(plan.y), plan.state, None
 
         def read(name: str) -> Params:
             if name not in params:
@@ -122,18 +145,24 @@ def wire(
             child = children[name]
             if child.start and name in state and nth == 0 and streams(child, state[name], x, side):
                 streaming.add(name)
-            # Streaming state belongs to the call, running statistics to the child.
+            # What a stream carries belongs to the call, running statistics to the child.
             slot = slot_of(name, nth) if name in streaming else name
             if name in streaming and slot not in state:
                 raise miscounted(name, nth + 1)
             own = None  # deterministic layers cost no key operations
             if child.random and key is not None:
                 own = fold(key, name) if nth == 0 else jax.random.fold_in(fold(key, name), nth)
-            y, after = child.apply(
-                params.get(name, {}), new.get(slot, {}), x, key=own, train=train, **side)
-            if after:
-                new[slot] = after
-            return y
+            held = new.get(slot, {})
+            if slot != name:
+                statistics, first = parted(child, new[name], x, side)
+                held = joined(held, statistics)
+            y, after = child.apply(params.get(name, {}), held, x, key=own, train=train, **side)
+            if slot != name:
+                statistics, new[slot] = parted(child, after, x, side)
+                new[name] = joined(first, statistics)
+            elif after:
+                new[name] = after
+            return y, after, own
 
         y, count = run(visit, reader(children, params, state, train), x, train, given)
         for name, calls in count.items():
@@ -148,9 +177,10 @@ def wire(
 
         def visit(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
             child, own = children[name], (params.get(name, {}), state.get(name, {}))
-            if child.start and (carried := child.start(*own, x, length=length, **side)):
-                new[slot_of(name, nth)] = carried
-            return child.apply(*own, x, **side)[0]
+            carried = child.start(*own, x, length=length, **side) if child.start else {}
+            if carried:
+                new[slot_of(name, nth)] = parted(child, carried, x, side)[1] if nth else carried
+            return child.apply(*own, x, **side)[0], carried or own[1], None
 
         run(visit, reader(children, params, state), x, False, given)
         return new

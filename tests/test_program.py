@@ -84,6 +84,135 @@ def test_tied_parameters():
     assert names(tied) == ["embed", "body"]
 
 
+# Transformations that a program opens around a child.
+
+OPENED = {
+    "vmap": jax.vmap,
+    "jit": jax.jit,
+    "checkpoint": jax.checkpoint,
+    "scan": lambda f: lambda x: jax.lax.scan(lambda c, x: (c, f(x)), 0, x)[1],
+    "map": lambda f: lambda x: jax.lax.map(f, x),
+    "fori_loop": lambda f: lambda x: jax.lax.fori_loop(0, 2, lambda i, x: f(x), x),
+    "while_loop": lambda f: lambda x: jax.lax.while_loop(
+        lambda at: at[0] < 2, lambda at: (at[0] + 1, f(at[1])), (0, x))[1],
+    "cond": lambda f: lambda x: jax.lax.cond(x.sum() > 0, f, f, x),
+    "jvp": lambda f: lambda x: jax.jvp(f, (x,), (x,))[1],
+    "grad": lambda f: lambda x: jax.grad(lambda x: f(x).sum())(x),
+    "vmap in jit": lambda f: jax.jit(jax.vmap(f)),
+}
+IMAGES = jax.random.normal(KEY, (2, 3, 4))
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_child_with_state_is_refused_where_its_program_transforms_it(name):
+    def around(layers, x):
+        return OPENED[name](layers.f)(x)
+
+    normed = dp.serial(dp.linear(4), norm=dp.batch_norm())
+    for f in (normed, dp.remat(normed), dp.repeat(2, normed), dp.ema(dp.linear(4))):
+        net = dp.serial(dp.linear(4), at=dp.program(f=f)(around))
+        with pytest.raises(dp.LayerError, match=r"^at/f \(.*ensemble, heads, repeat or remat"):
+            net.init(KEY, IMAGES)
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_child_that_draws_is_refused_where_its_program_transforms_it(name):
+    def around(layers, x):
+        return OPENED[name](layers.f)(x)
+
+    net = dp.program(f=dp.linear(4) >> dp.dropout(0.5))(around)
+    params, state = net.init(KEY, IMAGES)
+    for run in (net.apply, jax.jit(net.apply, static_argnames="train")):
+        with pytest.raises(dp.LayerError, match=r"^f \(serial\(.*as it draws"):
+            run(params, state, IMAGES, key=KEY, train=True)
+    plain = dp.program(f=dp.linear(4))(around)  # at rest nothing is drawn
+    close(net(params, IMAGES), plain({"f": params["f"]["linear_0"]}, IMAGES))
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_child_without_state_may_be_transformed_in_its_program(name):
+    lin = dp.serial(dp.linear(4), jnp.tanh)
+    net = dp.program(f=lin)(lambda layers, x: OPENED[name](layers.f)(x))
+    params, state = net.init(KEY, IMAGES)
+
+    def alone(params, x):
+        return OPENED[name](lambda x: lin(params["f"], x))(x)
+
+    close(jax.jit(net)(params, IMAGES), alone(params, IMAGES))
+    close(net.apply(params, state, IMAGES, key=KEY, train=True)[0], alone(params, IMAGES))
+    if name != "while_loop":  # which has no gradient in reverse
+        close(gradient(net, params, IMAGES), gradient(alone, params, IMAGES))
+
+
+def test_a_tapped_child_is_refused_where_its_program_transforms_it():
+    net = dp.program(f=dp.linear(4))(lambda layers, x: jax.vmap(layers.f)(x))
+    assert net.plan(IMAGES).y.shape == IMAGES.shape
+    with pytest.raises(dp.LayerError, match=r"^f \(linear\(4\)\): wants a call outside"):
+        dp.tap(net, "f").init(KEY, IMAGES)
+
+
+def test_a_stream_is_refused_where_its_program_transforms_it():
+    past = dp.conv(4, 2, dims=1, padding="CAUSAL")
+    net = dp.program(f=past)(lambda layers, x: jax.vmap(layers.f)(x))
+    params = params_of(net, IMAGES)
+    close(net(params, IMAGES), past(params["f"], IMAGES))
+    with pytest.raises(dp.LayerError, match=r"^f \(conv\(.*its new state would be lost"):
+        net.start(params, {}, IMAGES, length=3)
+
+
+def test_what_opens_no_transformation_is_free():
+    @dp.program(norm=dp.batch_norm(), drop=dp.dropout(0.5))
+    def inside(layers, x):
+        with jax.named_scope("here"), jax.default_matmul_precision("highest"):
+            y = layers.drop(layers.norm(x))
+        return jax.vmap(jnp.sin)(jax.checkpoint(jnp.cos)(y))
+
+    plain = dp.serial(norm=dp.batch_norm(), drop=dp.dropout(0.5))
+    net = dp.serial(norm=plain, last=inside)
+    params, state = net.init(KEY, X)
+    y, after = net.apply(params, state, X, key=KEY, train=True)
+    assert jax.tree.leaves(after)[0].shape == (4,) and y.shape == X.shape
+
+
+def test_a_net_of_another_may_be_run_by_hand_inside_a_transformation():
+    norm = dp.batch_norm()
+    own, held = norm.init(KEY, X)
+
+    @dp.program(lin=dp.linear(4))
+    def outside(layers, x):
+        return layers.lin(jax.vmap(lambda x: norm(own, x, state=held))(x))
+
+    params = params_of(outside, IMAGES)
+    close(outside(params, IMAGES), dp.linear(4)(params["lin"], norm(own, IMAGES, state=held)))
+
+
+OUTER = {
+    "jit": jax.jit,
+    "vmap": lambda f: lambda p, s, x: jax.vmap(f, (None, None, 0))(p, s, x[None]),
+    "grad": lambda f: jax.value_and_grad(lambda p, s, x: f(p, s, x)[0].sum()),
+    "jit(grad(vmap(scan)))": lambda f: jax.jit(jax.grad(lambda p, s, x: jax.vmap(
+        lambda x: jax.lax.scan(lambda s, x: f(p, s, x)[::-1], s, x[None])[1])(x[None]).sum())),
+    "checkpoint": jax.checkpoint,
+    "cond": lambda f: lambda p, s, x: jax.lax.cond(x.sum() > 0, f, f, p, s, x),
+    "eval_shape": lambda f: lambda p, s, x: f(p, jax.tree.map(
+        lambda a: jnp.zeros(a.shape), jax.eval_shape(f, p, s, x)[1]), x),
+    "linearize": lambda f: lambda p, s, x: jax.linearize(lambda p: f(p, s, x), p)[0],
+}
+
+
+@pytest.mark.parametrize("name", OUTER)
+def test_a_program_as_a_whole_runs_in_any_transformation(name):
+    @dp.program(norm=dp.batch_norm(), drop=dp.dropout(0.5), lin=dp.linear(4))
+    def f(layers, x):
+        return layers.drop(layers.norm(jax.vmap(jnp.sin)(layers.lin(x))))
+
+    for net in (f, dp.repeat(2, dp.remat(f))):
+        plan = net.plan(X)
+        run = lambda p, s, x, net=net: net.apply(p, s, x, key=KEY, train=True)  # noqa: E731
+        with jax.checking_leaks():
+            jax.eval_shape(OUTER[name](run), plan.params, plan.state, X)
+
+
 # Side inputs.
 
 MASK = jnp.array([True, False, True])

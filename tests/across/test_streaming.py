@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import CASES
 from comparing import KEY, close, equal, same
 
 import diffprog as dp
@@ -91,6 +92,94 @@ def test_streaming_state_serves_an_equal_net():
     first, carried = build().apply(params, carried, SERIES[:, :4])
     last, _ = build().apply(params, carried, SERIES[:, 4:])
     close(jnp.concatenate([first, last], 1), build()(params, SERIES))
+
+
+# What belongs to the layer, and what to the call.
+
+NORMED = dp.serial(norm=dp.batch_norm(), run=running())
+TWICE = dp.program(f=NORMED)(lambda layers, x: layers.f(2 + layers.f(x)))
+SHARED = {
+    "in a serial": (TWICE, "f/norm", "f/run/total", "f@1/run/total"),
+    "in a wrapper": (dp.program(f=dp.remat(dp.mixed(NORMED, jnp.float32)))(
+        lambda layers, x: layers.f(2 + layers.f(x))), "f/norm", "f/run/total", "f@1/run/total"),
+    "in a program called once": (dp.serial(g=TWICE), "g/f/norm", "g/f/run/total",
+                                 "g/f@1/run/total"),
+    "in a program called twice": (
+        dp.program(g=dp.serial(f=NORMED))(lambda layers, x: layers.g(2 + layers.g(x))),
+        "g/f/norm", "g/f/run/total", "g@1/f/run/total"),
+    "in a repeat": (dp.repeat(1, TWICE), "f/norm", "f/run/total", "f@1/run/total"),
+    "in heads": (dp.heads(1, TWICE), "f/norm", "f/run/total", "f@1/run/total"),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_statistics_of_a_child_called_twice_stay_one_in_a_stream(name):
+    """They are the child's, whatever its calls carry: the first reference is by hand, chunkwise."""
+    net, norm, *carries = SHARED[name]
+    params, state = net.init(KEY, SERIES)
+    assert {*dp.tree.paths(state)} == {f"{norm}/mean", f"{norm}/var"}
+    run = jax.jit(net.apply, static_argnames="train")
+    stream = net.start(params, state, SERIES[:, :1], length=6)
+    assert {*dp.tree.paths(stream)} == {f"{norm}/mean", f"{norm}/var", *carries}
+    scale = dp.tree.paths(params)[f"{norm}/scale"].reshape(-1)
+    own = {"scale": scale, "bias": dp.tree.paths(params)[f"{norm}/bias"].reshape(-1)}
+    rates = next(leaf for path, leaf in dp.tree.paths(params).items() if path.endswith("run/scale"))
+    wanted = dp.batch_norm().init(KEY, SERIES)[1]
+    totals = [0, 0]
+    for at in (0, 2, 4):
+        x = SERIES[:, at : at + 2]
+        _, stream = run(params, stream, x, train=True)
+        for call in range(2):
+            y, wanted = dp.batch_norm().apply(own, wanted, x, train=True)
+            y = jnp.cumsum(y, 1) + totals[call]
+            totals[call] = y[:, -1:]
+            x = 2 + rates.reshape(-1) * y
+        found = dp.tree.paths(stream)
+        close({name: found[f"{norm}/{name}"].reshape(-1) for name in wanted}, wanted)
+        for total, path in zip(totals, carries, strict=True):
+            close(found[path].reshape(2, 3), total[:, 0])
+
+
+def test_computed_parameters_of_a_child_called_twice_stay_one_in_a_stream():
+    f = dp.ema(running(), decay=0.5)
+    net = dp.program(f=f)(lambda layers, x: layers.f(layers.f(x)))
+    params, state = net.init(KEY, SERIES)
+    carried = net.start(params, state, SERIES[:, :1], length=6)
+    assert {*dp.tree.paths(carried)} == {*dp.tree.paths(state), "f/total", "f@1/total"}
+    moved = jax.tree.map(lambda leaf: leaf + 1, params)
+    _, after = net.apply(moved, carried, SERIES, train=True)
+    _, wanted = net.apply(moved, state, SERIES, train=True)
+    assert int(dp.tree.paths(wanted)["f/scale/count"]) == 2
+    same({path: dp.tree.paths(after)[path] for path in dp.tree.paths(wanted)},
+         dp.tree.paths(wanted))
+
+
+STREAMED = [case for case in CASES if not case.slow and (case.options or {}).get("causal")
+            and case.layer.start and "source" not in case.side]
+
+
+@pytest.mark.parametrize("case", STREAMED, ids=lambda case: case.name)
+def test_a_stream_holds_no_array_that_was_given_and_none_twice(case):
+    """So it can be donated; arrays that are the same are one variable of the traced program."""
+    net, steps = case.layer, case.x.shape[1]
+    plan = net.plan(case.x, **case.side)
+    given = (plan.params, plan.state, case.x, case.side)
+    traced = jax.make_jaxpr(lambda params, state, x, side: net.start(
+        params, state, x, length=steps, **side))(*given).jaxpr
+    variables = [*traced.invars, *traced.constvars, *traced.outvars]
+    assert len(set(map(id, variables))) == len(variables)
+
+
+def test_a_donated_stream_leaves_what_it_began_from():
+    net = dp.serial(dp.batch_norm(), dp.residual(dp.cross_attention(1)), running())
+    x, memory, real = SERIES, jnp.ones((2, 5, 3)), jnp.ones((2, 5), bool)
+    params, state = net.init(KEY, x, memory=memory, memory_mask=real)
+    stream = net.start(params, state, x, length=6, memory=memory, memory_mask=real)
+    spend = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), donate_argnums=0)
+    spend(stream)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(stream))
+    given = (params, state, x, memory, real)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
 def test_streaming_in_a_scan():

@@ -90,6 +90,14 @@ def streamed(begun, called):
 HYPER = dp.hyper(LINEAR, dp.linear(2))
 
 
+def mapped(layers, x):
+    return jax.vmap(layers.f)(x)
+
+
+def scanned(layers, x):
+    return jax.lax.scan(lambda carry, x: (carry, layers.f(x)), 0, x)[1]
+
+
 def told(layer, condition=X):
     layer.init(KEY, X, condition=condition)
 
@@ -194,6 +202,15 @@ EXAMPLES = {
     "at/lin (linear(3)): wants the same parameters in all its calls, got float32[2,4] first and "
     "float32[2,3] later; share it between inputs of one width":
         at(program(twice, lin=LINEAR), X),
+    "at/f (batch_norm()): wants a call outside of the program's own transformations, as it has "
+    "state or is tapped, got one inside of vmap, scan, cond, checkpoint, jit or the like; use "
+    "ensemble, heads, repeat or remat, or put a layer of your own around both: its new state would "
+    "be lost":
+        at(program(mapped, f=NORM), SERIES),
+    "f (dropout(0.5)): wants a call outside of the program's own transformations, as it draws, got "
+    "one inside of vmap, scan, cond, checkpoint, jit or the like; use ensemble, heads, repeat or "
+    "remat, or put a layer of your own around both: examples and steps would share one draw":
+        lambda: program(scanned, f=dp.dropout(0.5)).apply({}, {}, X, key=KEY, train=True),
     "at (give_layer): wants arrays as a result, got the layer linear(3); use that layer itself":
         at(give_layer, X),
     "at (gives_nothing): wants a result, got None; end the function with return":
