@@ -152,12 +152,11 @@ def wire(
             own = None  # deterministic layers cost no key operations
             if child.random and key is not None:
                 own = fold(key, name) if nth == 0 else jax.random.fold_in(fold(key, name), nth)
-            held = new.get(slot, {})
-            if slot != name:
-                statistics, first = parted(child, new[name], x, side)
-                held = joined(held, statistics)
+            later = slot != name
+            statistics, first = parted(child, new[name], x, side) if later else ({}, {})
+            held = joined(new.get(slot, {}), statistics)
             y, after = child.apply(params.get(name, {}), held, x, key=own, train=train, **side)
-            if slot != name:
+            if later:
                 statistics, new[slot] = parted(child, after, x, side)
                 new[name] = joined(first, statistics)
             elif after:

@@ -13,7 +13,7 @@ from diffprog.costs import flops
 KEY = jax.random.key(0)
 OBJECTIVE = dp.classification()
 NET = dp.residual(dp.linear(4) >> jnp.tanh) >> dp.linear(3)
-NOISY = dp.serial(dp.linear(6), dp.dropout(0.5), dp.linear(3))
+NOISY = dp.serial(dp.linear(16), dp.dropout(0.5), dp.linear(3))  # of 2**16 masks no two are alike
 NORMED = dp.serial(dp.linear(4), dp.batch_norm(), jnp.tanh, dp.linear(3))
 X = jax.random.normal(jax.random.key(1), (5, 4))
 Y = jnp.array([0, 2, 1, 2, 0])
