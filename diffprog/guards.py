@@ -173,6 +173,13 @@ def miscounted(name: str, calls: int) -> LayerError:
                       "start anew with the same inputs")
 
 
+def trace() -> Any:
+    """What JAX is tracing for now, to be compared: another one under every transformation."""
+    from jax.extend.core import get_opaque_trace_state  # would make the import of diffprog heavy
+
+    return get_opaque_trace_state()
+
+
 def transformed(state: State) -> LayerError:
     """What is wrong with a call of a child under a transformation that its program opened."""
     what, why = (("has state or is tapped", "its new state would be lost") if state else

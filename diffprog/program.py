@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.extend.core import get_opaque_trace_state
 
 from diffprog.arguments import check_names
 from diffprog.children import Child, Children, named_side, slot_of
@@ -24,6 +23,7 @@ from diffprog.guards import (
     miscounted,
     parted,
     streams,
+    trace,
     transformed,
 )
 from diffprog.layer import Layer, as_layer
@@ -81,11 +81,11 @@ def wire(
         """
         own = {n: given[n] for n in given.keys() & named} | ({"train": train} if flagged else {})
         routed = {n: given[n] for n in given.keys() - named}
-        begun = get_opaque_trace_state()
+        begun = trace()
 
         def call(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
             y, held, key = visit(name, nth, x, side)
-            if (held or key is not None) and get_opaque_trace_state() != begun:
+            if (held or key is not None) and trace() != begun:
                 raise transformed(held)
             return y
 
