@@ -38,8 +38,11 @@ def beam_search(
 ) -> Generation:
     """Likely texts, not likely tokens: the `beams` texts of largest ``score / length**penalty``.
 
-    At every step the best so many beginnings are kept, of all of which each is continued by each
-    token. With as many beams as there are beginnings the search is exhaustive.
+    At every step each of the beginnings that are kept is continued by each token. Those of these
+    texts that end are set apart, and the best `beams` ended ones stay, whatever unfinished ones
+    come to; of the others the likeliest `beams` are kept. After the last step those compete with
+    the ended ones, and before it the search ends where none of them can win any more. With as many
+    beams as there are beginnings it is exhaustive.
 
     Shapes:
         Returns tokens (batch, beams, steps), lengths and scores (batch, beams), the best first.
@@ -91,40 +94,59 @@ def _searched(
         return jax.tree.map(lambda a, axis: a if axis < 0 else jnp.take(
             a, beam.reshape(-1), axis=axis), tree, axes)
 
-    def grow(step: Any, logits: jax.Array, found: Generation, alive: jax.Array) -> Any:
-        """The best continuations of all beams; a text that has ended has one, itself."""
-        scores = found.scores[..., None] + jax.nn.log_softmax(wide(logits)).reshape(
+    def extended(step: Any, live: Generation, scores: jax.Array, ids: jax.Array) -> Any:
+        """The best texts of one token more, out of scores (batch, beams, ids), and their beams."""
+        scores, best = jax.lax.top_k(scores.reshape(batch, -1), beams)
+        beam, token = best // len(ids), ids[best % len(ids)]
+        tokens = jnp.take_along_axis(live.tokens, beam[..., None], axis=1)
+        tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, step, 2)
+        return Generation(tokens, jnp.full_like(live.lengths, step + 1), scores), beam, token
+
+    def rank(found: Generation) -> jax.Array:
+        return found.scores / jnp.maximum(found.lengths, 1).astype(found.scores.dtype) ** penalty
+
+    def best_of(*found: Generation) -> Generation:
+        """The best of several sets of texts; of equal ones the first."""
+        both = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *found)
+        _, best = jax.lax.top_k(rank(both), beams)
+        return jax.tree.map(lambda a: jnp.take_along_axis(
+            a, best[..., None] if a.ndim == 3 else best, axis=1), both)
+
+    def grow(step: Any, logits: jax.Array, live: Generation, ended: Generation) -> Any:
+        """One token more. What ends leaves the beams, so that nothing unfinished displaces it."""
+        scores = live.scores[..., None] + jax.nn.log_softmax(wide(logits)).reshape(
             batch, beams, vocabulary)
-        itself = jnp.where(jnp.arange(vocabulary) == 0, found.scores[..., None], -jnp.inf)
-        scores = jnp.where(alive[..., None], scores, itself).reshape(batch, -1)
-        lengths = found.lengths + alive
-        sizes = jnp.maximum(jnp.repeat(lengths, vocabulary, axis=1), 1).astype(scores.dtype)
-        _, best = jax.lax.top_k(scores / sizes**penalty, beams)
-        beam, token = best // vocabulary, (best % vocabulary).astype(jnp.int32)
-        take = functools.partial(jnp.take_along_axis, indices=beam, axis=1)
-        scores, alive = jnp.take_along_axis(scores, best, axis=1), take(alive)
-        tokens = jnp.take_along_axis(found.tokens, beam[..., None], axis=1)
-        written = jnp.where(alive, token, NOTHING)
-        tokens = jax.lax.dynamic_update_index_in_dim(tokens, written, step, 2)
-        found = Generation(tokens, take(lengths), scores)
-        return found, beam, token, alive & ~among(token, stop) & ~jnp.isneginf(scores)
+        ids = jnp.arange(vocabulary, dtype=jnp.int32)
+        if stop:
+            ends = jnp.asarray(stop, jnp.int32)
+            ended = best_of(ended, extended(step, live, scores[..., ends], ends)[0])
+            scores = jnp.where(among(ids, stop), -jnp.inf, scores)
+        live, beam, token = extended(step, live, scores, ids)
+        return live, ended, beam, token
 
     def body(carry: Any) -> Any:
-        step, token, alive, state, found = carry
+        step, token, state, live, ended = carry
         logits, state = net.apply(begin.params, state, token.reshape(-1, 1), **beside)
-        found, beam, token, alive = grow(step, logits[:, 0], found, alive)
-        return step + 1, token, alive, of_beams(state, rows + beam, axes), found
+        live, ended, beam, token = grow(step, logits[:, 0], live, ended)
+        return step + 1, token, of_beams(state, rows + beam, axes), live, ended
+
+    def going(carry: Any) -> jax.Array:
+        """Can a beginning come to more than what has ended? Its score only falls."""
+        step, _, _, live, ended = carry
+        most = live._replace(lengths=jnp.full_like(live.lengths, steps))
+        return (step < steps) & (rank(most).max(1) > rank(ended).min(1)).any()
 
     same = jnp.repeat(jnp.arange(batch), beams)
     beside = jax.tree.map(lambda a: a[same] if a.shape[:1] == (batch,) else a, each)
     first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)  # all beams are the prompt as yet
-    nothing = Generation(jnp.full((batch, beams, steps), NOTHING, jnp.int32),
-                         jnp.zeros((batch, beams), jnp.int32),
-                         jnp.broadcast_to(first.astype(wide(logits).dtype), (batch, beams)))
-    found, _, token, alive = grow(0, logits[same], nothing, jnp.ones((batch, beams), bool))
-    going = lambda carry: (carry[0] < steps) & carry[2].any()  # noqa: E731
-    *_, found = jax.lax.while_loop(
-        going, body, (jnp.int32(1), token, alive, of_beams(state, same, axes), found))
+    live, nothing = (Generation(
+        jnp.full((batch, beams, steps), NOTHING, jnp.int32), jnp.zeros((batch, beams), jnp.int32),
+        jnp.broadcast_to(jnp.asarray(scores, wide(logits).dtype), (batch, beams)))
+        for scores in (first, -jnp.inf))
+    live, ended, _, token = grow(0, logits[same], live, nothing)
+    *_, live, ended = jax.lax.while_loop(
+        going, body, (jnp.int32(1), token, of_beams(state, same, axes), live, ended))
+    found = best_of(ended, live)
     left = jnp.isneginf(found.scores)
     return Generation(jnp.where(left[..., None], NOTHING, found.tokens),
                       jnp.where(left, 0, found.lengths), found.scores)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,3 +93,73 @@ def test_side_inputs_of_texts_and_of_all(shape):
             style[i : i + 1] if len(shape) == 3 else style)) for i, token in enumerate((1, 2))]
         np.testing.assert_allclose(
             found.scores, jnp.concatenate([one.scores for one in both]), rtol=1e-5)
+
+
+def over_lists(likely, steps, beams, stop, penalty):
+    """The search written out: likely[t, a, b] is log p of token b after token a at step t.
+
+    Prompt 0 is token 0. Ended texts leave the beams.
+    """
+    score = lambda text: sum(  # noqa: E731
+        likely[t, a, b] for t, (a, b) in enumerate(itertools.pairwise((0, *text))))
+    rank = lambda text: score(text) / len(text) ** penalty  # noqa: E731
+    live, ended = [()], []
+    for _ in range(steps):
+        texts = [(*text, token) for text in live for token in range(likely.shape[-1])]
+        ended += [text for text in texts if text[-1] in stop]
+        live = sorted((t for t in texts if t[-1] not in stop), key=score, reverse=True)[:beams]
+    return [(text, score(text)) for text in sorted(ended + live, key=rank, reverse=True)][:beams]
+
+
+TABLE = dp.serial(token=dp.embedding(4, 4), step=dp.learned_positions(5))
+
+
+@pytest.mark.parametrize(("steps", "beams", "stop", "penalty"), [
+    (4, 2, (3,), 0.0), (5, 3, (1, 3), 1.0), (3, 1, (2,), 0.6), (3, 20, (0,), 2.0), (4, 2, (), 0.0)])
+def test_ended_texts_are_kept_apart(steps, beams, stop, penalty):
+    """On random tables the texts of the search over lists; mostly the best of all is among them."""
+    best_of_all = 0
+    for seed in range(60):
+        params = {name: {"embedding": np.random.default_rng([seed, i]).normal(
+            0, 1.5, (4 + i, 4)).astype(np.float32)} for i, name in enumerate(("token", "step"))}
+        logits = params["token"]["embedding"] + params["step"]["embedding"][:, None]
+        likely = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        wanted = over_lists(likely, steps, beams, stop, penalty)
+        found = dp.beam_search(
+            TABLE, params, [[0]], steps, beams=beams, stop=stop, length_penalty=penalty)
+        texts = [tuple(row[:n]) for row, n in zip(
+            found.tokens[0].tolist(), found.lengths[0].tolist(), strict=True)]
+        assert texts[: len(wanted)] == [text for text, _ in wanted]
+        np.testing.assert_allclose(
+            found.scores[0, : len(wanted)], [score for _, score in wanted], rtol=1e-4, atol=1e-4)
+        assert set(texts[len(wanted) :]) <= {()}
+        best_of_all += over_lists(likely, steps, 4**steps, stop, penalty)[0][0] == texts[0]
+    assert best_of_all > 40
+
+
+def test_an_ended_text_is_not_lost_behind_unfinished_ones():
+    """It has p = 0.2; the unfinished ones, of 0.4 each, come to 0.4 / 8 and less."""
+    table = np.full((9, 9), 1 / 9)
+    table[0] = [0, 0.4, 0.4, 0, 0, 0, 0, 0, 0.2]
+    found = dp.beam_search(dp.embedding(9, 9), {"embedding": jnp.log(jnp.asarray(table))}, [[0]],
+                           4, beams=2, stop=[8])
+    assert found.tokens[0, 0].tolist() == [8, -1, -1, -1] and found.lengths[0, 0] == 1
+    np.testing.assert_allclose(jnp.exp(found.scores[0, 0]), 0.2, rtol=1e-5)
+
+
+def test_the_search_ends_where_no_beginning_can_win():
+    """Both texts end at once, after one step and after three; the net is not asked any more."""
+    asked = []
+
+    @dp.program(table=dp.embedding(4, 4))
+    def net(layers, x):
+        jax.debug.callback(lambda _: asked.append(1), x)
+        return layers.table(x)
+
+    table = np.full((4, 4), 1e-9)
+    table[0, 3] = table[1, 2] = table[2, 3] = 1.0
+    params = {"table": {"embedding": jnp.log(jnp.asarray(table, jnp.float32))}}
+    found = dp.beam_search(net, params, [[0], [1]], 9, beams=1, stop=[3])
+    jax.effects_barrier()
+    assert found.lengths.tolist() == [[1], [2]]
+    assert len(asked) == 2  # the prompt, and one token
