@@ -22,7 +22,7 @@ from diffprog.layer import Layer
 from diffprog.losses import cross_entropy, linear_cross_entropy
 from diffprog.metrics import accuracy
 from diffprog.notation import listed, show
-from diffprog.objectives import Metrics, Objective, parts
+from diffprog.objectives import Metrics, Objective, parts, real_targets
 from diffprog.transforms.tap import tap
 
 __all__ = ["chunked_next_token", "masked_language", "next_token"]
@@ -42,7 +42,7 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     others as the net takes them for the first `time` tokens. A token that is padding, follows
     padding or begins a new segment is not asked for; segments alone do not begin positions anew.
     With ``asked``, booleans like x, no others than those are asked for, such as the answer behind
-    a question; the net is shown all.
+    a question; the net is shown all. `target_mask` says the same of the targets, (batch, time).
 
     Args:
         smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that are not
@@ -139,7 +139,8 @@ def masked_language() -> Objective:
     The net gives a pair, scores of all tokens (batch, time, vocabulary) and of the pair (batch,
     2), as `bert_pretraining` does. A batch is a dict with ``x``, ids of which some are hidden;
     ``y``, a pair: the true ids where they are asked for and -100 elsewhere, as `mask_tokens` gives
-    them, and ints (batch,), 0 where the second sentence follows the first; and side inputs.
+    them, and ints (batch,), 0 where the second sentence follows the first; and side inputs. A
+    `target_mask` is one of pairs, (batch,), or itself a pair like y, each of which may be None.
 
     Metrics: ``token_loss`` and ``token_accuracy``, means over the hidden tokens; ``follows_loss``
     and ``follows_accuracy``, over the pairs.
@@ -176,12 +177,17 @@ def masked_language() -> Objective:
             raise LayerError("a net that scores a pair, tokens and what follows", show(scores),
                              "use bert_pretraining, for example")
         (tokens, follows), (labels, order) = scores, y
-        asked = total(labels.shape, known(labels, None, IGNORED))
-        found = {"token_loss": of_tokens(tokens, labels),
-                 "token_accuracy": accuracy(tokens, labels, ignore=IGNORED),
-                 "follows_loss": cross_entropy(follows, order),
-                 "follows_accuracy": accuracy(follows, order),
-                 "count": total(order.shape, None),
+        masks = {"mask": batch.get("mask")} if isinstance(batch, Mapping) else {}
+        real, pairs = (
+            real_targets(net, masks | {"target_mask": mask}, x, side, part.shape,
+                         lambda scores, i=i: scores[i])
+            for i, (part, mask) in enumerate(zip(y, _pair_of_masks(batch), strict=True)))
+        asked = total(labels.shape, known(labels, real, IGNORED))
+        found = {"token_loss": of_tokens(tokens, labels, mask=real),
+                 "token_accuracy": accuracy(tokens, labels, ignore=IGNORED, mask=real),
+                 "follows_loss": cross_entropy(follows, order, mask=pairs),
+                 "follows_accuracy": accuracy(follows, order, mask=pairs),
+                 "count": total(order.shape, pairs),
                  "count/token_loss": asked, "count/token_accuracy": asked}
         loss = found["token_loss"] + found["follows_loss"]
         return loss, (state, {"loss": loss, **found})
@@ -215,6 +221,12 @@ def _of_successors(score: Callable[..., Any]) -> Objective:
     return said
 
 
+def _pair_of_masks(batch: Any) -> tuple[Any, Any]:
+    """The target_mask of a batch, of tokens and of what follows."""
+    mask = batch.get("target_mask") if isinstance(batch, Mapping) else None
+    return tuple(mask) if isinstance(mask, (tuple, list)) else (mask, mask)
+
+
 def _of_tokens(surprise: jax.Array, right: jax.Array) -> Metrics:
     """What is said of a mean surprise in nats, and of the share of tokens that are right."""
     return {"accuracy": right, "bits": surprise / math.log(2)}
@@ -224,7 +236,7 @@ def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
     """The ids, which of those but the first are asked for, and side inputs for all but the last."""
     given = dict(batch) if isinstance(batch, Mapping) else {"x": batch}
     rest = {name: value for name, value in given.items() if name != "x" and value is not None}
-    if "x" not in given or rest.keys() - net.side - {"mask", "asked"}:
+    if "x" not in given or rest.keys() - net.side - {"mask", "asked", "target_mask"}:
         raise LayerError(f"a batch with x and side inputs of the net ({listed(net.side)})",
                          listed(given), "rename or remove the rest: x holds inputs and targets")
     ids = given["x"]
@@ -234,6 +246,8 @@ def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
                          "give at least two to each row: all but the first are asked for")
     real = spread(rest.pop("asked", None), ids.shape)
     real = None if real is None else real[:, 1:]
+    if (targets := spread(rest.pop("target_mask", None), ids[:, 1:].shape)) is not None:
+        real = targets if real is None else real & targets
     if (mask := rest.get("mask")) is not None:
         mask = spread(mask, ids.shape)
         rest["mask"], both = mask[:, :-1], mask[:, 1:] & mask[:, :-1]

@@ -1,9 +1,10 @@
 """What is to be made small: an objective maps a net, its trees and a batch to a loss and metrics.
 
 ``objective(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. A batch is a
-pair ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask``, and side inputs under all other
-names. A mask of leading axes of the target says which entries are real; it goes to the net as well
-if the net takes one, and to the net alone if it has another shape.
+pair ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask`` and ``target_mask``, and side
+inputs under all other names. ``mask`` says what is real of x, over leading axes of it. It goes to
+the net, if the net takes one, and to the loss too if the net keeps these axes. ``target_mask``
+says which targets are real, over any leading axes of y, and goes to loss, metrics and counts alone.
 
 Metrics are means over the real entries of the batch; ``count`` says over how many, and
 ``count/<name>`` what the mean of one metric was divided by, where that is something else.
@@ -12,7 +13,7 @@ Metrics are means over the real entries of the batch; ``count`` says over how ma
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -25,6 +26,7 @@ from diffprog.layer import Layer
 from diffprog.losses import binary_cross_entropy, cross_entropy, squared_error
 from diffprog.metrics import accuracy, top_k_accuracy
 from diffprog.notation import listed, show
+from diffprog.plans import spec
 
 __all__ = ["binary_classification", "classification", "regression"]
 
@@ -135,8 +137,8 @@ def parts(net: Layer, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Input, target and the net's side inputs in a batch; raise for what the net cannot take."""
     if isinstance(batch, Mapping):
         rest = {name: value for name, value in batch.items() if name not in ("x", "y")}
-        if not {"x", "y"} <= batch.keys() or rest.keys() - net.side - {"mask"}:
-            raise LayerError(f"a batch with x, y, mask and side inputs of the net "
+        if not {"x", "y"} <= batch.keys() or rest.keys() - net.side - {"mask", "target_mask"}:
+            raise LayerError(f"a batch with x, y, mask, target_mask and side inputs of the net "
                              f"({listed(net.side)})", listed(batch), "rename or remove the rest")
         return batch["x"], batch["y"], {n: v for n, v in rest.items() if n in net.side}
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
@@ -156,8 +158,7 @@ def _objective(
         x, y, side = parts(net, batch)
         output, state = net.apply(params, state, x, key=key, train=train, **side)
         check_array(output, features)
-        mask = batch.get("mask") if isinstance(batch, Mapping) else None
-        mask = _of_entries(net, mask, output.shape[: output.ndim - features])
+        mask = real_targets(net, batch, x, side, output.shape[: output.ndim - features])
         mean = loss(output, y, mask=mask)
         value = mean if reduction == "mean" else loss(output, y, mask=mask, reduction="sum")
         return value, (state, {"loss": mean, **measure(output, y, mask)})
@@ -165,11 +166,65 @@ def _objective(
     return objective
 
 
-def _of_entries(net: Layer, mask: Any, entries: tuple[int, ...]) -> Any:
-    """The mask if it speaks of the output's entries; None if it speaks of the net's input alone."""
-    if mask is None or mask.shape == entries[: mask.ndim]:
-        return mask
-    if "mask" not in net.side:
-        raise LayerError(f"a mask of leading axes of the output's entries {entries}", show(mask),
-                         "give it these axes: the net itself takes no mask")
-    return None  # the net has reduced the positions that it marks
+def real_targets(
+    net: Layer, batch: Any, x: Any, side: Mapping[str, Any], entries: tuple[int, ...],
+    part: Callable[[Any], Any] = lambda y: y,
+) -> Mask:
+    """Which entries of a target are real, by the masks of a batch; None is all.
+
+    `part` of the net's output is what the target is compared with.
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    mask, targets = batch.get("mask"), batch.get("target_mask")
+    if mask is not None and not _keeps(net, x, side, mask, part):
+        if "mask" not in net.side:
+            raise LayerError("a mask of axes of x that the net keeps", show(mask),
+                             "name it target_mask if it says which targets are real: the net takes "
+                             "no mask")
+        mask = None  # it says what is real of x alone
+    if mask is None or targets is None:
+        return targets if mask is None else mask
+    return spread(mask, entries) & spread(targets, entries)
+
+
+def _keeps(
+    net: Layer, x: Any, side: Mapping[str, Any], mask: Any, part: Callable[[Any], Any]
+) -> bool:
+    """Has the output the axes of x that the mask is of? Other lengths tell, where sizes coincide.
+    """
+    if any(leaf.shape[: mask.ndim] != mask.shape for leaf in jax.tree.leaves(x)):
+        return False
+
+    def keeps(axis: int) -> bool:
+        for longer in (1, -1):  # there may be no more positions, or no less than a window
+            for given in _resized(x, side, axis, mask.shape[axis], longer):
+                try:
+                    y = part(net.plan(given[0], **given[1]).y)
+                except (TypeError, ValueError):
+                    continue
+                return y.ndim > axis and y.shape[axis] == mask.shape[axis] + longer
+        return False
+
+    y = part(net.plan(x, **side).y)
+    return y.shape[: mask.ndim] == mask.shape and all(map(keeps, range(1, mask.ndim)))
+
+
+def _resized(
+    x: Any, side: Mapping[str, Any], axis: int, length: int, longer: int
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """x longer along an axis, and side inputs as they may go with it."""
+
+    def grown(a: Any, axes: tuple[int, ...] = (axis,)) -> Any:
+        shape = [n + longer * (n == length and i in axes) for i, n in enumerate(a.shape)]
+        return jax.ShapeDtypeStruct(tuple(shape), a.dtype)
+
+    def over_pairs(a: Any) -> Any:
+        return grown(a, (a.ndim - 2, a.ndim - 1))
+
+    x, side = spec((x, dict(side)))
+    with_x = {name: over_pairs if name == "attention_mask" else grown for name in (
+        "mask", "segments", "positions", "attention_mask")}
+    for other in (lambda a: a, grown):
+        yield jax.tree.map(grown, x), {
+            name: jax.tree.map(with_x.get(name, other), value) for name, value in side.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import binary_cross_entropy
 from diffprog.notation import show
-from diffprog.objectives import Metrics, Objective, parts
+from diffprog.objectives import Metrics, Objective, parts, real_targets
 
 __all__ = ["elbo", "gaussian_kl"]
 
@@ -32,7 +32,7 @@ def elbo(
     The mean over z is that of one draw for each example, in `evaluate` too, which gives each a key
     of its own. Called without a key z is the mean of q, and the loss is no bound.
 
-    A mask of leading axes of y says which entries are real; an example without any is not.
+    An example without a real entry, by `mask` or `target_mask`, is not real.
 
     Args:
         loss: gives ``-log p`` of each entry with ``reduction="none"``. `binary_cross_entropy` takes
@@ -66,7 +66,7 @@ def elbo(
         output, state = net.apply(params, state, x, key=key, train=train, **side)
         prediction, latent = _pair(output, "a pair, the prediction and (mean, log_variance)")
         mean, log_variance = _pair(latent, "a pair (mean, log_variance) beside the prediction")
-        mask = batch.get("mask") if isinstance(batch, Mapping) else None
+        mask = real_targets(net, batch, x, side, y.shape, lambda output: output[0])
         surprise = _rows(loss(prediction, y, mask=mask, reduction="none")).sum(1)
         real = None if mask is None else _rows(spread(mask, y.shape)).any(1)
         reconstruction = reduce(surprise, real, "mean")

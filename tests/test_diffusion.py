@@ -138,3 +138,19 @@ def test_it_is_trained_by_fit():
     # E[noise | x_t] = cov / var * x_t, by hand: sqrt(1/2) / (0.25 / 2 + 1/2).
     assert abs(kernel - np.sqrt(0.5) / 0.625) < 0.03
     assert abs(fit.history[-1]["validation/loss"] - (1 - 0.5 / 0.625)) < 0.05
+
+
+def test_what_is_not_real_is_not_asked_for():
+    """By a mask of time, which the net need not take, and by one of targets."""
+    net = dp.stateless(None, lambda params, x, *, time: 0 * x, name="silent")
+    x = np.ones((3, 4, 2), np.float32)
+    steps = np.arange(4) < np.array([1, 4, 2])[:, None]
+    image = np.random.default_rng(0).random(x.shape) < 0.5
+    noise = np.asarray(jax.random.normal(jax.random.split(KEY, 4)[2], x.shape))
+    for masks, real in ((dict(mask=steps), steps[..., None] & np.ones_like(image)),
+                        (dict(target_mask=image), image),
+                        (dict(mask=steps, target_mask=image), steps[..., None] & image)):
+        loss, (_, metrics) = dp.denoising(SCHEDULE)(
+            net, {}, {}, {"x": np.where(real, x, np.nan), **masks}, key=KEY, train=True)
+        np.testing.assert_allclose(loss, (noise**2)[real].mean(), rtol=1e-5)
+        assert int(metrics["count"]) == real.sum()

@@ -96,6 +96,16 @@ def test_others_than_the_asked_are_shown_alone():
     assert metrics["count"] == 6
 
 
+def test_a_target_mask_is_of_the_targets():
+    asked = np.array([[0, 0, 1, 1, 1], [0, 1, 0, 0, 1]], bool)
+    wanted = surprises(scores(IDS[:, :-1]), IDS[:, 1:])
+    loss, metrics = measured(dp.next_token(), {"x": IDS, "target_mask": jnp.asarray(asked)})
+    np.testing.assert_allclose(loss, wanted[asked].mean(), rtol=1e-5)
+    assert metrics["count"] == 5
+    loss, _ = measured(dp.next_token(), {"x": IDS, "target_mask": jnp.array([False, True])})
+    np.testing.assert_allclose(loss, wanted[1].mean(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("filler", [-1, -100, 7])
 def test_what_stands_in_the_padding_has_no_gradient(filler):
     mask = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
@@ -302,6 +312,27 @@ def test_masked_language_is_the_sum_of_two_losses():
     np.testing.assert_allclose(metrics["follows_accuracy"], hits.mean(), rtol=1e-6)
     assert metrics["count/token_loss"] == metrics["count/token_accuracy"] == 3
     assert metrics["count"] == 2
+
+
+def test_the_masks_of_hidden_tokens_and_of_what_follows():
+    draw = np.random.default_rng(0)
+    scores = jnp.asarray(draw.normal(size=(3, 2, 5))), jnp.asarray(draw.normal(size=(3, 2)))
+    net = dp.stateless(None, lambda params, x, *, mask=None: (
+        scores[0] if x.shape[1] == 2 else jnp.zeros((3, x.shape[1], 5)), scores[1]), name="fixed")
+    labels, follows = draw.integers(0, 5, (3, 2)), np.array([1, 0, 1])
+    batch = {"x": jnp.zeros((3, 2), int), "y": (jnp.asarray(labels), jnp.asarray(follows))}
+    tokens, pairs = surprises(scores[0], labels), surprises(scores[1], follows)
+    steps = np.array([[1, 0], [1, 1], [1, 0]], bool)
+    rows = np.array([True, False, True])
+    for masks, real, known in (
+            (dict(mask=steps), steps, rows | True),
+            (dict(target_mask=rows), rows[:, None] & np.ones_like(steps), rows),
+            (dict(target_mask=(steps, None)), steps, rows | True),
+            (dict(target_mask=(None, rows), mask=steps), steps, rows)):
+        _, metrics = measured(dp.masked_language(), batch | masks, net, ({}, {}))
+        np.testing.assert_allclose(metrics["token_loss"], tokens[real].mean(), rtol=1e-5)
+        np.testing.assert_allclose(metrics["follows_loss"], pairs[known].mean(), rtol=1e-5)
+        assert metrics["count/token_loss"] == real.sum() and metrics["count"] == known.sum()
 
 
 # In words that people use.

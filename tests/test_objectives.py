@@ -189,9 +189,10 @@ def test_regression(loss, mask):
     real = np.random.default_rng(2).random((7, 2)) < 0.6
     data = {"x": x, "y": y}
     if mask:
-        data["mask"] = real[:, 0] if mask == "rows" else real
-        data["y"] = np.where(data["mask"][:, None] if mask == "rows" else real, y, np.nan)
-    wanted = float(loss(net(params, x), y, mask=data.get("mask")))
+        real = real[:, 0] if mask == "rows" else real
+        data["mask" if mask == "rows" else "target_mask"] = real
+        data["y"] = np.where(real[:, None] if mask == "rows" else real, y, np.nan)
+    wanted = float(loss(net(params, x), y, mask=real if mask else None))
     for found in at_once_and_in_parts(dp.regression(loss), net, params, data):
         assert found == pytest.approx({"loss": wanted}, rel=1e-5)
 
@@ -239,6 +240,109 @@ def test_a_mask_of_positions_goes_to_the_net_alone():
     wanted = surprise(means @ np.asarray(params["head"]["kernel"]), y)
     np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
     assert float(metrics["count"]) == 2
+
+
+RAGGED = np.arange(5) < np.array([2, 5, 4])[:, None]
+
+
+def test_a_mask_of_time_is_no_mask_of_outputs_that_are_as_many():
+    """Five steps and five outputs: the mask is of steps, and all 15 targets are real."""
+    net = dp.recurrent(dp.gru(4)) >> dp.collapse("last") >> dp.linear(5)
+    x = jnp.asarray(drawn(3, 5, 2), jnp.float32)
+    y = jnp.asarray(drawn(3, 5, seed=1, spread=1.0), jnp.float32)
+    params, state = net.init(jax.random.key(0), x)
+    batch = {"x": jnp.where(RAGGED[..., None], x, 9.0), "y": y, "mask": jnp.asarray(RAGGED)}
+    loss, (_, metrics) = dp.regression()(net, params, state, batch, key=None, train=True)
+    alone = [net(params, x[i : i + 1, :n])[0] for i, n in enumerate((2, 5, 4))]
+    np.testing.assert_allclose(loss, ((np.stack(alone) - y) ** 2).mean(), rtol=1e-5)
+    assert float(metrics["count"]) == 15
+    shown = np.array([[1, 1, 0, 1, 1]] * 3, bool)
+    loss, (_, metrics) = dp.regression()(
+        net, params, state, batch | {"target_mask": shown}, key=None, train=True)
+    np.testing.assert_allclose(loss, ((np.stack(alone) - y) ** 2)[shown].mean(), rtol=1e-5)
+    assert float(metrics["count"]) == 12
+
+
+@pytest.mark.parametrize("net", [
+    dp.linear(3), dp.recurrent(dp.gru(3)), dp.self_attention(1, causal=True),
+    dp.learned_positions(5) >> dp.self_attention(1), dp.conv(3, 3, dims=1)], ids=repr)
+def test_a_mask_of_time_is_one_of_targets_where_time_is_kept(net):
+    """Whether or not the net takes it, and where it takes no more steps."""
+    x = jnp.asarray(drawn(3, 5, 3), jnp.float32)
+    y = jnp.asarray(drawn(3, 5, 3, seed=1, spread=1.0), jnp.float32)
+    params, state = net.init(jax.random.key(0), x)
+    side = {"mask": jnp.asarray(RAGGED)}
+    loss, (_, metrics) = dp.regression()(
+        net, params, state, {"x": x, "y": y, **side}, key=None, train=True)
+    outputs = net(params, x, **{name: side[name] for name in net.side & side.keys()})
+    np.testing.assert_allclose(
+        loss, ((np.asarray(outputs) - y) ** 2)[RAGGED].mean(), rtol=1e-5)
+    assert float(metrics["count"]) == 33
+
+
+def test_steps_and_segments_go_with_the_length():
+    """What else is of time grows with it when the net is planned for another length."""
+    net = dp.program(body=dp.self_attention(1))(lambda layers, x, *, extra: layers.body(x) + extra)
+    x = jnp.asarray(drawn(3, 5, 4), jnp.float32)
+    every = jnp.ones((3, 5), bool)
+    side = {"mask": jnp.asarray(RAGGED), "extra": x, "segments": jnp.asarray(1 * RAGGED),
+            "attention_mask": every[:, None, None] & every[:, None, :, None]}
+    params, state = net.init(jax.random.key(0), x, **side)
+    _, (_, metrics) = dp.regression()(
+        net, params, state, {"x": x, "y": x, **side}, key=None, train=True)
+    assert float(metrics["count"]) == 44
+
+
+def test_a_gap_in_the_targets_hides_no_input():
+    """Two series with gaps: the recurrence reads all of x, and is asked where y is known."""
+    net = dp.recurrent(dp.simple_rnn(1))
+    x = jnp.asarray(drawn(2, 6, 2, spread=1.0), jnp.float32)
+    y = jnp.asarray(drawn(2, 6, 1, seed=1, spread=1.0), jnp.float32)
+    gaps = np.array([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 0, 1]], bool)
+    params, state = net.init(jax.random.key(0), x)
+    outputs = np.asarray(net(params, x), np.float64)
+    wanted = ((outputs - np.asarray(y)) ** 2)[gaps].mean()
+    batch = {"x": x, "y": jnp.where(gaps[..., None], y, jnp.nan), "target_mask": gaps}
+    loss, (_, metrics) = dp.regression()(net, params, state, batch, key=None, train=True)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert float(metrics["count"]) == 7
+    hidden = dict(batch, mask=batch.pop("target_mask"))  # what it was taken for before
+    assert abs(dp.regression()(net, params, state, hidden, key=None, train=True)[0] - wanted) > 0.01
+
+
+TARGETS = {
+    "classification": (dp.classification(top_k=2), dp.linear(3), np.arange(20).reshape(4, 5) % 3,
+                       (4, 5)),
+    "soft": (dp.classification(), dp.linear(3), np.full((4, 5, 3), 1 / 3, np.float32), (4, 5)),
+    "binary": (dp.binary_classification(), dp.linear(3), np.ones((4, 5, 3)), (4, 5, 3)),
+    "regression": (dp.regression(), dp.linear(3), np.ones((4, 5, 3)), (4, 5, 3)),
+    "elbo": (dp.elbo(dp.squared_error), dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(3)),
+             np.ones((4, 5, 3)), (4, 5, 3)),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_mask_is_of_any_leading_axes(name):
+    """What is not asked for has no say, whatever it is; with all masked but one it is alone."""
+    objective, net, y, entries = TARGETS[name]
+    x = jnp.asarray(drawn(4, 5, 2), jnp.float32)
+    params, state = net.init(jax.random.key(0), x)
+    run = lambda batch: objective(  # noqa: E731
+        net, params, state, batch, key=None, train=False)[1][1]
+    for axes in range(1, len(entries) + 1):
+        mask = np.random.default_rng(axes).random(entries[:axes]) < 0.6
+        wide = mask.reshape(mask.shape + (1,) * (y.ndim - axes))
+        broken = np.where(wide, y, np.nan if y.dtype.kind == "f" else -7)
+        found = run({"x": x, "y": broken, "target_mask": mask})
+        assert all(np.isfinite(value) for value in found.values())
+        real = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(entries) - axes)), entries)
+        count = real.reshape(4, -1).any(1).sum() if name == "elbo" else real.sum()
+        assert float(found["count"]) == count
+        if name != "elbo":
+            logits = np.asarray(net(params, x))[real]
+            assert float(found["loss"]) == pytest.approx(float(objective(
+                dp.stateless(None, lambda p, x: x), {}, {}, (jnp.asarray(logits), y[real]),
+                key=None, train=False)[0]), rel=1e-5)
 
 
 def test_side_inputs_stand_in_the_batch_under_their_names():

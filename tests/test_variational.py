@@ -100,7 +100,8 @@ def test_masks_leave_out_examples_and_entries():
     losses, kl = surprise(net, params, x, y, None), closed(*net(params, x)[1])
     for mask in (rows, entries):
         whole = np.broadcast_to(mask.reshape(6, -1), (6, 5))
-        batch = {"x": jnp.where(rows[:, None], x, 9.0), "mask": jnp.asarray(mask),
+        name = "mask" if mask is rows else "target_mask"
+        batch = {"x": jnp.where(rows[:, None], x, 9.0), name: jnp.asarray(mask),
                  "y": jnp.where(whole, y, jnp.nan)}
         (_, (_, metrics)), grads = jax.jit(jax.value_and_grad(
             lambda p, batch: dp.elbo()(net, p, {}, batch, key=None, train=False),

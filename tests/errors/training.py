@@ -81,13 +81,13 @@ EXAMPLES = {
         lambda: dp.classification(top_k=0),
     "wants k of at most 3, the number of classes, got 4; lower it":
         asked(dp.classification(top_k=4), DATA[0]),
-    "wants a batch with x, y, mask and side inputs of the net (none), got weight, x, y; rename or "
-    "remove the rest":
+    "wants a batch with x, y, mask, target_mask and side inputs of the net (none), got weight, x, "
+    "y; rename or remove the rest":
         asked(dp.classification(), {"x": XS, "y": YS, "weight": X}),
     "wants a batch (x, y), or a dict with x and y, got (float32[2,4]); pass one of them":
         asked(dp.classification(), (X,)),
-    "wants a mask of leading axes of the output's entries (12,), got bool[12,5]; give it these "
-    "axes: the net itself takes no mask":
+    "wants a mask of axes of x that the net keeps, got bool[12,5]; name it target_mask if it says "
+    "which targets are real: the net takes no mask":
         asked(dp.classification(), {"x": XS, "y": YS, "mask": bools(12, 5)}),
     "wants one array, got (float32[12,3], float32[12,3]); pick one part of it with a lambda":
         asked(dp.classification(), DATA[0], dp.branch(NET, NET)),
