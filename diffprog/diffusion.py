@@ -160,7 +160,7 @@ def denoising(
         x, side = _images(net, batch)
         own, *keys = jax.random.split(jax.random.key(0) if key is None else key, 4)
         time = jax.random.randint(keys[0], x.shape[:1], 0, len(schedule))
-        noise = jax.random.normal(keys[1], x.shape, x.dtype)
+        noise = jax.random.normal(keys[1], x.shape, wide(x).dtype)  # with tails, in 16 bits too
         if null_class is not None and train:
             side = side | {"condition": _some(keys[2], side.get("condition"), null_class, rate)}
         seen = add_noise(x, noise, schedule, time)

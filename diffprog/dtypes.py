@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffprog.errors import LayerError
+from diffprog.notation import show
+
 
 def is_float(leaf: Any) -> bool:
     """Is it an array of floats?"""
@@ -46,6 +49,13 @@ def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
     # cast. This choice is one that XLA makes before it compiles; but it depends on x.
     spread = jax.lax.select(np.True_, spread, jax.lax.stop_gradient(x).astype(wide))
     return spread.astype(x.dtype)
+
+
+def check_chunk(kept: Any, x: Any) -> None:
+    """Raise for a chunk of a stream whose dtype is wider than that of what is kept of the past."""
+    if jnp.promote_types(kept.dtype, x.dtype) != kept.dtype:
+        raise LayerError(f"a chunk in {kept.dtype}, as start saw", show(x),
+                         "start anew for another dtype: it would be rounded")
 
 
 def outside(tree: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.arguments import as_int32, check_array, check_count, check_share
+from diffprog.dtypes import outside
 from diffprog.entries import (
     Mask,
     Reduction,
@@ -139,6 +140,7 @@ def linear_cross_entropy(
     labels = class_numbers(x, labels)
     real = known(labels, mask, ignore)
     rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
+    held, inside = outside(rows)  # its gradient is summed over the chunks
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
 
@@ -146,6 +148,7 @@ def linear_cross_entropy(
     def step(carry: Any, part: Any) -> tuple[Any, None]:
         top, best, summed, true = carry
         first, weights = part
+        rows = inside(held)
         scores = rows @ weights[:, : rows.shape[-1]].T.astype(rows.dtype)
         scores = scores.astype(dtype)
         if bias is not None:

@@ -154,3 +154,18 @@ def test_what_is_not_real_is_not_asked_for():
             net, {}, {}, {"x": np.where(real, x, np.nan), **masks}, key=KEY, train=True)
         np.testing.assert_allclose(loss, (noise**2)[real].mean(), rtol=1e-5)
         assert int(metrics["count"]) == real.sum()
+
+
+def test_noise_in_16_bits_has_tails():
+    """P(|e| > 3) = 0.0027; drawn in bfloat16 it is 0."""
+    seen = []
+
+    def forward(params, x, *, time):
+        seen.append(x)
+        return x
+
+    images = jnp.zeros((4, 256, 256), jnp.bfloat16)
+    dp.denoising(np.array([1e-6]))(
+        dp.stateless(None, forward), {}, {}, images, key=KEY, train=True)
+    assert seen[-1].dtype == jnp.bfloat16
+    assert abs(float((jnp.abs(seen[-1].astype(jnp.float32)) > 3).mean()) - 0.0027) < 0.0004

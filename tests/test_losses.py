@@ -391,3 +391,16 @@ def test_padding_of_distributions_is_nothing():
     assert "(3,)" in refused(dp.kl_divergence, prediction, target, mask=np.ones((3, 4), bool)).wants
     assert refused(dp.kl_divergence, prediction, target[0]).remedy
     assert refused(dp.kl_divergence, jnp.ones(()), jnp.ones(())).remedy == "add the missing axes"
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_gradient_of_linear_cross_entropy_is_summed_over_chunks_in_float32(dtype):
+    """Of 4096 equal scores each kernel has a share of 1 / 4096 in it; bfloat16 stops on the way."""
+    x, labels = jnp.zeros((2, 3), dtype), jnp.zeros(2, jnp.int32)
+    kernel = jnp.ones((3, 4096)).at[:, 0].set(0)
+    total = lambda x, chunk: dp.linear_cross_entropy(  # noqa: E731
+        x, kernel, labels, chunk=chunk, reduction="sum")[0]
+    for chunk in (4, 6, 4096):
+        grads = jax.grad(total)(x, chunk)
+        assert grads.dtype == dtype
+        np.testing.assert_allclose(grads.astype(jnp.float32), 4095 / 4096, rtol=4e-3)

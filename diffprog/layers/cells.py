@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_leaves
-from diffprog.dtypes import along
+from diffprog.dtypes import along, check_chunk
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -224,7 +224,7 @@ def _cell(
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., features)")
         check_leaves({"kernel": params["hidden"]["kernel"]}, wide)
-        _check_carry(state, names, (*x.shape[:-1], features))
+        _check_carry(state, names, (*x.shape[:-1], features), x)
         carry = {name: leaf.astype(x.dtype) for name, leaf in (state or zeros(x)).items()}
         given = affine(params["input"], x, wide)
         held = carry["hidden"] @ params["hidden"]["kernel"].astype(x.dtype)
@@ -237,8 +237,10 @@ def _cell(
     return Layer(init, apply, start, casts=True)
 
 
-def _check_carry(state: State, names: list[str], shape: tuple[int, ...]) -> None:
+def _check_carry(state: State, names: list[str], shape: tuple[int, ...], x: Any) -> None:
     """Raise unless the state is empty or the carry of x: another one would be broadcast."""
     if state and (state.keys() != set(names) or any(a.shape != shape for a in state.values())):
         raise LayerError(f"a carry of {' and '.join(names)} of shape {shape}", show(state),
                          "start anew on input of this shape")
+    for leaf in state.values():
+        check_chunk(leaf, x)

@@ -116,7 +116,8 @@ def _attended(kernel: jax.Array, x: jax.Array, real: jax.Array | None) -> jax.Ar
         counts = real | ~jnp.any(real, axis=-1, keepdims=True)
         scores = jnp.where(counts, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum("...t,...td->...d", weights, x.astype(wide)).astype(x.dtype)
+    return jnp.einsum("...t,...td->...d", weights.astype(x.dtype), x,
+                      preferred_element_type=wide).astype(x.dtype)
 
 
 _FIXED: dict[str, Callable[[jax.Array, jax.Array | None], jax.Array]] = {

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_leaves
-from diffprog.dtypes import along
+from diffprog.dtypes import along, check_chunk
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -347,8 +347,10 @@ def _sliding(
             if x.shape[-2] % stride[0]:
                 raise LayerError(f"chunks whose steps are a multiple of the stride {stride[0]}",
                                  show(x), "pass on so many steps at a time")
-            x, pads = jnp.concatenate([state["past"], x], axis=-2), "VALID"
-            state = {"past": x[..., x.shape[-2] - before :, :]}
+            past = state["past"]
+            check_chunk(past, x)
+            x, pads = jnp.concatenate([past.astype(x.dtype), x], axis=-2), "VALID"
+            state = {"past": x[..., x.shape[-2] - before :, :].astype(past.dtype)}
         y = forward(params, x, pads)
         check_fits(x, y, "kernel")
         return y, state

@@ -21,6 +21,7 @@ from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.notation import show
+from diffprog.parameters import parameter_dtype
 from diffprog.plans import Params, State
 
 __all__ = ["gaussian_sample", "gumbel_softmax", "score_function", "straight_through"]
@@ -62,7 +63,8 @@ def gaussian_sample() -> Layer:
                              "give each number that is drawn a variance of its own")
         if key is None:
             return mean, state
-        noise = jax.random.normal(key, mean.shape, mean.dtype)
+        # In 16 bits there would be no tails: nothing beyond three deviations.
+        noise = jax.random.normal(key, mean.shape, parameter_dtype(mean)).astype(mean.dtype)
         return mean + jnp.exp(log_variance / 2) * noise, state
 
     return Layer(lambda key, x: ({}, {}), apply, bare=True, random=True)

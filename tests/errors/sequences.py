@@ -57,6 +57,10 @@ EXAMPLES = {
     "lstm(3): wants a carry of hidden and cell of shape (2, 3), got {hidden: float32[2,3]}; start "
     "anew on input of this shape":
         lambda: carried(X, without="cell"),
+    "simple_rnn(2): wants a chunk in bfloat16, as start saw, got float32[2,4]; start anew for "
+    "another dtype: it would be rounded":
+        lambda: dp.simple_rnn(2).apply(params(dp.simple_rnn(2), X), {
+            "hidden": jnp.zeros((2, 2), jnp.bfloat16)}, X),
     "lstm(3): wants params input/kernel as float32[5,12], got float32[4,12]":
         lambda: LSTM(params(LSTM, X), jnp.ones((2, 5))),
     "recurrent(gru(2), reverse=True, bidirectional=True): wants reverse or bidirectional, got "

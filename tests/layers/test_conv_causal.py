@@ -120,3 +120,19 @@ def test_what_looks_ahead_cannot_stream():
         params, _ = layer.init(KEY, SERIES)
         with pytest.raises(dp.LayerError, match="the whole input at once"):
             layer.start(params, {}, SERIES, length=12)
+
+
+def test_a_stream_keeps_the_dtypes_of_its_chunks_and_of_its_past():
+    """What was started in float32 takes narrower chunks as they are; a wider one is refused."""
+    net, x = dp.conv(2, 3, dims=1, padding="CAUSAL"), jax.random.normal(KEY, (1, 6, 2))
+    params, _ = net.init(KEY, x)
+    short = x.astype(jnp.bfloat16)
+    state, parts = net.start(params, {}, x, length=6), []
+    for i in range(0, 6, 2):
+        y, state = net.apply(params, state, short[:, i : i + 2])
+        assert (y.dtype, state["past"].dtype) == (jnp.bfloat16, jnp.float32)
+        parts.append(y)
+    np.testing.assert_array_equal(jnp.concatenate(parts, 1), net(params, short))
+    state = net.start(params, {}, short, length=6)
+    with pytest.raises(dp.LayerError, match="a chunk in bfloat16, as start saw"):
+        net.apply(params, state, x)

@@ -213,3 +213,12 @@ def test_straight_through_is_one_thing_and_has_the_gradient_of_the_other():
     assert np.isfinite(y)
     of_values = jax.grad(lambda v: dp.straight_through(v, x).sum())(x)
     np.testing.assert_array_equal(of_values, 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_normal_draw_in_16_bits_has_tails(dtype):
+    """P(|e| > 3) = 0.0027; drawn in bfloat16 it is 0."""
+    zeros = jnp.zeros(2**18, dtype)
+    y = dp.gaussian_sample()({}, (zeros, zeros), key=jax.random.key(0))
+    assert y.dtype == dtype
+    assert abs(float((jnp.abs(y.astype(jnp.float32)) > 3).mean()) - 0.0027) < 0.0004
