@@ -115,16 +115,15 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
 
 
 def said_of(apply: Any, what: Any) -> Any:
-    """What was said of this `apply`; None if it was said of another one.
+    """The function `what` that was said of this `apply`; None if it was said of another one.
 
     A record made by `dataclasses.replace` has all that is not replaced from the old one, whose
     parts cannot know of a new `apply`.
     """
-    if what is None or getattr(what, "apply", apply) is not apply:
-        return None
-    said: Any = functools.partial(what)
-    said.apply = apply
-    return said
+    if what is not None and not hasattr(what, "apply"):
+        what = functools.partial(what)
+        what.apply = apply
+    return what if what is not None and what.apply is apply else None
 
 
 def taken(layer: Layer, given: Mapping[str, Any]) -> dict[str, Any]:

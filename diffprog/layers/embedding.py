@@ -34,9 +34,9 @@ def embedding(
     `jax.experimental`: its error names the id; without it nothing is spent on the search.
 
     Shapes:
-        x: (...), ints in [0, vocabulary) -> (..., features), in the dtype of the parameters. Other
-            ints, negative ones too, give a row of NaN without gradient, because nothing can be
-            raised under `jax.jit`.
+        x: (...), ints in [0, vocabulary) -> (..., features), in the dtype of the parameters, or
+            that of `mixed`. Other ints, negative ones too, give a row of NaN without gradient,
+            because nothing can be raised under `jax.jit`.
         params: ``embedding`` (vocabulary, features).
 
     Args:

@@ -27,8 +27,7 @@ def linearize(layer: Any) -> Layer:
     evaluations more.
 
     It keeps the kind and the names of what it wraps. The state that the layer returns, such as
-    running statistics in training, is that at the origin. It does not stream. `mixed` goes inside,
-    since outside it would round the difference of the parameters.
+    running statistics in training, is that at the origin. It does not stream.
 
     Shapes:
         x, y, params: those of the layer.

@@ -22,13 +22,27 @@ __all__ = ["mixed"]
 def mixed(layer: Any, dtype: Any) -> Layer:
     """The same layer, computed in `dtype`: ``y = f(cast(params), cast(x))``, cast back.
 
-    Parameters and floating-point inputs, side inputs too, are cast to `dtype`; floating-point
-    outputs come back in the dtype that x had (float32 if x holds integers alone). Parameters are
-    stored as they were, so the optimizer adds small updates to float32; running statistics keep
-    their dtype; caches of a stream are made in `dtype`. It keeps the kind and the names of what it
-    wraps.
+    Floating-point inputs, side inputs too, are cast to `dtype`; floating-point outputs come back in
+    the dtype that x had (float32 if x holds integers alone). Parameters are stored as they were, so
+    the optimizer adds small updates to float32; running statistics keep their dtype; caches of a
+    stream are made in `dtype`. It keeps the kind and the names of what it wraps. Inside another
+    `mixed` it keeps its own dtype.
 
-    float16 underflows where bfloat16 does not: scale the loss there.
+    The layers of the library are handed parameters as they are stored and cast them where they use
+    them: an embedding after it was looked up, a bias after it was spread over the entries. So the
+    gradient of what is used many times is summed in float32; bfloat16 would count no further than
+    256. That of a kernel is one product for each call, which is rounded once.
+
+    A layer of your own is handed parameters in `dtype`, and ``layers.x.params`` gives such. Its
+    gradients are rounded once for each call, and each sum inside of it is in `dtype`. Where it
+    broadcasts a parameter, let it say ``casts=True`` and cast behind that itself::
+
+        def forward(params, x):
+            return x * jnp.broadcast_to(params["scale"], x.shape).astype(x.dtype)
+
+        scaling = dp.stateless(init, forward, casts=True)
+
+    float16 underflows and overflows where bfloat16 does not: scale the loss there.
 
     Args:
         layer: any layer.
@@ -69,12 +83,11 @@ def mixed(layer: Any, dtype: Any) -> Layer:
         x, side = cast((x, side), dtype)
         return inner.start(params, state, x, length=length, **side)
 
-    whole = dataclasses.replace(
+    return dataclasses.replace(
         layer, apply=apply, start=layer.start and start, planner=planner,
         rebuild=lambda children: mixed(rebuilt(layer, children), dtype),
-        within=lambda f: whole,  # in another `mixed` it keeps to its own dtype
+        within=lambda f: mixed(layer, dtype),  # in another `mixed` it keeps to its own dtype
     )
-    return whole
 
 
 def _narrowed(layer: Layer, dtype: Any) -> Layer:

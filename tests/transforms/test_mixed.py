@@ -1,5 +1,7 @@
 """`mixed`: what is computed narrow, what stays wide, and that it nests."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from comparing import KEY, X, gradient, params_of, same, spy
 
 import diffprog as dp
+from diffprog.plans import spec
 
 BF16 = jnp.bfloat16
 BODY = dp.residual(dp.serial(dp.linear(6), jnp.tanh, dp.linear(4)))
@@ -122,3 +125,150 @@ def test_it_keeps_the_kind_and_the_children():
     net = dp.serial(dp.linear(4), dp.mixed(dp.linear(4), BF16), dp.mixed(BODY, "bfloat16"))
     assert list(net.children) == ["linear_0", "linear_1", "residual_0"]
     assert repr(dp.mixed(dp.linear(4), BF16)) == "mixed(linear(4), jnp.bfloat16)"
+
+
+# Layers of one's own.
+
+
+def forward(params, x):
+    return params["scale"] * x
+
+
+SCALING = dp.stateless(lambda key, x: {"scale": jnp.ones(x.shape[-1])}, forward)
+
+
+def noting(seen, **settings):
+    """A layer that notes the dtypes of its parameters."""
+    def noted(params, x):
+        seen.add(params["scale"].dtype)
+        return params["scale"].astype(x.dtype) * x
+
+    return dp.stateless(lambda key, x: {"scale": jnp.ones(x.shape[-1])}, noted, **settings)
+
+
+def composed(inner):
+    """A layer with a child that is called as its author likes."""
+    return dp.Layer(
+        lambda key, x: ({"inner": inner.init(key, x)[0]}, {}),
+        lambda params, state, x, **_: (x * params["inner"]["scale"], state),
+        children={"inner": inner}, name="composed")
+
+
+@pytest.mark.parametrize("around", [
+    dp.residual, lambda f: dp.repeat(2, f), lambda f: dp.repeat(2, dp.residual(f)),
+    lambda f: dp.repeat(2, f, remat=True), lambda f: dp.remat(f) >> f,
+    lambda f: dp.residual(dp.ema(f)),
+    lambda f: dp.residual(dp.freeze(f)), lambda f: dp.residual(composed(f)),
+    lambda f: dp.fixed_point(dp.parallel(f, jnp.sin) >> (lambda pair: pair[0] / 4 + pair[1]),
+                             tolerance=0.05),
+], ids=["residual", "repeat", "repeat of residual", "repeat with remat", "remat", "ema", "freeze",
+        "composed", "fixed_point"])
+def test_what_is_planned_is_what_will_be_handed_over(around):
+    """A layer that multiplies by float32 would give float32, and a sum of x and that is refused."""
+    net = dp.mixed(around(SCALING), BF16)
+    params, state = net.init(KEY, X)
+    y, after = net.apply(params, state, X)
+    assert y.dtype == net.plan(X).y.dtype == jnp.float32
+    assert spec(after) == spec(state)
+    np.testing.assert_allclose(y, around(SCALING)(params, X, state=state), atol=0.1)
+
+
+@pytest.mark.parametrize("around", [
+    lambda f: f, lambda f: dp.serial(f), lambda f: dp.repeat(2, f), lambda f: dp.heads(2, f),
+    lambda f: dp.ensemble(2, f), lambda f: dp.remat(f), lambda f: dp.ema(f),
+    lambda f: dp.linearize(f), lambda f: dp.tap(dp.serial(f), "*"), lambda f: dp.mixed(f, BF16),
+    lambda f: dp.reparam(f, lambda key, w: {"half": w / 2}, lambda tree: 2 * tree["half"], "scale"),
+], ids=["alone", "serial", "repeat", "heads", "ensemble", "remat", "ema", "linearize", "tap",
+        "mixed", "reparam"])
+@pytest.mark.parametrize("casts", [False, True])
+def test_a_layer_is_handed_parameters_in_dtype_unless_it_says_that_it_casts(around, casts):
+    seen = set()
+    net = dp.mixed(around(noting(seen, casts=casts)), BF16)
+    params, state = net.init(KEY, X)
+    seen.clear()
+    jax.eval_shape(net.apply, params, state, X)
+    assert seen == {jnp.dtype(jnp.float32 if casts else BF16)}
+
+
+def test_a_record_with_another_apply_is_not_taken_for_what_it_was_made_of():
+    """What `dataclasses.replace` puts around a net stays there."""
+    for net in (dp.serial(dp.linear(4)), dp.repeat(1, dp.linear(4)), dp.linear(4)):
+        def doubled(params, state, x, net=net, **given):
+            y, state = net.apply(params, state, x, **given)
+            return 2 * y, state
+
+        other = dp.mixed(dataclasses.replace(net, apply=doubled), BF16)
+        params, _ = other.init(KEY, X)
+        np.testing.assert_allclose(other(params, X), 2 * net(params, X), rtol=0.02, atol=0.02)
+
+
+def test_parameters_that_a_program_reads_are_in_dtype():
+    seen = {}
+
+    @dp.program(embed=dp.embedding(5, 4), own=SCALING, inner=dp.serial(up=dp.linear(4)))
+    def net(layers, x):
+        y = layers.inner(layers.own(layers.embed(x)))
+        seen.update(embed=layers.embed.params["embedding"].dtype,
+                    own=layers.own.params["scale"].dtype,
+                    inner=layers.inner.params["up"]["kernel"].dtype)
+        return dp.attend(layers.embed.params, y)
+
+    ids = jnp.arange(3)
+    for narrow in (dp.mixed(net, BF16), dp.tap(dp.mixed(net, BF16), "inner/up"),
+                   dp.mixed(dp.tap(net, "inner/up"), BF16), dp.mixed(dp.remat(net), BF16)):
+        params = narrow.init(KEY, ids)[0]
+        seen.clear()
+        narrow(params, ids)
+        assert set(seen.values()) == {jnp.dtype(BF16)} and len(seen) == 3
+    net(params, ids)
+    assert set(seen.values()) == {jnp.dtype(jnp.float32)}
+
+
+def test_inside_another_it_keeps_its_own_dtype():
+    seen = []
+    net = dp.mixed(dp.serial(spy(seen), dp.mixed(dp.serial(dp.linear(4), spy(seen)), jnp.float32),
+                             spy(seen)), BF16)
+    params = params_of(net)
+    seen.clear()
+    net(params, X)
+    assert [x.dtype for x in seen] == [BF16, jnp.float32, BF16]
+    # Its parameters are not rounded on the way.
+    exact = dp.mixed(dp.mixed(dp.linear(4), jnp.float32), BF16)
+    params = params_of(exact)
+    x = X.astype(BF16).astype(jnp.float32)
+    same(exact(params, x), dp.linear(4)(params, x).astype(BF16).astype(jnp.float32))
+
+
+def test_averages_are_of_what_is_stored():
+    """An average of rounded weights is off by as much as they are."""
+    net = dp.mixed(dp.ema(dp.serial(dp.linear(4), SCALING)), BF16)
+    params, state = net.init(KEY, X)
+    params = jax.tree.map(lambda a: a + 1.003, params)
+    _, state = net.apply(params, state, X, train=True)
+    for path in ("kernel", "bias"):
+        same(state["linear_0"][path]["average"], params["linear_0"][path])
+    same(state["forward_0"]["scale"]["average"], params["forward_0"]["scale"])
+
+
+def test_a_small_difference_of_parameters_is_not_rounded_in_linearize():
+    net = dp.mixed(dp.linearize(dp.linear(1, kernel_init="ones")), BF16)
+    params, state = net.init(KEY, jnp.ones((1, 1)))
+    moved = jax.tree.map(lambda a: a + 1e-3, params)
+    change = jax.jvp(lambda p: net(p, jnp.ones((1, 1)), state=state), (params,), (
+        jax.tree.map(jnp.subtract, moved, params),))[1]
+    np.testing.assert_allclose(change, 2e-3, rtol=0.01)
+
+
+def test_the_outputs_of_copies_are_tapped():
+    net = dp.tap(dp.mixed(dp.repeat(2, dp.serial(a=dp.linear(4), b=jnp.tanh)), BF16), "a")
+    params, _ = net.init(KEY, X)
+    _, seen = net(params, X)
+    assert seen["a"].shape == (2, *X.shape) and seen["a"].dtype == jnp.float32
+
+
+def test_surgery_in_it():
+    net = dp.replace(dp.mixed(dp.serial(a=dp.linear(4), b=SCALING), BF16), "a",
+                     dp.linear(4, bias=False))
+    assert repr(net).startswith("mixed(serial(a=linear(4, bias=False), b=")
+    params = params_of(net)
+    assert set(params["a"]) == {"kernel"} and net(params, X).dtype == jnp.float32
