@@ -20,6 +20,8 @@ from diffprog.layers.statistics import (
     mean_square,
     normalized,
     real_entries,
+    scaled,
+    tamed,
 )
 from diffprog.masks import cleared, counted, widened
 from diffprog.notation import show
@@ -110,10 +112,13 @@ def batch_norm(
             real = widened(mask, x.shape)
             real_count = counted(real, entries // real.size)
             real = real_entries(real, axes)
+        wide, factor = tamed(wide, axes)
         mean = wide.mean(axes, where=real)
         centered = wide - mean
         var = mean_square(centered, axes, keepdims=False, real=real)
-        y = normalized(params, centered, var, eps).astype(x.dtype)
+        factor = factor.reshape(mean.shape)
+        y = normalized(params, centered, var, scaled(eps, factor)).astype(x.dtype)
+        mean, var = mean / factor, var / factor / factor
         to_unbiased = (entries / (entries - 1) if real_count is None
                        else real_count / jnp.maximum(real_count - 1, 1))
         batch = jax.lax.stop_gradient({"mean": mean, "var": var * to_unbiased})

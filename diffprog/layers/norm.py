@@ -7,6 +7,7 @@ share is in `statistics.py`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -24,7 +25,9 @@ from diffprog.layers.statistics import (
     normalized,
     real_entries,
     scale_and_shift,
+    scaled,
     standardized,
+    tamed,
 )
 from diffprog.layers.window import AXES, cannot_stream, takes_mask
 from diffprog.masks import cleared, widened
@@ -42,7 +45,8 @@ def layer_norm(
 ) -> Layer:
     """Standardize the last axis: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
 
-    Mean and variance (biased, divisor D) are those of each vector along the last axis.
+    Mean and variance (biased, divisor D) are those of each vector along the last axis. Squares do
+    not overflow: a vector is standardized however large its numbers are.
 
     Shapes:
         x: (..., D) -> (..., D), in the dtype of x.
@@ -55,8 +59,8 @@ def layer_norm(
         scale_init, bias_init: initializers.
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis, or has another number of
-            features than `init` saw.
+        LayerError: x is no floating-point array of at least one axis, has a single feature, or
+            another number of them than `init` saw.
 
     Example:
         >>> norm, x = dp.layer_norm(), jnp.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
@@ -75,6 +79,9 @@ def layer_norm(
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., features)")
         check_width(params, x)
+        if x.shape[-1] == 1:
+            raise LayerError("several features", show(x),
+                             "leave it out: a number less its mean is 0, whatever it is")
         y = standardized(x.astype(parameter_dtype(x)), eps)
         return scale_and_shift(params, y).astype(x.dtype)
 
@@ -87,7 +94,8 @@ def rms_norm(
 ) -> Layer:
     """Divide by the root mean square of the last axis: ``y = scale * x / sqrt(mean(x^2) + eps)``.
 
-    No mean is subtracted and nothing is added: the direction of each vector stays.
+    No mean is subtracted and nothing is added: the direction of each vector stays. Of a single
+    feature that is its sign. Squares do not overflow, as in `layer_norm`.
 
     Shapes:
         x: (..., D) -> (..., D), in the dtype of x.
@@ -119,8 +127,9 @@ def rms_norm(
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., features)")
         check_width(params, x)
-        wide = x.astype(parameter_dtype(x))
-        return normalized(params, wide, mean_square(wide, -1), eps).astype(x.dtype)
+        wide, factor = tamed(x.astype(parameter_dtype(x)), -1)
+        y = normalized(params, wide, mean_square(wide, -1), scaled(eps, factor))
+        return y.astype(x.dtype)
 
     return stateless(init, forward, name="rms_norm", casts=True)
 
@@ -152,7 +161,8 @@ def group_norm(
 
     Raises:
         LayerError: x has fewer than dims + 1 axes, a number of channels that is no multiple of
-            groups, or another than `init` saw; streaming, unless dims is 0.
+            groups, or another than `init` saw; a group is a single number; streaming, unless dims
+            is 0.
 
     Example:
         >>> norm, x = dp.group_norm(2, dims=0), jnp.array([[1.0, 3.0, 5.0, 5.0]])
@@ -186,7 +196,7 @@ def instance_norm(
 
     Raises:
         LayerError: x has fewer than dims + 1 axes, or another number of channels than `init` saw;
-            streaming.
+            a channel is a single number; streaming.
 
     Example:
         >>> norm, x = dp.instance_norm(dims=1), jnp.array([[[1.0, 5.0], [3.0, 5.0]]])
@@ -209,29 +219,40 @@ def _grouped(
         raise LayerError("dims of at most 3", f"{dims}", "leave the first axes to the batch")
     axes = (*range(-dims - 2, -2), -1)  # those of split(x): space, and the channels of a group
 
+    def check(x: Any) -> int:
+        """The number of groups."""
+        check_array(x, rank=dims + 1, axes=AXES.get(dims, "(..., channels)"))
+        channels = x.shape[-1]
+        count = groups or channels
+        if channels % count:
+            raise LayerError(f"channels in {groups} equal groups", f"{channels} in {show(x)}",
+                             "choose groups that divide the channels")
+        if channels == count and math.prod(x.shape[-dims - 1 : -1]) == 1:
+            raise LayerError("several numbers in a group", show(x), "choose fewer groups, or leave "
+                             "it out: a number less its mean is 0, whatever it is")
+        return count
+
     def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
+        check(x)
         return draw_scale_and_bias(key, x, inits), {}
 
     def apply(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False,
         mask: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
-        check_array(x, rank=dims + 1, axes=AXES.get(dims, "(..., channels)"))
+        count = check(x)
         check_width(params, x)
-        channels = x.shape[-1]
-        count = groups or channels
-        if channels % count:
-            raise LayerError(f"channels in {groups} equal groups", f"{channels} in {show(x)}",
-                             "choose groups that divide the channels")
+        if not x.size:
+            return x, state  # the mean of nothing would be NaN, and the gradient too
 
         def split(a: jax.Array) -> jax.Array:  # (..., S..., C) to (..., S..., groups, C / groups)
-            return a.reshape(*a.shape[:-1], count, channels // count)
+            return a.reshape(*a.shape[:-1], count, a.shape[-1] // count)
 
-        wide = split(cleared(x, mask).astype(parameter_dtype(x)))
+        wide, factor = tamed(split(cleared(x, mask).astype(parameter_dtype(x))), axes)
         real = None if mask is None else real_entries(widened(mask, x.shape)[..., None], axes)
         centered = wide - wide.mean(axes, keepdims=True, where=real)
         var = mean_square(centered, axes, real=real)
-        y = normalized(jax.tree.map(split, params), centered, var, eps)
+        y = normalized(jax.tree.map(split, params), centered, var, scaled(eps, factor))
         return cleared(y.reshape(x.shape).astype(x.dtype), mask), state
 
     return Layer(init, apply, cannot_stream if dims else None, side=takes_mask(dims), casts=True)

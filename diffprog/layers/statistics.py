@@ -52,7 +52,27 @@ def scale_and_shift(params: Params, y: jax.Array) -> jax.Array:
     return y + params["bias"] if "bias" in params else y
 
 
-def normalized(params: Params, x: jax.Array, square: jax.Array, eps: float) -> jax.Array:
+def tamed(x: jax.Array, axes: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """``x * factor``, whose squares are far from overflow, and the factor.
+
+    It is 1 where no |x| along the axes is above 2**16, and a power of two below 1 elsewhere, which
+    costs no bit; a constant to the gradient. An eps beside the squares of x is `scaled` likewise.
+    """
+    largest = jnp.abs(jax.lax.stop_gradient(x)).max(axes, keepdims=True, initial=0)
+    exponents = jnp.finfo(x.dtype).nexp
+    power = jax.lax.reduce_precision(largest / 2, exponents, 0)  # the half never rounds to infinity
+    factor = 2.0**15 / jnp.maximum(power, 2.0**15)
+    return x * factor, factor
+
+
+def scaled(eps: float, factor: jax.Array) -> jax.Array:
+    """``eps * factor**2``; never 0, by which equal numbers, without their mean, were divided."""
+    return jnp.maximum(eps * factor * factor, jnp.finfo(factor.dtype).tiny)
+
+
+def normalized(
+    params: Params, x: jax.Array, square: jax.Array, eps: float | jax.Array
+) -> jax.Array:
     """x divided by the root of `square`, its variance or mean square; then scale and shift."""
     factor = jax.lax.rsqrt(square + eps)
     if "scale" in params:
@@ -102,9 +122,10 @@ def _tangent(eps: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Ar
 
 def _with_inverse(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
     """The standardized x, and one over the standard deviation."""
+    x, factor = tamed(x, -1)
     centered = x - x.mean(-1, keepdims=True)
-    inverse = jax.lax.rsqrt(mean_square(centered, -1) + eps)
-    return centered * inverse, inverse
+    inverse = jax.lax.rsqrt(mean_square(centered, -1) + scaled(eps, factor))
+    return centered * inverse, inverse * factor
 
 
 standardized = jax.jit(_standardized, static_argnums=1)  # traced once for all norms of one shape

@@ -76,9 +76,15 @@ EXAMPLES = {
         lambda: dp.layer_norm(eps=0.0),
     "rms_norm(eps=1): wants eps as a positive float, got 1; pass 1e-5, for example":
         lambda: dp.rms_norm(eps=1),
-    "layer_norm(): wants 1 feature on the last axis, as init saw, got float32[2,4]; init anew on "
+    "rms_norm(): wants 1 feature on the last axis, as init saw, got float32[2,4]; init anew on "
     "input of this shape, or mend the layer before":
-        lambda: dp.layer_norm()(params(dp.layer_norm(), X[:, :1]), X),
+        lambda: dp.rms_norm()(params(dp.rms_norm(), X[:, :1]), X),
+    "at (layer_norm()): wants several features, got float32[2,1]; leave it out: a number less its "
+    "mean is 0, whatever it is":
+        at(dp.layer_norm(), floats(2, 1)),
+    "at (instance_norm()): wants several numbers in a group, got float32[2,1,1,3]; choose fewer "
+    "groups, or leave it out: a number less its mean is 0, whatever it is":
+        at(dp.instance_norm(), floats(2, 1, 1, 3)),
     "prelu(): wants params of 1 feature, got {scale: float32[4]}; pass what init gave":
         lambda: dp.prelu()(params(dp.prelu(), X), X[:, :1]),
     "batch_norm(): wants several values per channel in training, got float32[1,4]; take a larger "
