@@ -32,6 +32,7 @@ from diffprog.training import (
     downhill,
     of_trainable,
 )
+from diffprog.transforms.loops import convolves, scan
 
 __all__ = ["Player", "make_game"]
 
@@ -148,8 +149,10 @@ def make_game(
         if parts == 1:
             turn, metrics = update(own, (0, batches))
             return turn, jax.tree.map(lambda a: a[None], metrics)
-        batches = jax.tree.map(lambda a: a[: player.steps], batches)
-        return _repeated(update, own, (steps, batches))
+        xs = steps, jax.tree.map(lambda a: a[: player.steps], batches)
+        first = jax.tree.map(lambda a: a[0], xs)
+        return scan(update, own, xs, length=player.steps,
+                    convolving=lambda: convolves(update, own, first))
 
     def apply(now: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(now.key, now.step)
@@ -216,14 +219,6 @@ def _split(parts: int, a: Any) -> Any:
         raise LayerError(f"a batch of {parts} equal parts, as many as the most steps of a player",
                          show(a), "choose another batch_size")
     return a.reshape(parts, a.shape[0] // parts, *a.shape[1:])
-
-
-def _repeated(update: Callable[..., Any], turn: _Turn, xs: Any) -> Any:
-    """A scan, written out on CPU: XLA's gradient of a convolution in a loop is slow there."""
-    scan = lambda unroll: jax.lax.scan(update, turn, xs, unroll=unroll)  # noqa: E731
-    if "conv_general_dilated" in str(jax.make_jaxpr(scan, static_argnums=0)(1)):
-        return jax.lax.platform_dependent(cpu=lambda: scan(True), default=lambda: scan(1))
-    return scan(1)
 
 
 def _averaged(name: str, metrics: Metrics) -> Metrics:

@@ -15,6 +15,7 @@ from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import Params, Plan, State, remember, spec
+from diffprog.transforms.loops import convolves, scan
 from diffprog.transforms.remat import Policy
 from diffprog.transforms.remat import remat as recomputed
 from diffprog.transforms.stacking import init_copies, key_of_copy, stacked
@@ -30,7 +31,7 @@ def repeat(
 
     The parameters of the n copies are stacked on a new first axis and `jax.lax.scan` runs over
     them, so time to trace and to compile does not grow with n. On CPU a layer with a convolution
-    is unrolled: XLA's gradient of a convolution inside a loop is tens of times slower there.
+    is written out: XLA's gradient of a convolution inside a loop is tens of times slower there.
 
     Shapes:
         x: whatever the layer keeps as it is. params, state: the layer's, with a leading axis n.
@@ -71,6 +72,7 @@ def repeat(
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
         shared, inside = outside(side)  # what all copies read
+        key = key if layer.random else None
 
         def step(carry: Any, at: Any) -> tuple[Any, None]:
             x, states = carry
@@ -81,21 +83,19 @@ def repeat(
             put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
             return (y, jax.tree.map(put, states, new)), None
 
-        def scan(unroll: int) -> Any:
-            # State rides in the carry, where XLA updates it in place, not in the scan's outputs.
-            counts = jnp.arange(n) if state or layer.random else None
-            return jax.lax.scan(step, (x, state), (counts, params), length=n, unroll=unroll)[0]
+        # State rides in the carry, where XLA updates it in place, not in the scan's outputs.
+        counts = jnp.arange(n) if state or key is not None else None
+        given = spec((params, state, x, key)), spec(side)
+        return scan(step, (x, state), (counts, params), length=n, unroll=unroll,
+                    convolving=lambda: known[train](*given))[0]
 
-        if unroll < n and convolves(spec((params, state, x)), spec(side)):
-            return jax.lax.platform_dependent(cpu=lambda: scan(n), default=lambda: scan(unroll))
-        return scan(unroll)
-
-    @remember
-    def convolves(given: Any, side: dict[str, Any]) -> bool:
-        params, state, x = given
+    def convolving(train: bool, given: Any, side: dict[str, Any]) -> bool:
+        params, state, x, key = given
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (params, state))
-        run = lambda *given: layer.apply(*given[:3], **given[3])  # noqa: E731
-        return "conv_general_dilated" in str(jax.make_jaxpr(run)(*one, x, side))
+        return convolves(functools.partial(layer.apply, train=train), *one, x, key=key, **side)
+
+    # What is known of each mode stands by itself, for a mode has no shape.
+    known = {train: remember(functools.partial(convolving, train)) for train in (False, True)}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         def step(x: Any, own: Any) -> tuple[Any, State]:

@@ -1,0 +1,55 @@
+"""A scan that is written out where XLA is slow in loops: on CPU, around a convolution.
+
+XLA brings convolutions to the form that is fast on CPU only where they stand in the program itself.
+In the body of a loop, or in a branch, their gradients are tens of times slower, and so they are if
+the loop has one round or the branch no choice, for these are removed after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def convolves(f: Callable[..., Any], *given: Any, **named: Any) -> bool:
+    """Is there a convolution in f, or in what it calls?"""
+    return "conv_general_dilated" in str(jax.make_jaxpr(f)(*given, **named))
+
+
+def scan(
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, length: int,
+    convolving: Callable[[], bool], unroll: int = 1,
+) -> tuple[Any, Any]:
+    """`jax.lax.scan`, written out if `unroll` is the length, and on CPU if the step convolves."""
+
+    def loop() -> tuple[Any, Any]:
+        return jax.lax.scan(step, carry, xs, length=length, unroll=unroll)
+
+    # Not as a scan that is unrolled: `vmap` gives all its rounds what one of them needs, and a
+    # convolution whose input all copies share becomes one in groups.
+    def written_out() -> tuple[Any, Any]:
+        leaves, structure = jax.tree.flatten(xs)
+        rounds = zip(*map(jnp.unstack, leaves), strict=True) if leaves else [()] * length
+        last, ys = carry, []
+        for at in rounds:
+            last, y = step(last, structure.unflatten(at))
+            ys.append(y)
+        return last, jax.tree.map(lambda *each: jnp.stack(each), *ys)
+
+    if unroll >= length:
+        return written_out()
+    return _chosen(written_out, loop) if convolving() else loop()
+
+
+def _chosen(cpu: Callable[[], Any], default: Callable[[], Any]) -> Any:
+    """What the platform runs, without a trace of the choice.
+
+    The number of the branch is computed anew for the gradient: handed from one function of the
+    program to another it would be a value, and the branch be taken out too late.
+    """
+    anew = lambda primitive, *_, **__: primitive.name != "platform_index"  # noqa: E731
+    choose = lambda: jax.lax.platform_dependent(cpu=cpu, default=default)  # noqa: E731
+    return jax.checkpoint(choose, policy=anew, prevent_cse=False)()
