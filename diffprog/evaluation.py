@@ -6,7 +6,6 @@ The first axis of all that is given is that of examples, and neither depends on 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,10 +14,11 @@ import jax.numpy as jnp
 
 from diffprog.arguments import check_count, held
 from diffprog.averages import averages, examples
+from diffprog.axes import check_examples, parts, sides_of_examples
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import show
-from diffprog.plans import Params, State, grown, spec
+from diffprog.plans import Params, State, grown
 from diffprog.training import Step, TrainState
 
 __all__ = ["evaluate", "predict"]
@@ -67,7 +67,7 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
 
 def predict(
     net: Layer, params: Params, x: Any, *, state: State | None = None, batch_size: int = 256,
-    **side: Any,
+    check_axes: bool = True, **side: Any,
 ) -> Any:
     """The output of a net at rest on any number of examples, `batch_size` at a time.
 
@@ -80,10 +80,12 @@ def predict(
         params, state: of the net.
         x: a pytree of arrays with one first axis of examples.
         batch_size: examples at a time; positive.
+        check_axes: as in `make_step`. False takes x as a whole, whatever its size.
         side: side inputs, with that first axis too, or without: these hold for all examples.
 
     Raises:
-        LayerError: as the net does; x has no axis of examples, or an output one of another length.
+        LayerError: as the net does; x has no axis of examples, or an output one of another length;
+            `check_axes` finds something.
 
     Example:
         >>> net = dp.linear(3)
@@ -93,13 +95,16 @@ def predict(
     """
     check_count("batch_size", batch_size)
     x, side = held((x, {name: value for name, value in side.items() if value is not None}))
+    apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept
+    if not check_axes:
+        return apply(params, state or {}, x, **side)[0]
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(lengths) != 1 or lengths == {()}:
         raise LayerError("arrays of one length along the first axis", show(x),
                          "give each an axis of examples")
     ((length,),) = lengths
-    apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept
     if length <= batch_size:
+        check_examples(net, x, side)
         return apply(params, state or {}, x, **side)[0]
 
     def cut(a: Any, start: int) -> Any:
@@ -107,54 +112,21 @@ def predict(
         missing = batch_size - len(part)
         return jnp.concatenate([part, *[part[-1:]] * missing]) if missing else part
 
-    axes, own = _examples_found(net, x, side, length, batch_size)
+    own, (less, more) = sides_of_examples(net, x, side, length, batch_size, batch_size + 1)
+    check_examples(net, *parts(x, side, own, batch_size), cut=True)
+    axes = jax.tree.map(grown, less, more)
+    for axis, a in zip(jax.tree.leaves(axes), jax.tree.leaves(less), strict=True):
+        if axis >= 0 and a.shape[axis] != batch_size:
+            raise LayerError(f"outputs with an axis of the {batch_size} examples", show(less),
+                             "keep examples apart from other axes")
     outputs = []
     for start in range(0, length, batch_size):
         part = jax.tree.map(functools.partial(cut, start=start), (x, {n: side[n] for n in own}))
         outputs.append(apply(params, state or {}, part[0], **side | part[1])[0])
 
-    def join(axis: int, *parts: Any) -> Any:
+    def join(axis: int, *found: Any) -> Any:
         if axis < 0:
-            return parts[0]
-        return jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, length, axis=axis)
+            return found[0]
+        return jax.lax.slice_in_dim(jnp.concatenate(found, axis), 0, length, axis=axis)
 
     return jax.tree.map(join, axes, *outputs)
-
-
-def _examples_found(
-    net: Layer, x: Any, side: dict[str, Any], length: int, size: int
-) -> tuple[Any, list[str]]:
-    """The axis of examples of each output, -1 if it has none; and which side inputs are of them.
-
-    Known by planning for a part of the examples, and for one example more. A side input whose first
-    axis is as long as that of x may hold for all examples all the same: then the net takes no
-    other one.
-    """
-    given = spec((x, side))
-
-    def planned(own: list[str], count: int) -> Any:
-        """The outputs on `count` examples, if the side inputs `own` are of examples."""
-        def part(a: Any) -> Any:
-            return jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype)
-
-        part_of_side = {n: jax.tree.map(part, given[1][n]) for n in own}
-        return net.plan(jax.tree.map(part, given[0]), **given[1] | part_of_side).y
-
-    alike = [name for name, value in side.items()
-             if all(jnp.shape(leaf)[:1] == (length,) for leaf in jax.tree.leaves(value))]
-    errors = []
-    for kept in itertools.chain.from_iterable(
-            itertools.combinations(alike, n) for n in range(len(alike) + 1)):
-        own = [name for name in alike if name not in kept]
-        try:
-            less, more = planned(own, size), planned(own, size + 1)
-        except (TypeError, ValueError) as error:
-            errors.append(error)
-            continue
-        axes = jax.tree.map(grown, less, more)
-        for axis, a in zip(jax.tree.leaves(axes), jax.tree.leaves(less), strict=True):
-            if axis >= 0 and a.shape[axis] != size:
-                raise LayerError(f"outputs with an axis of the {size} examples", show(less),
-                                 "keep examples apart from other axes")
-        return axes, own
-    raise errors[0]

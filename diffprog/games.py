@@ -27,6 +27,7 @@ from diffprog.plans import spec
 from diffprog.training import (
     Step,
     TrainState,
+    check_batch,
     check_objective,
     check_optimizer,
     downhill,
@@ -63,7 +64,7 @@ class _Turn(NamedTuple):
 
 def make_game(
     net: Layer, players: Mapping[str, Player], *, simultaneous: bool = False,
-    inputs: Callable[[Any], Any] | None = None, donate: bool = True,
+    inputs: Callable[[Any], Any] | None = None, donate: bool = True, check_axes: bool = True,
 ) -> Step:
     """One step of a game as a pair of pure functions: every player moves, in the order given.
 
@@ -81,7 +82,7 @@ def make_game(
         simultaneous: players answer what the others were before this step, not what they have
             just become.
         inputs: ``batch -> x``, what the net is shown to make parameters; the batch itself if None.
-        donate: as in `make_step`.
+        donate, check_axes: as in `make_step`; the net is looked at as it is wired.
 
     Raises:
         LayerError: a player is no child of the net or no `Player`; `freeze` or the like stands
@@ -155,6 +156,7 @@ def make_game(
                     convolving=lambda: convolves(update, own, first))
 
     def apply(now: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        check(batch)
         key = jax.random.fold_in(now.key, now.step)
         batches = batch if parts == 1 else jax.tree.map(functools.partial(_split, parts), batch)
         new, metrics = now, {}
@@ -168,12 +170,17 @@ def make_game(
         return new._replace(step=now.step + 1), metrics
 
     def rest(now: TrainState, batch: Any, first: Any = 0) -> Metrics:
+        check(batch)
         metrics = {}
         for name, player in players.items():
             found = at_rest(player.objective, net, now.params, now.state, batch,
                             key=fold(now.key, name), first=first)
             metrics |= _averaged(name, jax.tree.map(lambda a: jnp.asarray(a)[None], found))
         return metrics
+
+    def check(batch: Any) -> None:
+        if check_axes:
+            check_batch(net, shown, batch)
 
     def combine(found: dict[str, float]) -> dict[str, float]:
         for name, player in players.items():

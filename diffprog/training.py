@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.averages import across, at_rest, counted, draws
+from diffprog.axes import check_examples
 from diffprog.computed import freezes, trainable
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
@@ -75,7 +76,7 @@ class Step:
 
 def make_step(
     net: Layer, objective: Objective, optimizer: optax.GradientTransformation, *,
-    donate: bool = True,
+    donate: bool = True, check_axes: bool = True,
 ) -> Step:
     """One step of gradient descent as a pair of pure functions.
 
@@ -93,6 +94,11 @@ def make_step(
             False keeps it, for notebooks, and for `jax.grad` through training steps (with Adam give
             that ``eps_root=1e-8``: its root has no derivative where a gradient is zero).
 
+        check_axes: refuse, when a step is traced, a net that mixes examples, which lie along axis 0
+            of x, at rest: convolutions on grey images without an axis of channels do. And refuse
+            images that seem to have channels first. False says that x is as it is meant, such as a
+            graph whose nodes are axis 0.
+
     The step is jitted, so it is handed ids of 64 bits as JAX takes them from NumPy, modulo 2**32;
     `fit` and `evaluate` look before, and give NaN.
 
@@ -105,7 +111,8 @@ def make_step(
         1
 
     Raises:
-        LayerError: one of the three is something else.
+        LayerError: one of the three is something else; in ``apply`` and ``evaluate``, what
+            `check_axes` finds.
     """
     net = as_layer(net)
     check_optimizer(optimizer)
@@ -123,6 +130,7 @@ def make_step(
         return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
 
     def apply(now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        check(batch)
         key = jax.random.fold_in(now.key, now.step)
 
         def loss(params: Params) -> Any:
@@ -134,6 +142,7 @@ def make_step(
         return TrainState(params, state, opt, now.key, now.step + 1), counted(metrics, batch)
 
     def rest(now: TrainState, batch: Any, first: Any = 0) -> dict[str, jax.Array]:
+        check(batch)
         key = fold(jax.random.key(0), "evaluate") if draws(objective) else None
         return at_rest(objective, net, now.params, now.state, batch, key=key, first=first)
 
@@ -143,11 +152,24 @@ def make_step(
         x, _, side = parts(net, batch)
         return x, side
 
+    def check(batch: Any) -> None:
+        if check_axes:
+            check_batch(net, shown, batch)
+
     def combine(found: dict[str, float]) -> dict[str, float]:
         return found | getattr(objective, "combine", dict)(found)
 
     return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net, shown,
                 combine, across(objective))
+
+
+def check_batch(net: Layer, shown: Callable[[Any], Any], batch: Any) -> None:
+    """Raise what `check_examples` finds in what the net is shown of a batch."""
+    try:
+        x, side = shown(batch)
+    except LayerError:
+        return  # it is not to be known of an objective of one's own
+    check_examples(net, x, side)
 
 
 def downhill(gradients: Any) -> Any:

@@ -25,9 +25,9 @@ FLOORS = {
     "models.*": 4,
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
-        "averages", "training", "evaluation", "fitting", "games", "generation", "beams",
-        "summaries", "costs", "receptive", "checks", "laws", "trials", "derivatives", "curvature",
-        "per_example", "variational", "interop.*",
+        "averages", "mixing", "axes", "training", "evaluation", "fitting", "games", "generation",
+        "beams", "summaries", "costs", "receptive", "checks", "laws", "trials", "derivatives",
+        "curvature", "per_example", "variational", "interop.*",
         "flowcharts", "wirings", "diagrams", "tables", "flows", "diffusion", "samplers"], "tool"),
 }
 

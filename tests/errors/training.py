@@ -41,6 +41,8 @@ def comparing(net, params, state, batch, *, key, train):
 comparing.across_examples = True
 COMPARING = dp.make_step(NET, comparing, optax.sgd(0.1))
 FLAT = dp.serial(NET, jnp.ravel)
+SEEING = dp.serial(dp.conv(2, 3), jax.nn.relu)
+IMAGES = jnp.ones((12, 4, 4)), jnp.ones((2, 3, 4, 4))
 
 
 def patient(step, **options):
@@ -169,6 +171,14 @@ EXAMPLES = {
     "wants outputs with an axis of the 5 examples, got float32[15]; keep examples apart from other "
     "axes":
         lambda: dp.predict(FLAT, params(FLAT, XS), XS, batch_size=5),
+    "conv_0 (conv(2, 3)): wants examples along axis 0, which it does not mix at rest, got "
+    "float32[12,4,4]; give x an axis of examples, and grey images one of channels, x[..., None], "
+    "or pass check_axes=False: axis 0 is meant to be mixed":
+        lambda: dp.predict(SEEING, params(SEEING, IMAGES[0]), IMAGES[0]),
+    "conv_0 (conv(2, 3)): wants images with channels last, (batch, height, width, channels), got "
+    "float32[2,3,4,4]; write jnp.moveaxis(x, 1, -1), or pass check_axes=False if axis 1 is the "
+    "height":
+        lambda: dp.predict(SEEING, params(SEEING, IMAGES[1]), IMAGES[1]),
     # Games.
     "wants at least one player, got none; name a child of the net and its Player":
         lambda: dp.make_game(GAME, {}),
