@@ -24,6 +24,7 @@ from diffprog.diffusion import (
     checked,
     image_and_noise,
 )
+from diffprog.dtypes import outside
 from diffprog.entries import wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
@@ -184,9 +185,10 @@ def _scanned(
     each: dict[str, jax.Array], side: dict[str, Any], guidance: Any, *, net: Layer,
     predict: Predict, null_class: int | None,
 ) -> jax.Array:
-    ask = _asking(net, params, state, side, guidance, null_class)
+    held, inside = outside((params, state, side))  # what all steps read
 
     def step(seen: jax.Array, now: Any) -> tuple[jax.Array, None]:
+        ask = _asking(net, *inside(held), guidance, null_class)
         time, w = now
         y = ask(seen.astype(x.dtype), jnp.full(x.shape[:1], time))
         check_prediction(y, x)

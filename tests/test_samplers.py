@@ -156,3 +156,19 @@ def test_one_program_whatever_the_number_of_steps():
     run = functools.partial(dp.ddim, denoiser(), {}, NOISE[:2], SCHEDULE)
     sizes = [len(str(jax.make_jaxpr(lambda n=n: run(steps=n))())) for n in (10, 99)]
     assert abs(sizes[0] - sizes[1]) < 0.1 * sizes[0]
+
+
+def test_the_gradient_of_what_every_step_reads_is_summed_in_float32():
+    """A condition in bfloat16, added 512 times by a net that predicts it as the noise."""
+    def forward(params, x, *, time, condition):
+        return jnp.broadcast_to(condition, x.shape)
+
+    net = dp.stateless(None, forward)
+    schedule, x = dp.linear_schedule(512, beta_end=1e-3), jnp.zeros((1, 2))
+
+    def total(condition):
+        return dp.ddim(net, {}, x, schedule, condition=condition).sum()
+
+    wanted = jax.grad(total)(jnp.zeros(2))
+    found = jax.grad(total)(jnp.zeros(2, jnp.bfloat16))
+    np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=1e-2)

@@ -215,4 +215,5 @@ def _others(values: jax.Array, baseline: str) -> jax.Array:
     if values.ndim == 0 or len(values) < 2:
         raise LayerError("at least two draws to leave one out", show(values),
                          "draw more, or pass an array as baseline")
-    return (values.sum(0) - values) / (len(values) - 1)
+    wide = values.astype(parameter_dtype(values))
+    return ((wide.sum(0) - wide) / (len(values) - 1)).astype(values.dtype)

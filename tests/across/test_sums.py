@@ -15,6 +15,7 @@ from cases import CASES
 from comparing import KEY, spy
 
 import diffprog as dp
+from diffprog.layers.embedding import leading_token
 
 BF16, F16 = jnp.bfloat16, jnp.float16
 
@@ -88,6 +89,9 @@ LAYERS = {
     "ffn": (dp.ffn(2), IMAGES),
     "self_attention": (dp.self_attention(1), ones(16, 256, 2, 2)),
     "a layer of one's own": (careful, IMAGES),
+    "glu": (dp.glu(2, kernel_init="zeros"), IMAGES),
+    "a token before all": (leading_token(), ones(4096, 1, 2)),
+    "lora": (dp.lora(dp.linear(3), 2), IMAGES),
     "reparam": (dp.reparam(dp.linear(3), lambda key, w: {"half": w / 2},
                            lambda tree: 2 * tree["half"]), IMAGES),
     "heads": (dp.heads(2, dp.linear(3)), IMAGES),
@@ -135,6 +139,16 @@ def test_recurrences(name, dtype):
     params = jax.tree.map(jnp.zeros_like, params) if name in held else jax.tree.map(
         jnp.ones_like, params)
     agrees(gradient(dp.mixed(net, dtype), params, {}, TIME), gradient(net, params, {}, TIME))
+
+
+def test_parameters_that_a_hypernetwork_writes():
+    """One task: what is written is used by all examples, as a stored parameter is."""
+    net = dp.hyper(dp.linear(2), jnp.tanh)
+    x, told = ones(4096, 2), jnp.full(1, 20.0)  # whose tanh is 1
+    params = drawn(net.init(KEY, x, condition=told)[0])
+    total = lambda net: jax.jit(jax.grad(  # noqa: E731
+        lambda p: net(p, x, condition=told).sum() / 64))(params)
+    agrees(total(dp.mixed(net, BF16)), total(net))
 
 
 def test_a_recurrence_both_ways():
@@ -193,6 +207,22 @@ def test_a_small_gpt():
     found, wanted = gradients(dp.mixed(net, BF16)), gradients(net)
     norm = lambda tree: float(jnp.sqrt(sum((a**2).sum() for a in jax.tree.leaves(tree))))  # noqa: E731
     assert norm(jax.tree.map(jnp.subtract, found, wanted)) < 0.03 * norm(wanted)
+
+
+def test_a_small_convolutional_net():
+    """Bias gradients of cross entropy: sums over all places of a batch, of numbers that cancel."""
+    net = dp.serial(dp.conv(4, 3), jax.nn.relu, dp.conv(4, 3), jax.nn.relu, dp.max_pool(2),
+                    dp.flatten(), dp.linear(3))
+    x, labels = jax.random.normal(KEY, (32, 16, 16, 1)), jnp.arange(32) % 3
+    params, _ = net.init(KEY, x)
+    params, x = jax.tree.map(lambda a: a.astype(BF16).astype(jnp.float32), (params, x))
+
+    def biases(net):
+        grads = jax.jit(jax.grad(lambda p: dp.cross_entropy(net(p, x), labels)))(params)
+        return [leaf for path, leaf in dp.tree.paths(grads).items() if "bias" in path]
+
+    for found, wanted in zip(biases(dp.mixed(net, BF16)), biases(net), strict=True):
+        assert jnp.linalg.norm(found - wanted) < 0.05 * jnp.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("wrapped", [jax.jit, jax.checkpoint, lambda f: f],

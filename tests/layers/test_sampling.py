@@ -222,3 +222,13 @@ def test_a_normal_draw_in_16_bits_has_tails(dtype):
     y = dp.gaussian_sample()({}, (zeros, zeros), key=jax.random.key(0))
     assert y.dtype == dtype
     assert abs(float((jnp.abs(y.astype(jnp.float32)) > 3).mean()) - 0.0027) < 0.0004
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_baseline_in_16_bits_is_that_of_all_other_values(dtype):
+    """In float16 the sum of 1000 values of 100 would be infinite."""
+    values = jnp.full(1000, 100, dtype)
+    log_p = jnp.zeros(1000, dtype)
+    slope = jax.grad(lambda log_p: dp.score_function(
+        values, log_p, baseline="leave_one_out").astype(jnp.float32).sum())(log_p)
+    assert (slope == 0).all()
