@@ -188,7 +188,8 @@ def _scanned(
     held, inside = outside((params, state, side))  # what all steps read
 
     def step(seen: jax.Array, now: Any) -> tuple[jax.Array, None]:
-        ask = _asking(net, *inside(held), guidance, null_class)
+        params, state, side = inside(held)
+        ask = _asking(net, params, state, side, guidance, null_class)
         time, w = now
         y = ask(seen.astype(x.dtype), jnp.full(x.shape[:1], time))
         check_prediction(y, x)
