@@ -77,7 +77,7 @@ def test_a_step_equals_the_formula(name, bias):
 
 
 def test_the_activation_of_the_simple_cell_is_free():
-    net = dp.simple_rnn(3, activation=jax.nn.relu)
+    net = dp.simple_rnn(64, activation=jax.nn.relu)
     params, _ = net.init(KEY, jnp.asarray(X))
     y = net(params, jnp.asarray(X))
     assert float(y.min()) == 0 and float(y.max()) > 1
