@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +23,7 @@ from diffprog.errors import LayerError
 from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
-from diffprog.plans import Params, Plan, State, blank, remember, spec
+from diffprog.plans import Params, Plan, State, blank, example_axes, remember, spec
 
 __all__ = ["fixed_point"]
 
@@ -37,7 +39,12 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
     theorem, in both modes and to any order: memory is that of one application. All applications
     share one key, so that with dropout too there is one function to be at rest in.
 
-    **What was not found is not returned**: z, or its derivative, is NaN as a whole where the
+    **Each example is solved for itself**: one that has come to rest stays as it is while the others
+    go on, so none decides for another how exactly it is solved; f is applied as often as the
+    slowest needs. Examples are on the first axis if f, planned with one more, gives one more and
+    wants the same parameters; else x is solved as a whole.
+
+    **What was not found is not returned**: an example of z, or of its derivative, is NaN where the
     tolerance is not reached. A layer that brings any two z nearer has one fixed point, and it is
     found; where plain iteration swings, the solver often comes to rest all the same. Begin with
     small kernels on z, such as ``kernel_init=jax.nn.initializers.normal(0.5 / sqrt(width))``, and
@@ -50,10 +57,10 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
 
     Args:
         layer: a stateless layer of the pair (z, x), which gives a z of the shape and dtype of x.
-        tolerance: the largest entry of ``f((z, x)) - z`` that is left, as a share of the largest
-            entry of z; positive. The same holds for derivatives. None is ``eps ** 0.75`` of the
-            dtype of x, 6e-6 in float32, and computes products in full precision; where f is
-            coarser than that, by TF32 or in `mixed`, pass what it can reach.
+        tolerance: the largest entry of ``f((z, x)) - z`` that is left in an example, as a share of
+            the largest entry of its z; positive. The same holds for derivatives. None is
+            ``eps ** 0.75`` of the dtype of x, 6e-6 in float32, and computes products in full
+            precision; where f is coarser than that, by TF32 or in `mixed`, pass what it can reach.
         steps: how often f is applied at most; positive.
 
     Raises:
@@ -91,6 +98,28 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
                              "let its output have the shape and dtype of x")
         return Plan(plan.params, plan.state, plan.y, plan.calls)
 
+    @remember
+    def rows(x: Any, side: dict[str, Any]) -> int | None:
+        """How many examples x has, on the first axis of each leaf; None if it is one whole."""
+        counts = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(x)}
+        count = counts.pop() if len(counts) == 1 else None
+        if count is None:
+            return None
+
+        def run(x: Any, side: dict[str, Any] = side) -> Any:
+            plan = layer.plan((x, x), **side)
+            return blank((plan.params, plan.y))
+
+        # A side input may be as long without being of examples: then x has one more than it.
+        for given in ((x, side), (x,)):
+            with contextlib.suppress(Exception):  # where one more cannot be, axis 0 is another
+                params, y = example_axes(run, count, *given)
+                if {*jax.tree.leaves(params)} <= {-1} and {*jax.tree.leaves(y)} == {0}:
+                    return count
+        return None
+
+    kept: dict[str, Any] = {}  # shapes of what `start` was given and need not be passed again
+
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         return layer.init(key, (x, x), **side)
 
@@ -102,10 +131,13 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
         exact = jax.default_matmul_precision("highest") if tolerance is None else (
             contextlib.nullcontext())
         with exact:
-            z = _root(lambda z: f(z)[0], blank(spec(x)), tolerance or _reachable(x), steps)
+            beside = {name: kept[name] for name in kept if state} | spec(side)
+            z = _root(lambda z: f(z)[0], blank(spec(x)), rows(spec(x), beside),
+                      tolerance or _reachable(x), steps)
             return z, f(z)[1] if state else state
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
+        kept.update(spec({name: side[name] for name in layer.kept & side.keys()}))
         return layer.start(params, state, (x, x), length=length, **side)
 
     return Layer(
@@ -122,9 +154,12 @@ def _reachable(x: Any) -> float:
     return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(x)) ** 0.75
 
 
-def _root(f: Callable[[Any], Any], zeros: Any, tolerance: float, steps: int) -> Any:
+def _root(
+    f: Callable[[Any], Any], zeros: Any, count: int | None, tolerance: float, steps: int
+) -> Any:
     """The z with ``z = f(z)`` and its derivatives; NaN where it was not found."""
-    find = functools.partial(_accelerated, zeros=zeros, tolerance=tolerance, steps=steps)
+    find = functools.partial(
+        _accelerated, zeros=zeros, count=count, tolerance=tolerance, steps=steps)
 
     def residual(z: Any) -> Any:
         return jax.tree.map(jnp.subtract, z, f(z))
@@ -138,43 +173,52 @@ def _root(f: Callable[[Any], Any], zeros: Any, tolerance: float, steps: int) -> 
         lambda linear, b: jax.lax.custom_linear_solve(linear, b, solve, transpose_solve=solve))
 
 
-def _accelerated(f: Callable[[Any], Any], zeros: Any, tolerance: float, steps: int) -> Any:
+def _accelerated(
+    f: Callable[[Any], Any], zeros: Any, count: int | None, tolerance: float, steps: int
+) -> Any:
     """Anderson acceleration: go on from a mean of the last f(z), weighed by how little they moved.
 
-    Rows, which are the entries of a first axis if all leaves share one, have weights of their own.
+    Each row, an example, has weights of its own, and rests while f leaves it where it is. Should f
+    mix examples, one is moved on when another takes it away from rest: all rest at the same z.
 
     Source: Walker, Ni 2011, doi:10.1137/10078356X, section 2, with ``beta = 1``.
     """
-    rows, back = _in_rows(zeros)
+    rows, back = _in_rows(zeros, count)
     step = lambda z: rows(f(back(z)))  # noqa: E731
 
-    def error(z: jax.Array, y: jax.Array) -> jax.Array:
-        # An entry that is NaN says so itself; the others are solved all the same.
-        known = ~jnp.isnan(y)
-        most = lambda a: jnp.max(jnp.abs(jnp.where(known, a, 0)))  # noqa: E731
-        return most(y - z) - tolerance * most(y)
+    def moves_on(z: jax.Array, y: jax.Array) -> jax.Array:
+        # An entry that is no finite number says so itself; the others are solved all the same.
+        known = jnp.isfinite(y)
+        most = lambda a: jnp.max(jnp.abs(jnp.where(known, a, 0)), axis=1, initial=0)  # noqa: E731
+        return ~(most(y - z) <= tolerance * most(y))
 
     def goes_on(carry: Any) -> jax.Array:
-        count, _, _, _, left = carry
-        return (left > 0) & (count < steps)
+        steps_so_far, *_, moving = carry
+        return jnp.any(moving) & (steps_so_far < steps)
 
     def iterate(carry: Any) -> Any:
-        count, _, ys, moves, _ = carry
-        z = jnp.einsum("mr,mrn->rn", _weights(moves), ys)
+        steps_so_far, z, _, ys, moves, moving = carry
+        mean = jnp.einsum("mr,mrn->rn", _weights(moves), ys)
+        z = jnp.where(moving[:, None], mean, z)
         y = step(z)
-        ys, moves = (a.at[count % _MEMORY].set(new) for a, new in ((ys, y), (moves, y - z)))
-        return count + 1, y, ys, moves, error(z, y)
+        still = moves_on(z, y)
+        at, news = steps_so_far % _MEMORY, (moving | still)[:, None]
+        ys, moves = (a.at[at].set(jnp.where(news, new, a[at]))
+                     for a, new in ((ys, y), (moves, y - z)))
+        return steps_so_far + 1, z, y, ys, moves, still
 
     z = rows(zeros)
     y = step(z)
     first = jnp.broadcast_to(y, (_MEMORY, *y.shape))
-    _, y, _, _, left = jax.lax.while_loop(goes_on, iterate, (1, y, first, first, error(z, y)))
-    return jax.tree.map(lambda a: jnp.where(left <= 0, a, jnp.nan), back(y))
+    _, _, y, _, _, moving = jax.lax.while_loop(
+        goes_on, iterate, (1, z, y, first, first, moves_on(z, y)))
+    found = ~moving[:, None] & jnp.isfinite(y)
+    return back(jnp.where(found, y, jnp.nan))
 
 
 def _weights(moves: jax.Array) -> jax.Array:
     """Weights (M, R) with sum 1 that make the mean of moves (M, R, N) small."""
-    moves = jnp.where(jnp.isnan(moves), 0, moves)
+    moves = jnp.where(jnp.isfinite(moves), moves, 0)
     size = jnp.linalg.norm(moves, axis=-1, keepdims=True) + jnp.finfo(moves.dtype).tiny
     unit, share = moves / size, (size.min(0) / size)[..., 0].T
     gram = jnp.einsum("mrn,krn->rmk", unit, unit) + _DAMPING * jnp.eye(_MEMORY, dtype=unit.dtype)
@@ -182,19 +226,22 @@ def _weights(moves: jax.Array) -> jax.Array:
     return (found / jnp.sum(found, axis=1, keepdims=True)).T
 
 
-def _in_rows(like: Any) -> tuple[Callable[[Any], jax.Array], Callable[[jax.Array], Any]]:
-    """Turns trees of these shapes to one matrix of float32 or wider, and such a matrix back."""
+def _in_rows(
+    like: Any, count: int | None
+) -> tuple[Callable[[Any], jax.Array], Callable[[jax.Array], Any]]:
+    """Turns trees of these shapes to one matrix of float32 or wider, and such a matrix back.
+
+    It has `count` rows, the entries of the first axis of every leaf; if None, one row.
+    """
     leaves, structure = jax.tree.flatten(like)
-    heads = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in leaves}
-    count = heads.pop() if len(heads) == 1 else 1
-    ends = []
-    for leaf in leaves:
-        ends.append((ends[-1] if ends else 0) + leaf.size // count)
+    sizes = [leaf.size if count is None else math.prod(leaf.shape[1:]) for leaf in leaves]
+    ends = list(itertools.accumulate(sizes))
     dtype = jnp.result_type(jnp.float32, *leaves)
 
     def rows(tree: Any) -> jax.Array:
-        return jnp.concatenate(
-            [leaf.reshape(count, -1).astype(dtype) for leaf in jax.tree.leaves(tree)], axis=1)
+        return jnp.concatenate([
+            leaf.reshape(1 if count is None else count, size).astype(dtype)
+            for leaf, size in zip(jax.tree.leaves(tree), sizes, strict=True)], axis=1)
 
     def back(matrix: jax.Array) -> Any:
         parts = jnp.split(matrix, ends[:-1], axis=1)

@@ -99,6 +99,184 @@ def test_only_the_derivative_is_nan_where_only_it_does_not_converge():
     assert y == 0 and np.isnan(slope).all()
 
 
+# Each example for itself.
+
+def wave(pair):
+    return jax.tree.map(lambda z, x: x + 0.9 * jnp.sin(z), *pair)
+
+
+WAVE = dp.fixed_point(wave)
+FAR = np.array([1e6, 1.0, 0.1])
+
+
+def settled(x):
+    """The z with ``z = x + 0.9 sin(z)``, by bisection in float64: z rises faster than the rest."""
+    low, high = x - 1, x + 1
+    for _ in range(80):
+        middle = (low + high) / 2
+        less = middle < x + 0.9 * np.sin(middle)
+        low, high = np.where(less, middle, low), np.where(less, high, middle)
+    return low
+
+
+LIKE = {
+    "one feature": lambda x: x[:, None],
+    "one number": lambda x: x,
+    "two axes": lambda x: x[:, None, None] * jnp.ones((1, 2, 2)),
+    "a tree": lambda x: {"a": x[:, None] * jnp.ones(2), "b": x},
+    "16 bits": lambda x: x[:, None].astype(jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_a_large_example_does_not_decide_for_a_small_one(name):
+    x = LIKE[name](jnp.asarray(FAR, jnp.float32))
+    wanted = settled(FAR)
+    assert abs(wanted[1] - 1.8621) < 5e-5
+    exact = 0.03 if name == "16 bits" else 2e-5
+    for leaf in jax.tree.leaves(jax.jit(WAVE)({}, x)):
+        for row, z in zip(leaf[1:].astype(float), wanted[1:], strict=True):
+            np.testing.assert_allclose(row, np.full(row.shape, z), rtol=exact)
+
+
+def test_nor_do_the_derivatives_of_one():
+    """dz/dx is ``1 / (1 - 0.9 cos z)``, whatever else is pulled back or pushed on beside it."""
+    x = jnp.asarray(FAR, jnp.float32)[:, None]
+    weights = jnp.array([[1e6], [1.0], [1.0]])
+    wanted = 1 / (1 - 0.9 * np.cos(settled(FAR)))
+    slope = jax.grad(lambda x: (WAVE({}, x) * weights).sum())(x)
+    pushed = jax.jvp(lambda x: WAVE({}, x), (x,), (weights,))[1]
+    bent = jax.grad(lambda x: jax.grad(lambda x: (WAVE({}, x) * weights).sum())(x).sum())(x)
+    z = settled(FAR)
+    for found, right in ((slope, wanted), (pushed, wanted),
+                         (bent, -0.9 * np.sin(z) * wanted**3)):
+        np.testing.assert_allclose(found[1:, 0], right[1:], rtol=1e-4)
+
+
+def test_a_gradient_by_parameters_sums_what_each_example_gives():
+    """One example is saturated and its target far off; the reference solves one after the other."""
+    a, b, x, target = (drawn(*shape, seed=seed) for seed, shape in enumerate(
+        [(4, 4), (4, 4), (5, 4), (5, 4)]))
+    a *= 0.9 / np.linalg.norm(a, 2)
+    x[0] = 50 * np.linalg.inv(b).sum(0)  # x @ b is 50 everywhere
+    target[0] = 1e6
+    z = np.zeros((5, 4))
+    for _ in range(2000):
+        z = np.tanh(z @ a + x @ b)
+    slopes = [np.zeros((4, 4)), np.zeros((4, 4))]
+    for row, cause, pull in zip(z, x, 2 * (z - target), strict=True):
+        bend = np.diag(1 - row**2)
+        at_rest = bend @ np.linalg.solve(np.eye(4) - a @ bend, pull)
+        slopes = [slope + np.outer(given, at_rest) for slope, given in
+                  zip(slopes, (row, cause), strict=True)]
+    params = jax.tree.map(jnp.float32, trees_of([(a, np.zeros(4)), (b, np.zeros(4))]))
+
+    def error(params):
+        return jnp.sum(jnp.square(NET(params, jnp.float32(x)) - jnp.float32(target)))
+
+    found = jax.jit(jax.grad(error))(params)["parallel_0"]
+    for i, slope in enumerate(slopes):
+        np.testing.assert_allclose(found[f"linear_{i}"]["kernel"], slope, rtol=0,
+                                   atol=1e-4 * abs(slope).max())
+
+
+def calls(f, *given, steps=200):
+    """Each z of which a solver asks f for these inputs."""
+    seen = []
+
+    def watched(pair):
+        jax.debug.callback(lambda z: seen.append(np.asarray(z)), pair[0])
+        return f(pair)
+
+    y = dp.fixed_point(watched, steps=steps)({}, *given)
+    jax.block_until_ready(y)
+    jax.effects_barrier()
+    return y, seen
+
+
+def test_an_example_at_rest_stays_while_the_slowest_goes_on():
+    def slow(pair):
+        z, (x, speed) = pair[0][0], pair[1]
+        return jnp.cos(speed * z) + x, speed
+
+    x, speeds = jnp.zeros((3, 1)), jnp.array([[0.0], [0.5], [0.9]])
+    _, together = calls(slow, (x, speeds))
+    alone = [len(calls(slow, (x[i : i + 1], speeds[i : i + 1]))[1]) for i in range(3)]
+    assert alone[0] < alone[1] < alone[2]
+    assert len(together) == alone[2]
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, 3e38])
+def test_an_example_that_is_not_found_keeps_no_other_from_being_found(bad):
+    """It comes in so, or overflows on the way; the others are as if it were not there."""
+    net = dp.fixed_point(lambda pair: jnp.sin(pair[0]) * 0.9 + pair[1] * (1 + abs(pair[0])))
+    x = jnp.array([[0.3], [bad], [-0.2]])
+    both = jax.jit(lambda x: jax.vjp(lambda x: net({}, x), x))
+    y, pull = both(x)
+    (slope,) = pull(jnp.ones_like(x))
+    clean = x.at[1].set(0.1)
+    wanted, pull = both(clean)
+    (right,) = pull(jnp.ones_like(x))
+    assert np.isnan(y[1]).all() and np.isnan(slope[1]).all()
+    for found, other in ((y, wanted), (slope, right)):
+        np.testing.assert_allclose(found[::2], other[::2], rtol=2e-5)
+        assert np.isfinite(other).all()
+
+
+def test_examples_that_f_mixes_come_to_rest_together():
+    """One is at rest before the other, and moves on with it; the reference is a linear system."""
+    mixing = np.array([[0.95, 0.0, 0.0], [0.5, 0.1, 0.0], [1e-4, 1e-4, 0.0]])
+    x = np.array([[1.0], [0.0], [0.0]])
+    wanted = np.linalg.solve(np.eye(3) - mixing, x)
+
+    def f(pair):
+        z, x = pair  # of any number of examples: more of them are left to themselves
+        rows = jnp.zeros((len(z), len(z))).at[:3, :3].set(mixing[:len(z), :len(z)])
+        return jnp.einsum("ij,j...->i...", rows, z) + x
+
+    net = dp.fixed_point(f)
+    np.testing.assert_allclose(net({}, jnp.float32(x)), wanted, rtol=2e-4)
+    mean = dp.fixed_point(lambda pair: pair[0].mean(0, keepdims=True) / 2 + pair[1])
+    x = jnp.array([[1e3], [1.0], [-10.0]])
+    np.testing.assert_allclose(mean({}, x), x + x.mean(), rtol=1e-4)
+    pushed = jax.grad(lambda x: mean({}, x)[1, 0])(x)
+    np.testing.assert_allclose(pushed[:, 0], [1 / 3, 4 / 3, 1 / 3], rtol=1e-4)
+
+
+def test_what_is_no_example_is_solved_as_a_whole():
+    """An entry that vanishes by cancellation is as exact as the others, not as itself."""
+    a = np.array([[0.3, -0.4], [0.5, 0.2]])
+    wanted = np.array([100.0, 0.0])
+    net, x = dp.fixed_point(dp.parallel(dp.linear(2), identity) >> dp.add), wanted - wanted @ a
+    params = {"parallel_0": {"linear_0": {"kernel": jnp.float32(a), "bias": jnp.zeros(2)}}}
+    np.testing.assert_allclose(net(params, jnp.float32(x)), wanted, atol=1e-3)
+    both = dp.fixed_point(lambda pair: jax.tree.map(lambda z, x: x + z[:2].sum() / 9, *pair))
+    x = (jnp.ones((3, 2)), jnp.ones(2))  # which share no first axis
+    close(both({}, x), jax.jit(both)({}, x))
+
+
+def test_a_side_input_as_long_as_the_batch_hides_no_examples():
+    def forward(params, pair, *, scale):
+        return pair[1] + scale * jnp.sin(pair[0])
+
+    x = jnp.asarray(FAR, jnp.float32)[:, None] * jnp.ones(3)  # three examples of three features
+    net = dp.fixed_point(dp.stateless(None, forward, name="wave"))
+    y = jax.jit(net)({}, x, scale=jnp.full(3, 0.9))
+    np.testing.assert_allclose(y[1:, 0], settled(FAR)[1:], rtol=2e-5)
+    whole = jax.jit(net)({}, x, scale=jnp.full((3, 1), 0.9))
+    np.testing.assert_allclose(whole[1:, 0], settled(FAR)[1:], rtol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4)])
+def test_of_no_examples_there_are_no_solutions(shape):
+    x = jnp.ones(shape)
+    params = params_of(NET, x)
+    y, slope = jax.value_and_grad(lambda params: NET(params, x).sum())(params)
+    assert NET(params, x).shape == shape and y == 0
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(slope))
+    assert dp.fixed_point(wave)({}, jnp.ones((3, 0))).shape == (3, 0)
+
+
 def test_nan_in_the_input_stays_where_it_is():
     params = params_of(NET)
     y = jax.jit(NET)(params, X.at[0].set(jnp.nan))
