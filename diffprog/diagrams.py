@@ -212,7 +212,8 @@ def _core(call: _Call) -> _Core:
             copies.append("recurrent")
             x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
                 (*a.shape[:1], *a.shape[2:]), a.dtype), x)
-            side = {name: value for name, value in side.items() if name != "mask"}
+            side = {name: value for name, value in side.items()
+                    if name not in ("mask", "segments")}
             layer = as_layer(given["cell"])
         else:
             return _Core(layer, x, side, copies, note)

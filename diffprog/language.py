@@ -40,7 +40,7 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     A batch is ids (batch, time + 1), or a dict with ``x``, those ids, and side inputs under all
     other names. Of these `mask`, `segments` and `positions` are (batch, time + 1) like x, and all
     others as the net takes them for the first `time` tokens. A token that is padding, follows
-    padding or begins a new segment is not asked for; segments alone do not begin positions anew.
+    padding or begins a new segment is not asked for.
     With ``asked``, booleans like x, no others than those are asked for, such as the answer behind
     a question; the net is shown all. `target_mask` says the same of the targets, (batch, time).
 

@@ -1,10 +1,13 @@
-"""Masks say which entries are real: booleans over leading axes, True where real.
+"""Masks say which entries are real, segments which of them belong together.
 
-What mixes or averages entries clears the others first, so that what stands in the padding, even
-NaN, reaches nothing.
+A mask is booleans over leading axes, True where real. What mixes or averages entries clears the
+others first, so that what stands in the padding, even NaN, reaches nothing. Segments are ints of
+each step: sequences that share a row, each as if it were alone.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,3 +64,50 @@ def counted(real: jax.Array, each: int = 1) -> jax.Array:
 def real_before(mask: jax.Array) -> jax.Array:
     """How many real steps stand before each step."""
     return jnp.cumsum(mask, -1, dtype=jnp.int32) - mask
+
+
+def last_real(values: jax.Array, mask: jax.Array | None, otherwise: jax.Array) -> jax.Array:
+    """The value of each row's last real step; `otherwise` where it has none."""
+    if values.shape[-1] == 0:
+        return otherwise
+    if mask is None:
+        return values[..., -1]
+    last = values.shape[-1] - 1 - jnp.argmax(mask[..., ::-1], -1)
+    found = jnp.take_along_axis(values, last[..., None], -1)[..., 0]
+    return jnp.where(mask.any(-1), found, otherwise)
+
+
+def begins(
+    segments: jax.Array, mask: jax.Array | None = None, last: jax.Array | None = None
+) -> jax.Array:
+    """Where a segment begins: the real steps that are of another one than the real step before.
+
+    The segment before the first step is `last`, (...,); where that is `NONE`, as by default, the
+    first real step begins nothing.
+    """
+    first = jnp.full(segments.shape[:-1], NONE, segments.dtype) if last is None else last
+    before = jnp.concatenate([first[..., None], segments[..., :-1]], -1)
+    if mask is not None:
+        # The latest real step before each, counted from 1; 0 stands for what was before the first.
+        steps = jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32), 0)
+        latest = jax.lax.cummax(steps, axis=mask.ndim - 1)
+        latest = jnp.concatenate([jnp.zeros_like(latest[..., :1]), latest[..., :-1]], -1)
+        known = jnp.concatenate([first[..., None], segments], -1)
+        before = jnp.take_along_axis(known, latest, -1)
+    new = (segments != before) & (before != NONE)
+    return new if mask is None else new & mask
+
+
+def check_segments(segments: Any, shape: tuple[int, ...]) -> jax.Array:
+    """The segments as int32, after a check that each step of `shape` has one."""
+    ints = hasattr(segments, "dtype") and jnp.issubdtype(segments.dtype, jnp.integer)
+    if not ints or segments.shape != shape:
+        raise LayerError(f"segments as ints of shape {shape}", show(segments),
+                         "number the sequences that share a row")
+    return jnp.asarray(segments).astype(jnp.int32)
+
+
+def refuse_segments(segments: Any, why: str = "it mixes all steps of a row") -> None:
+    """Raise if there are segments, in a layer that cannot keep them apart."""
+    if segments is not None:
+        raise LayerError("no segments", show(segments), f"give each sequence a row: {why}")

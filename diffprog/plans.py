@@ -98,13 +98,15 @@ def example_axes(run: Callable[..., Any], count: int, *given: Any) -> Any:
 
     `given` has `count` examples: on the first axis of each leaf whose first axis is that long.
     """
-    def one_more(a: Any) -> Any:
-        shape = (count + 1, *a.shape[1:]) if a.shape[:1] == (count,) else a.shape
-        return jax.ShapeDtypeStruct(shape, a.dtype)
-
     given = spec(given)
-    less, more = jax.eval_shape(run, *given), jax.eval_shape(run, *jax.tree.map(one_more, given))
+    less, more = jax.eval_shape(run, *given), jax.eval_shape(run, *one_more(count, given))
     return jax.tree.map(grown, less, more)
+
+
+def one_more(count: int, given: Any) -> Any:
+    """The shapes of `given` with one example more."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+        (count + 1, *a.shape[1:]) if a.shape[:1] == (count,) else a.shape, a.dtype), given)
 
 
 def remember(plan: Callable[[Any, dict[str, Any]], T]) -> Callable[[Any, dict[str, Any]], T]:

@@ -166,7 +166,8 @@ class _Reader:
             times *= jax.tree.leaves(narrow)[0].shape[1]
             narrow = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
                 (*a.shape[:1], *a.shape[2:]), a.dtype), narrow)
-            beside.pop("mask", None)  # which recurrence keeps for itself
+            for name in ("mask", "segments"):  # which recurrence keeps for itself
+                beside.pop(name, None)
         one = inner.plan(narrow, **beside)
         ways = Ways(field)
         below: list[list[Row]] = []

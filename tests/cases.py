@@ -70,6 +70,8 @@ RECALLING = dp.parallel(dp.self_attention(1, causal=True, kernel_init=jax.nn.ini
 SCALE = {"scale": jnp.array([1.0, 2.0, 3.0])}
 # Which of five steps are real.
 FIVE = {"mask": jnp.array([[True, True, False, True, False], [False, True, True, False, False]])}
+# Which of five steps belong together; what is padding has any number.
+PACKED = {"segments": jnp.array([[0, 0, 1, 0, 0], [4, 2, 3, 3, 3]])}
 CONDITION = {"condition": jnp.sin(jnp.arange(12.0).reshape(3, 4))}
 RAGGED = FIVE | {"positions": jnp.array([[0, 1, 0, 2, 0], [0, 0, 1, 0, 0]])}
 IDS = jnp.array([[0, 2, 4, 1, 3], [3, 3, 0, 1, 4]])
@@ -107,9 +109,12 @@ CASES = [
     Case("conv 3-d", dp.conv(2, (2, 1, 2), stride=2), floats(2, 3, 2, 3, 2)),
     Case("conv on a ring", dp.conv(2, 3, padding_mode="circular"), floats(2, 3, 4, 2)),
     Case("conv, reflected", dp.conv(2, 3, dims=1, stride=2, padding_mode="reflect"),
-         floats(2, 5, 2), FIVE),
+         floats(2, 5, 2)),
+    Case("conv with segments", dp.conv(2, 3, dims=1), floats(2, 5, 2), FIVE | PACKED),
     Case("conv, causal", dp.conv(3, 2, dims=1, padding="CAUSAL", dilation=2), floats(2, 5, 2),
          FIVE | {"causal": True}),
+    Case("conv, causal, with segments", dp.conv(2, 3, dims=1, padding="CAUSAL"), floats(2, 5, 2),
+         FIVE | PACKED | {"causal": True}),
     Case("depthwise_conv", dp.depthwise_conv((2, 3), multiplier=2), floats(2, 3, 4, 3)),
     Case("depthwise_conv, causal", dp.depthwise_conv(3, dims=1, padding="CAUSAL", bias=False),
          floats(2, 5, 2), FIVE | {"causal": True}),
@@ -129,7 +134,7 @@ CASES = [
     Case("avg_pool, all counted", dp.avg_pool(2, padding=1, count_padding=True),
          floats(2, 3, 4, 2)),
     Case("avg_pool, masked", dp.avg_pool(3, dims=1, stride=1, padding="SAME"), floats(2, 5, 2),
-         FIVE),
+         FIVE | PACKED),
     Case("global_avg_pool", dp.global_avg_pool(), floats(2, 3, 4, 2)),
     Case("global_avg_pool, masked", dp.global_avg_pool(dims=1), floats(2, 5, 2), FIVE),
     Case("global_max_pool", dp.global_max_pool(dims=1), floats(2, 5, 2), FIVE),
@@ -167,11 +172,15 @@ CASES = [
     Case("learned_positions", dp.learned_positions(7), floats(2, 5, 3), {"causal": True}),
     Case("learned_positions, ragged", dp.learned_positions(5), floats(2, 5, 2),
          RAGGED | {"causal": True}),
+    Case("learned_positions with segments", dp.learned_positions(5), floats(2, 5, 2),
+         FIVE | PACKED | {"causal": True}),
     # recurrence
     Case("cells", dp.branch(dp.simple_rnn(2), dp.lstm(2), dp.gru(2), merge=dp.concatenate),
          floats(2, 1, 3)),
     Case("recurrent", dp.recurrent(dp.lstm(2)), floats(2, 3, 2), {
         "mask": FIVE["mask"][:, 1:4], "causal": True}),
+    Case("recurrent with segments", dp.recurrent(dp.gru(2)), floats(2, 5, 2),
+         FIVE | PACKED | {"causal": True}),
     Case("recurrent backwards", dp.recurrent(dp.simple_rnn(2), reverse=True), floats(2, 5, 3),
          FIVE),
     Case("recurrent both ways", dp.recurrent(dp.gru(2), bidirectional=True), floats(2, 5, 2),

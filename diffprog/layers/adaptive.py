@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.pool import maximum, mean, pool
 from diffprog.layers.window import window
+from diffprog.masks import real_before
 
 __all__ = ["adaptive_avg_pool", "adaptive_max_pool"]
 
@@ -25,15 +27,15 @@ def adaptive_avg_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
 
     Shapes:
         x: (..., H, W, C) -> (..., size, size, C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; what is not real does not count, and
-            a window without anything real gives 0.
+        mask, for one dim: booleans of the leading axes of x; windows are those of the real steps
+            alone, H being how many there are, and give 0 where there are none.
 
     Args:
         size: side of y, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
 
     Raises:
-        LayerError: x has too few axes or holds no floats.
+        LayerError: x has too few axes or holds no floats; segments, which y mixes.
 
     Example:
         >>> dp.adaptive_avg_pool(2, dims=1)({}, jnp.array([[0.0], [3.0], [6.0]]))[:, 0].tolist()
@@ -56,15 +58,14 @@ def adaptive_max_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
 
     Shapes:
         x: (..., H, W, C) -> (..., size, size, C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; what is not real never wins, and a
-            window without anything real gives 0.
+        mask, for one dim: as in `adaptive_avg_pool`.
 
     Args:
         size: side of y, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
 
     Raises:
-        LayerError: x has too few axes.
+        LayerError: x has too few axes; segments, which y mixes.
 
     Example:
         >>> dp.adaptive_max_pool(2, dims=1)({}, jnp.array([[0.0], [3.0], [6.0]]))[:, 0].tolist()
@@ -82,20 +83,34 @@ def _adaptive(
     counts = window(size, dims)
     dims = len(counts)
 
-    def along(axis: int, count: int, arrays: tuple[jax.Array, ...]) -> jax.Array:
-        side = arrays[0].shape[axis]
-
+    def along(x: jax.Array, axis: int, count: int) -> jax.Array:
         def one(i: int) -> jax.Array:
-            ends = i * side // count, -(-(i + 1) * side // count)
-            x, *real = (jax.lax.slice_in_dim(a, *ends, axis=axis) for a in arrays)
-            return reduce(x, axis, *real)
+            first, end = _window(i, x.shape[axis], count)
+            return reduce(jax.lax.slice_in_dim(x, first, end, axis=axis), axis)
 
         return jnp.stack([one(i) for i in range(count)], axis)
 
+    def of_real(x: jax.Array, real: jax.Array, count: int) -> jax.Array:
+        ranks = real_before(real[..., 0])[..., None]  # among the real steps of its row
+        total = real.sum(-2, keepdims=True, dtype=jnp.int32)
+
+        def one(i: int) -> jax.Array:
+            first, end = _window(i, total, count)
+            return reduce(x, -2, real & (first <= ranks) & (ranks < end))
+
+        return jnp.stack([one(i) for i in range(count)], -2)
+
     def pooled(x: jax.Array, *real: jax.Array) -> jax.Array:
+        if real:
+            return of_real(x, *real, *counts).astype(x.dtype)
         y = x
         for axis, count in zip(range(-dims - 1, -1), counts, strict=True):
-            y = along(axis, count, (y, *real))
+            y = along(y, axis, count)
         return y.astype(x.dtype)
 
     return pool(pooled, dims, floating=floating)
+
+
+def _window(i: int, side: Any, count: int) -> tuple[Any, Any]:
+    """Where the i-th of `count` windows begins and ends on a side of so many places."""
+    return i * side // count, -(-(i + 1) * side // count)

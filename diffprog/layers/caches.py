@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diffprog.errors import LayerError
 from diffprog.layers.dot_product import Pattern
-from diffprog.masks import NONE, real_before
+from diffprog.masks import NONE, last_real, real_before
 from diffprog.plans import State
 
 _TIME = {"key": -2, "value": -2, "segments": -1}  # what has an entry for each slot: its axis
@@ -61,8 +61,7 @@ def extended(
         last = state["segment"]
         segments = jnp.broadcast_to(last[..., None], (*key.shape[:-3], key.shape[-2]))
     else:
-        segments = segments.astype(jnp.int32)
-        last = _last_real(segments, mask, state["segment"])
+        last = last_real(segments, mask, state["segment"])
     stored = segments if mask is None else jnp.where(mask, segments, NONE)
     chunk = {"key": key, "value": value, "segments": stored}
     pattern, whole, kept = (_appended(state, chunk) if window is None else
@@ -118,12 +117,3 @@ def _slid(
            for name in ("key", "value")},
     }
     return pattern, whole, kept
-
-
-def _last_real(segments: jax.Array, mask: jax.Array | None, before: jax.Array) -> jax.Array:
-    """The segment of each row's last real step; `before` where the chunk has none."""
-    if mask is None:
-        return segments[..., -1]
-    last = segments.shape[-1] - 1 - jnp.argmax(mask[..., ::-1], -1)
-    found = jnp.take_along_axis(segments, last[..., None], -1)[..., 0]
-    return jnp.where(mask.any(-1), found, before)

@@ -13,8 +13,8 @@ from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.pool import maximum, mean
-from diffprog.layers.window import cannot_stream
-from diffprog.masks import cleared, over_steps
+from diffprog.layers.window import cannot_stream, takes
+from diffprog.masks import cleared, over_steps, refuse_segments
 from diffprog.notation import listed, show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params, State
@@ -42,7 +42,8 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
 
     Raises:
         LayerError: at composition, for another word; x has no two axes or no steps, or holds no
-            floats for a mean or attention; in ``start``, because it sees the whole sequence.
+            floats for a mean or attention; segments; in ``start``, because it sees the whole
+            sequence.
 
     Example:
         >>> x = jnp.arange(6.0).reshape(1, 3, 2)
@@ -69,8 +70,10 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
         return {"kernel": parameter(key, "kernel", kernel_init, (x.shape[-1], 1), x)}, {}
 
     def apply(
-        params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
+        params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None,
+        segments: jax.Array | None = None, **_: Any,
     ) -> tuple[jax.Array, State]:
+        refuse_segments(segments)
         check(x)
         real = over_steps(mask, x)
         if not learned:
@@ -79,8 +82,7 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
         check_leaves(params, 1)
         return _attended(params["kernel"], x, real), state
 
-    return Layer(init, apply, cannot_stream, bare=not learned, side=frozenset({"mask"}),
-                 casts=True)
+    return Layer(init, apply, cannot_stream, bare=not learned, side=takes(1), casts=True)
 
 
 def _first(x: jax.Array, real: jax.Array | None) -> jax.Array:

@@ -18,19 +18,22 @@ from diffprog.layers.window import (
     Padding,
     Pairs,
     Sides,
+    apart,
     cannot_stream,
     check_fits,
+    check_length,
     check_mode,
     continued,
     extents,
     margins,
     on_images,
     pairs_for,
+    reach_back,
     sides,
-    takes_mask,
+    takes,
     window,
 )
-from diffprog.masks import cleared
+from diffprog.masks import begins, check_segments, cleared, last_real, over_steps, refuse_segments
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params, State
@@ -63,7 +66,11 @@ def conv(
         params: ``kernel`` (size, size, C / groups, features); ``bias`` (features,).
         mask, for one dim: booleans of the leading axes of x; what is not real counts as zero and
             keeps its place: pad short prompts of a stream before their first step, not after it.
-        streaming state: ``past`` (..., K - 1, C).
+        segments, for one dim, where each step has an output: ints (..., T); what is of another
+            segment counts as zero, as it does before and after a sequence that is alone. A new one
+            begins wherever they change. A chunk of a stream that has none goes on with the last.
+        streaming state: ``past`` (..., K - 1, C); ``segment`` (...,), in which the last step
+            stands, 0 at the start.
 
     Args:
         features: channels of y; positive.
@@ -85,7 +92,9 @@ def conv(
     Raises:
         LayerError: x has too few axes, or is smaller than the kernel or than what reflect and
             circular put into the padding; groups divide not both channels and features; a chunk of
-            a stream is no multiple of the stride.
+            a stream is no multiple of the stride; a mask of steps where outputs would depend on how
+            long x is padded: with another padding_mode than zeros, or "SAME" and a stride;
+            segments, unless stride is 1 and y as long as x, padded by zeros.
 
     Example:
         >>> net = dp.conv(8, 3, stride=2)
@@ -115,7 +124,7 @@ def depthwise_conv(
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C * multiplier) for two dims.
         params: ``kernel`` (size, size, 1, C * multiplier); ``bias`` (C * multiplier,).
-        mask, streaming state: as in `conv`.
+        mask, segments, streaming state: as in `conv`.
 
     Args:
         size: side of the kernels, or one for each axis; a tuple sets `dims`.
@@ -131,7 +140,8 @@ def depthwise_conv(
 
     Raises:
         LayerError: x has too few axes, or is smaller than the kernel or than what reflect and
-            circular put into the padding; a chunk of a stream is no multiple of the stride.
+            circular put into the padding; a chunk of a stream is no multiple of the stride; for a
+            mask and segments as `conv` does.
 
     Example:
         >>> net = dp.depthwise_conv(3, multiplier=2)
@@ -183,7 +193,7 @@ def conv_transpose(
 
     Raises:
         LayerError: x has too few axes; groups divide not both channels and features; the padding
-            leaves nothing of y.
+            leaves nothing of y; segments, which y mixes.
 
     Example:
         >>> net = dp.conv_transpose(8, 4, stride=2)
@@ -227,8 +237,10 @@ def conv_transpose(
         convolve, _equal_groups(features, groups), size, bias, kernel_init, bias_init)
 
     def apply(
-        params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
+        params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None,
+        segments: jax.Array | None = None, **_: Any,
     ) -> tuple[jax.Array, State]:
+        refuse_segments(segments)
         check_array(x, rank=dims + 1, axes=AXES[dims])
         left = [(side - 1) * s + k - sum(pair) for side, s, pair, k
                 in zip(x.shape[-dims - 1 : -1], stride, cut, extent, strict=True)]
@@ -236,7 +248,7 @@ def conv_transpose(
             raise LayerError("padding that leaves something of the output", show(x), "pad less")
         return forward(params, cleared(x, mask), cut), state
 
-    return Layer(init, apply, cannot_stream, side=takes_mask(dims), casts=True)
+    return Layer(init, apply, cannot_stream, side=takes(dims), casts=True)
 
 
 # XLA on CPU reads other memory where a padding is negative. Each derivative of a convolution is
@@ -336,13 +348,41 @@ def _sliding(
             dimension_numbers=_LAYOUT[dims], feature_group_count=groups,
         )
 
+    def convolve_apart(x: jax.Array, kernel: jax.Array, groups: int, margin: Padding) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, size, margin, dimension_numbers=_LAYOUT[dims], feature_group_count=groups)
+
     init, forward = _with_kernel(convolve, split, size, bias, kernel_init, bias_init)
+    _, forward_apart = _with_kernel(convolve_apart, split, size, bias, kernel_init, bias_init)
+
+    def by_segment(
+        params: Params, state: State, x: jax.Array, segments: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, State]:
+        """The same where windows end with their segment: each is written out, and cleared."""
+        back = reach_back(segments, margin, extent, stride, mode)
+        segments, real = check_segments(segments, x.shape[:-1]), over_steps(mask, x)
+        runs = jnp.cumsum(begins(segments, real, state.get("segment")), -1, dtype=jnp.int32)
+        around = [(0, 0)] * (x.ndim - 2) + [(back, extent[0] - 1 - back)]
+        whole, runs = jnp.pad(x, [*around, (0, 0)]), jnp.pad(runs, around)
+        if state:  # which has the last segment's past alone
+            past, last = state["past"], whole.shape[-2] - before
+            check_chunk(past, x)
+            whole = whole.at[..., :before, :].set(past.astype(x.dtype))
+            kept = cleared(whole[..., last:, :], runs[..., last:] == runs[..., -1:])
+            state = {"past": kept.astype(past.dtype),
+                     "segment": last_real(segments, real, state["segment"])}
+        windows, _ = apart(whole, runs, size[0], dilation[0], back)
+        return forward_apart(params, windows, "VALID"), state
 
     def apply(
-        params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
+        params: Params, state: State, x: jax.Array, *, mask: jax.Array | None = None,
+        segments: jax.Array | None = None, **_: Any,
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=dims + 1, axes=AXES[dims])
+        check_length(mask, x, margin, extent, stride, mode)
         x, pads = cleared(x, mask), margin
+        if segments is not None:
+            return by_segment(params, state, x, segments, mask)
         if "past" in state:
             if x.shape[-2] % stride[0]:
                 raise LayerError(f"chunks whose steps are a multiple of the stride {stride[0]}",
@@ -350,13 +390,13 @@ def _sliding(
             past = state["past"]
             check_chunk(past, x)
             x, pads = jnp.concatenate([past.astype(x.dtype), x], axis=-2), "VALID"
-            state = {"past": x[..., x.shape[-2] - before :, :].astype(past.dtype)}
+            state = state | {"past": x[..., x.shape[-2] - before :, :].astype(past.dtype)}
         y = forward(params, x, pads)
         check_fits(x, y, "kernel")
         return y, state
 
     def start(params: Params, state: State, x: jax.Array, **_: Any) -> State:
-        return {"past": jnp.zeros((*x.shape[:-2], before, x.shape[-1]), x.dtype)}
+        return {"past": jnp.zeros((*x.shape[:-2], before, x.shape[-1]), x.dtype),
+                "segment": jnp.zeros(x.shape[:-2], jnp.int32)}
 
-    return Layer(init, apply, start if causal else cannot_stream, side=takes_mask(dims),
-                 casts=True)
+    return Layer(init, apply, start if causal else cannot_stream, side=takes(dims), casts=True)

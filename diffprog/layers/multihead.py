@@ -20,7 +20,7 @@ from diffprog.layers.dot_product import Pattern, check_implementation, choose, d
 from diffprog.layers.linear import affine
 from diffprog.layers.position import follow
 from diffprog.layers.rotary import Rotary
-from diffprog.masks import cleared, over_steps, real_before
+from diffprog.masks import check_segments, cleared, over_steps, real_before
 from diffprog.notation import listed, show
 from diffprog.parameters import Initializer, fold, parameter
 from diffprog.plans import Params, State
@@ -227,19 +227,20 @@ class Multihead:
         self, params: Params, state: State, x: jax.Array, side: dict[str, Any]
     ) -> tuple[jax.Array, Context]:
         """Queries of x, and what they meet: keys and values of x, in a stream also of the past."""
-        mask = over_steps(side.get("mask"), x)
+        mask, segments = over_steps(side.get("mask"), x), side.get("segments")
+        if segments is not None:
+            segments = check_segments(segments, x.shape[:-1])
         x = cleared(x, mask)
+        asked = cleared(x, self._ever_seen(x, side))
         # Joining the kernels for one product gains nothing: `python benchmarks/gpt.py`.
         head_dim, value_dim = self._sizes(x)
-        query, key = (self._heads_of(params, name, x, head_dim) for name in ("query", "key"))
-        value = self._heads_of(params, "value", x, value_dim)
+        query = self._heads_of(params, "query", x, head_dim)
+        key = self._heads_of(params, "key", asked, head_dim)
+        value = self._heads_of(params, "value", asked, value_dim)
         if self.rotary:
-            steps, state = follow(state, side.get("positions"), mask, x.shape[:-1])
+            steps, state = follow(state, side.get("positions"), mask, x.shape[:-1], segments)
             steps = None if steps is None else steps[..., None, :]  # the same for all heads
             query, key = self.rotary(query, steps), self.rotary(key, steps)
-        segments = side.get("segments")
-        if segments is not None:
-            _check_segments(segments, x)
         return query, self._with_past(state, key, value, mask, segments)
 
     def _with_past(
@@ -268,9 +269,9 @@ class Multihead:
             pattern = Pattern(real=state["real"], empty=True)
             return Context(state["key"], state["value"], pattern, state)
         of_keys, of_values = self._sources(x, side)
-        real = over_steps(side.get("memory_mask"), of_keys)
+        real, seen = over_steps(side.get("memory_mask"), of_keys), self._ever_seen(x, side)
         key, value = (
-            self._heads_of(params, name, cleared(part, real).astype(x.dtype), size)
+            self._heads_of(params, name, cleared(cleared(part, real), seen).astype(x.dtype), size)
             for name, part, size in zip(
                 ("key", "value"), (of_keys, of_values), self._sizes(x), strict=True))
         if state:
@@ -280,6 +281,15 @@ class Multihead:
             kept = jnp.ones_like(state["real"]) if real is None else real
             state = {"key": key, "value": value, "real": kept}
         return Context(key, value, Pattern(real=real, empty=real is not None), state)
+
+    def _ever_seen(self, x: Any, side: dict[str, Any]) -> jax.Array | None:
+        """Which keys any query may see by attention_mask, (batch or 1..., S); None is all."""
+        if "attention_mask" not in side:
+            return None
+        keys = self._sources(x, side)[0].shape[:-1]
+        pairs = (*x.shape[:-2], self.heads, x.shape[-2], keys[-1])
+        mask = _for_pairs("attention_mask", jnp.bool_, pairs, side)
+        return None if mask is None else jnp.broadcast_to(mask.any((-3, -2)), keys)
 
     def _heads_of(self, params: Params, name: str, x: jax.Array, size: int) -> jax.Array:
         """One of the three linear maps, (..., time, width) to (..., heads, time, size)."""
@@ -330,10 +340,3 @@ def _check_state(state: State, x: Any, crosses: bool) -> None:
 
 def _check_sequence(x: Any) -> None:
     check_array(x, rank=2, axes="(..., time, features)")
-
-
-def _check_segments(segments: Any, x: Any) -> None:
-    ints = hasattr(segments, "dtype") and jnp.issubdtype(segments.dtype, jnp.integer)
-    if not ints or segments.shape != x.shape[:-1]:
-        raise LayerError(f"segments as ints of shape {x.shape[:-1]}", show(segments),
-                         "number the sequences that share a row")

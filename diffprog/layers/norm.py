@@ -29,8 +29,8 @@ from diffprog.layers.statistics import (
     standardized,
     tamed,
 )
-from diffprog.layers.window import AXES, cannot_stream, takes_mask
-from diffprog.masks import cleared, widened
+from diffprog.layers.window import AXES, cannot_stream, takes
+from diffprog.masks import cleared, refuse_segments, widened
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter_dtype
 from diffprog.plans import Params, State
@@ -161,8 +161,8 @@ def group_norm(
 
     Raises:
         LayerError: x has fewer than dims + 1 axes, a number of channels that is no multiple of
-            groups, or another than `init` saw; a group is a single number; streaming, unless dims
-            is 0.
+            groups, or another than `init` saw; a group is a single number; streaming and segments,
+            unless dims is 0.
 
     Example:
         >>> norm, x = dp.group_norm(2, dims=0), jnp.array([[1.0, 3.0, 5.0, 5.0]])
@@ -196,7 +196,7 @@ def instance_norm(
 
     Raises:
         LayerError: x has fewer than dims + 1 axes, or another number of channels than `init` saw;
-            a channel is a single number; streaming.
+            a channel is a single number; streaming and segments.
 
     Example:
         >>> norm, x = dp.instance_norm(dims=1), jnp.array([[[1.0, 5.0], [3.0, 5.0]]])
@@ -238,8 +238,9 @@ def _grouped(
 
     def apply(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False,
-        mask: jax.Array | None = None,
+        mask: jax.Array | None = None, segments: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
+        refuse_segments(segments)
         count = check(x)
         check_width(params, x)
         if not x.size:
@@ -255,4 +256,6 @@ def _grouped(
         y = normalized(jax.tree.map(split, params), centered, var, scaled(eps, factor))
         return cleared(y.reshape(x.shape).astype(x.dtype), mask), state
 
-    return Layer(init, apply, cannot_stream if dims else None, side=takes_mask(dims), casts=True)
+    if not dims:
+        return Layer(init, apply, casts=True)
+    return Layer(init, apply, cannot_stream, side=takes(dims), casts=True)

@@ -17,17 +17,20 @@ from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.window import (
     AXES,
+    apart,
     cannot_stream,
     check_fits,
+    check_length,
     extents,
     margins,
     on_images,
     pairs_for,
+    reach_back,
     sides,
-    takes_mask,
+    takes,
     window,
 )
-from diffprog.masks import widened
+from diffprog.masks import begins, check_segments, over_steps, refuse_segments, widened
 
 __all__ = ["avg_pool", "global_avg_pool", "global_max_pool", "max_pool"]
 
@@ -45,6 +48,8 @@ def max_pool(
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
         mask, for one dim: booleans of the leading axes of x; what is not real never wins, and a
             window without anything real gives 0.
+        segments, for one dim, where each step has a window: ints (..., T); what is of another
+            segment is no part of the window. A new one begins wherever they change.
 
     Args:
         size: side of the window, or one for each axis; a tuple sets `dims`.
@@ -55,7 +60,8 @@ def max_pool(
 
     Raises:
         LayerError: x has too few axes or is smaller than the window; with padding, a side of x is
-            smaller than the dilation.
+            smaller than the dilation; a mask of steps with "SAME" and a stride, because windows
+            would depend on how long x is padded; segments, unless stride is 1 and y as long as x.
 
     Example:
         >>> net = dp.max_pool(2)
@@ -90,6 +96,8 @@ def avg_pool(
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
         mask, for one dim: booleans of the leading axes of x; what is not real counts as the padding
             does, and a window without anything real gives 0.
+        segments, for one dim, where each step has a window: ints (..., T); what is of another
+            segment is no part of the window. A new one begins wherever they change.
 
     Args:
         size: side of the window, or one for each axis; a tuple sets `dims`.
@@ -99,7 +107,8 @@ def avg_pool(
         count_padding: True counts padded places as zeros: the divisor is always the whole window.
 
     Raises:
-        LayerError: x has too few axes, is smaller than the window, or holds no floats.
+        LayerError: x has too few axes, is smaller than the window, or holds no floats; for a mask
+            and segments as `max_pool` does.
 
     Example:
         >>> net = dp.avg_pool(2)
@@ -188,19 +197,30 @@ def lowest(x: jax.Array) -> float | int:
     return -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else int(jnp.iinfo(x.dtype).min)
 
 
-def pool(pooled: Callable[..., jax.Array], dims: int, *, floating: bool = False) -> Layer:
-    """The layer of ``pooled(x)``, or of ``pooled(x, real)`` where a mask says what is real."""
+def pool(
+    pooled: Callable[..., jax.Array], dims: int, *, floating: bool = False,
+    by_segment: Callable[..., jax.Array] | None = None,
+    check_mask: Callable[..., None] = lambda mask, x: None,
+) -> Layer:
+    """The layer of ``pooled(x)``, or of ``pooled(x, real)`` where a mask says what is real.
+
+    With segments it is ``by_segment(x, segments, mask)``; None refuses them.
+    """
 
     def apply(
-        params: Any, state: Any, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
+        params: Any, state: Any, x: jax.Array, *, mask: jax.Array | None = None,
+        segments: jax.Array | None = None, **_: Any,
     ) -> tuple[jax.Array, Any]:
         check_array(x, rank=dims + 1, axes=AXES[dims], floating=floating)
+        check_mask(mask, x)
+        if segments is not None and by_segment:
+            return by_segment(x, segments, mask), state
+        refuse_segments(segments)
         if mask is None:
             return pooled(x), state
         return pooled(x, jnp.broadcast_to(widened(mask, x.shape), (*x.shape[:-1], 1))), state
 
-    return Layer(lambda key, x, **_: ({}, {}), apply, cannot_stream, bare=True,
-                 side=takes_mask(dims))
+    return Layer(lambda key, x, **_: ({}, {}), apply, cannot_stream, bare=True, side=takes(dims))
 
 
 def _sliding(
@@ -244,7 +264,24 @@ def _sliding(
         check_fits(x, y, "window")
         return y
 
-    return pool(pooled, dims)
+    def by_segment(x: jax.Array, segments: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """The same where windows end with their segment: each is written out, with what counts."""
+        back = reach_back(segments, margin, extent, stride)
+        segments, real = check_segments(segments, x.shape[:-1]), over_steps(mask, x)
+        runs = jnp.cumsum(begins(segments, real), -1, dtype=jnp.int32)
+        if real is not None:
+            runs = jnp.where(real, runs, -1)
+        around = [(0, 0)] * (x.ndim - 2) + [(back, extent[0] - 1 - back)]
+        whole, runs = jnp.pad(x, [*around, (0, 0)]), jnp.pad(runs, around, constant_values=-1)
+        windows, counts = apart(whole, runs, size[0], dilation[0], back)
+
+        def slide_windows(x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
+            return jax.lax.reduce_window(x, start, combine, (1, *size, 1), (1, *size, 1), "VALID")
+
+        return on_images(functools.partial(reduce, slide_windows), 1, windows, counts[..., None])
+
+    return pool(pooled, dims, by_segment=by_segment,
+                check_mask=lambda mask, x: check_length(mask, x, margin, extent, stride))
 
 
 def _whole(reduce: Callable[..., jax.Array], dims: int, *, floating: bool) -> Layer:

@@ -20,7 +20,7 @@ from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.embedding import rows
 from diffprog.layers.rotary import angles, check_base, frequencies
-from diffprog.masks import NONE, over_steps, real_before
+from diffprog.masks import begins, check_segments, last_real, over_steps, real_before
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params, State
@@ -29,19 +29,22 @@ __all__ = ["learned_positions", "sinusoidal_positions"]
 
 
 def follow(
-    state: State, positions: jax.Array | None, mask: jax.Array | None, shape: tuple[int, ...]
+    state: State, positions: jax.Array | None, mask: jax.Array | None, shape: tuple[int, ...],
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array | None, State]:
     """The positions of the steps of x, where None stands for 0, 1, 2, ..., and the state after.
 
-    Positions that are not given count the real steps of each row, so that padding shifts nothing;
-    what is not real stands at 0. A stream carries `next`, the position of the next step of each
-    row: it goes on from there, or after the last real one of the positions that are given.
+    Positions that are not given count the real steps of each row, anew in each segment, so that
+    padding shifts nothing; what is not real stands at 0. A stream carries `next`, the position of
+    the next step of each row: it goes on from there, after the last real step.
 
     Args:
-        state: `next`, int32 of shape (batch...,), while streaming; without it nothing is carried.
+        state: `next` and `segment`, int32 of shape (batch...,), while streaming; without them
+            nothing is carried.
         positions: ints of `shape`, or None.
         mask: booleans of `shape`, or None.
         shape: (batch..., time), that of x without its features.
+        segments: int32 of `shape`, or None.
     """
     if positions is not None:
         ints = hasattr(positions, "dtype") and jnp.issubdtype(positions.dtype, jnp.integer)
@@ -50,23 +53,27 @@ def follow(
                              "give one to each step: jnp.broadcast_to(positions, x.shape[:-1])")
         positions = as_int32(positions)
     following = state.get("next")
-    if following is None:
-        if positions is None and mask is not None:
-            positions = jnp.where(mask, real_before(mask), 0)
-        return positions, state
-    if following.shape != shape[:-1]:
+    if following is not None and following.shape != shape[:-1]:
         raise LayerError(f"a chunk with batch axes {following.shape}, as start saw",
                          f"{shape[:-1]}", "start anew for another batch")
-    if positions is not None:
-        after = jnp.max(positions + 1, axis=-1, initial=NONE, where=mask)
-        following = jnp.where(after == NONE, following, after)
-    elif mask is not None:
-        positions = jnp.where(mask, following[..., None] + real_before(mask), 0)
-        following = following + mask.sum(-1, dtype=jnp.int32)
-    else:
-        positions = following[..., None] + jnp.arange(shape[-1], dtype=jnp.int32)
-        following = following + shape[-1]
-    return positions, state | {"next": following}
+    counted = any(array is not None for array in (mask, segments, following))
+    if positions is None and counted:
+        first = 0 if following is None else following[..., None]
+        counts = jnp.arange(shape[-1], dtype=jnp.int32) if mask is None else real_before(mask)
+        if segments is None:
+            positions = first + counts
+        else:
+            new = begins(segments, mask, state.get("segment"))
+            before = jnp.where(new, counts, -first)  # the steps before the segment's first one
+            positions = counts - jax.lax.cummax(before, axis=before.ndim - 1)
+        if mask is not None:
+            positions = jnp.where(mask, positions, 0)
+    if following is None or positions is None:
+        return positions, state
+    state = state | {"next": last_real(positions, mask, following - 1) + 1}
+    if segments is not None:
+        state = state | {"segment": last_real(segments, mask, state["segment"])}
+    return positions, state
 
 
 @factory
@@ -81,7 +88,10 @@ def sinusoidal_positions(*, base: float = 10000.0, first: int = 0) -> Layer:
         positions: ints (batch..., time); if not given, real steps are counted from 0.
         mask: booleans (batch..., time) or (batch,), True = real; what is not real takes no
             position, and counts in none.
-        streaming state: ``next`` (batch...,), the position of the next step.
+        segments: ints (batch..., time); wherever they change, steps are counted from 0 again.
+        streaming state: ``next`` (batch...,), the position of the next step, and ``segment``
+            (batch...,), in which the last one stands, 0 at the start. A chunk without positions
+            goes on after the last real step, one without segments with the last.
 
     Args:
         base: wavelengths grow from 2 pi steps towards 2 pi * base steps; above 1.
@@ -121,10 +131,8 @@ def learned_positions(length: int, *, embedding_init: Initializer = "normal") ->
         positions: ints (batch..., time) in [0, length); if not given, real steps are counted from
             0. Others, and a stream that runs past `length`, give NaN, because nothing can be raised
             under `jax.jit`.
-        mask: booleans (batch..., time) or (batch,), True = real; what is not real takes no
-            position, and counts in none.
+        mask, segments, streaming state: as in `sinusoidal_positions`.
         params: ``embedding`` (length, D).
-        streaming state: ``next`` (batch...,), the position of the next step.
 
     Args:
         length: how many positions there are.
@@ -174,10 +182,12 @@ def _added(
 
     def apply(
         params: Params, state: State, x: jax.Array, *, positions: jax.Array | None = None,
-        mask: jax.Array | None = None, **_: Any,
+        mask: jax.Array | None = None, segments: jax.Array | None = None, **_: Any,
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=2, axes="(..., time, features)")
-        positions, state = follow(state, positions, over_steps(mask, x), x.shape[:-1])
+        shape = x.shape[:-1]
+        segments = None if segments is None else check_segments(segments, shape)
+        positions, state = follow(state, positions, over_steps(mask, x), shape, segments)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         y = x.astype(wide) + vectors(params, positions, x, wide)
         return y.astype(x.dtype), state
@@ -185,9 +195,10 @@ def _added(
     def start(params: Params, state: State, x: jax.Array, *, length: int, **_: Any) -> State:
         if longest is not None:
             _check_length(length, longest)
-        return {"next": jnp.zeros(x.shape[:-2], jnp.int32)}
+        return {name: jnp.zeros(x.shape[:-2], jnp.int32) for name in ("next", "segment")}
 
-    return Layer(begin, apply, start, side=frozenset({"mask", "positions"}), casts=True)
+    return Layer(
+        begin, apply, start, side=frozenset({"mask", "positions", "segments"}), casts=True)
 
 
 def _check_length(time: int, length: int) -> None:

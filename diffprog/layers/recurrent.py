@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from diffprog import tree
 from diffprog.arguments import check_array, check_count
@@ -18,10 +19,10 @@ from diffprog.dtypes import outside
 from diffprog.errors import LayerError
 from diffprog.factories import around, described, factory
 from diffprog.layer import Layer, as_layer
-from diffprog.masks import cleared, widened
+from diffprog.masks import NONE, begins, check_segments, cleared, last_real, widened
 from diffprog.merging import concatenate
 from diffprog.notation import listed, show
-from diffprog.plans import Params, Plan, State, blank, grown, remember, spec
+from diffprog.plans import Params, Plan, State, blank, example_axes, grown, one_more, remember, spec
 from diffprog.program import Children, wire
 from diffprog.transforms.stacking import key_of_copy
 
@@ -39,9 +40,9 @@ def recurrent(
     sequence. The parameters are the cell's own, without a level of their own.
 
     To give an initial carry or to read the final one, stream: ``state = net.start(params, {}, x,
-    length=n)`` has the structure of the cell's state; overwrite in it what you want to set, and
-    ``y, state = net.apply(params, state, x)`` returns the carry after the last step. The length
-    matters only to cells that cache.
+    length=n)`` holds the cell's state; overwrite in it what you want to set, and ``y, state =
+    net.apply(params, state, x)`` returns the carry after the last step. The length matters only to
+    cells that cache.
 
     Shapes:
         x: (batch, time, ...), floats with features on the last axis, or integers; a pytree of such
@@ -49,10 +50,14 @@ def recurrent(
         y: what the cell gives, (batch, ...), with time as the second axis; of both directions
             (batch, time, 2 * features).
         params: the cell's; of both directions ``forward`` and ``backward``, each the cell's.
-        state while streaming: the cell's.
+        state while streaming: the cell's, and ``#segment`` (batch,), in which the last step stands.
         mask: booleans (batch, time) or (batch,). A step that is not real keeps the carry and gives
-            exactly 0; so the backward direction begins at each row's own end. The cell does
-            not receive it; every other side input reaches it whole, at every step.
+            exactly 0; so the backward direction begins at each row's own end.
+        segments: ints (batch, time). Wherever they change the carry is the first one again: so
+            those of episodes are ``cumsum(done)``, done being True where one begins. A stream's
+            first segment has the carry that it is given; a chunk without segments goes on with the
+            last. The cell receives neither mask nor segments; every other side input reaches it
+            whole, at every step.
 
     Args:
         cell: a layer; one that mixes nothing in time is mapped over it.
@@ -62,9 +67,10 @@ def recurrent(
 
     Raises:
         LayerError: at composition, for reverse and bidirectional together; at ``init``, if x is
-            nothing of that shape, the cell has running statistics, changes the form of its carry or
-            gives something that does not begin with the batch; with a mask, if a part of the carry
-            has no batch axis; in ``start``, if it goes backwards.
+            nothing of that shape, the cell has running statistics, changes the form of its carry,
+            gives something that does not begin with the batch, or carries one thing of all examples
+            together, as layers that mix positions do; with a mask or segments, if a part of the
+            carry has no batch axis; in ``start``, if it goes backwards.
 
     Example:
         >>> net, x = dp.recurrent(dp.gru(3)), jnp.ones((2, 5, 4))
@@ -87,6 +93,11 @@ def recurrent(
         return _both_ways({"forward": recurrent(cell, unroll=unroll),
                            "backward": recurrent(cell, reverse=True, unroll=unroll)})
 
+    own = {"mask", "segments"} if cell.start else {"mask"}  # of the side inputs, not the cell's
+
+    def handed_on(side: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in side.items() if name not in own}
+
     def begun(params: Params, x: Any, side: dict[str, Any], length: int = 1) -> State:
         """The first carry, for a step of the shape and dtype of x: nothing else of x counts."""
         return cell.start(params, {}, blank(x), length=length, **side) if cell.start else {}
@@ -95,7 +106,9 @@ def recurrent(
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         batch, time = _extent(x)
         jax.eval_shape(lambda mask: _real(mask, batch, time), side.get("mask"))
-        x, beside = _one_step(x), _handed_on(side)
+        if "segments" in own & side.keys():
+            check_segments(side["segments"], (batch, time))
+        x, beside = _one_step(x), handed_on(side)
         one = cell.plan(x, **beside)
         if one.state:
             raise LayerError("a cell that holds nothing but its carry",
@@ -108,11 +121,40 @@ def recurrent(
             raise LayerError(f"a carry that keeps its form, {show(carry)}", show(after),
                              "let apply return the state as start made it")
         if any(leaf.shape[:1] != (batch,) for leaf in jax.tree.leaves(one.y)):
-            raise LayerError(f"a cell that gives ({batch}, ...), the examples first", show(one.y),
-                             "give it (batch, time, ...), or a cell that keeps the first axis")
+            raise _examples_not_first(batch, one)
+        check_apart(one, x, beside, batch)
         y = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
             (batch, time, *a.shape[1:]), a.dtype), one.y)
         return Plan(one.params, {}, y, one.calls)
+
+    def check_apart(one: Plan, x: Any, side: dict[str, Any], batch: int) -> None:
+        """Raise if examples mix: if what the carry holds of all of them is another with one more.
+
+        Such a part has no axis of examples, and may not be computed from what has one.
+        """
+
+        def run(x: Any, side: dict[str, Any]) -> tuple[State, Any]:
+            params = blank(one.params)
+            y, after = cell.apply(params, begun(params, x, side), x, **side)
+            return after, y
+
+        def program(x: Any, side: dict[str, Any]) -> str:
+            traced = jax.make_jaxpr(lambda *given: run(*given)[0])(x, side).jaxpr
+            return str(partial_eval.dce_jaxpr(traced, of_all)[0])
+
+        given = (x, side)
+        try:
+            axes, firsts = example_axes(run, batch, *given)
+        except Exception:
+            return  # a side input of all examples, as long as the batch by chance, cannot grow
+        if any(jax.tree.leaves(firsts)):
+            raise _examples_not_first(batch, one)
+        of_all = [axis < 0 for axis in jax.tree.leaves(axes)]
+        if any(of_all) and program(*given) != program(*one_more(batch, given)):
+            held = (path for path, axis in tree.paths(axes).items() if axis < 0)
+            raise LayerError("a cell that keeps examples apart", f"{listed(held)} of all of them",
+                             "put what mixes positions before or after the recurrence: the first "
+                             "axis of a cell is that of examples")
 
     @remember
     def batch_axes(x: Any, side: dict[str, Any]) -> Any:
@@ -135,56 +177,108 @@ def recurrent(
 
         return jax.tree.map(axis, carry(batch), carry(batch + 1))
 
+    def room(params: Params, carry: State, x: Any, side: dict[str, Any]) -> int:
+        """For how many steps a carry has room: of what length another one is like it."""
+        one, two = (jax.eval_shape(lambda n=n: begun(params, x, side, n)) for n in (1, 2))
+        for a, b, c in zip(*map(jax.tree.leaves, (one, two, carry)), strict=True):
+            if (axis := grown(a, b)) >= 0:
+                return 1 + (c.shape[axis] - a.shape[axis]) // (b.shape[axis] - a.shape[axis])
+        return 1
+
     # What `start` was given need not be passed again, but `batch_axes` calls `start` with it.
     started: dict[Any, dict[str, Any]] = {}
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
-        return cell.init(key, _one_step(x), **_handed_on(side))
+        return cell.init(key, _one_step(x), **handed_on(side))
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, mask: jax.Array | None = None, **side: Any) -> tuple[Any, State]:
         batch, time = _extent(x)
-        real = _real(mask, batch, time)
-        known = started.get(jax.tree.structure(state), {}) | spec(side)
-        axes = None if real is None else batch_axes(spec(x), known)
+        real, one = _real(mask, batch, time), _one_step(x)
+        mark, first, begin = _mark(state), None, None
+        carry, last = _without(state, mark), state.get(mark)
+        segments, side = side.get("segments") if cell.start else None, handed_on(side)
+        if segments is not None:
+            if state and last is None:
+                raise LayerError("the state of a stream, as start gives it", listed(state),
+                                 "pass that, with another carry in it: it knows its segment")
+            segments = check_segments(segments, (batch, time))
+            begin = _begins(segments, real, last, reverse)
+            length = room(params, carry, one, side) if state else max(time, 1)
+            first = begun(params, one, side, length)
+        known = started.get(jax.tree.structure(carry), {}) | spec(side)
+        axes = None if real is None and begin is None else batch_axes(spec(x), known)
         x = jax.tree.map(lambda a: cleared(a, real, reach=2), x)
-        carry = state or begun(params, _one_step(x), side, max(time, 1))
-        held, inside = outside((params, side))  # what all steps read
+        carry = carry or begun(params, one, side, max(time, 1))
+        held, inside = outside((params, first, side))  # what all steps read
+
+        def chosen(where: jax.Array, these: State, those: State) -> State:
+            return jax.tree.map(lambda axis, a, b: jnp.where(
+                jnp.expand_dims(where, [i for i in range(a.ndim) if i != axis]), a, b),
+                axes, these, those)
 
         def step(carry: State, at: Any) -> tuple[State, Any]:
-            x, real, count = at
-            params, side = inside(held)
+            x, real, begin, count = at
+            params, first, side = inside(held)
+            if begin is not None:
+                carry = chosen(begin, first, carry)
             y, new = cell.apply(
                 params, carry, x, key=key_of_copy(key, count), train=train, **side)
             if real is None:
                 return new, y
-            keep = lambda axis, new, old: jnp.where(  # noqa: E731
-                jnp.expand_dims(real, [i for i in range(new.ndim) if i != axis]), new, old)
-            return (jax.tree.map(keep, axes, new, carry),
+            return (chosen(real, new, carry),
                     jax.tree.map(lambda a: cleared(a, real, reach=1), y))
 
         counts = jnp.arange(time) if cell.random and key is not None else None
-        xs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, real))
-        last, y = jax.lax.scan(step, carry, (*xs, counts), length=time, reverse=reverse,
-                               unroll=unroll)
-        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), y), last if state else state
+        xs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, real, begin))
+        carry, y = jax.lax.scan(step, carry, (*xs, counts), length=time, reverse=reverse,
+                                unroll=unroll)
+        y = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), y)
+        if not state:
+            return y, state
+        if last is None:
+            return y, carry
+        last = (jnp.where(last == NONE, 0, last) if segments is None else
+                last_real(segments, real, last))
+        return y, {**carry, mark: last}
 
-    def start(params: Params, state: State, x: Any, *, length: int, mask: Any = None,
-              **side: Any) -> State:
+    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         if reverse:
             raise LayerError("the whole input at once", "a streaming call",
                              "apply it without start: it looks ahead")
-        _extent(x)
-        carry = begun(params, _one_step(x), side, length)
-        started[jax.tree.structure(carry)] = spec(side)
-        return carry
+        batch, _ = _extent(x)
+        carry = begun(params, _one_step(x), handed_on(side), length)
+        started[jax.tree.structure(carry)] = spec(handed_on(side))
+        return {**carry, f"#{_mark(carry) or 'segment'}": jnp.full(batch, NONE, jnp.int32)}
 
     return Layer(
         init, apply, cell.start and start, cell.children,
         **around(cell, lambda cell: recurrent(cell, reverse=reverse, unroll=unroll)),
-        name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | {"mask"},
+        name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | own,
         kept=cell.kept, planner=planner, computed=cell.computed, stacks=cell.stacks,
     )
+
+
+def _mark(state: State) -> str:
+    """The name in a state of the segment: as no child has, nor a recurrence further inside."""
+    return max((name for name in state if name.endswith("#segment")), key=len, default="")
+
+
+def _without(state: State, mark: str) -> State:
+    return {name: part for name, part in state.items() if name != mark}
+
+
+def _begins(segments: jax.Array, real: Any, last: Any, reverse: bool) -> jax.Array:
+    """Where a segment begins, (batch, time), on the way from the first step or from the last."""
+    if not reverse:
+        return begins(segments, real, last)
+    back = lambda a: None if a is None else jnp.flip(a, 1)  # noqa: E731
+    return jnp.flip(begins(jnp.flip(segments, 1), back(real)), 1)
+
+
+def _examples_not_first(batch: int, one: Plan) -> LayerError:
+    return LayerError(f"a cell that gives ({batch}, ...), the examples first", show(one.y),
+                      "give it (batch, time, ...), or a cell that keeps the first axis")
 
 
 def _both_ways(children: Mapping[str, Layer]) -> Layer:
@@ -225,7 +319,3 @@ def _real(mask: Any, batch: int, time: int) -> Any:
     if mask is None:
         return None
     return jnp.broadcast_to(widened(mask, (batch, time), reach=2), (batch, time))
-
-
-def _handed_on(side: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in side.items() if name != "mask"}

@@ -13,6 +13,7 @@ from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer, stateless
 from diffprog.layers.window import cannot_stream
+from diffprog.masks import refuse_segments
 from diffprog.notation import show
 from diffprog.parameters import parameter_dtype
 
@@ -30,7 +31,7 @@ def flatten(*, keep: int = 1) -> Layer:
         keep: how many leading axes stay; at least 0. With 2, batch and time, it can stream.
 
     Raises:
-        LayerError: x has fewer than `keep` axes.
+        LayerError: x has fewer than `keep` axes; segments, unless time is kept.
 
     Example:
         >>> dp.flatten()({}, jnp.ones((2, 3, 4))).shape
@@ -52,7 +53,8 @@ def reshape(shape: int | tuple[int, ...], *, keep: int = 1) -> Layer:
         keep: how many leading axes stay; at least 0. With 2, batch and time, it can stream.
 
     Raises:
-        LayerError: at ``init``, if x has fewer than `keep` axes or not as many entries as `shape`.
+        LayerError: at ``init``, if x has fewer than `keep` axes or not as many entries as `shape`;
+            segments, unless time is kept.
 
     Example:
         >>> dp.reshape((2, -1))({}, jnp.ones((5, 12))).shape
@@ -70,7 +72,10 @@ def _reshaped(sizes: tuple[int, ...], keep: int) -> Layer:
     check_count("keep", keep, least=0)
     known = math.prod(size for size in sizes if size != -1)
 
-    def apply(params: Any, state: Any, x: jax.Array, **_: Any) -> tuple[jax.Array, Any]:
+    def apply(
+        params: Any, state: Any, x: jax.Array, *, segments: Any = None, **_: Any
+    ) -> tuple[jax.Array, Any]:
+        refuse_segments(segments)
         check_array(x, rank=keep, floating=False)
         total = math.prod(x.shape[keep:])
         left = total // known  # not left to JAX, which cannot tell it where a batch is empty
@@ -81,8 +86,10 @@ def _reshaped(sizes: tuple[int, ...], keep: int) -> Layer:
                              f"{total} in {show(x)}", "choose a shape of as many entries")
         return x.reshape(*x.shape[:keep], *shape), state
 
-    mixes_time = keep < 2  # the first two axes are batch and time
-    return Layer(lambda key, x: ({}, {}), apply, cannot_stream if mixes_time else None, bare=True)
+    if keep >= 2:  # the first two axes are batch and time, which stay
+        return Layer(lambda key, x: ({}, {}), apply, bare=True)
+    return Layer(lambda key, x, **_: ({}, {}), apply, cannot_stream, bare=True,
+                 side=frozenset({"segments"}))
 
 
 @factory

@@ -14,8 +14,8 @@ from diffprog.arguments import check_array, check_count
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
-from diffprog.layers.window import AXES, cannot_stream, takes_mask, window
-from diffprog.masks import cleared
+from diffprog.layers.window import AXES, cannot_stream, takes, window
+from diffprog.masks import cleared, refuse_segments, widened
 from diffprog.notation import show
 
 __all__ = ["patches", "pixel_shuffle", "upsample"]
@@ -34,7 +34,8 @@ def upsample(
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; what is not real counts as zero.
+        mask, for one dim: booleans of the leading axes of x; what is not real has no weight, and
+            gives 0.
 
     Args:
         factor: H' / H, or one for each axis; a tuple sets `dims`.
@@ -44,7 +45,8 @@ def upsample(
 
     Raises:
         LayerError: both or none of factor and size are given; x has too few axes or is larger than
-            size; linear and cubic are given no floats.
+            size; linear and cubic are given no floats; a mask of steps with a size, because places
+            would depend on how long x is padded; segments, which y has no steps of.
 
     Example:
         >>> dp.upsample(2, dims=1)({}, jnp.array([[1.0], [2.0]]))[:, 0].tolist()
@@ -63,7 +65,10 @@ def upsample(
     given = window(size, dims) if factor is None else window(factor, dims, "factor")
     dims = len(given)
 
-    def resized(x: jax.Array) -> jax.Array:
+    def resized(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        if mask is not None and mask.ndim == x.ndim - 1 and size is not None:
+            raise LayerError("a factor where there is a mask", f"size={size}", "pass upsample(2), "
+                             "for example: a size stretches x by how long it is padded")
         before = x.shape[-dims - 1 : -1]
         after = given if factor is None else tuple(
             side * f for side, f in zip(before, given, strict=True))
@@ -76,7 +81,13 @@ def upsample(
         check_array(x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         shape = (*x.shape[: -dims - 1], *after, x.shape[-1])
-        return jax.image.resize(wide, shape, method).astype(x.dtype)
+        y = jax.image.resize(wide, shape, method)
+        if mask is not None:  # the weights of what is real have the sum 1, as all have at a border
+            real = jnp.broadcast_to(widened(mask, x.shape), (*x.shape[:-1], 1))
+            shares = jax.image.resize(real.astype(wide.dtype), (*shape[:-1], 1), method)
+            kept = _nearest(real, *after, -2)
+            y = jnp.where(kept, y / jnp.where(kept, shares, 1), 0)
+        return y.astype(x.dtype)
 
     return _reshaping(resized, dims)
 
@@ -104,7 +115,7 @@ def pixel_shuffle(factor: int) -> Layer:
     """
     check_count("factor", factor)
 
-    def shuffled(x: jax.Array) -> jax.Array:
+    def shuffled(x: jax.Array, _: Any) -> jax.Array:
         *batch, height, width, channels = x.shape
         if channels % factor**2:
             raise LayerError(f"channels that are a multiple of {factor**2}", show(x),
@@ -132,7 +143,8 @@ def patches(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
         dims: number of spatial axes, 1 to 3.
 
     Raises:
-        LayerError: x has too few axes, or a side that is no multiple of size.
+        LayerError: x has too few axes, or a side that is no multiple of size; segments, which y
+            has no steps of.
 
     Example:
         >>> dp.patches(2)({}, jnp.arange(8).reshape(2, 4, 1)).tolist()
@@ -143,7 +155,7 @@ def patches(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
     size = window(size, dims)
     dims = len(size)
 
-    def cut(x: jax.Array) -> jax.Array:
+    def cut(x: jax.Array, _: Any) -> jax.Array:
         batch, space = x.shape[: -dims - 1], x.shape[-dims - 1 : -1]
         if any(side % n for side, n in zip(space, size, strict=True)):
             raise LayerError(f"sides that are multiples of {size}", show(x),
@@ -165,14 +177,16 @@ def _nearest(x: jax.Array, new: int, axis: int) -> jax.Array:
     return x.take((2 * np.arange(new) + 1) * old // (2 * new), axis)
 
 
-def _reshaping(f: Callable[[jax.Array], jax.Array], dims: int) -> Layer:
-    """The layer ``y = f(x)`` without parameters, over `dims` axes of space."""
+def _reshaping(f: Callable[[jax.Array, Any], jax.Array], dims: int) -> Layer:
+    """The layer ``y = f(x, mask)`` without parameters, over `dims` axes of space, x cleared."""
 
     def apply(
-        params: Any, state: Any, x: jax.Array, *, mask: jax.Array | None = None, **_: Any
+        params: Any, state: Any, x: jax.Array, *, mask: jax.Array | None = None,
+        segments: jax.Array | None = None, **_: Any,
     ) -> tuple[jax.Array, Any]:
+        refuse_segments(segments)
         check_array(x, rank=dims + 1, axes=AXES[dims], floating=False)
-        return f(cleared(x, mask)), state
+        return f(cleared(x, mask), mask), state
 
     return Layer(lambda key, x, **_: ({}, {}), apply, cannot_stream, bare=True,
-                 side=takes_mask(dims))
+                 side=takes(dims))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError
+from diffprog.masks import cleared, refuse_segments
 from diffprog.notation import listed, show
 
 Sides = tuple[int, ...]
@@ -92,9 +93,59 @@ def on_images(f: Callable[..., jax.Array], dims: int, *arrays: jax.Array) -> jax
     return y.reshape(*batch, *y.shape[1:])
 
 
-def takes_mask(dims: int) -> frozenset[str]:
-    """The side inputs: a mask where the one axis is time, none on images."""
-    return frozenset({"mask"} if dims == 1 else ())
+def takes(dims: int) -> frozenset[str]:
+    """The side inputs: a mask where the one axis is time; segments too, if only to refuse them."""
+    return frozenset({"mask", "segments"} if dims == 1 else {"segments"})
+
+
+def check_length(
+    mask: Any, x: Any, margin: Padding, extent: Sides, stride: Sides, mode: str = "zeros"
+) -> None:
+    """Raise if what is made of real steps would depend on how many others come after them."""
+    if mask is None or mask.ndim < x.ndim - 1:  # one of whole examples
+        return
+    if mode != "zeros" and margin != "VALID":
+        raise LayerError("padding_mode='zeros' with a mask", repr(mode), "pass it: the border of x "
+                         "is not that of its real steps")
+    firsts = {jax.lax.padtype_to_pads((side,), extent, stride, "SAME")[0][0]
+              for side in range(1, stride[0] + 1)}
+    if margin == "SAME" and len(firsts) > 1:
+        raise LayerError("padding in numbers where a mask meets a stride", "'SAME'",
+                         "pass padding=1, for example: how much 'SAME' puts before the first step "
+                         "depends on how long x is")
+
+
+def reach_back(
+    segments: Any, margin: Padding, extent: Sides, stride: Sides, mode: str = "zeros"
+) -> int:
+    """How many places before a step its window begins, if each step has one; else raise."""
+    if len(extent) > 1:
+        refuse_segments(segments, "an image has no steps")
+    pairs = margin
+    if isinstance(margin, str):
+        pairs = jax.lax.padtype_to_pads(extent, extent, (1,), margin)
+    if (stride, mode, sum(pairs[0])) != ((1,), "zeros", extent[0] - 1):
+        raise LayerError("a window of each step, in zeros, where there are segments",
+                         f"stride={stride[0]}, padding={margin!r} and {mode!r}",
+                         "pass stride=1 and padding='SAME', or give each sequence a row")
+    return pairs[0][0]
+
+
+def apart(
+    x: jax.Array, runs: jax.Array, size: int, dilation: int, back: int
+) -> tuple[jax.Array, jax.Array]:
+    """The windows of all steps side by side, (..., steps * size, C), and what counts in them.
+
+    What does is of the same run, from 0 on, as the window's own step, `back` places after its first
+    one; zeros stand in the place of the rest.
+    """
+    count = x.shape[-2] - dilation * (size - 1)
+    parts = [slice(q * dilation, q * dilation + count) for q in range(size)]
+    own = runs[..., back : back + count]
+    same = jnp.stack([(runs[..., part] == own) & (own >= 0) for part in parts], -1)
+    windows = cleared(jnp.stack([x[..., part, :] for part in parts], -2), same)
+    same = same.reshape(*same.shape[:-2], count * size)
+    return windows.reshape(*same.shape, x.shape[-1]), same
 
 
 def cannot_stream(*_: Any, **__: Any) -> NoReturn:

@@ -74,9 +74,26 @@ EXAMPLES = {
     "at (conv(3, 3)): wants floating-point input, got int32[2,8,8,3]; convert it: "
     "x.astype(jnp.float32)":
         at(dp.conv(3, 3), ints(2, 8, 8, 3)),
-    "serial(at=conv(3, 3)): wants only side inputs that it takes (none), got mask; leave it out, "
-    "or add a layer that takes it":
+    "serial(at=conv(3, 3)): wants only side inputs that it takes (segments), got mask; leave it "
+    "out, or add a layer that takes it":
         at(dp.conv(3, 3), IMAGE, mask=bools(2)),
+    "at (conv(3, 3)): wants no segments, got int32[2,8]; give each sequence a row: an image has no "
+    "steps":
+        at(dp.conv(3, 3), IMAGE, segments=ints(2, 8)),
+    "at (conv(3, 3, dims=1, stride=2)): wants a window of each step, in zeros, where there are "
+    "segments, got stride=2, padding='SAME' and 'zeros'; pass stride=1 and padding='SAME', or give "
+    "each sequence a row":
+        at(dp.conv(3, 3, dims=1, stride=2), SERIES, segments=ints(2, 4)),
+    "at (conv(3, 3, dims=1, padding_mode='circular')): wants padding_mode='zeros' with a mask, got "
+    "'circular'; pass it: the border of x is not that of its real steps":
+        at(dp.conv(3, 3, dims=1, padding_mode="circular"), SERIES, mask=bools(2, 4)),
+    "at (max_pool(3, dims=1, padding='SAME')): wants padding in numbers where a mask meets a "
+    "stride, got 'SAME'; pass padding=1, for example: how much 'SAME' puts before the first step "
+    "depends on how long x is":
+        at(dp.max_pool(3, dims=1, padding="SAME"), SERIES, mask=bools(2, 4)),
+    "at (upsample(size=8, dims=1)): wants a factor where there is a mask, got size=8; pass "
+    "upsample(2), for example: a size stretches x by how long it is padded":
+        at(dp.upsample(size=8, dims=1), SERIES, mask=bools(2, 4)),
     "conv(4, 3, groups=3): wants features in 3 equal groups, got 4; choose groups that divide the "
     "features":
         lambda: dp.conv(4, 3, groups=3),

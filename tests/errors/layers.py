@@ -109,7 +109,7 @@ EXAMPLES = {
     "at (instance_norm(dims=1)): wants at least 2 axes (..., length, channels), got float32[4]; "
     "add the missing axes":
         at(dp.instance_norm(dims=1), floats(4)),
-    "serial(at=group_norm(2)): wants only side inputs that it takes (none), got mask; leave it "
+    "serial(at=group_norm(2)): wants only side inputs that it takes (segments), got mask; leave it "
     "out, or add a layer that takes it":
         at(dp.group_norm(2), floats(2, 3, 3, 4), mask=bools(2)),
     # Dropout, hiding.

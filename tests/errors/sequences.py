@@ -93,6 +93,17 @@ EXAMPLES = {
     "recurrent(counter): wants a carry whose every part has one axis of examples, to keep it "
     "where the mask is False, got float32[]; leave the mask out, or carry one for each example":
         lambda: dp.recurrent(COUNTER)({}, X3, mask=jnp.ones((2, 5), bool)),
+    "at (recurrent(conv(4, 2, dims=1, padding='CAUSAL'))): wants a cell that keeps examples apart, "
+    "got past, segment of all of them; put what mixes positions before or after the recurrence: "
+    "the first axis of a cell is that of examples":
+        at(dp.recurrent(dp.conv(4, 2, dims=1, padding="CAUSAL")), X3),
+    "recurrent(gru(2)): wants the state of a stream, as start gives it, got hidden; pass that, "
+    "with another carry in it: it knows its segment":
+        lambda: GRU.apply(params(GRU, X3), {"hidden": jnp.zeros((2, 2))}, X3,
+                          segments=jnp.zeros((2, 5), int)),
+    "at (collapse('mean')): wants no segments, got int32[2,5]; give each sequence a row: it mixes "
+    "all steps of a row":
+        at(dp.collapse("mean"), X3, segments=ints(2, 5)),
     "recurrent(gru(2), reverse=True): wants the whole input at once, got a streaming call; apply "
     "it without start: it looks ahead":
         start(dp.recurrent(dp.gru(2), reverse=True)),

@@ -130,7 +130,7 @@ def test_given_positions_go_on_after_the_last_real_step():
     assert after([0, 5, 9], at)[1] == [3, 2, 8]
     mask = [[1, 1, 0], [0, 1, 1], [0, 0, 0]]  # padded behind, before, everywhere
     assert after([0, 5, 9], at, mask) == (at.tolist(), [2, 2, 9])
-    assert after([4], ints([0, 2, 1]))[1] == [3]  # the largest, not the last; back is allowed
+    assert after([4], ints([0, 2, 1]))[1] == [2]  # the last, not the largest; back is allowed
     assert after([4], ints([]), time=0)[1] == [4]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import KEY, close, drawn, equal, equations, params_of, same
+from refusing import refused
 
 import diffprog as dp
 from diffprog.costs import flops
@@ -129,21 +130,22 @@ def test_an_initial_carry_is_a_streaming_state_and_has_gradients():
     net = dp.recurrent(dp.lstm(3))
     params = params_of(net, SERIES)
     given = {"hidden": jnp.asarray(drawn(3, 3), jnp.float32), "cell": jnp.ones((3, 3))}
+    fresh = net.start(params, {}, SERIES, length=5)
 
     def final(carry, by_hand):
         if not by_hand:
-            _, state = net.apply(params, carry, SERIES)
-            return sum(leaf.sum() for leaf in state.values())
+            _, state = net.apply(params, fresh | carry, SERIES)
+            return sum(state[name].sum() for name in carry)
         for t in range(5):
             _, carry = dp.lstm(3).apply(params, carry, SERIES[:, t])
         return sum(leaf.sum() for leaf in carry.values())
 
     slopes = jax.jit(jax.grad(final), static_argnums=1)
     close(slopes(given, False), slopes(given, True))
-    y, state = net.apply(params, given, SERIES)
-    assert jax.tree.structure(state) == jax.tree.structure(net.start(params, {}, SERIES, length=5))
+    y, state = net.apply(params, fresh | given, SERIES)
+    assert jax.tree.structure(state) == jax.tree.structure(fresh)
     close(y[:, -1], state["hidden"])
-    padded, kept = net.apply(params, given, SERIES, mask=PACKED)
+    padded, kept = net.apply(params, fresh | given, SERIES, mask=PACKED)
     close(kept["hidden"][1], padded[1, 2])
     same(kept["hidden"][2], given["hidden"][2])
 
@@ -260,5 +262,43 @@ def test_the_carry_keeps_the_precision_of_its_cell():
     state = net.start(params, {}, SERIES, length=5)
     y, after = net.apply(params, state, SERIES)
     assert y.dtype == jnp.float32
-    assert {leaf.dtype.name for leaf in (*state.values(), *after.values())} == {"bfloat16"}
+    assert {leaf.dtype.name for carried in (state, after) for name, leaf in carried.items()
+            if name != "#segment"} == {"bfloat16"}
     np.testing.assert_allclose(y, dp.recurrent(dp.lstm(3))(params, SERIES), atol=0.05)
+
+
+def stepwise(layer):
+    """The layer on one step of a sequence, whose first axis is that of examples."""
+    return dp.serial(lambda x: x[:, None], layer, lambda y: y[:, 0])
+
+
+@pytest.mark.parametrize("layer", [
+    dp.conv(4, 2, dims=1, padding="CAUSAL"), dp.learned_positions(5), dp.sinusoidal_positions(),
+    dp.residual(dp.conv(4, 2, dims=1, padding="CAUSAL")) >> dp.gru(2),
+    dp.repeat(2, dp.learned_positions(5)),
+    dp.self_attention(1, causal=True, window=3, rotary=dp.rotary())], ids=repr)
+def test_a_cell_that_mixes_examples_is_refused_and_one_that_sees_one_step_is_not(layer):
+    net = dp.recurrent(layer)
+    error = refused(net.plan, SERIES)
+    assert error.wants == "a cell that keeps examples apart"
+    whole = layer if layer.plan(SERIES).y.shape == SERIES.shape else None
+    if whole is None:
+        return
+    net = dp.recurrent(stepwise(layer))
+    params = params_of(net, SERIES)
+    inner = params[next(iter(params))] if params else {}
+    close(jax.jit(net)(params, SERIES), jax.jit(whole)(inner, SERIES))
+
+
+def test_copies_are_no_examples_even_if_as_many():
+    net = dp.recurrent(dp.ensemble(3, dp.gru(2)))
+    assert refused(net.plan, SERIES).wants == "a cell that gives (3, ...), the examples first"
+
+
+def test_a_side_input_of_all_examples_may_be_as_long_as_the_batch():
+    net = dp.recurrent(dp.hyper(dp.gru(2), dp.linear(4)))
+    condition = jnp.asarray(drawn(3, seed=2), jnp.float32)
+    params, _ = net.init(KEY, SERIES, condition=condition)
+    run = jax.jit(net)
+    close(run(params, SERIES[1:], condition=condition),
+          run(params, SERIES, condition=condition)[1:])
