@@ -131,6 +131,10 @@ class Drawing:
         n = len(self.mask or ())
         return 0 < n < x.ndim and x.shape[:n] == self.mask
 
+    def masks_steps(self, x):
+        """Does the mask say of each step of a sequence whether it is real?"""
+        return self.real_only(x) and len(self.mask) == x.ndim - 1
+
     def takes_mask(self, x):
         return not self.mask or self.real_only(x)
 

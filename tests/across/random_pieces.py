@@ -167,6 +167,9 @@ def _conv(d, x):
         {}, {"stride": 2}, {"padding": "VALID"}, {"padding": size - 1},
         {"padding_mode": "circular"}, {"padding_mode": "replicate", "stride": 2},
         {"dilation": 2 if least > 2 else 1}])
+    if d.masks_steps(x):  # which may not depend on how many there are
+        where.pop("padding_mode", None)
+        where |= {"padding": size - 1} if "stride" in where else {}
     return _some_conv(d, x, size, dims, where)
 
 
@@ -196,6 +199,8 @@ def _pool(d, x):
         where["count_padding"] = True
     elif maker is dp.max_pool and least > 2:
         where["dilation"] = d.pick([1, 2])
+    if d.masks_steps(x) and where.get("padding") == "SAME":
+        where["stride"] = 1
     return d.make(maker, 2, dims=dims, **where)
 
 
@@ -211,6 +216,8 @@ def _adaptive_pool(d, x):
 def _upsample(d, x):
     dims, method = x.ndim - 2, d.pick(["nearest", "linear", "cubic"])
     to = d.pick([{"factor": 2}, {"size": tuple(side + 1 for side in x.shape[1:-1])}])
+    if d.masks_steps(x):
+        to = {"factor": 2}
     return d.make(dp.upsample, dims=dims, method=method, **to)
 
 
