@@ -107,7 +107,7 @@ def recurrent(
         batch, time = _extent(x)
         jax.eval_shape(lambda mask: _real(mask, batch, time), side.get("mask"))
         if "segments" in own & side.keys():
-            check_segments(side["segments"], (batch, time))
+            jax.eval_shape(lambda ids: check_segments(ids, (batch, time)), side["segments"])
         x, beside = _one_step(x), handed_on(side)
         one = cell.plan(x, **beside)
         if one.state:
