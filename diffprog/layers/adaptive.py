@@ -102,7 +102,7 @@ def _adaptive(
 
     def pooled(x: jax.Array, *real: jax.Array) -> jax.Array:
         if real:
-            return of_real(x, *real, *counts).astype(x.dtype)
+            return of_real(x, real[0], counts[0]).astype(x.dtype)
         y = x
         for axis, count in zip(range(-dims - 1, -1), counts, strict=True):
             y = along(y, axis, count)

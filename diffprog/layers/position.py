@@ -58,16 +58,14 @@ def follow(
                          f"{shape[:-1]}", "start anew for another batch")
     counted = any(array is not None for array in (mask, segments, following))
     if positions is None and counted:
-        first = 0 if following is None else following[..., None]
         counts = jnp.arange(shape[-1], dtype=jnp.int32) if mask is None else real_before(mask)
-        if segments is None:
-            positions = first + counts
-        else:
-            new = begins(segments, mask, state.get("segment"))
-            before = jnp.where(new, counts, -first)  # the steps before the segment's first one
-            positions = counts - jax.lax.cummax(before, axis=before.ndim - 1)
-        if mask is not None:
-            positions = jnp.where(mask, positions, 0)
+        if segments is not None:  # less the steps before the segment's first one
+            before = 0 if following is None else -following[..., None]
+            before = jnp.where(begins(segments, mask, state.get("segment")), counts, before)
+            counts = counts - jax.lax.cummax(before, axis=before.ndim - 1)
+        elif following is not None:
+            counts = following[..., None] + counts
+        positions = counts if mask is None else jnp.where(mask, counts, 0)
     if following is None or positions is None:
         return positions, state
     state = state | {"next": last_real(positions, mask, following - 1) + 1}

@@ -85,7 +85,7 @@ def upsample(
         if mask is not None:  # the weights of what is real have the sum 1, as all have at a border
             real = jnp.broadcast_to(widened(mask, x.shape), (*x.shape[:-1], 1))
             shares = jax.image.resize(real.astype(wide.dtype), (*shape[:-1], 1), method)
-            kept = _nearest(real, *after, -2)
+            kept = _nearest(real, after[0], -2)
             y = jnp.where(kept, y / jnp.where(kept, shares, 1), 0)
         return y.astype(x.dtype)
 

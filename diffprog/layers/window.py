@@ -119,16 +119,15 @@ def reach_back(
     segments: Any, margin: Padding, extent: Sides, stride: Sides, mode: str = "zeros"
 ) -> int:
     """How many places before a step its window begins, if each step has one; else raise."""
-    if len(extent) > 1:
+    if extent[1:]:
         refuse_segments(segments, "an image has no steps")
-    pairs = margin
-    if isinstance(margin, str):
-        pairs = jax.lax.padtype_to_pads(extent, extent, (1,), margin)
-    if (stride, mode, sum(pairs[0])) != ((1,), "zeros", extent[0] - 1):
+    before, after = (jax.lax.padtype_to_pads(extent, extent, (1,), margin)
+                     if isinstance(margin, str) else margin)[0]
+    if (stride, mode, before + after) != ((1,), "zeros", extent[0] - 1):
         raise LayerError("a window of each step, in zeros, where there are segments",
                          f"stride={stride[0]}, padding={margin!r} and {mode!r}",
                          "pass stride=1 and padding='SAME', or give each sequence a row")
-    return pairs[0][0]
+    return before
 
 
 def apart(
