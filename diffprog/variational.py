@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -123,4 +124,4 @@ def _pair(output: Any, wanted: str) -> Any:
 
 def _rows(a: jax.Array) -> jax.Array:
     """One row for each example."""
-    return a.reshape(len(a), -1)
+    return a.reshape(len(a), math.prod(a.shape[1:]))

@@ -54,7 +54,7 @@ def adaptive_avg_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
 def adaptive_max_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
     """Maxima of `size` windows an axis: ``y[i] = max(x[floor(i*H/size) : ceil((i+1)*H/size)])``.
 
-    Windows as in `adaptive_avg_pool`.
+    Windows as in `adaptive_avg_pool`. Of equal values the first has the gradient, as in `max_pool`.
 
     Shapes:
         x: (..., H, W, C) -> (..., size, size, C) for two dims.
@@ -104,7 +104,7 @@ def _adaptive(
         if real:
             return of_real(x, real[0], counts[0]).astype(x.dtype)
         y = x
-        for axis, count in zip(range(-dims - 1, -1), counts, strict=True):
+        for axis, count in reversed([*zip(range(-dims - 1, -1), counts, strict=True)]):
             y = along(y, axis, count)
         return y.astype(x.dtype)
 

@@ -28,7 +28,8 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
 
     The weights w are 1 for the first or the last step and 0 elsewhere; equal for the mean; and for
     attention ``w = softmax(x @ kernel)`` over time, which is learned. Only real steps count: the
-    first is the first real one. Sums are taken in float32 or wider.
+    first is the first real one. Of equal largest values the first has the gradient. Sums are taken
+    in float32 or wider.
 
     Shapes:
         x: (..., time, D) -> (..., D), in the dtype of x.

@@ -242,6 +242,9 @@ def conv_transpose(
     ) -> tuple[jax.Array, State]:
         refuse_segments(segments)
         check_array(x, rank=dims + 1, axes=AXES[dims])
+        if 0 in x.shape[-dims - 1 : -1]:
+            raise LayerError("at least one place to write a kernel for", show(x),
+                             "leave such an input out")
         left = [(side - 1) * s + k - sum(pair) for side, s, pair, k
                 in zip(x.shape[-dims - 1 : -1], stride, cut, extent, strict=True)]
         if min(left) < 1:

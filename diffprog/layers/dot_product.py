@@ -120,6 +120,8 @@ def dot_product(
     scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     steps, keys = query.shape[-2], key.shape[-2]
     empty = pattern.empty or bias is not None  # a bias may hold -inf
+    if not steps or not keys:
+        return jnp.zeros((*query.shape[:-1], value.shape[-1]), query.dtype)
 
     def attend(rows: slice, columns: slice) -> tuple[jax.Array, jax.Array]:
         """What these queries take of these keys: the weighted sum and the sum of weights."""

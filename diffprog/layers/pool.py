@@ -31,6 +31,7 @@ from diffprog.layers.window import (
     window,
 )
 from diffprog.masks import begins, check_segments, over_steps, refuse_segments, widened
+from diffprog.notation import show
 
 __all__ = ["avg_pool", "global_avg_pool", "global_max_pool", "max_pool"]
 
@@ -42,7 +43,8 @@ def max_pool(
 ) -> Layer:
     """The largest value of each window: ``y[p] = max_q x[stride * p + dilation * q]``.
 
-    Padded places never win.
+    Padded places never win. Of equal values the first has the gradient, as in every maximum of the
+    library: that of the first row, and in it of the first column.
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
@@ -160,6 +162,8 @@ def global_avg_pool(*, dims: int = 2) -> Layer:
 def global_max_pool(*, dims: int = 2) -> Layer:
     """The largest value over all places: ``y = max_p x[p]``, one for each channel.
 
+    Of equal values the first has the gradient, as in `max_pool`.
+
     Shapes:
         x: (..., H, W, C) -> (..., C) for two dims.
         mask, for one dim: booleans of the leading axes of x; what is not real never wins, and y is
@@ -187,9 +191,32 @@ def mean(x: jax.Array, axis: Any, real: jax.Array | None = None) -> jax.Array:
 def maximum(x: jax.Array, axis: Any, real: jax.Array | None = None) -> jax.Array:
     """The largest of what is real along `axis`, 0 where nothing is."""
     if real is None:
-        return jnp.max(x, axis=axis)
-    y = jnp.max(jnp.where(real, x, jnp.asarray(lowest(x), x.dtype)), axis=axis)
+        return _largest(x, axis)
+    y = _largest(jnp.where(real, x, jnp.asarray(lowest(x), x.dtype)), axis)
     return jnp.where(jnp.any(real, axis=axis), y, jnp.zeros_like(y))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(x: jax.Array, axis: Any) -> jax.Array:
+    """The largest along axes; of equal ones the first has the gradient, which JAX would split."""
+    return jnp.max(x, axis=axis)
+
+
+@_largest.defjvp
+def _tangent(axis: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    y = _largest(x, axis)
+    axes = [a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))]
+    sides = [n if a in axes else 1 for a, n in enumerate(x.shape)]
+    order = jnp.arange(math.prod(sides)).reshape(sides)
+    behind = x < jnp.expand_dims(y, axis)  # none of them is if y is NaN
+    first = jnp.where(behind, order.size, order).min(axis, keepdims=True)
+    return y, jnp.where(order == first, dx, 0).sum(axis)
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger one, NaN if one is; of equal ones a has the gradient."""
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 def lowest(x: jax.Array) -> float | int:
@@ -212,6 +239,9 @@ def pool(
         segments: jax.Array | None = None, **_: Any,
     ) -> tuple[jax.Array, Any]:
         check_array(x, rank=dims + 1, axes=AXES[dims], floating=floating)
+        if 0 in x.shape[-dims - 1 : -1]:
+            raise LayerError("at least one place to pool", show(x), "leave such an input out: "
+                             "nothing has no mean and no maximum")
         check_mask(mask, x)
         if segments is not None and by_segment:
             return by_segment(x, segments, mask), state
@@ -252,7 +282,10 @@ def _sliding(
                              f"{x.shape[1:-1]}", "dilate less: a window of padding alone has no "
                              "maximum")
         x = jax.lax.pad(x, start, [(0, 0, 0), *((*pair, 0) for pair in around), (0, 0, 0)])
-        for axis, (k, s, d) in enumerate(zip(extent, stride, dilation, strict=True), 1):
+        combine = _larger if combine is jax.lax.max else combine
+        # The last axis first: of equal values the first of the first row is to win.
+        for axis, k, s, d in reversed([*zip(range(1, dims + 1), extent, stride, dilation,
+                                            strict=True)]):
             places = max(x.shape[axis] - k + 1, 0)
             x = functools.reduce(combine, [
                 x[(slice(None),) * axis + (slice(q, q + places, s),)] for q in range(0, k, d)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -89,7 +90,7 @@ def on_images(f: Callable[..., jax.Array], dims: int, *arrays: jax.Array) -> jax
     batch = arrays[0].shape[: arrays[0].ndim - dims - 1]
     if len(batch) == 1:
         return f(*arrays)
-    y = f(*(a.reshape(-1, *a.shape[len(batch) :]) for a in arrays))
+    y = f(*(a.reshape(math.prod(batch), *a.shape[len(batch) :]) for a in arrays))
     return y.reshape(*batch, *y.shape[1:])
 
 

@@ -139,5 +139,5 @@ def _places(rows: int, columns: int, width: int, dtype: Any) -> jax.Array:
 def _joined(y: jax.Array, rows: int, columns: int, size: int) -> jax.Array:
     """Patches put together: what `patches` takes apart."""
     batch = y.shape[:-2]
-    y = y.reshape(*batch, rows, columns, size, size, -1)
+    y = y.reshape(*batch, rows, columns, size, size, y.shape[-1] // size**2)
     return jnp.moveaxis(y, -4, -3).reshape(*batch, rows * size, columns * size, y.shape[-1])

@@ -183,7 +183,7 @@ def _attend(heads: int, groups: int, eps: float) -> Layer:
 
     @program(norm=group_norm(groups, eps=eps), attend=self_attention(heads))
     def attend(layers: Children, x: jax.Array) -> jax.Array:
-        rows = layers.norm(x).reshape(*x.shape[:-3], -1, x.shape[-1])
+        rows = layers.norm(x).reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
         return x + layers.attend(rows).reshape(x.shape)
 
     return attend

@@ -91,4 +91,4 @@ def _sized(side: int) -> Layer:
 
 def _rows(y: jax.Array) -> jax.Array:
     """Patches of an image, (..., rows, columns, width), as one sequence."""
-    return y.reshape(*y.shape[:-3], -1, y.shape[-1])
+    return y.reshape(*y.shape[:-3], y.shape[-3] * y.shape[-2], y.shape[-1])

@@ -47,6 +47,6 @@ def heads(n: int, layer: Any) -> Layer:
         one = jax.eval_shape(lambda y: jax.tree.map(lambda a: a[0], y), y)
         check_array(one, rank=1, floating=False)
         y = jnp.moveaxis(y, 0, -2)
-        return y.reshape(*y.shape[:-2], -1)
+        return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
     return side_by_side(n, layer, join, lambda layer: heads(n, layer))

@@ -134,7 +134,13 @@ EXAMPLES = {
     "at (conv_transpose(4, 2, padding=2)): wants padding that leaves something of the output, got "
     "float32[2,1,3,1]; pad less":
         at(dp.conv_transpose(4, 2, padding=2), floats(2, 1, 3, 1)),
+    "at (conv_transpose(4, 2, dims=1)): wants at least one place to write a kernel for, got "
+    "float32[2,0,3]; leave such an input out":
+        at(dp.conv_transpose(4, 2, dims=1), floats(2, 0, 3)),
     # Pooling.
+    "at (global_max_pool(dims=1)): wants at least one place to pool, got float32[2,0,3]; leave "
+    "such an input out: nothing has no mean and no maximum":
+        at(dp.global_max_pool(dims=1), floats(2, 0, 3)),
     "at (max_pool(2)): wants at least 3 axes (..., height, width, channels), got float32[2,4]; "
     "add the missing axes":
         at(dp.max_pool(2), X),
