@@ -34,8 +34,9 @@ def self_attention(
             is its bias.
         segments: ints (batch, time); a position takes from its own segment alone.
         attention_mask: booleans (batch, heads or 1, query, key), True = attend; any axis may be
-            1, which broadcasts. A key that no query may see is cleared, as by mask; NaN in one
-            that some may see, or in another segment, reaches the others too, as 0 * NaN.
+            1, which broadcasts. A key that no query may see is cleared, as by mask, though not its
+            own query; NaN in one that some may see, or in another segment, reaches the others too,
+            as 0 * NaN.
         attention_bias: floats of the same shape, added to the scores.
         positions, with rotary: ints (batch, time); if absent, the real steps of each segment are
             counted from 0.

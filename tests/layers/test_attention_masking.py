@@ -166,3 +166,26 @@ def test_cross_attention_drops_too():
     close(run(), dp.cross_attention(2)(params, X, memory=MEMORY))
     first, second = (run(train=True, key=jax.random.key(n)) for n in range(2))
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("net", [dp.self_attention(2), dp.cross_attention(2),
+                                 dp.attention_head(4)], ids=repr)
+def test_a_key_that_no_query_may_see_is_hidden_even_if_nan(net):
+    """`attention_mask` shields as `mask` does where it hides from all; the gradient too, where what
+    is NaN asks nothing itself."""
+    x, crosses = jnp.asarray(X[:2], jnp.float32), "memory" in net.side
+    keys = jnp.asarray(np.sin(np.arange(2 * STEPS * x.shape[-1])), jnp.float32).reshape(x.shape)
+    seen = jnp.ones((2, 1, STEPS, STEPS), bool).at[:, :, :, 1].set(False)
+    params, _ = net.init(KEY, x, **({"memory": keys} if crosses else {}))
+
+    def total(params, broken):
+        hurt = lambda a: a.at[:, 1].set(jnp.nan) if broken else a  # noqa: E731
+        given = {"memory": hurt(keys)} if crosses else {}
+        y = net(params, x if crosses else hurt(x), attention_mask=seen, **given)
+        return jnp.sum(jnp.sin(jnp.delete(y, 1, axis=1)))
+
+    run = jax.jit(jax.value_and_grad(total), static_argnums=1)
+    (y, slope), wanted = run(params, True), run(params, False)
+    close(y, wanted[0])
+    if crosses:
+        close(slope, wanted[1])
