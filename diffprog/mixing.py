@@ -160,6 +160,9 @@ class _Reader:
     def of_reshape(self, equation: Any, given: Tags) -> Any:
         """Row-major order stays: so does how far apart one example begins after another."""
         tag, old, new = given[0], _shape(equation.invars[0]), _shape(equation.outvars[0])
+        order = equation.params["dimensions"] if equation.primitive.name == "reshape" else None
+        if order is not None:  # it transposes first
+            tag, old = tag._replace(axis=order.index(tag.axis)), [old[axis] for axis in order]
         behind = math.prod(old[tag.axis + 1 :])
         if not tag.inner:
             return next((Lie(axis, 0) for axis in range(len(new)) if new[axis] == old[tag.axis]

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import CASES
 from comparing import KEY
 from refusing import refused
 
 import diffprog as dp
+from diffprog.axes import check_examples
+from diffprog.layer import as_layer
 
 GREY = np.random.default_rng(0).normal(size=(6, 8, 8)).astype(np.float32)
 LABELS = np.arange(6) % 3
@@ -105,6 +108,12 @@ def test_the_same_nets_keep_images_with_channels_apart(name):
     x = jnp.ones((6, 8, 8, 8))
     step = step_of(net)
     jax.eval_shape(step.apply, jax.eval_shape(step.init, KEY, x), (x, jnp.asarray(LABELS)))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.slow], ids=lambda c: c.name)
+def test_no_layer_of_the_library_is_refused_on_examples(case):
+    """All of them keep examples apart at rest, as the laws find by running them."""
+    check_examples(as_layer(case.layer), case.x, case.side, cut=True)
 
 
 @dp.program(experts=dp.linear(3))

@@ -50,6 +50,8 @@ ALONE = {
     "vmap": jax.vmap(lambda x: x @ x.T),
     "vmap of convolutions with kernels of examples": jax.vmap(
         lambda x: jnp.convolve(x[:, 0], x[:2, 1])),
+    "vmap of convolutions in a layer": jax.vmap(
+        lambda x: dp.conv(5, 2, dims=1, bias=False)({"kernel": x[:2, None] * jnp.eye(5)}, x)),
     "until all are done": lambda x: jax.lax.while_loop(
         lambda x: (jnp.abs(x) > 0.1).any(), lambda x: x / 2, x) * 0 + x,
     "the largest of all": lambda x: jnp.log(jnp.exp(x - x.max()).sum(-1, keepdims=True)) + x.max(),
