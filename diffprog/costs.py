@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,27 +13,46 @@ def flops(f: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of ``f(*args)``; the body of a scan counts as often as it runs.
 
     XLA's analysis of the lowered program sees the body of a loop once. A loop whose length is not
-    known (`jax.lax.while_loop`) stays counted once.
+    known (`jax.lax.while_loop`) stays counted once. Of branches the dearest counts, of those of
+    `jax.lax.platform_dependent` the one of the default backend.
     """
     return _counted(jax.jit(f).trace(*args).jaxpr)
 
 
 def _counted(jaxpr: ClosedJaxpr) -> float:
+    return _seen(jaxpr) + _unseen(jaxpr.jaxpr)
+
+
+def _seen(jaxpr: ClosedJaxpr) -> float:
+    """What XLA counts: the body of a loop once, and of branches the dearest."""
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
     found: Any = jax.jit(jaxpr_as_fun(jaxpr)).lower(*shapes).cost_analysis() or {}
-    loops = sum(times * _counted(body) for times, body in _unseen(jaxpr.jaxpr))
-    return max(float(found.get("flops", 0.0)), 0.0) + loops
+    return max(float(found.get("flops", 0.0)), 0.0)
 
 
-def _unseen(jaxpr: Any) -> Iterator[tuple[int, ClosedJaxpr]]:
-    """The body of every scan, and how many of its runs XLA does not see."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
-            length, unroll = equation.params["length"], equation.params["unroll"]
-            seen = length if unroll >= length else unroll + length % unroll
-            body = equation.params["jaxpr"]
-            yield length - seen, body
-            yield from ((seen * times, inner) for times, inner in _unseen(body.jaxpr))
-        for part in jax.tree.leaves(list(equation.params.values())):
-            if equation.primitive.name != "scan" and hasattr(getattr(part, "jaxpr", part), "eqns"):
-                yield from _unseen(getattr(part, "jaxpr", part))
+def _unseen(jaxpr: Any) -> float:
+    """What XLA leaves out: the other runs of the bodies of scans."""
+    return sum(map(_unseen_in, jaxpr.eqns), 0.0)
+
+
+def _unseen_in(equation: Any) -> float:
+    given = equation.params
+    if equation.primitive.name == "scan":
+        length, unroll, body = given["length"], given["unroll"], given["jaxpr"]
+        seen = length if not 0 < unroll < length else unroll + length % unroll
+        return (length - seen) * _counted(body) + seen * _unseen(body.jaxpr)
+    if equation.primitive.name == "cond":
+        if platforms := given.get("branches_platforms"):
+            return _unseen(given["branches"][_branch_here(platforms)].jaxpr)
+        if any(_unseen(branch.jaxpr) for branch in given["branches"]):
+            return max(map(_counted, given["branches"])) - max(map(_seen, given["branches"]))
+        return 0.0
+    parts = [getattr(part, "jaxpr", part) for part in jax.tree.leaves(list(given.values()))]
+    return sum((_unseen(part) for part in parts if hasattr(part, "eqns")), 0.0)
+
+
+def _branch_here(platforms: Sequence[Sequence[str] | None]) -> int:
+    """Which branch of `jax.lax.platform_dependent` the default backend runs."""
+    backend = jax.default_backend()
+    names = {"cuda", "rocm"} if backend == "gpu" else {backend}
+    return next(i for i, of in enumerate(platforms) if of is None or names.intersection(of))

@@ -7,6 +7,8 @@ of them, and nothing is compiled.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import itertools
 from typing import Any, NamedTuple
 
@@ -19,8 +21,13 @@ from diffprog.factories import rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import blank, spec
-from diffprog.receptive import Field, Ways, behind, is_window, repeated
+from diffprog.receptive import Field, Reach, Ways, behind, is_window, repeated
 from diffprog.tables import table
+from diffprog.transforms.ema import ema
+from diffprog.transforms.fixed_point import fixed_point
+from diffprog.transforms.freeze import freeze
+from diffprog.transforms.remat import remat
+from diffprog.transforms.tap import tap
 
 __all__ = ["summary"]
 
@@ -54,7 +61,7 @@ class Row(NamedTuple):
 
     def cells(self) -> tuple[str, ...]:
         """The row as text; of a layer made of layers only the kind is shown."""
-        copies = _core(self.layer).copies
+        copies = _copies(self.layer)
         kind = f"{self.layer.name} x {copies}" if copies > 1 else self.layer.name
         return (
             self.path, kind if self.layer.children else repr(self.layer),
@@ -111,8 +118,9 @@ def summary(net: Layer, x: Any, **side: Any) -> Summary:
 
     FLOPs are those of a call at rest as XLA counts them before it optimizes: a product and a sum
     are two, the body of a scan counts as often as it runs, and transcendental functions are left
-    out. The receptive field and the total stride of convolutions and pools are in places of the
-    net's input; where ways meet, it is that of the widest.
+    out. Of branches the dearest counts, of those by platform that of the default backend, and of
+    `fixed_point` one application. The receptive field and the total stride of convolutions and
+    pools are in places of the net's input; where ways meet, it is what they see together.
 
     Args:
         net: any layer.
@@ -136,7 +144,7 @@ def summary(net: Layer, x: Any, **side: Any) -> Summary:
     """
     plan = net.plan(x, **side)
     reader = _Reader()
-    rows, _ = reader.read("", net, spec(x), spec(side), (plan.params, plan.state), Field(), 1)
+    rows, _ = reader.read("", net, spec(x), spec(side), (plan.params, plan.state), Reach(), 1)
     kinds = {name: kind for name, kind in reader.kinds.items() if kind.parameters or kind.flops}
     return Summary(rows, kinds, tree.count(plan.params), tree.count(plan.state),
                    rows[0].bytes, rows[0].flops)
@@ -154,22 +162,17 @@ class _Reader:
 
     def read(
         self, path: str, layer: Layer, x: Any, side: dict[str, Any], trees: tuple[Any, Any],
-        field: Field | None, times: int,
-    ) -> tuple[list[Row], Field | None]:
-        """The rows of a layer and of all in it, and the receptive field behind it.
+        reach: Reach | None, times: int,
+    ) -> tuple[list[Row], Reach | None]:
+        """The rows of a layer and of all in it, and what a place behind it sees.
 
         `trees` have the axes of every `repeat` around the layer, `times` is their product.
         """
-        inner, copies, depth, dtype, scans = _core(layer)
-        narrow, beside = jax.eval_shape(lambda given: cast(given, dtype), (x, side))
-        for _ in range(scans):
-            times *= jax.tree.leaves(narrow)[0].shape[1]
-            narrow = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
-                (*a.shape[:1], *a.shape[2:]), a.dtype), narrow)
-            for name in ("mask", "segments"):  # which recurrence keeps for itself
-                beside.pop(name, None)
+        inner, narrow, beside, runs, depth, timed, around = _core(layer, x, side)
+        own = times * around
+        times *= runs
         one = inner.plan(narrow, **beside)
-        ways = Ways(field)
+        ways = Ways(reach)
         below: list[list[Row]] = []
         called: set[str] = set()
 
@@ -187,10 +190,11 @@ class _Reader:
                 called.add(name)
                 rows, after = self.read(
                     f"{path}/{name}" if path else name, child, spec(x), spec(side),
-                    (own, carried), ways.get(x), times * copies * alike(name, x))
+                    (own, carried), ways.get(x), times * alike(name, x))
                 below.append(rows)
-                # Else neither what is done to zeros nor what makes parameters is counted.
-                y, _ = jax.lax.optimization_barrier((blank(rows[0].output), params))
+                # Else neither what is done to zeros nor what makes an input, for which nothing
+                # else asks, is counted.
+                y, _ = jax.lax.optimization_barrier((blank(rows[0].output), (params, x, side)))
                 ways.put(y, after)
                 return y, state
 
@@ -198,25 +202,26 @@ class _Reader:
                 child, apply=apply, planner=lambda x, side: child.plan(x, **side))
 
         def run(params: Any, state: Any, x: Any, side: Any) -> Any:
-            nonlocal field
-            ways.put(x, field)
+            nonlocal reach
+            ways.put(x, reach)
             y, state = quiet.apply(params, state, x, **side)
             if inner.children:
-                field = repeated(field, ways.get(y), depth)
+                reach = repeated(reach, ways.get(y), depth)
             return y, state
 
         children = {name: silent(name, child) for name, child in inner.children.items()}
         quiet = rebuilt(inner, children) if children else inner
-        own = times * copies * flops(run, one.params, one.state, narrow, beside)
+        own += times * flops(run, one.params, one.state, narrow, beside)
         if not children:
-            field = repeated(field, behind(inner, narrow, one.y, field), depth)
+            reach = repeated(reach, behind(inner, narrow, one.y, reach), depth)
         self._count(inner.name, 0 if children else tree.count(trees[0]), own)
         row = Row(
             path, layer, x, layer.plan(x, **side).y, tree.count(trees[0]),
             sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees)),
-            own + sum(rows[0].flops for rows in below), field if is_window(inner) else None,
+            own + sum(rows[0].flops for rows in below),
+            reach.field if reach and is_window(inner) else None,
             inner.choice(narrow, beside) if inner.choice else "")
-        behind_all_time = None if scans and layer.start else field
+        behind_all_time = None if timed and layer.start else reach
         return [row, *itertools.chain(*below)], behind_all_time
 
     def _count(self, name: str, parameters: int, own: float) -> None:
@@ -225,28 +230,66 @@ class _Reader:
 
 
 class _Core(NamedTuple):
-    """What wrappers wrap: the layer, its copies in all, those in sequence, its dtype, and how many
-    recurrences carry it along time, of which it sees one step."""
+    """What wrappers wrap, and how one call of the whole runs it.
+
+    It is run `runs` times on inputs of these shapes, `depth` of them one on the result of the
+    other, and along time if `timed`; `around` are the operations of the wrappers themselves, such
+    as those that compute parameters.
+    """
 
     layer: Layer
-    copies: int
+    x: Any
+    side: dict[str, Any]
+    runs: int
     depth: int
-    dtype: Any
-    scans: int
+    timed: bool
+    around: float
 
 
-def _core(layer: Layer) -> _Core:
-    copies, depth, dtype, scans = 1, 1, None, 0
-    while True:
+# Wrappers that compute nothing themselves; others are counted to know what they do.
+_TRANSPARENT = tuple(map(inspect.unwrap, (ema, freeze, remat, tap)))
+
+
+def _core(layer: Layer, x: Any, side: dict[str, Any]) -> _Core:
+    runs, depth, timed, around = 1, 1, False, 0.0
+    while inner := _wrapped(layer):
         given = layer.settings
-        if "layer" in given:  # as every wrapper calls it
-            n = given.get("n", 1)
-            copies, depth = copies * n, depth * (n if layer.name == "repeat" else 1)
-            dtype, layer = given.get("dtype", dtype), as_layer(given["layer"])
-        elif layer.name == "recurrent" and "cell" in given and not given["bidirectional"]:
-            scans, layer = scans + 1, as_layer(given["cell"])
-        else:
-            return _Core(layer, copies, depth, dtype, scans)
+        if "cell" in given:
+            timed, runs = True, runs * jax.tree.leaves(x)[0].shape[1]
+            x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+                (*a.shape[:1], *a.shape[2:]), a.dtype), x)
+            # Recurrence keeps these for itself.
+            side = {name: side[name] for name in side.keys() - {"mask", "segments"}}
+        elif layer.factory is inspect.unwrap(fixed_point):
+            x = (x, x)  # one application counts: how many there are depends on the numbers
+        elif "dtype" in given:
+            x, side = jax.eval_shape(functools.partial(cast, dtype=given["dtype"]), (x, side))
+        elif "n" in given:
+            runs *= given["n"]
+            depth *= given["n"] if layer.name == "repeat" else 1
+        elif layer.factory not in _TRANSPARENT:
+            around += runs * (_at_rest(layer, x, side) - _at_rest(inner, x, side))
+        layer = inner
+    return _Core(layer, x, side, runs, depth, timed, around)
+
+
+def _wrapped(layer: Layer) -> Layer | None:
+    """The layer that a wrapper wraps."""
+    if layer.name == "recurrent" and layer.settings.get("bidirectional") is False:
+        return as_layer(layer.settings["cell"])
+    return as_layer(layer.settings["layer"]) if "layer" in layer.settings else None
+
+
+def _copies(layer: Layer) -> int:
+    """How many copies wrappers make of what they wrap."""
+    inner = _wrapped(layer)
+    return layer.settings.get("n", 1) * _copies(inner) if inner else 1
+
+
+def _at_rest(layer: Layer, x: Any, side: dict[str, Any]) -> float:
+    plan = layer.plan(x, **side)
+    return flops(lambda params, state, x, side: layer.apply(params, state, x, **side)[0],
+                 plan.params, plan.state, x, side)
 
 
 def _short(number: float, unit: str = "") -> str:

@@ -29,7 +29,7 @@ def test_it_is_what_xla_says_of_a_net_without_loops():
     assert cost(net, x) == whole
 
 
-@pytest.mark.parametrize("unroll", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("unroll", [0, 1, 2, 3, 5, 7])
 def test_the_body_of_a_scan_counts_as_often_as_it_runs(unroll):
     def body(x, _):
         return jnp.tanh(x @ x), None
@@ -43,7 +43,7 @@ def test_the_body_of_a_scan_counts_as_often_as_it_runs(unroll):
         return x
 
     x = shape(8, 8)
-    counting = 2 if unroll < 5 else 0  # the loop's own counter, once
+    counting = 2 if 0 < unroll < 5 else 0  # the loop's own counter, once
     assert flops(f, x) == flops(loop, x) + counting
 
 
@@ -56,6 +56,33 @@ def test_scans_in_scans_and_in_functions():
 
     product = flops(lambda x: x @ x, shape(8, 8))
     assert 12 * product <= flops(jax.checkpoint(outer), shape(8, 8)) <= 12 * product + 20
+
+
+def times(n):
+    """A function of `n` products in a loop."""
+    return lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=n)[0]
+
+
+@pytest.mark.parametrize(("here", "elsewhere"), [(1, 5), (5, 1), (2, 3)])
+def test_of_branches_by_platform_the_one_of_this_backend_counts(here, elsewhere):
+    def f(x):
+        backend = {jax.default_backend().replace("gpu", "cuda"): times(here)}
+        return jax.lax.platform_dependent(x, **backend, default=times(elsewhere))
+
+    def other(x):
+        return jax.lax.platform_dependent(x, tpu=times(elsewhere), default=times(here))
+
+    x = shape(8, 8)
+    for wrap in (lambda f: f, jax.jit, jax.checkpoint):
+        assert flops(wrap(f), x) == flops(wrap(other), x) == flops(times(here), x)
+    slope = lambda f: jax.grad(lambda x: f(x).sum())  # noqa: E731
+    assert flops(slope(f), x) == flops(slope(times(here)), x)
+
+
+def test_of_branches_by_value_the_dearest_counts():
+    x, product = shape(8, 8), 2 * 8**3
+    f = lambda x: jax.lax.cond(x[0, 0] > 0, times(5), lambda x: x @ x @ x @ x @ x, x)  # noqa: E731
+    assert 5 * product <= flops(f, x) <= 5 * product + 10
 
 
 @pytest.mark.parametrize("block", [
@@ -72,7 +99,8 @@ def test_repeat_costs_its_copies(block):
         assert cost(dp.ensemble(n, block), x) == n * one
         assert cost(dp.repeat(2, dp.heads(1, dp.repeat(n, block))), x) == 2 * n * one
     assert cost(dp.remat(block), x) == one
-    casts = dp.tree.count(block.plan(x).params)
+    kernels = dp.tree.select(block.plan(x).params, "**/kernel")
+    casts = dp.tree.count(kernels) + 2 * 5 * 4  # a bias is cast where it is added to each entry
     assert cost(dp.mixed(block, jnp.bfloat16), x) == one + casts
 
 
@@ -85,6 +113,67 @@ def test_a_program_costs_what_it_computes_itself_and_its_children():
     own = flops(lambda y, x: y * 2 + x @ x.T @ x, shape(3, 4), shape(3, 4))
     assert seen.flops == seen.rows[0].flops == own + seen.rows[1].flops
     assert seen.kinds["net"].flops == own
+
+
+def test_what_a_program_makes_for_a_child_alone_is_counted():
+    @dp.program(f=dp.linear(4), g=dp.linear(4))
+    def net(layers, x):
+        return layers.g(layers.f(x @ x.T @ x * 3) * 2)
+
+    products = 2 * 3 * 4 * 3 + 2 * 3 * 3 * 4
+    assert dp.summary(net, shape(3, 4)).kinds["net"].flops == products + 12 + 12
+
+
+# Of a linear layer (12, 8) -> (12, 8): products and the sums with the bias.
+LINEAR, KERNEL = 2 * 12 * 8 * 8 + 12 * 8, 8 * 8
+
+
+@pytest.mark.parametrize(("net", "more"), [
+    (dp.lora(dp.linear(8), 4), 2 * 8 * 4 * 8 + KERNEL),  # down @ up, the sum with the base
+    (dp.lora(dp.linear(8), 2), 2 * 8 * 2 * 8 + KERNEL),
+    # Squares, their sums of each column, lengths that divide, products with the kernel.
+    (dp.weight_norm(dp.linear(8)), KERNEL + 7 * 8 + 8 + KERNEL),
+    # kernel @ vector, squares, their sum, the larger of it and tiny, quotients.
+    (dp.spectral_norm(dp.linear(8)), 2 * KERNEL + 8 + 7 + 1 + KERNEL),
+    # The product at the difference, that of the bias, the difference itself, the sum with it.
+    (dp.linearize(dp.linear(8)), 2 * 12 * 8 * 8 + 12 * 8 + KERNEL + 8 + 12 * 8),
+    (dp.reparam(dp.linear(8), lambda key, w: w, lambda w: 2 * w), KERNEL),
+    (dp.ema(dp.linear(8)), 0), (dp.freeze(dp.linear(8)), 0), (dp.remat(dp.linear(8)), 0),
+], ids=lambda given: repr(given).split("(")[0])
+def test_wrappers_that_compute_something_count_it(net, more):
+    x = shape(12, 8)
+    assert cost(net, x) == LINEAR + more
+    for n in (1, 3):
+        assert cost(dp.ensemble(n, net), x) == n * (LINEAR + more)
+        assert cost(dp.repeat(n, dp.remat(net)), x) == n * (LINEAR + more)
+    assert cost(dp.serial(net), x) == cost(dp.remat(net), x) == LINEAR + more
+
+
+def test_kernels_of_copies_are_computed_for_each():
+    x, one = shape(12, 8), LINEAR + 2 * 8 * 4 * 8 + KERNEL
+    assert cost(dp.lora(dp.repeat(3, dp.linear(8)), 4), x) == 3 * one
+    assert cost(dp.lora(dp.serial(dp.linear(8), dp.heads(2, dp.linear(8))), 4), x) == 3 * one
+    double = dp.weight_norm(dp.spectral_norm(dp.linear(8)))
+    alone = [cost(wrap(dp.linear(8)), x) - LINEAR for wrap in (dp.weight_norm, dp.spectral_norm)]
+    assert cost(double, x) == LINEAR + sum(alone)
+
+
+def test_quantized_kernels_are_rounded_in_each_call():
+    net = dp.quantize(dp.linear(8))
+    params = net.plan(shape(12, 8)).params
+    assert cost(net, shape(12, 8)) == LINEAR + flops(
+        lambda params: dp.merge(net, params), params) == 2097
+
+
+def test_one_application_of_a_fixed_point_counts_for_all_examples():
+    net = dp.fixed_point(dp.add >> dp.linear(8) >> jnp.tanh >> dp.linear(8))
+    assert cost(net, shape(1, 8)) == 8 + 2 * (2 * 8 * 8 + 8) == 280
+    assert cost(net, shape(64, 8)) == 64 * 280
+    f = dp.parallel(dp.linear(4), dp.linear(4)) >> dp.add >> jnp.tanh
+    assert cost(dp.fixed_point(f), shape(2, 4)) == 2 * (2 * (2 * 4 * 4 + 4) + 4)
+    assert cost(dp.repeat(3, dp.fixed_point(dp.remat(f))), shape(2, 4)) == 3 * 152
+    recurrent = dp.recurrent(dp.fixed_point(f))
+    assert cost(recurrent, shape(2, 5, 4)) == 5 * 152
 
 
 def test_subtotals_by_kind_add_up():

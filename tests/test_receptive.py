@@ -28,13 +28,27 @@ def test_the_fields_of_alexnet():
         square(131, 16), square(163, 16), square(195, 32)]
 
 
+# Windows that end where the output is, and that begin there.
+BEFORE = dp.conv(1, 3, padding=((2, 0), (2, 0)))
+AFTER = dp.conv(1, 3, padding=((0, 2), (0, 2)))
+
+
 @pytest.mark.parametrize(("net", "side"), [
     (dp.serial(dp.conv(1, 3, padding="VALID"), dp.max_pool(2), dp.conv(1, 3, padding="VALID")), 12),
     (dp.serial(dp.conv(1, 3, padding="VALID", dilation=2), dp.avg_pool(3, stride=2)), 11),
     (dp.repeat(3, dp.conv(1, 3)), 15),
     (dp.serial(dp.residual(dp.conv(1, 3) >> dp.conv(1, 3)), dp.conv(1, 3, stride=2)), 15),
     (dp.serial(dp.branch(dp.conv(1, 5), dp.conv(1, 1), merge=dp.add), dp.conv(1, 3)), 15),
-], ids=["chain", "dilated", "repeat", "residual", "branch"])
+    (dp.serial(dp.branch(BEFORE, AFTER, merge=dp.add), dp.conv(1, 1)), 15),
+    (dp.serial(dp.branch(BEFORE >> BEFORE, AFTER, merge=dp.add), dp.conv(1, 3, stride=2)), 21),
+    (dp.serial(dp.branch(dp.conv(1, 2), dp.conv(1, 2, padding=((1, 0), (1, 0))), merge=dp.add),
+               dp.conv(1, 1)), 15),
+    (dp.serial(dp.branch(dp.conv(1, 2, stride=2), dp.avg_pool(2), dp.conv(
+        1, 3, stride=2, padding=((2, 0), (2, 0))), merge=dp.add), dp.conv(1, 1)), 16),
+    (dp.serial(dp.repeat(2, dp.branch(BEFORE, AFTER, merge=dp.add)), dp.conv(1, 1)), 21),
+    (dp.serial(dp.residual(BEFORE), dp.residual(AFTER), dp.conv(1, 1)), 15),
+], ids=["chain", "dilated", "repeat", "residual", "branch", "beside each other", "one further",
+        "even", "strides", "repeat of ways", "residuals"])
 def test_fields_are_where_the_gradient_is(net, side):
     """The places of the input on which one place in the middle depends, by its gradient."""
     x = jax.random.normal(jax.random.key(0), (1, side, side, 1))
@@ -51,6 +65,13 @@ def test_fields_are_where_the_gradient_is(net, side):
     if "max_pool" in repr(net):
         soft = dp.replace(net, "**/max_pool*", dp.avg_pool(2))
     assert seen(soft, x) == list(fields(net, x).values())[-1].size[0]
+
+
+def test_ways_with_different_offsets_see_together():
+    """One looks two steps back, the other two ahead: five places in all."""
+    ways = dp.branch(dp.conv(2, 3, dims=1, padding="CAUSAL"),
+                     dp.conv(2, 3, dims=1, padding=((0, 2),)), merge=dp.add)
+    assert fields(ways >> dp.conv(2, 1, dims=1), shape(1, 9, 2))["conv_0"].size == (5,)
 
 
 def test_sides_of_their_own():
