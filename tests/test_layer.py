@@ -1,5 +1,7 @@
 """A layer is a pair of functions: JAX's transformations work on it unwrapped."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -73,3 +75,15 @@ def test_a_layer_is_a_pair():
     params, state = init(KEY, X)
     y, after = apply(params, state, X, train=True)
     same((y, after), net.apply(params, state, X, train=True))
+
+
+def test_what_is_said_of_an_apply_is_not_said_of_another():
+    """`dataclasses.replace` hands on what it is not told to replace, and the layer forgets it."""
+    net = dp.repeat(2, dp.linear(4))
+    named = dataclasses.replace(net, name="other")
+    assert repr(named.within(lambda part: dp.linear(4, bias=False))) == (
+        "repeat(2, linear(4, bias=False))")
+    assert dataclasses.replace(named, apply=lambda *given, **more: net.apply(
+        *given, **more)).within is None
+    again = dataclasses.replace(named, apply=net.apply, within=lambda f: f(net))
+    assert again.within(lambda part: part) is net

@@ -272,3 +272,15 @@ def test_surgery_in_it():
     assert repr(net).startswith("mixed(serial(a=linear(4, bias=False), b=")
     params = params_of(net)
     assert set(params["a"]) == {"kernel"} and net(params, X).dtype == jnp.float32
+
+
+def test_a_layer_in_one_that_an_author_composed_is_tapped():
+    def composed_of(children):
+        layer = composed(children["inner"])
+        return dataclasses.replace(layer, rebuild=composed_of)
+
+    plain = dp.serial(whole=composed_of({"inner": SCALING}))
+    for net in (dp.tap(dp.mixed(plain, BF16), "whole"), dp.mixed(dp.tap(plain, "whole"), BF16)):
+        y, seen = net(params_of(net), X)
+        same(seen["whole"], y)
+        same(y, X.astype(BF16).astype(jnp.float32))
