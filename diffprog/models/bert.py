@@ -42,7 +42,8 @@ def bert(
             (batch, width).
         token_types: ints (batch, time) in [0, types), which sentence a token is of; 0 if absent.
         mask, positions, segments, attention_mask, attention_bias: as in `self_attention` and
-            `learned_positions`. `segments`, which may not see each other, are not token_types.
+            `learned_positions`. `segments`, which may not see each other, are not token_types;
+            the vector of the whole is then that of the first one.
         params: ``embed``, ``types``, ``positions``, ``norm``, ``body`` and ``pool``; 109,482,240
             numbers by default, which is BERT-base. Initial values are those of the layers, not
             the paper's.
@@ -86,7 +87,7 @@ def bert(
         y = layers.embed(layers.hide(x)) + layers.types(layers.hide(token_types))
         y = layers.positions(y)
         y = layers.body(layers.drop(layers.norm(y)))
-        return y, layers.pool(y)
+        return y, layers.pool(y, segments=None)  # the first token is that of the first segment
 
     return bert
 

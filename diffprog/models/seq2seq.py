@@ -41,6 +41,7 @@ def seq2seq(
     Shapes:
         x: ints (batch, time) in [0, target_vocabulary) -> (batch, time, target_vocabulary).
         source, source_mask, memory, memory_mask, mask: as in `transformer`.
+        segments: of x, as in `recurrent`.
         params: ``encoder`` (``embed``, ``body``) and ``decoder`` (``embed``, ``body``, ``attend``,
             ``join``).
 

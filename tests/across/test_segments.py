@@ -210,6 +210,15 @@ MIXING = {
     "conv, ring": dp.conv(3, 3, dims=1, padding_mode="circular"),
     "max_pool": dp.max_pool(2, dims=1), "avg_pool": dp.avg_pool(3, dims=1, stride=1),
 }
+def test_bert_reads_packed_texts_and_gives_the_first_as_a_whole():
+    net, x = dp.bert(11, length=4, width=8, depth=1, heads=2), jnp.array([[3, 1, 4, 1, 5, 9]])
+    params, _ = net.init(KEY, x[:, :4])
+    run = jax.jit(net)
+    y, whole = run(params, x, segments=jnp.array([[0, 0, 0, 0, 1, 1]]))
+    first, second = run(params, x[:, :4]), run(params, x[:, 4:])
+    close((y[:, :4], y[:, 4:], whole), (first[0], second[0], first[1]))
+
+
 ON_IMAGES = {
     "conv": dp.conv(4, 3), "max_pool": dp.max_pool(2), "group_norm": dp.group_norm(2),
     "pixel_shuffle": dp.pixel_shuffle(2), "upsample": dp.upsample(2),
