@@ -105,7 +105,8 @@ class _Artist:
         """Draw a layer into the box; where its outputs come from."""
         y = jax.tree.leaves(call.layer.plan(call.x, **call.side).y)
         core = _core(call)
-        inside = wiring(core.layer, core.x, core.side) if core.layer.children else None
+        made = core.layer.children and core.layer.rebuild
+        inside = wiring(core.layer, core.x, core.side) if made else None
         if inside and not any(step.call for step in inside.steps):
             inside = None  # its children are called where no trace shows it
         words = [*filter(None, [call.name]), *core.copies]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from diffprog import notation
-from diffprog.errors import signed
+from diffprog.errors import LayerError, signed
+from diffprog.notation import listed
 
 if TYPE_CHECKING:
     from diffprog.layer import Layer
@@ -39,7 +40,7 @@ def described(layer: Layer, function: Callable[..., Layer], settings: Mapping[st
     """The layer with the call ``function(**settings)`` as its description."""
     name = function.__name__ if layer.name == "layer" else layer.name
     made_by = inspect.unwrap(function)
-    return dataclasses.replace(layer, name=name, factory=made_by, settings=settings)
+    return dataclasses.replace(layer, name=name, factory=made_by, settings=settings, _made={})
 
 
 def around(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
@@ -50,5 +51,11 @@ def around(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
 
 
 def rebuilt(layer: Layer, children: Mapping[str, Layer]) -> Layer:
-    """The layer with other children; a leaf has none and stays as it is."""
-    return layer.rebuild(children) if layer.rebuild else layer
+    """The layer with other children; one whose children stay, or that has none, stays as it is."""
+    if layer.rebuild:
+        return layer.rebuild(children)
+    if changed := [name for name, child in layer.children.items() if children[name] is not child]:
+        raise LayerError(f"rebuild, to make it anew with another {listed(changed)}", "none",
+                         "pass rebuild=lambda children: ...: dataclasses.replace leaves it out "
+                         "with other functions, unless it is given anew")
+    return layer

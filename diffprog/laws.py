@@ -256,7 +256,7 @@ def _rebuilding(t: Trial) -> None:
 
 def _rebuilt_throughout(layer: Layer) -> Layer:
     children = {name: _rebuilt_throughout(child) for name, child in layer.children.items()}
-    return rebuilt(layer, children)
+    return rebuilt(layer, children) if layer.rebuild else layer
 
 
 def _side_inputs(t: Trial) -> None:

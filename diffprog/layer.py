@@ -17,10 +17,13 @@ import jax
 
 from diffprog import guards, notation
 from diffprog.arguments import check_count
-from diffprog.computed import Computed
+from diffprog.computed import Computed, Expanded
 from diffprog.errors import signed
 from diffprog.factories import described
 from diffprog.plans import Params, Plan, State
+
+# What a record says of its functions, and what it says where they were replaced.
+_OF_FUNCTIONS = {"planner": None, "rebuild": None, "factory": None, "settings": {}}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -54,6 +57,10 @@ class Layer:
         dtype: in which a program that reads this child's parameters sees them; None is as stored.
         factory: the function whose call `repr` shows.
 
+    `dataclasses.replace` makes a record with other functions. What the old one said of its own,
+    planner, rebuild, settings and factory, is not true of these: it is left out, unless it is given
+    anew.
+
     Example:
         >>> net = dp.linear(3)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
@@ -73,13 +80,14 @@ class Layer:
     side: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
     planner: Callable[[Any, dict[str, Any]], Plan] | None = None
-    computed: tuple[Computed, ...] = ()
+    computed: tuple[Computed | Expanded, ...] = ()
     stacks: int = 0
     choice: Callable[[Any, dict[str, Any]], str] | None = None
     casts: bool = False
     within: Callable[[Callable[[Layer], Layer]], Layer] | None = None
     dtype: Any = None
     factory: Callable[..., Layer] | None = None
+    _made: dict[str, Any] = dataclasses.field(default_factory=dict)
     _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)
     _known: dict[str, Any] = dataclasses.field(init=False, default_factory=dict)
 
@@ -89,6 +97,11 @@ class Layer:
     def __post_init__(self) -> None:
         # A record made by `dataclasses.replace` holds the checked functions of the old one.
         init, apply, start = (getattr(f, "raw", f) for f in (self.init, self.apply, self.start))
+        made = self._made or {"functions": (init, apply, start), **{
+            name: getattr(self, name) for name in _OF_FUNCTIONS}}
+        stale = made["functions"] != (init, apply, start)
+        vars(self).update({name: nothing for name, nothing in _OF_FUNCTIONS.items()
+                           if stale and getattr(self, name) is made[name]}, _made=made)
         checked = {
             "init": guards.guarded_init(self, init),
             "apply": guards.guarded_apply(self, apply),
@@ -130,11 +143,13 @@ class Layer:
         return Layer.serial(*[self] * times)
 
     def __repr__(self) -> str:
-        if self.factory is as_layer:
-            return notation.code(self.settings["f"])
-        if self.factory:
-            return notation.call(self.factory, self.settings)
-        shown = self.settings or self.children
+        own = vars(self) if self.factory or self.settings else self._made
+        factory, settings = own["factory"], own["settings"]
+        if factory is as_layer:
+            return notation.code(settings["f"])
+        if factory:
+            return notation.call(factory, settings)
+        shown = settings or self.children
         return f"{self.name}({', '.join(notation.keywords(shown))})" if shown else self.name
 
 

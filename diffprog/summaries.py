@@ -209,7 +209,8 @@ class _Reader:
                 reach = repeated(reach, ways.get(y), depth)
             return y, state
 
-        children = {name: silent(name, child) for name, child in inner.children.items()}
+        children = {name: silent(name, child) for name, child in inner.children.items()
+                    if inner.rebuild}
         quiet = rebuilt(inner, children) if children else inner
         own += times * flops(run, one.params, one.state, narrow, beside)
         if not children:

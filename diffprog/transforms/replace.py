@@ -7,6 +7,7 @@ from typing import Any
 
 from diffprog import tree
 from diffprog.errors import LayerError, signed
+from diffprog.factories import rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed
 
@@ -25,7 +26,8 @@ def replace(net: Layer, pattern: str, f: Any) -> Layer:
         f: a function from the old layer to the new one, such as `remat`; or the new layer itself.
 
     Raises:
-        LayerError: the pattern matches no layer, or `f` gives no layer.
+        LayerError: the pattern matches no layer, or `f` gives no layer; a layer around a match has
+            no `rebuild`.
 
     Example:
         >>> net = dp.serial(body=dp.linear(8) >> jax.nn.relu, head=dp.linear(10))
@@ -60,7 +62,8 @@ def edited(net: Layer, pattern: str, new: Callable[[str, Layer], Layer]) -> Laye
             if tree.matches(below, pattern):
                 children[name] = new(below, children[name])
         same = all(children[name] is child for name, child in layer.children.items())
-        return layer if same or not layer.rebuild else layer.rebuild(children)
+        with signed(layer.__repr__, name=path):
+            return layer if same else rebuilt(layer, children)
 
     whole = edit(as_layer(net), "")
     if not any(tree.matches(path, pattern) for path in seen):

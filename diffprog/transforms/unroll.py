@@ -36,7 +36,7 @@ def unrolled(layer: Layer) -> tuple[Layer, Split]:
         return Layer.serial(**dict.fromkeys(names, one)), copies
 
     # The trees of what wraps another layer are not those of its children.
-    wraps = layer.settings.keys() & {"layer", "cell", "target"}
+    wraps = layer.settings.keys() & {"layer", "cell", "target"} or layer.stacks or layer.computed
     if wraps or not layer.children or layer.rebuild is None:
         return layer, lambda tree: tree
     parts = {name: unrolled(child) for name, child in layer.children.items()}

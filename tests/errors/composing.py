@@ -1,5 +1,7 @@
 """What is refused when it is composed: counts, names, signatures, what is no layer, patterns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from refusing import KEY, X, program, twice
@@ -59,6 +61,14 @@ def tapped_at_rest():
     net = dp.tap(noisy, "*")
     params, state = net.init(KEY, X)
     net(params, X, state=state)
+
+
+def doubled(params, state, x, **given):
+    y, state = dp.serial(LINEAR).apply(params, state, x, **given)
+    return 2 * y, state
+
+
+CHANGED = dataclasses.replace(dp.serial(LINEAR), apply=doubled)
 
 
 def grows(params, state, x, **_):
@@ -215,6 +225,10 @@ EXAMPLES = {
         lambda: dp.replace(NET, "body/tanh~0", jax.nn.gelu),
     "head (linear(3)): wants a layer or a function of one input, got 3":
         lambda: dp.replace(NET, "head", lambda old: 3),
+    "at (serial(linear(3))): wants rebuild, to make it anew with another linear_0, got none; pass "
+    "rebuild=lambda children: ...: dataclasses.replace leaves it out with other functions, unless "
+    "it is given anew":
+        lambda: dp.replace(dp.serial(at=CHANGED), "at/linear_0", dp.remat),
     "tap(linear(3), 'kernel'): wants a pattern that matches a layer (none), got 'kernel'; correct "
     "it: * is one level, ** any number":
         lambda: dp.tap(LINEAR, "kernel"),
