@@ -51,9 +51,11 @@ def quantize(layer: Any, bits: int = 8, pattern: Patterns = "**/kernel") -> Laye
 
     def use(kernel: jax.Array) -> jax.Array:
         check_kernel(kernel)
-        largest = jnp.max(jnp.abs(kernel), range(kernel.ndim - 1), keepdims=True)
+        wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+        largest = jnp.max(jnp.abs(wide), range(kernel.ndim - 1), keepdims=True)
         step = jnp.where(largest == 0, 1, largest) / (2 ** (bits - 1) - 1)
-        return kernel + jax.lax.stop_gradient(jnp.round(kernel / step) * step - kernel)
+        rounded = wide + jax.lax.stop_gradient(jnp.round(wide / step) * step - wide)
+        return rounded.astype(kernel.dtype)
 
     return reparametrized(as_layer(layer), Computed(lambda key, kernel: kernel, use, pattern),
                           lambda layer: quantize(layer, bits, pattern))

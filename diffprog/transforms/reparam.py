@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from diffprog.computed import Computed, Patterns, joined, stacks_at, trainable
+from diffprog.computed import Computed, Patterns, stacks_at, trainable
 from diffprog.errors import LayerError
 from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
@@ -39,7 +40,8 @@ def reparam(
         use: ``tree -> leaf``, of the leaf's shape and dtype. With `carry` it is
             ``(tree, carried, train) -> (leaf, carried)``.
         pattern: of the paths of the leaves, or a tuple of several.
-        carry: ``tree -> carried``, arrays that the state holds at the path of the leaf.
+        carry: ``tree -> carried``, arrays that the state holds under ``#reparam``, at the path of
+            the leaf.
         constant: a pattern of paths inside the small tree, such as "base", which no gradient
             reaches and `make_step` keeps from the optimizer.
 
@@ -60,7 +62,13 @@ def reparam(
 
 
 def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer]) -> Layer:
-    """The layer with computed parameters; `again` does the same to the layer of other children."""
+    """The layer with computed parameters; `again` does the same to the layer of other children.
+
+    What is carried stands under `own.mark`, with a number where the same is inside already.
+    """
+    inside = sum(other.mark.startswith(own.mark) for other in layer.computed
+                 if isinstance(other, Computed))
+    own = dataclasses.replace(own, mark=f"{own.mark}_{inside}" if inside else own.mark)
 
     def stacks(path: str) -> int:
         return stacks_at(layer, path)
@@ -72,9 +80,10 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
         params, state = jax.eval_shape(
             lambda key, params, state: own.made(key, params, state, stacks),
             key, plan.params, plan.state)
-        if clash := paths(plan.state).keys() & own.forms.keys() if own.carry else None:
-            raise LayerError("leaves whose paths the state leaves free", listed(clash),
-                             "rename the parameter, or what the layer carries")
+        if own.mark in plan.state:
+            raise LayerError(f"a state that leaves the name {own.mark} free", listed(plan.state),
+                             "make the wrapper inside by dataclasses.replace, which hands on what "
+                             "is computed")
         back = jax.eval_shape(lambda params, state: own.plain(params, state, stacks)[0],
                               params, state)
         if wrong := Plan(plan.params, {}, None).difference(back):
@@ -100,17 +109,29 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
               train: bool = False, **side: Any) -> tuple[Any, State]:
         params, state, after = trees(params, state, x, side, train)
         y, state = layer.apply(params, state, x, key=key, train=train, **side)
-        return y, joined(state, after)
+        return y, {**state, **after}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         params, state, after = trees(params, state, x, side)
-        return joined(layer.start(params, state, x, length=length, **side), after)
+        return {**layer.start(params, state, x, length=length, **side), **after}
 
     whole = dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
         computed=(own, *layer.computed), **around(layer, again),
     )
     return whole
+
+
+def length(w: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
+    """``sqrt(sum |w|**2)`` over axes, all if None, in float32 or wider, w being of any size."""
+    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    # Neither a square of large numbers nor one of small ones can be held.
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(w), axes, keepdims=True))
+    size = jnp.where(size == 0, 1, size)
+    scaled = w / size
+    square = jnp.sum((scaled * scaled.conj()).real, axes)
+    root = jnp.sqrt(jnp.where(square == 0, 1, square))  # which has a slope at zero
+    return jnp.where(square == 0, 0, root * size.reshape(square.shape))
 
 
 def check_kernel(leaf: jax.Array) -> None:

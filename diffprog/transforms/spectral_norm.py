@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from diffprog.computed import Computed, Patterns
 from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
-from diffprog.transforms.reparam import check_kernel, reparametrized
+from diffprog.transforms.reparam import check_kernel, length, reparametrized
 
 __all__ = ["spectral_norm"]
 
@@ -23,8 +23,9 @@ def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
 
     A kernel of more than two axes counts as the matrix (all but the last, last), as in the paper;
     of a convolution this is not the norm of the map between images. The value is found by power
-    iteration, whose vector is state: it starts with 30 steps and makes one in each call of
-    training, following the kernel as it changes; at rest it stays.
+    iteration, whose vector is state, under the name ``#spectral_norm``: it starts with 30 steps and
+    makes one in each call of training, following the kernel as it changes; at rest it stays. A
+    kernel of zeros stays as it is.
 
     Args:
         layer: any layer.
@@ -47,31 +48,37 @@ def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
         check_kernel(kernel)
         matrix = kernel.reshape(-1, kernel.shape[-1])
         drawn = jax.random.normal(jax.random.key(0), matrix.shape[-1:], kernel.dtype)
-        return jax.lax.fori_loop(
-            0, _FIRST, lambda _, vector: _step(matrix, vector), _unit(drawn))
+        begin = (drawn / length(drawn)).astype(kernel.dtype)
+        return jax.lax.fori_loop(0, _FIRST, lambda _, vector: _step(matrix, vector), begin)
 
     def use(
         kernel: jax.Array, vector: jax.Array, train: bool
     ) -> tuple[jax.Array, jax.Array]:
         matrix = kernel.reshape(-1, kernel.shape[-1])
-        vector = vector.astype(kernel.dtype)
-        if train:
-            vector = _step(matrix, vector)
-        return kernel / _length(matrix @ vector), jax.lax.stop_gradient(vector)
+        after = _step(matrix, vector) if train else vector
+        stretched = length(_product(matrix, after))
+        return _divided(kernel, stretched), jax.lax.stop_gradient(after)
 
     return reparametrized(
-        as_layer(layer), Computed(lambda key, kernel: kernel, use, pattern, carry=carry),
+        as_layer(layer),
+        Computed(lambda key, kernel: kernel, use, pattern, carry=carry, mark="#spectral_norm"),
         lambda layer: spectral_norm(layer, pattern))
 
 
-def _length(vector: jax.Array) -> jax.Array:
-    square = jnp.sum(jnp.square(vector))
-    return jnp.sqrt(jnp.maximum(square, jnp.finfo(vector.dtype).tiny))
+def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """The matrix times a vector, in float32 or wider."""
+    wide = jnp.promote_types(jnp.promote_types(matrix.dtype, vector.dtype), jnp.float32)
+    return matrix.astype(wide) @ vector.astype(wide)
 
 
-def _unit(vector: jax.Array) -> jax.Array:
-    return vector / _length(vector)
+def _divided(array: jax.Array, by: jax.Array) -> jax.Array:
+    """The quotient in the dtype of the array, which stays as it is where the divisor is zero."""
+    return (array / jnp.where(by == 0, 1, by)).astype(array.dtype)
 
 
 def _step(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    return _unit(matrix.T @ _unit(matrix @ vector))
+    """One step of the power iteration; a matrix of zeros keeps the vector as it is."""
+    across = _product(matrix, vector)
+    back = _product(matrix.conj().T, _divided(across, length(across)))
+    found = length(back)
+    return jnp.where(found == 0, vector, _divided(back, found).astype(vector.dtype))

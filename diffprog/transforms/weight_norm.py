@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from diffprog.computed import Computed, Patterns
 from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
-from diffprog.transforms.reparam import check_kernel, reparametrized
+from diffprog.transforms.reparam import check_kernel, length, reparametrized
 
 __all__ = ["weight_norm"]
 
@@ -40,15 +40,16 @@ def weight_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
 
     def make(key: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
         check_kernel(kernel)
-        scale = _length(kernel)
-        return {"direction": jnp.where(scale == 0, 1, kernel), "scale": scale}
+        scale = lengths(kernel)
+        stored = scale.astype(kernel.real.dtype)
+        return {"direction": jnp.where(scale == 0, 1, kernel), "scale": stored}
 
     def use(tree: dict[str, jax.Array]) -> jax.Array:
-        return tree["direction"] * (tree["scale"] / _length(tree["direction"]))
+        direction = tree["direction"]
+        return (direction * (tree["scale"] / lengths(direction))).astype(direction.dtype)
+
+    def lengths(kernel: jax.Array) -> jax.Array:
+        return length(kernel, tuple(range(kernel.ndim - 1)))
 
     return reparametrized(as_layer(layer), Computed(make, use, pattern),
                           lambda layer: weight_norm(layer, pattern))
-
-
-def _length(kernel: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), range(kernel.ndim - 1)))

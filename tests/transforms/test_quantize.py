@@ -32,3 +32,16 @@ def test_the_gradient_is_that_at_the_rounded_kernel():
 def test_a_column_of_zeros_stays_zero():
     net = dp.quantize(dp.linear(3, kernel_init="zeros"))
     same(net(params_of(net), X), jnp.zeros((3, 3)))
+
+
+def test_steps_of_small_weights_in_float16():
+    """A step of 1e-4 / 127 is no normal number there, so steps are taken in float32."""
+    net = dp.quantize(dp.linear(3, bias=False))
+    net.plan(X)
+    kernel = jnp.asarray(1e-4 * np.random.default_rng(0).normal(size=(4, 3)), jnp.float16)
+    merged, _ = dp.merge(net, {"kernel": kernel})
+    wide = np.asarray(kernel, np.float64)
+    step = np.abs(wide).max(0) / 127
+    assert merged["kernel"].dtype == jnp.float16
+    np.testing.assert_allclose(np.asarray(merged["kernel"], np.float64),
+                               np.round(wide / step) * step, rtol=1e-2, atol=6e-8)

@@ -29,7 +29,8 @@ def test_training_follows_a_kernel_that_changes():
     params, state = net.init(KEY, X)
     params["kernel"] = jnp.asarray(drawn(4, 3), jnp.float32)
     largest = np.linalg.svd(np.asarray(params["kernel"]), compute_uv=False)[0]
-    value = lambda state: float(jnp.linalg.norm(params["kernel"] @ state["kernel"]))  # noqa: E731
+    vector = lambda state: state["#spectral_norm"]["kernel"]  # noqa: E731
+    value = lambda state: float(jnp.linalg.norm(params["kernel"] @ vector(state)))  # noqa: E731
     before = value(state)
     step = jax.jit(lambda state: net.apply(params, state, X, train=True)[1])
     for _ in range(40):
@@ -37,7 +38,7 @@ def test_training_follows_a_kernel_that_changes():
     assert abs(before - largest) > 0.05 * largest
     np.testing.assert_allclose(value(state), largest, rtol=1e-5)
     same_state = net.apply(params, state, X)[1]
-    np.testing.assert_array_equal(same_state["kernel"], state["kernel"])
+    np.testing.assert_array_equal(vector(same_state), vector(state))
 
 
 def test_a_net_of_such_layers_stretches_nothing():
@@ -46,3 +47,49 @@ def test_a_net_of_such_layers_stretches_nothing():
     params, state = net.init(KEY, X)
     jacobian = jax.jacobian(lambda x: net(params, x, state=state))(X[0])
     assert np.linalg.norm(jacobian, 2) <= 1 + 1e-4
+
+
+# Sizes of weights that a dtype holds, but not their squares.
+SIZES = [(jnp.float16, 1e-4), (jnp.float16, 300.0), *(
+    (dtype, size) for dtype in (jnp.bfloat16, jnp.float32) for size in (1e-25, 1.0, 1e25))]
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES)
+def test_kernels_of_any_size(dtype, size):
+    net = dp.spectral_norm(dp.linear(3, bias=False))
+    kernel = jnp.asarray(size * drawn(4, 3).astype(np.float32), dtype)
+    net.plan(X)
+    params, state = dp.unmerge(net, {"kernel": kernel}, key=KEY)
+    merged, _ = dp.merge(net, params, state)
+    wide = np.asarray(kernel, np.float64)
+    wanted = wide / np.linalg.svd(wide, compute_uv=False)[0]
+    assert merged["kernel"].dtype == dtype
+    np.testing.assert_allclose(np.asarray(merged["kernel"], np.float64), wanted, rtol=0,
+                               atol=3 * max(float(jnp.finfo(dtype).eps), 1e-5))
+
+
+def test_a_kernel_of_zeros_stays_and_learns():
+    net = dp.spectral_norm(dp.linear(3, bias=False, kernel_init="zeros"))
+    params, state = net.init(KEY, X)
+    run = lambda p, x: net.apply(p, state, x, train=True)[0].sum()  # noqa: E731
+    assert not net(params, X, state=state).any()
+    slope = jax.grad(run)(params, X)["kernel"]
+    close(slope, jnp.broadcast_to(X.sum(0)[:, None], (4, 3)))  # as if nothing were divided
+    # The vector is not lost with the zeros: the next kernels are divided by their norm.
+    params = {"kernel": jnp.asarray(drawn(4, 3), jnp.float32)}
+    step = jax.jit(lambda state: net.apply(params, state, X, train=True)[1])
+    for _ in range(40):
+        state = step(state)
+    merged, _ = dp.merge(net, params, state)
+    np.testing.assert_allclose(np.linalg.norm(merged["kernel"], 2), 1, rtol=1e-4)
+
+
+def test_a_complex_kernel_in_numpy():
+    kernel = jnp.asarray(drawn(3, 2) + 1j * drawn(3, 2, seed=1), jnp.complex64)
+    layer = dp.Layer(lambda key, x: ({"kernel": kernel}, {}),
+                     lambda params, state, x, **_: ((x @ params["kernel"]).real, state))
+    net = dp.spectral_norm(layer)
+    params, state = net.init(KEY, jnp.ones((1, 3)))
+    merged, _ = dp.merge(net, params, state)
+    largest = np.linalg.svd(np.asarray(kernel), compute_uv=False)[0]
+    np.testing.assert_allclose(merged["kernel"], np.asarray(kernel) / largest, rtol=1e-3)

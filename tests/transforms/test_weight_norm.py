@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from comparing import X, close, drawn, gradient, params_of
 
 import diffprog as dp
@@ -32,3 +33,38 @@ def test_a_kernel_that_begins_at_zero_learns():
     assert not net(params, X).any()
     grads = gradient(lambda p, x: net(p, x) + 1, params)["kernel"]
     assert jnp.isfinite(grads["direction"]).all() and (grads["scale"] != 0).all()
+
+
+# Sizes of weights that a dtype holds, but not their squares.
+SIZES = [(jnp.float16, 1e-4), (jnp.float16, 300.0), *(
+    (dtype, size) for dtype in (jnp.bfloat16, jnp.float32) for size in (1e-25, 1.0, 1e25))]
+
+
+@pytest.mark.parametrize(("dtype", "size"), SIZES)
+def test_lengths_of_weights_of_any_size(dtype, size):
+    direction = jnp.asarray(size * drawn(4, 3).astype(np.float32), dtype)
+    net = dp.weight_norm(dp.linear(3, bias=False))
+    net.plan(X)
+    wide = np.asarray(direction, np.float64)
+    merged, _ = dp.merge(net, {"kernel": {
+        "direction": direction, "scale": jnp.array([1.0, 2.0, -3.0], dtype)}})
+    wanted = wide / np.sqrt((wide ** 2).sum(0)) * [1.0, 2.0, -3.0]
+    assert merged["kernel"].dtype == dtype
+    np.testing.assert_allclose(np.asarray(merged["kernel"], np.float64), wanted,
+                               rtol=2 * float(jnp.finfo(dtype).eps))
+
+
+def test_the_length_of_complex_weights():
+    """That of (1, i) is the root of 2: a sum of squares would be 0."""
+    def begun(key, shape, dtype):
+        return jnp.array([[1.0, 2.0], [1.0j, 0.0]])
+
+    layer = dp.Layer(lambda key, x: ({"kernel": begun(key, None, None)}, {}),
+                     lambda params, state, x, **_: ((x @ params["kernel"]).real, state))
+    net, x = dp.weight_norm(layer), jnp.ones((1, 2))
+    params, _ = net.init(jax.random.key(0), x)
+    np.testing.assert_allclose(params["kernel"]["scale"], [np.sqrt(2), 2.0], rtol=1e-6)
+    merged, _ = dp.merge(net, params)
+    np.testing.assert_allclose(merged["kernel"], begun(None, None, None), rtol=1e-6)
+    grads = jax.grad(lambda p: net(p, x).sum())(params)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
