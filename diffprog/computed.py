@@ -7,17 +7,18 @@ turned into those of the net without it (`merge`) and back (`unmerge`), however 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from diffprog.dtypes import cast
 from diffprog.errors import LayerError
 from diffprog.notation import listed, show
 from diffprog.parameters import fold
 from diffprog.patterns import matches
-from diffprog.plans import Params, State
+from diffprog.plans import Params, State, reaches
 from diffprog.tree import paths, select
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ class Computed:
         make: ``(key, leaf) -> tree``, what stands in the place of the leaf.
         use: ``tree -> leaf``; with `carry`, ``(tree, carried, train) -> (leaf, carried)``.
         pattern, but: of the paths of leaves that are meant, and of those that are not.
-        carry: ``tree -> carried``, what stands at the same path of the state; None for nothing.
+        carry: ``tree -> carried``, what the state holds for the leaf; None for nothing.
         constant: the pattern of the paths inside a tree that no gradient reaches; "" for none.
+        mark: the name in the state under which all that is carried stands, at the paths of the
+            leaves; it begins with #, as no name of a child or leaf does.
     """
 
     make: Callable[[jax.Array, Any], Any]
@@ -46,13 +49,17 @@ class Computed:
     but: Patterns = ()
     carry: Callable[[Any], Any] | None = None
     constant: str = ""
+    mark: str = "#reparam"
     # The structure of each tree that was made, by path: what `merge` knows it by.
     forms: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # Where the leaf at rest has no gradient in the tree, as an average has none.
+    idle: set[str] = dataclasses.field(default_factory=set)
 
     def choose(self, params: Params) -> list[str]:
-        """The paths of the leaves that are replaced."""
+        """The paths of the leaves that are replaced; what a tool has marked is none of them."""
         but = select(params, *_several(self.but)) if self.but else ()
-        chosen = [path for path in select(params, *_several(self.pattern)) if path not in but]
+        chosen = [path for path in select(params, *_several(self.pattern))
+                  if path not in but and "#" not in path]
         if not chosen:
             raise LayerError("a leaf that is not left out", f"but={self.but!r}, which leaves out "
                              "all", "name fewer of them")
@@ -62,21 +69,26 @@ class Computed:
         self, key: jax.Array, params: Params, state: State, stacks: Callable[[str], int]
     ) -> tuple[Params, State]:
         """The trees with small trees in the places of the leaves, and what these carry."""
+        held: State = {}
         for path in self.choose(params):
             leaf, depth = _get(params, path), stacks(path)
             keys = jax.random.split(fold(key, f"make {path}"), leaf.shape[:depth])
             tree = _over(self.make, depth)(keys, leaf)
-            self.forms[path] = jax.tree.structure(tree)
             params = _put(params, path, tree)
             if self.carry:
-                state = _put(state, path, _over(self.carry, depth)(tree))
-        return params, state
+                carried = _over(self.carry, depth)(tree)
+                held = _put(held, path, carried)
+                if path not in self.forms and not self._moves(depth, tree, carried):
+                    self.idle.add(path)
+            self.forms[path] = jax.tree.structure(tree)
+        return params, {**state, self.mark: held} if held else state
 
     def plain(
         self, params: Params, state: State, stacks: Callable[[str], int], train: bool = False
     ) -> tuple[Params, State, State]:
         """The trees without it, and apart from them what it carries after the call."""
-        after: State = {}
+        held, after = state.get(self.mark, {}), {}
+        rest = {name: part for name, part in state.items() if name != self.mark}
         for path, form in self.forms.items():
             tree = _get(params, path)
             if tree is None:
@@ -90,33 +102,48 @@ class Computed:
             tree = jax.tree.map(lambda held, leaf: jax.lax.stop_gradient(leaf) if held else leaf,
                                 self.held(tree), tree)
             if self.carry:
-                if _get(state, path) is None:
-                    raise LayerError(f"state with {path}", listed(paths(state)),
+                if (carried := _get(held, path)) is None:
+                    raise LayerError(f"state with {self.mark}/{path}", listed(paths(state)),
                                      "pass state=, as init gave it")
                 use = _over(lambda tree, carried: self.use(tree, carried, train), stacks(path))
-                leaf, carried = use(tree, _get(state, path))
-                state, after = _put(state, path, None), _put(after, path, carried)
+                leaf, carried = use(tree, carried)
+                after = _put(after, path, carried)
             else:
                 leaf = _over(self.use, stacks(path))(tree)
             params = _put(params, path, leaf)
-        return params, state, after
+        return params, rest, {self.mark: after} if after else {}
 
     def held(self, tree: Any) -> Any:
         """The mask of a small tree that is True where no gradient goes."""
         held = [bool(self.constant) and matches(at, f"{self.constant}/**") for at in paths(tree)]
         return jax.tree.unflatten(jax.tree.structure(tree), held)
 
+    def _moves(self, depth: int, tree: Any, carried: Any) -> bool:
+        """Has the leaf at rest a gradient in the tree?"""
+        tree, carried = jax.tree.map(lambda a: a[(0,) * depth], (tree, carried))
+        leaf, pull = jax.vjp(lambda tree: self.use(tree, carried, False)[0], tree)
+        return reaches(pull, leaf)
 
-def merge(net: Layer, params: Params, state: State | None = None) -> tuple[Params, State]:
+
+class Expanded:
+    """What `linearize` does: all that is inside is computed at the origin, which is in the state,
+    and along the straight line from there to the parameters."""
+
+
+def merge(
+    net: Layer, params: Params, state: State | None = None, *, train: bool = False
+) -> tuple[Params, State]:
     """The trees of the net without its reparametrizations: every leaf is computed once.
 
     After fine-tuning by `lora` this gives what the plain net takes, with nothing left to compute;
-    of `ema` it gives the averages, of `spectral_norm` the divided kernels.
+    of `ema` it gives the averages, of `spectral_norm` the divided kernels. Whatever of your own
+    reads parameters beside the net reads these; gradients flow through.
 
     Args:
         net: a net with `reparam`, or what is made by it, somewhere in it, that was planned:
             its `init`, `plan` or `apply` was called on an input.
         params, state: its trees; None for no state.
+        train: as the net computes in training, where `ema` has the parameters themselves.
 
     Returns:
         Parameters and state of the same net composed without them.
@@ -132,8 +159,8 @@ def merge(net: Layer, params: Params, state: State | None = None) -> tuple[Param
         >>> plain(merged, jnp.ones((2, 4))).shape
         (2, 3)
     """
-    _found(net)
-    return plain(net, params, state or {})
+    _check_found(net)
+    return plain(net, params, state or {}, train)
 
 
 def unmerge(
@@ -160,12 +187,8 @@ def unmerge(
         >>> bool(jnp.allclose(tuned(params, x), plain(pretrained, x)))
         True
     """
-    state = state or {}
-    # Inner ones first: an outer one replaces leaves of what the inner ones have made.
-    for at, own, stacks in reversed(_found(net)):
-        below = own.made(fold(key, at), _get(params, at) or {}, _get(state, at) or {}, stacks)
-        params, state = _put(params, at, below[0]), _put(state, at, below[1])
-    return params, state
+    _check_found(net)
+    return _made(net, net.computed, "", 0, params, state or {}, key)
 
 
 def trainable(net: Layer, params: Params) -> Params:
@@ -189,7 +212,7 @@ def trainable(net: Layer, params: Params) -> Params:
         {'bias': True, 'kernel': {'base': False, 'down': True, 'up': True}}
     """
     trained = jax.tree.map(lambda leaf: True, params)
-    for at, own, _ in _computed(net):
+    for at, own in _computed(net):
         for path in own.forms:
             whole = _path(at, path)
             tree = _get(trained, whole)
@@ -202,18 +225,120 @@ def trainable(net: Layer, params: Params) -> Params:
 def freezes(net: Layer) -> bool:
     """Is there something in a net that no gradient reaches?"""
     inside = any(map(freezes, net.children.values()))
-    return inside or any(own.constant for own in net.computed)
+    return inside or any(own.constant for own in net.computed if isinstance(own, Computed))
+
+
+def idle(net: Layer, params: Params) -> list[str]:
+    """The paths of the leaves that are trained but have no gradient at rest, as averages are."""
+    return [whole for at, own in _computed(net) for path in own.idle
+            if _get(params, whole := _path(at, path)) is not None]
+
+
+def statistics(layer: Layer, state: State) -> State:
+    """A state without what is carried for parameters: what is left is of the inputs."""
+    carried = {"origin" if isinstance(own, Expanded) else own.mark for own in layer.computed}
+    state = {name: part for name, part in state.items() if name not in carried}
+    for name, child in layer.children.items():
+        if name in state:
+            state = _put(state, name, statistics(child, state[name]))
+    return state
+
+
+def trained(net: Layer, params: Params) -> tuple[Params, Callable[[Params], Params]]:
+    """The parameters that are trained alone, and what puts such among the others."""
+    if not freezes(net):
+        return params, lambda part: part
+    free, whole = trainable(net, params), jax.tree.structure(params)
+    part: Params = {}
+    for path, leaf in paths(params).items():
+        if paths(free)[path]:
+            part = _put(part, path, leaf)
+    if not part:
+        raise LayerError("a net with something to train", f"{net!r}, which is frozen",
+                         "freeze less of it: name what trains by but=")
+    return part, lambda part: whole.unflatten(
+        [paths(part).get(path, leaf) for path, leaf in paths(params).items()])
+
+
+def check_moves(net: Layer, params: Params, remedy: str) -> None:
+    """Raise if parameters that are trained have no gradient at rest."""
+    if still := idle(net, params):
+        raise LayerError("parameters that have a gradient at rest",
+                         f"averages in the place of {listed(still)}", remedy)
 
 
 def plain(
     layer: Layer, params: Params, state: State, train: bool = False
 ) -> tuple[Params, State]:
     """The trees of a layer as those of the layer without reparametrizations, if it has any."""
-    for at, own, stacks in _computed(layer):
-        if below := _get(params, at):
-            below, carried, _ = own.plain(below, _get(state, at) or {}, stacks, train)
-            params, state = _put(params, at, below), _put(state, at, carried)
+    return _plain(layer, layer.computed, 0, params, state, train)
+
+
+def _plain(
+    layer: Layer, computed: Sequence[Computed | Expanded], above: int, params: Params,
+    state: State, train: bool,
+) -> tuple[Params, State]:
+    """`plain` of a layer of which these are left, the outer before the inner."""
+    if not computes(layer, computed):
+        return params, state
+    if computed:
+        own, *inner = computed
+        if isinstance(own, Expanded):
+            origin = state.get("origin", {})
+            rest = {name: part for name, part in state.items() if name != "origin"}
+            begin, way, rest = jax.jvp(
+                lambda params: _plain(layer, inner, above, params, rest, train), (origin,),
+                (jax.tree.map(jnp.subtract, params, origin),), has_aux=True)
+            return jax.tree.map(jnp.add, begin, way), {**rest, "origin": begin}
+        stacks = _stacks(layer, own, above)
+        return _plain(layer, inner, above, *own.plain(params, state, stacks, train)[:2], train)
+    for name, child in layer.children.items():
+        if own := params.get(name):
+            below, rest = _plain(child, child.computed, above + layer.stacks, own,
+                                 state.get(name, {}), train)
+            params, state = {**params, name: below}, _put(state, name, rest)
     return params, state
+
+
+def _made(
+    layer: Layer, computed: Sequence[Computed | Expanded], at: str, above: int, params: Params,
+    state: State, key: jax.Array,
+) -> tuple[Params, State]:
+    """`unmerge` of a layer at a path of which these are left; the inner ones are made first."""
+    if not computes(layer, computed):
+        return params, state
+    if computed:
+        own, *inner = computed
+        make = lambda params, state: _made(  # noqa: E731
+            layer, inner, at, above, params, state, key)
+        if isinstance(own, Expanded):
+            rest = {name: part for name, part in state.items() if name != "origin"}
+            origin, state = make(state.get("origin", {}), rest)
+            return make(params, rest)[0], {**state, "origin": origin}
+        return own.made(fold(key, at), *make(params, state), _stacks(layer, own, above))
+    for name, child in layer.children.items():
+        below, rest = _made(child, child.computed, _path(at, name), above + layer.stacks,
+                            params.get(name, {}), state.get(name, {}), key)
+        params, state = _put(params, name, below), _put(state, name, rest)
+    return params, state
+
+
+def computes(layer: Layer, computed: Sequence[Computed | Expanded]) -> bool:
+    """Is there something to compute in a layer of which these are left?"""
+    inside = any(computes(child, child.computed) for child in layer.children.values())
+    return inside or any(isinstance(own, Computed) for own in computed)
+
+
+def _stacks(layer: Layer, own: Computed, above: int) -> Callable[[str], int]:
+    """How many axes for copies the leaf at a path has, `above` of them around the layer."""
+    _check_planned(layer, own)
+    return lambda path: above + stacks_at(layer, path)
+
+
+def _check_planned(layer: Layer, own: Computed) -> None:
+    if not own.forms:
+        raise LayerError("a net that was planned", repr(layer),
+                         "call net.plan(x) first: which leaves match depends on the input")
 
 
 def reader(
@@ -231,24 +356,20 @@ def stacks_at(layer: Layer, path: str) -> int:
     return layer.stacks + (stacks_at(below, rest) if below else 0)
 
 
-def _computed(
-    layer: Layer, at: str = "", above: int = 0
-) -> Iterator[tuple[str, Computed, Callable[[str], int]]]:
+def _computed(layer: Layer, at: str = "") -> Iterator[tuple[str, Computed]]:
     """Where a net has computed parameters, the outer before the inner."""
     for own in layer.computed:
-        if not own.forms:
-            raise LayerError("a net that was planned", repr(layer),
-                             "call net.plan(x) first: which leaves match depends on the input")
-        yield at, own, lambda path: above + stacks_at(layer, path)
+        if isinstance(own, Computed):
+            _check_planned(layer, own)
+            yield at, own
     for name, child in layer.children.items():
-        yield from _computed(child, _path(at, name), above + layer.stacks)
+        yield from _computed(child, _path(at, name))
 
 
-def _found(net: Layer) -> list[tuple[str, Computed, Callable[[str], int]]]:
-    if not (found := list(_computed(net))):
+def _check_found(net: Layer) -> None:
+    if not computes(net, net.computed):
         raise LayerError("a net with computed parameters", repr(net), "pass the net that was made "
                          "by reparam, lora or the like: parameters of any other are plain")
-    return found
 
 
 def _several(patterns: Patterns) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from diffprog.entries import Mask, clear, reduce, spread, wide
 from diffprog.errors import LayerError
 from diffprog.guards import inputs
 from diffprog.notation import listed, show
-from diffprog.plans import difference
+from diffprog.plans import difference, reaches
 
 __all__ = ["fisher_product", "gauss_newton_product", "hessian_product"]
 
@@ -48,7 +48,8 @@ def hessian_product(loss: Callable[[Any], jax.Array], params: Any, vector: Any) 
         vector: a tree like `params`.
 
     Raises:
-        LayerError: the vector is not like the parameters; the loss is no single number.
+        LayerError: the vector is not like the parameters; the loss is no single number, or does
+            not depend on them.
 
     Example:
         >>> params, vector = jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])
@@ -58,6 +59,8 @@ def hessian_product(loss: Callable[[Any], jax.Array], params: Any, vector: Any) 
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian", Neural Computation 6.
     """
     _check_vector(params, vector)
+    value, pull = jax.vjp(_number(loss), params)
+    check_reaches(pull, value)
     return jax.jvp(jax.grad(_number(loss)), (params,), (vector,))[1]
 
 
@@ -91,6 +94,7 @@ def gauss_newton_product(
     """
     _check_vector(params, vector)
     outputs, push = jax.linearize(forward, params)
+    check_reaches(push, vector)
     pull = jax.linear_transpose(push, params)
     return pull(jax.jvp(jax.grad(_number(loss)), (outputs,), (push(vector),))[1])[0]
 
@@ -147,6 +151,15 @@ def fisher_product(
         return reduce(values, real, "mean")
 
     return gauss_newton_product(forward, log_partition, params, vector)
+
+
+def check_reaches(derivative: Callable[[Any], Any], given: Any) -> None:
+    """Raise if a derivative is zero whatever it is given: then so is all that is made of it."""
+    if not reaches(derivative, given):
+        raise LayerError("something that depends on the parameters", "a derivative of zero",
+                         "make the loss train=True, or differentiate the plain net at "
+                         "dp.merge(net, params, state): at rest ema computes with averages, and "
+                         "what is frozen has no gradient")
 
 
 def _check_vector(params: Any, vector: Any) -> None:

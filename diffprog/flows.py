@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.arguments import held
+from diffprog.computed import Expanded
 from diffprog.factories import around, rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import clip
@@ -82,7 +83,7 @@ def gradient_flow(
     Those of a training step on this batch. A deep net whose gradients shrink from its end to its
     beginning is trained at its end alone; residual sums and norms keep them of one size. Entries
     behind a mask count as all others. Copies side by side (`heads`, `ensemble`) are taken together,
-    and so are several calls of one layer: theirs is the mean.
+    and so are several calls of one layer: theirs is the mean. What is in `linearize` has one row.
 
     Args:
         net: any layer.
@@ -231,7 +232,7 @@ def _row(path: str, layer: Layer, at: tuple[Any, ...], trees: tuple[Params, Para
     calls = max(sizes[:, 2].mean(), 1)
     activation, gradient = np.sqrt((sizes[:, :2] ** 2).mean(0)) / calls
     held: list[float | None] = [None, None]
-    if own and not layer.children:
+    if own and not _children(layer):
         held = [float(_size([tree[at] for tree in jax.tree.leaves(trees)])) for trees in
                 (own, {name: felt[name] for name in own})]
     return Row(path, layer, float(activation) if sizes[:, 2].any() else None, float(gradient),
@@ -263,8 +264,11 @@ def _is_repeat(layer: Layer) -> bool:
 
 
 def _children(layer: Layer) -> Mapping[str, Layer]:
-    """The layers inside that have parameters of their own; those in `hyper` are written."""
-    return layer.children if layer.rebuild and "target" not in layer.settings else {}
+    """The layers inside that have rows: those in `hyper` are written, and what is in `linearize` is
+    computed elsewhere, at the origin."""
+    expanded = any(isinstance(own, Expanded) for own in layer.computed)
+    known = layer.rebuild and "target" not in layer.settings and not expanded
+    return layer.children if known else {}
 
 
 def _join(path: str, name: str) -> str:

@@ -70,8 +70,11 @@ def generate(
         stop: ids that end a text. When all texts have ended, the loop does.
         side: `memory` and `memory_mask` of an encoder-decoder, ``memory =
             net.children["encoder"](params["encoder"], source, mask=source_mask)`` and
-            ``memory_mask=source_mask``; without the masks padding is read like the rest. Other
-            side inputs are given unchanged at every step.
+            ``memory_mask=source_mask``; without the masks padding is read like the rest. Of a
+            wrapped net, whose parameters `ema` or `quantize` computes, ``memory = dp.tap(net,
+            "encoder")(params, ids, state=state, source=source, source_mask=source_mask)[1]
+            ["encoder"]`` with any `ids` (batch, time). Other side inputs are given unchanged at
+            every step.
 
     Raises:
         LayerError: an argument is out of its range; a prompt is empty, or with `steps` longer than
@@ -154,9 +157,12 @@ def begun(
         raise LayerError("side inputs that hold for all steps", listed(wrong), "give prompts of "
                          "different lengths as a list of lists: they are padded and masked here")
     if "source" in side and "memory" in net.side:
-        raise LayerError("memory in place of source", show(side["source"]), "encode it once: "
-                         'memory=net.children["encoder"](params["encoder"], source, '
-                         "mask=source_mask), memory_mask=source_mask")
+        # What a wrapper makes of parameters, the children that it shows do not know.
+        encoded = ('dp.tap(net, "encoder")(params, ids, state=state, source=source, '
+                   'source_mask=source_mask)[1]["encoder"]' if net.computed else
+                   'net.children["encoder"](params["encoder"], source, mask=source_mask)')
+        raise LayerError("memory in place of source", show(side["source"]),
+                         f"encode it once: memory={encoded}, memory_mask=source_mask")
     state = {} if state is None else state
     ids, real = _padded(prompts)
     longest = ids.shape[1]

@@ -114,18 +114,6 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
     return _keeping(start, raw)
 
 
-def said_of(apply: Any, what: Any) -> Any:
-    """The function `what` that was said of this `apply`; None if it was said of another one.
-
-    A record made by `dataclasses.replace` has all that is not replaced from the old one, whose
-    parts cannot know of a new `apply`.
-    """
-    if what is not None and not hasattr(what, "apply"):
-        what = functools.partial(what)
-        what.apply = apply
-    return what if what is not None and what.apply is apply else None
-
-
 def taken(layer: Layer, given: Mapping[str, Any]) -> dict[str, Any]:
     """The side inputs that are there; None is absent, and what nobody takes is refused."""
     given = {name: value for name, value in given.items() if value is not None}

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from diffprog import tree
 from diffprog.arguments import check_array, check_count, check_share
+from diffprog.computed import Expanded, plain
 from diffprog.entries import Mask, known, reduce, spread, total
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
@@ -94,8 +95,8 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
         chunk: how many tokens of the vocabulary are scored at a time; positive.
 
     Raises:
-        LayerError: a path that names nothing; a trunk and a table that do not fit the net's scores;
-            a batch that `next_token` does not take.
+        LayerError: a path that names nothing; a trunk and a table that do not fit the net's scores,
+            or are in one `linearize`; a batch that `next_token` does not take.
 
     Example:
         >>> net = dp.gpt(11, length=8, width=16, depth=1, heads=2)
@@ -109,15 +110,29 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
     """
     check_count("chunk", chunk)
 
+    def check_product(net: Layer) -> None:
+        """Raise where the scores are on the line from an origin: then they are no product."""
+        layer = net
+        for name, other in zip(trunk.split("/"), table.split("/"), strict=False):
+            if any(isinstance(own, Expanded) for own in layer.computed):
+                raise LayerError("scores that are one product", repr(layer),
+                                 "use next_token: linearize makes a sum of two of a product")
+            if name != other or name not in layer.children:
+                return
+            layer = layer.children[name]
+
     def score(
         net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
         given: dict[str, Any],
     ) -> Any:
+        check_product(net)
+        net.plan(x, **{name: given[name] for name in given.keys() & net.side})
+        computed, _ = plain(net, params, state, given["train"])  # of the state before the call
         # The scores are traced and not used, so that XLA never computes them.
         (scores, seen), state = tap(net, trunk).apply(params, state, x, **given)
         if list(seen) != [trunk]:
             raise LayerError("the path of one layer as trunk", listed(seen), "name one alone")
-        kernel, bias = _scoring(params, table)
+        kernel, bias = _scoring(computed, table)
         _check_scores(scores, labels)
         if seen[trunk].shape[-1] != len(kernel) or scores.shape[-1] != kernel.shape[-1]:
             raise LayerError(

@@ -23,7 +23,8 @@ from diffprog.factories import described
 from diffprog.plans import Params, Plan, State
 
 # What a record says of its functions, and what it says where they were replaced.
-_OF_FUNCTIONS = {"planner": None, "rebuild": None, "factory": None, "settings": {}}
+_OF_FUNCTIONS = {
+    "planner": None, "rebuild": None, "within": None, "factory": None, "settings": {}}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -53,13 +54,13 @@ class Layer:
         casts: does it cast parameters where it uses them? Then `mixed` hands them to it as they
             are stored; to others it hands them in its dtype.
         within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for what
-            hands parameters on as they come. It is dropped where `apply` is replaced.
+            hands parameters on as they come.
         dtype: in which a program that reads this child's parameters sees them; None is as stored.
         factory: the function whose call `repr` shows.
 
     `dataclasses.replace` makes a record with other functions. What the old one said of its own,
-    planner, rebuild, settings and factory, is not true of these: it is left out, unless it is given
-    anew.
+    planner, rebuild, within, settings and factory, is not true of these: it is left out, unless it
+    is given anew.
 
     Example:
         >>> net = dp.linear(3)
@@ -107,7 +108,6 @@ class Layer:
             "apply": guards.guarded_apply(self, apply),
             "start": start and guards.guarded_start(self, start),
             "_planned": guards.guarded_plan(self, self.planner, init, apply),
-            "within": guards.said_of(apply, self.within),
         }
         vars(self).update(checked)  # the fields are frozen from here on
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog import tree
+from diffprog.computed import plain
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import magnitude
@@ -28,7 +29,8 @@ def l1(params: Params, *patterns: str) -> jax.Array:
     """``sum |w|`` over the leaves that the patterns find, in float32 or wider; slope 0 at 0.
 
     Args:
-        params: parameters of a net.
+        params: parameters of a net; of one with computed parameters pass what `merge` gives, for
+            here they are taken as they are.
         patterns: paths as `tree.select` takes them; all kernels if there are none.
 
     Raises:
@@ -64,12 +66,16 @@ def l2(params: Params, *patterns: str) -> jax.Array:
 def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> Objective:
     """The objective ``loss + penalty(params)``; metrics gain ``penalty``.
 
+    The penalty is given what the net computes with: of parameters that `weight_norm`, `quantize`,
+    `lora` or `ema` computes from others the results, as `merge` gives them, in the mode of the
+    call. What is frozen has no gradient there.
+
     The metric ``loss`` stays the loss on the data, so that training and validation compare.
     Penalties of several layers of `penalized` add up.
 
     Args:
         objective: what is penalized.
-        penalty: ``params -> number``, with its rate in it.
+        penalty: ``params -> number``, with its rate in it; params under the paths of the plain net.
 
     Raises:
         LayerError: the penalty is no single number.
@@ -87,8 +93,9 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
     def total(
         net: Layer, params: Params, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        given = state or {}
         loss, (state, metrics) = objective(net, params, state, batch, key=key, train=train)
-        extra = penalty(params)
+        extra = penalty(plain(net, params, given, train)[0])
         if jnp.shape(extra) != ():
             raise LayerError("a penalty that is one number", show(extra), "sum it")
         return loss + extra, (state, {**metrics, "penalty": metrics.get("penalty", 0) + extra})

@@ -6,6 +6,7 @@ training. Nothing may mix the examples of a batch, then; the statistics of a bat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, held
+from diffprog.computed import check_moves, computes, statistics, trained
+from diffprog.curvature import check_reaches
 from diffprog.data import examples_in
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
@@ -35,6 +38,8 @@ def per_example_gradients(
     those of one gradient of the batch. The memory is that of the result, batch times parameters:
     `per_example_gradient_norms` needs less.
 
+    It is the gradient in what is `trainable`: what is frozen is left out of the result.
+
     Shapes:
         batch: arrays (B, ...). Each leaf of the result: (B, *that of the parameter).
 
@@ -45,12 +50,14 @@ def per_example_gradients(
         batch: of examples, as the objective takes it. One that compares them with each other, as
             a contrastive one does, sees one at a time here.
         key: of randomness, split into one for each example.
-        train: as in `apply`. A net with state is refused in training: batch statistics mix examples
-            and are those of one alone here.
+        train: as in `apply`. A net with statistics is refused in training: those of a batch mix
+            examples and are those of one alone here. A net with averages, as `ema` has, is refused
+            at rest, where it computes with these and no parameter has a gradient.
 
     Raises:
-        LayerError: arrays of several lengths; ``train=True`` for a net with state; what the
-            objective and the net refuse.
+        LayerError: arrays of several lengths; ``train=True`` for a net with statistics, or
+            ``train=False`` for one with averages; a net that is frozen; what the objective and the
+            net refuse.
 
     Example:
         >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.array([0, 2])
@@ -59,7 +66,7 @@ def per_example_gradients(
         >>> gradients["kernel"].shape
         (2, 4, 3)
     """
-    batch, keys = _examples(batch, state, key, train)
+    batch, keys = _examples(net, batch, state, key, train)
     return jax.vmap(_gradient(net, objective, params, state, train))(batch, keys)
 
 
@@ -67,7 +74,7 @@ def per_example_gradient_norms(
     net: Layer, objective: Objective, params: Params, state: State, batch: Any, *,
     key: jax.Array | None = None, train: bool = False, batch_size: int | None = None,
 ) -> jax.Array:
-    """The length of the gradient on each example, over all parameters: ``|g_i|``, (B,).
+    """The length of the gradient on each example, over all that is trained: ``|g_i|``, (B,).
 
     Args:
         net, objective, params, state, batch, key, train: as in `per_example_gradients`.
@@ -85,8 +92,8 @@ def per_example_gradient_norms(
 
     Source: such norms are clipped in Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
+    batch, keys = _examples(net, batch, state, key, train)
     gradient = _gradient(net, objective, params, state, train)
-    batch, keys = _examples(batch, state, key, train)
 
     def norm(pair: Any) -> jax.Array:
         return jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient(*pair))))
@@ -117,12 +124,13 @@ def tangent_kernel(
         net: a layer, or any function ``(params, x) -> y``, at rest; a net with state is
             ``functools.partial(net, state=state)``, and x may be a dict whose parts a function
             gives to x and side inputs. It must not mix examples; forward mode must get through.
-        params: a tree of floating-point arrays.
+        params: a tree of floating-point arrays; of a layer what is `trainable` counts.
         x1, x2: trees of arrays with a first axis of examples; x2 is x1 if None.
         batch_size: how many examples of x2 are taken at a time.
 
     Raises:
-        LayerError: arrays of several lengths; the output is no array with an axis of examples.
+        LayerError: arrays of several lengths; the output is no array with an axis of examples, or
+            does not depend on the parameters; averages, as `ema` has, are used at rest.
 
     Example:
         >>> net, x = dp.linear(1, bias=False), jnp.array([[1.0, 0.0], [1.0, 2.0]])
@@ -136,15 +144,17 @@ def tangent_kernel(
     x1, x2 = held((x1, x1 if x2 is None else x2))
     n1, n2 = examples_in(x1), examples_in(x2)
     check_count("batch_size", batch_size)
-    outputs, push = jax.linearize(lambda params: net(params, x1), params)
+    params, run = _of_trained(net, params, x1)
+    outputs, push = jax.linearize(lambda params: run(params, x1), params)
     check_array(outputs, 1)
     if outputs.shape[0] != n1:
         raise LayerError(f"an output for each of {n1} examples", show(outputs),
                          "keep the first axis of x")
+    check_reaches(push, params)
 
     def pairs(example: Any) -> jax.Array:
         """The kernel of all of x1 with one example: (outputs of it, n1, *outputs)."""
-        y, pull = jax.vjp(lambda params: net(params, _batch_of_one(example)), params)
+        y, pull = jax.vjp(lambda params: run(params, _batch_of_one(example)), params)
         rows = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
         return jax.vmap(lambda row: push(*pull(row)))(rows)
 
@@ -153,29 +163,48 @@ def tangent_kernel(
     return jnp.moveaxis(kernel, 1, -1).swapaxes(0, 1).reshape(n1, n2, *shape, *shape)
 
 
+def _of_trained(net: Any, params: Any, x: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """What is trained of the parameters, and the net as a function of it; all of a function."""
+    layer = net.func if isinstance(net, functools.partial) else net
+    if not isinstance(layer, Layer):
+        return params, net
+    if computes(layer, layer.computed):
+        jax.eval_shape(net, params, x)  # by which it is known what is computed
+    check_moves(layer, params, "pass the plain net with the trees that dp.merge(net, params, "
+                "state) gives: it computes with these at rest")
+    part, whole = trained(layer, params)
+    return part, lambda part, x: net(whole(part), x)
+
+
 def _gradient(
     net: Layer, objective: Objective, params: Params, state: State, train: bool
 ) -> Callable[[Any, jax.Array | None], Params]:
-    """The gradient of the objective on one example."""
+    """The gradient of the objective on one example, in what is trained."""
 
     def gradient(example: Any, key: jax.Array | None) -> Params:
         def loss(params: Params) -> jax.Array:
             batch = _batch_of_one(example)
             return objective(net, params, state, batch, key=key, train=train)[0]
 
-        return jax.grad(loss)(params)
+        if computes(net, net.computed):
+            jax.eval_shape(loss, params)  # by which it is known what is computed
+        if not train:
+            check_moves(net, params, "pass train=True, or the plain net with the trees that "
+                        "dp.merge(net, params, state) gives: it computes with these at rest")
+        part, whole = trained(net, params)
+        return jax.grad(lambda part: loss(whole(part)))(part)
 
     return gradient
 
 
 def _examples(
-    batch: Any, state: State, key: jax.Array | None, train: bool
+    net: Layer, batch: Any, state: State, key: jax.Array | None, train: bool
 ) -> tuple[Any, jax.Array | None]:
     """The batch and a key for each example; raise where these would not be as in the batch."""
     n = examples_in(batch)
-    if train and state:
+    if train and (mixing := statistics(net, state)):
         raise LayerError("train=False for a net with state",
-                         f"train=True and {listed(paths(state))}",
+                         f"train=True and {listed(paths(mixing))}",
                          "leave train out: batch statistics mix the examples of a batch")
     return held(batch), None if key is None else jax.random.split(key, n)
 

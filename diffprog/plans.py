@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from diffprog.errors import LayerError
 from diffprog.notation import listed, show
@@ -107,6 +108,12 @@ def one_more(count: int, given: Any) -> Any:
     """The shapes of `given` with one example more."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(
         (count + 1, *a.shape[1:]) if a.shape[:1] == (count,) else a.shape, a.dtype), given)
+
+
+def reaches(linear: Callable[..., Any], given: Any) -> bool:
+    """Does anything of what a linear function is given come out of it? Read off its jaxpr."""
+    traced = jax.make_jaxpr(linear)(given).jaxpr
+    return any(dce_jaxpr(traced, [True] * len(traced.outvars))[1])
 
 
 def remember(plan: Callable[[Any, dict[str, Any]], T]) -> Callable[[Any, dict[str, Any]], T]:

@@ -91,3 +91,12 @@ def equations(jaxpr):
             if hasattr(inner, "eqns"):
                 count += equations(inner)
     return count
+
+
+def moved(tree, seed=3):
+    """The tree with every float moved at random: as training leaves no two trees alike."""
+    leaves, structure = jax.tree.flatten(tree)
+    draw = np.random.default_rng(seed)
+    return structure.unflatten([
+        leaf + jnp.asarray(0.2 * draw.normal(size=leaf.shape), leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for leaf in leaves])

@@ -133,8 +133,9 @@ def transformer(
         x: ints (batch, time) in [0, target_vocabulary) -> (batch, time, target_vocabulary).
         source: ints (batch, S) in [0, source_vocabulary); source_mask: booleans (batch, S), True =
             real.
-        memory, memory_mask: what ``net.children["encoder"]`` makes of the source, in its place.
-            Streams begin with it, because the encoder sees all at once.
+        memory, memory_mask: what ``net.children["encoder"]`` makes of the source, in its place; of
+            a net in `ema` and the like, what `tap` reads there. Streams begin with it, because the
+            encoder sees all at once.
         mask: booleans (batch, time), True = real.
 
     Args:

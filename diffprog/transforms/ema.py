@@ -21,9 +21,10 @@ def ema(layer: Any, decay: float = 0.999, pattern: Patterns = "**") -> Layer:
     """Use averaged parameters at rest: ``y = f(x; a)`` with ``a = decay * a + (1 - decay) * w``.
 
     In training the layer computes with its parameters, and each call takes them into the average,
-    which is state; at rest it computes with the average. So validation, sampling and checkpoints
-    see it without further code. The first ``1 / (1 - decay)`` calls are averaged equally, so that
-    the initial values are soon forgotten. No gradient reaches the parameters at rest.
+    which is state, under the name ``#ema``; at rest it computes with the average. So validation,
+    sampling and checkpoints see it without further code. The first ``1 / (1 - decay)`` calls are
+    averaged equally, so that the initial values are soon forgotten. No gradient reaches the
+    parameters at rest: what asks for one there is refused.
 
     Args:
         layer: any layer.
@@ -37,8 +38,8 @@ def ema(layer: Any, decay: float = 0.999, pattern: Patterns = "**") -> Layer:
     Example:
         >>> net = dp.ema(dp.linear(3), decay=0.9)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
-        >>> sorted(state["kernel"])
-        ['average', 'count']
+        >>> sorted(dp.tree.paths(state))
+        ['#ema/bias/average', '#ema/bias/count', '#ema/kernel/average', '#ema/kernel/count']
 
     Source: Polyak and Juditsky 1992, SIAM Journal on Control and Optimization 30(4).
     """
@@ -59,5 +60,6 @@ def ema(layer: Any, decay: float = 0.999, pattern: Patterns = "**") -> Layer:
         return leaf, {"average": average + share * (now - average), "count": count}
 
     return reparametrized(
-        as_layer(layer), Computed(lambda key, leaf: leaf, use, pattern, carry=carry),
+        as_layer(layer),
+        Computed(lambda key, leaf: leaf, use, pattern, carry=carry, mark="#ema"),
         lambda layer: ema(layer, decay, pattern))

@@ -24,6 +24,7 @@ from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, remember, spec
+from diffprog.transforms.tap import is_output
 
 __all__ = ["fixed_point"]
 
@@ -90,7 +91,8 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
             check_array(leaf)
         plan = layer.plan((x, x), **side)
         # What `tap` reads off is no state: it is that of the solution.
-        if held := [path for path in tree.paths(plan.state) if "#" not in path]:
+        if held := [path for path in tree.paths(plan.state)
+                    if not any(map(is_output, path.split("/")))]:
             raise LayerError("a layer without state", listed(held),
                              "use layer_norm for batch_norm: a step of the solver is no call")
         if spec(plan.y) != spec(x):

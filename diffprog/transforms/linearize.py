@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.computed import Expanded, idle
 from diffprog.errors import LayerError
 from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
+from diffprog.notation import listed
 from diffprog.plans import Params, Plan, State, difference, spec
+from diffprog.transforms.tap import is_output
 
 __all__ = ["linearize"]
 
@@ -37,8 +40,9 @@ def linearize(layer: Any) -> Layer:
         layer: any layer through which forward mode gets.
 
     Raises:
-        LayerError: at ``init``, if the layer's own state has the name ``origin``; at ``apply``, if
-            there is no origin, or that of another net; at ``start``.
+        LayerError: at ``init``, if the layer's own state has the name ``origin``, or `ema` is in
+            it, which goes around; at ``apply``, if there is no origin, or that of another net; at
+            ``start``.
 
     Example:
         >>> net, x = dp.linear(4) >> jnp.sin >> dp.linear(1), jnp.ones((2, 3))
@@ -58,6 +62,11 @@ def linearize(layer: Any) -> Layer:
         if "origin" in plan.state:
             raise LayerError("a layer without a state named origin", "one that has it",
                              "rename the child, or linearize once: twice is the same")
+        if averages := idle(layer, plan.params):
+            raise LayerError("a layer that computes with its parameters at rest",
+                             f"one that averages {listed(averages)}",
+                             "write ema(linearize(layer)): the average of its parameters moves "
+                             "along the line")
         return dataclasses.replace(plan, state=_with(plan.params, plan.state))
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
@@ -77,8 +86,8 @@ def linearize(layer: Any) -> Layer:
         def run(params: Params) -> tuple[Any, State]:
             return layer.apply(params, own, x, key=key, train=train, **side)
 
-        y, slope, new = jax.jvp(run, (origin,), (moved,), has_aux=True)
-        return jax.tree.map(_sum, y, slope), _with(origin, new)
+        (y, new), (slope, drift) = jax.jvp(run, (origin,), (moved,))
+        return jax.tree.map(_sum, y, slope), _with(origin, _tapped(new, drift))
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         raise LayerError("the whole input at once", "a streaming call",
@@ -86,13 +95,20 @@ def linearize(layer: Any) -> Layer:
 
     return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        **around(layer, linearize),
+        computed=(Expanded(), *layer.computed), **around(layer, linearize),
     )
 
 
 def _with(origin: Params, state: State) -> State:
     """The state with the origin; what is empty is left out."""
     return {**state, "origin": origin} if origin else state
+
+
+def _tapped(state: State, drift: Any) -> State:
+    """The state at the origin, whose outputs that `tap` reads are on the line, as y is."""
+    return {name: jax.tree.map(_sum, part, drift[name]) if is_output(name) else
+            _tapped(part, drift[name]) if isinstance(part, dict) else part
+            for name, part in state.items()}
 
 
 def _sum(y: Any, slope: Any) -> Any:

@@ -103,6 +103,11 @@ def tap(layer: Any, pattern: str) -> Layer:
     )
 
 
+def is_output(name: str) -> bool:
+    """Is this what `tap` calls an output in the state?"""
+    return name[:1] == "#" and name[1:].isdecimal()
+
+
 def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
     """The layer, whose state holds its last output under the name `mark` as well."""
 

@@ -22,15 +22,20 @@ def forgotten(tree):
     return tree["half"][:2]
 
 
-def beginning(key, x):
-    return {"kernel": jnp.ones(4)}, {"kernel": jnp.ones(4)}
+def renamed(layer):
+    """The layer in a record that says nothing of what is computed."""
+    return dp.Layer(layer.init, layer.apply, name="renamed")
 
 
-def applied(params, state, x, *, key=None, train=False):
-    return x * params["kernel"], state
+def expanded_around(wrap):
+    return lambda: dp.linearize(wrap(LINEAR)).init(KEY, X)
 
 
-NAMED = dp.Layer(beginning, applied, name="named")  # its state has the name of its parameter
+def with_memory(wrap):
+    net = wrap(dp.transformer(5, 5, width=4, depth=1, heads=1, hidden=4))
+    ids = jnp.ones((1, 2), int)
+    params, state = net.init(KEY, ids, source=ids)
+    return lambda: dp.generate(net, params, ids, 2, state=state, source=ids)
 
 EXAMPLES = {
     # Which leaves.
@@ -52,9 +57,17 @@ EXAMPLES = {
     "lora(freeze(linear(3)), 2): wants kernel to be trained, got a leaf that is frozen inside; "
     "freeze around it: freeze(lora(...), but=('**/down', '**/up'))":
         lambda: dp.lora(dp.freeze(LINEAR), 2).init(KEY, X),
-    "ema(named, pattern='kernel'): wants leaves whose paths the state leaves free, got kernel; "
-    "rename the parameter, or what the layer carries":
-        lambda: dp.ema(NAMED, pattern="kernel").init(KEY, X),
+    "ema(renamed): wants a state that leaves the name #ema free, got #ema; make the wrapper "
+    "inside by dataclasses.replace, which hands on what is computed":
+        lambda: dp.ema(renamed(dp.ema(LINEAR))).init(KEY, X),
+    "linearize(ema(linear(3))): wants a layer that computes with its parameters at rest, got one "
+    "that averages bias, kernel; write ema(linearize(layer)): the average of its parameters moves "
+    "along the line":
+        expanded_around(dp.ema),
+    "wants memory in place of source, got int32[1,2]; encode it once: memory=dp.tap(net, "
+    "\"encoder\")(params, ids, state=state, source=source, source_mask=source_mask)[1]"
+    "[\"encoder\"], memory_mask=source_mask":
+        with_memory(dp.ema),
     # How they are computed.
     "reparam(linear(3), scaled, forgotten): wants params kernel as float32[4,3], got float32[2,3]; "
     "pass what init gave on input of this shape":
@@ -72,10 +85,10 @@ EXAMPLES = {
     "wants kernel with base, down, up, got float32[4,3]; pass the parameters of the "
     "reparametrized net: these are merged already, or of another one":
         lambda: dp.merge(LORA, PLAIN),
-    "ema(serial(linear(3))): wants state with linear_0/bias, got none; pass state=, as init gave "
-    "it":
+    "ema(serial(linear(3))): wants state with #ema/linear_0/bias, got none; pass state=, as init "
+    "gave it":
         lambda: EMA(EMA.init(KEY, X)[0], X),
-    "wants state with linear_0/bias, got none; pass state=, as init gave it":
+    "wants state with #ema/linear_0/bias, got none; pass state=, as init gave it":
         lambda: dp.merge(EMA, EMA.init(KEY, X)[0]),
     "wants a net with computed parameters, got linear(3); pass the net that was made by reparam, "
     "lora or the like: parameters of any other are plain":

@@ -34,6 +34,12 @@ def norms(batch_size):
         NET, dp.classification(), PARAMS, {}, (XS, YS), batch_size=batch_size)
 
 
+def of_averages():
+    net = dp.ema(NET)
+    own, state = net.init(KEY, XS)
+    dp.tangent_kernel(functools.partial(net, state=state), own, XS)
+
+
 def first(params, x):
     return x[:1]
 
@@ -95,6 +101,13 @@ EXAMPLES = {
         each(NORMED, train=True),
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":
         norms(0),
+    "wants parameters that have a gradient at rest, got averages in the place of linear_0/bias, "
+    "linear_0/kernel; pass train=True, or the plain net with the trees that dp.merge(net, params, "
+    "state) gives: it computes with these at rest":
+        each(dp.ema(dp.serial(NET))),
+    "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less of "
+    "it: name what trains by but=":
+        each(dp.freeze(NET)),
     # Kernels.
     "wants batch_size as an int of at least 1, got None; pass a Python int":
         lambda: dp.tangent_kernel(NET, PARAMS, XS, batch_size=None),
@@ -105,6 +118,14 @@ EXAMPLES = {
     "linear(3): wants params kernel as float32[2,3], got float32[4,3]; pass what init gave on "
     "input of this shape":
         lambda: dp.tangent_kernel(NET, PARAMS, XS, XS[:, :2]),
+    "wants parameters that have a gradient at rest, got averages in the place of bias, kernel; "
+    "pass the plain net with the trees that dp.merge(net, params, state) gives: it computes with "
+    "these at rest":
+        of_averages,
+    "wants something that depends on the parameters, got a derivative of zero; make the loss "
+    "train=True, or differentiate the plain net at dp.merge(net, params, state): at rest ema "
+    "computes with averages, and what is frozen has no gradient":
+        hessian(PARAMS, lambda p: jnp.ones(())),
     # Expansions.
     "at (linearize(serial(origin=batch_norm()))): wants a layer without a state named origin, got "
     "one that has it; rename the child, or linearize once: twice is the same":

@@ -53,6 +53,12 @@ def pairs(documents, length=8):
     return lambda: dp.sentence_pairs(documents, length, start_token=1, separator_token=2, seed=0)
 
 
+def expanded():
+    net = dp.linearize(dp.serial(table=dp.embedding(7, 4), head=dp.linear(7)))
+    own, state = net.init(KEY, IDS)
+    dp.chunked_next_token("table", "head/kernel")(net, own, state, IDS, key=None, train=True)
+
+
 EXAMPLES = {
     # The next token.
     "wants ids as ints (batch, time + 1), at least two tokens, got int32[2,1]; give at least two "
@@ -86,6 +92,9 @@ EXAMPLES = {
         chunks("*", "head/kernel"),
     "wants chunk as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.chunked_next_token("table", "head/kernel", chunk=0),
+    "wants scores that are one product, got linearize(serial(table=embedding(7, 4), head=linear(7)"
+    ")); use next_token: linearize makes a sum of two of a product":
+        expanded,
     "wants characters as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.bits_per_character(1.0, 1, 0),
     # Hidden tokens, pairs of sentences.

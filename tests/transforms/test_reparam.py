@@ -63,7 +63,7 @@ def test_what_is_carried_is_state():
     for _ in range(3):
         y, state = net.apply(params, state, X, train=True)
     same(net.apply(params, state, X)[1], state)
-    assert state["kernel"].tolist() == [3, 3]
+    assert state["#reparam"]["kernel"].tolist() == [3, 3]
     same(y, dp.repeat(2, dp.linear(4))(params, X))
 
 
