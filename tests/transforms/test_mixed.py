@@ -246,8 +246,8 @@ def test_averages_are_of_what_is_stored():
     params = jax.tree.map(lambda a: a + 1.003, params)
     _, state = net.apply(params, state, X, train=True)
     for path in ("kernel", "bias"):
-        same(state["linear_0"][path]["average"], params["linear_0"][path])
-    same(state["forward_0"]["scale"]["average"], params["forward_0"]["scale"])
+        same(state["#ema"]["linear_0"][path]["average"], params["linear_0"][path])
+    same(state["#ema"]["forward_0"]["scale"]["average"], params["forward_0"]["scale"])
 
 
 def test_a_small_difference_of_parameters_is_not_rounded_in_linearize():
