@@ -96,7 +96,7 @@ def gradient_flow(
         LayerError: as the net and the objective do.
 
     Example:
-        >>> net, x = dp.repeat(30, dp.linear(8) >> jnp.tanh) >> dp.linear(2), jnp.ones((4, 8))
+        >>> net, x = dp.repeat(30, dp.linear(8) >> jax.nn.relu) >> dp.linear(2), jnp.ones((4, 8))
         >>> params, state = net.init(jax.random.key(0), x)
         >>> batch = x, jnp.array([0, 1, 0, 1])
         >>> flow = dp.gradient_flow(net, dp.classification(), params, batch)
