@@ -63,10 +63,11 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def held(x: Any) -> Any:
-    """A pytree whose NumPy ints are those that JAX will hold, or the nearest ones.
+    """A pytree whose NumPy numbers have the dtypes that JAX will hold; ints are the nearest ones.
 
-    JAX takes an id of 2**32 + 3 as 3, another class or another row of a table, where it has 32 bits
-    alone. The largest int is none, and gives NaN, as every id out of range does. This is seen
+    A float64 that JAX makes a float32 would mislead who goes by the dtype of x, as tolerances do.
+    And JAX takes an id of 2**32 + 3 as 3, another class or another row of a table, where it has 32
+    bits alone. The largest int is none, and gives NaN, as every id out of range does. This is seen
     before JAX has the array: a jitted function of one's own is handed the 3.
     """
     return jax.tree.map(_held, x)
@@ -82,12 +83,14 @@ def as_int32(ids: Any) -> jax.Array:
 
 
 def _held(a: Any) -> Any:
-    if not isinstance(a, (np.ndarray, np.generic)) or not np.issubdtype(a.dtype, np.integer):
+    if not isinstance(a, (np.ndarray, np.generic)) or not np.issubdtype(a.dtype, np.number):
         return a
     dtype = jax.dtypes.canonicalize_dtype(a.dtype)
     if dtype == a.dtype:
         return a
-    return np.clip(a, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
+    if np.issubdtype(dtype, np.integer):
+        a = np.clip(a, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return a.astype(dtype)
 
 
 def _features(count: int) -> str:

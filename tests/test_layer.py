@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from comparing import KEY, X, close, equal, same
 
@@ -87,3 +88,15 @@ def test_what_is_said_of_an_apply_is_not_said_of_another():
         *given, **more)).within is None
     again = dataclasses.replace(named, apply=net.apply, within=lambda f: f(net))
     assert again.within(lambda part: part) is net
+
+
+@pytest.mark.parametrize("net", [
+    dp.mixed(dp.linear(3), jnp.bfloat16), dp.batch_norm(), dp.sinusoidal_positions(),
+    dp.fixed_point(lambda pair: pair[1] + 0.9 * jnp.sin(pair[0])),
+], ids=repr)
+def test_float64_of_numpy_is_what_jax_makes_of_it(net):
+    """A warning that x is truncated would fail here, and so would a tolerance of float64."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 4))
+    params, state = net.init(KEY, x)
+    same(net.apply(params, state, x), net.apply(params, state, jnp.asarray(x)))
+    assert np.isfinite(net(params, x, state=state)).all()
