@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffprog.axes import sides_of_examples
 from diffprog.entries import wide
 from diffprog.layer import Layer
-from diffprog.objectives import Metrics, Objective
+from diffprog.objectives import Metrics, Objective, parts
 from diffprog.plans import Params, State
 
 
@@ -48,7 +49,7 @@ def at_rest(
         return run(batch, None if key is None else jax.random.fold_in(key, first))
     count = examples(batch)
     leaves, structure = jax.tree.flatten(batch)
-    cut = [jnp.shape(leaf)[:1] == (count,) for leaf in leaves]
+    cut = _of_examples(objective, net, batch, count)
 
     def alone(leaves: list[Any], key: Any) -> Metrics:
         one = [a[None] if own else a for a, own in zip(leaves, cut, strict=True)]
@@ -56,6 +57,22 @@ def at_rest(
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
     return averaged(jax.vmap(alone, ([0 if own else None for own in cut], 0))(leaves, keys))
+
+
+def _of_examples(objective: Objective, net: Layer, batch: Any, count: int) -> list[bool]:
+    """Which leaves of a batch have an axis of examples; side inputs may hold for all of them."""
+    def long(value: Any) -> list[bool]:
+        return [jnp.shape(leaf)[:1] == (count,) for leaf in jax.tree.leaves(value)]
+
+    if not isinstance(batch, Mapping) or not net.side & batch.keys():
+        return long(batch)
+    shown = getattr(objective, "inputs", lambda net, batch: parts(net, batch)[::2])
+    try:
+        x, side = shown(net, batch)
+        whole = side.keys() - sides_of_examples(net, x, side, count, count, count + 1)[0]
+    except (TypeError, ValueError):
+        whole = set()  # the objective does not give x to the net as it is
+    return [fits and name not in whole for name in sorted(batch) for fits in long(batch[name])]
 
 
 def draws(objective: Objective) -> bool:

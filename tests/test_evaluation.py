@@ -140,6 +140,19 @@ def test_what_is_drawn_does_not_depend_on_the_cut(name):
         assert dp.evaluate(step, state, [batch(x)]) == whole  # and is the same each time
 
 
+def test_a_side_input_for_all_examples_is_not_drawn_apart():
+    """As many features as examples: what is added is one number to each feature."""
+    @dp.program()
+    def net(layers, x, *, time, shift):
+        return x * time[:, None] + shift
+
+    x, shift = np.ones((3, 3), np.float32), np.arange(3, dtype=np.float32)
+    step, state = of(net, dp.denoising(dp.cosine_schedule(10)), x, time=jnp.ones(3), shift=shift)
+    whole = dp.evaluate(step, state, [{"x": x, "shift": shift}])
+    parts = [{"x": x[:2], "shift": shift}, {"x": x[2:], "shift": shift}]
+    assert dp.evaluate(step, state, parts) == pytest.approx(whole, rel=1e-5)
+
+
 def test_an_evaluated_bound_is_drawn():
     """q is N(0, 1), and what is predicted is z: E[(z - 2)**2] is 1 + 4, its variance 2 + 16."""
     still = dp.stateless(None, lambda params, x: (0 * x, 0 * x), name="still")
