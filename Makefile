@@ -19,6 +19,7 @@ verify: test
 bench: .venv/ready
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/gpt.py
+	$(BIN)/python benchmarks/resnet.py
 
 .venv/ready: pyproject.toml constraints.txt
 	if command -v uv >/dev/null; then \
