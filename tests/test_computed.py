@@ -100,7 +100,7 @@ def test_what_is_frozen_costs_the_optimizer_nothing_and_is_not_moved_by_decay():
 
 
 def test_what_is_frozen_is_not_moved_by_a_penalty():
-    """It speaks of the parameters themselves, so it has a gradient where the net has none."""
+    """It speaks of what the net computes with, where what is frozen has no gradient."""
     net = dp.serial(dp.freeze(dp.linear(4)), head=dp.linear(3))
     objective = dp.penalized(dp.classification(), lambda params: 0.1 * dp.l2(params))
     step = dp.make_step(net, objective, optax.sgd(0.1), donate=False)

@@ -98,7 +98,9 @@ def _mixed(d, x, depth):
 
 
 def _linearize(d, x, depth):
-    return d.make(dp.linearize, dp.serial(f=d.net(x, depth)))
+    f = dp.serial(f=d.net(x, depth))
+    averages = any("#ema" in path for path in dp.tree.paths(d.plan(f, x).state))
+    return f if averages else d.make(dp.linearize, f)  # averages go around
 
 
 def _replace(d, x, depth):
