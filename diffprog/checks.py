@@ -9,21 +9,24 @@ import jax
 from diffprog.errors import LayerError, signed
 from diffprog.laws import LAWS
 from diffprog.layer import as_layer
-from diffprog.trials import Trial
+from diffprog.trials import Options, Trial
 
 __all__ = ["check"]
 
-_TIME = {"nothing depends on the future", "streaming equals all at once"}
-
 
 class Report(NamedTuple):
-    """The laws that a layer was found to keep, and what they could not look at."""
+    """The laws that a layer was found to keep, and what could not be tried.
+
+    Attributes:
+        laws: the names of those that were tried and hold: what each changes was seen to matter.
+        untried: law -> why it could not be tried; and side input -> that it was not given.
+    """
 
     laws: list[str]
-    untried: list[str]
+    untried: dict[str, str]
 
     def __str__(self) -> str:
-        untried = f"; not tried: {', '.join(self.untried)}" if self.untried else ""
+        untried = "".join(f"\n  not tried: {name}: {why}" for name, why in self.untried.items())
         return f"{len(self.laws)} laws hold: {', '.join(self.laws)}{untried}"
 
 
@@ -33,11 +36,16 @@ def check(
 ) -> Report:
     """Run the laws that every layer keeps on this one, and report all that fail at once.
 
+    A law counts as held only if what it changes was seen to matter: no layer keeps the law on the
+    future behind an embedding that is given one id over and over. Else it is untried, with the
+    reason, and another x or more side inputs may help.
+
     Args:
         layer: any layer, or a plain function.
         x: its input; a `jax.ShapeDtypeStruct` stands for random numbers.
         key: of parameters, inputs and randomness; ``jax.random.key(0)`` if None.
-        batched: the first axis of x holds examples that must not mix at rest.
+        batched: the first axis of x holds examples that must not mix at rest, and in training
+            neither without state or noise.
         causal: the second axis is time; nothing may depend on what comes later, and chunk by chunk
             must equal all at once.
         smooth: False where the layer has no gradient at zero or at x.
@@ -46,7 +54,8 @@ def check(
         side: side inputs, with a first axis of examples.
 
     Returns:
-        The names of the laws that hold, and the side inputs that were not given.
+        The laws that hold; and those that could not be tried, with the side inputs that were not
+        given, each with the reason.
 
     Raises:
         LayerError: one error that lists every law that fails, and how.
@@ -55,29 +64,30 @@ def check(
         >>> report = dp.check(dp.linear(3), jax.ShapeDtypeStruct((2, 4), jnp.float32))
         >>> "gradients agree" in report.laws
         True
+        >>> report.untried["keys matter in training"]
+        'it draws nothing'
     """
     layer = as_layer(layer)
     side = {name: value for name, value in side.items() if value is not None}
-    left_out = {"examples do not mix"} if not batched else set()
-    left_out |= _TIME if not causal else set()
-    left_out |= {"gradients agree"} if precision != "float64" else set()
-    left_out |= {"gradients agree", "gradients are finite"} if not smooth else set()
-    laws = {name: law for name, law in LAWS.items() if name not in left_out}
-    failures = []
+    options = Options(batched, causal, smooth, precision)
+    laws, untried, failures = [], {}, []
     with jax.enable_x64(True):
         try:
             own = jax.random.key(0) if key is None else key
-            trial = Trial.of(layer, x, own, side, precision)
+            trial = Trial.of(layer, x, own, side, options)
         except Exception as error:
             failures.append(f"\n  init works on shapes alone: {type(error).__name__}: {error}")
         else:
-            for name, law in laws.items():
+            for name, law in LAWS.items():
                 try:
-                    law(trial)
+                    if reason := law(trial):
+                        untried[name] = reason
+                    else:
+                        laws.append(name)
                 except Exception as error:
                     failures.append(f"\n  {name}: {type(error).__name__}: {error}")
     if failures:
         with signed(layer.__repr__):
             raise LayerError("every law of a layer kept", f"{len(failures)} broken",
                              f"mend it by these:{''.join(failures)}")
-    return Report(list(laws), sorted(layer.side - side.keys()))
+    return Report(laws, untried | dict.fromkeys(sorted(layer.side - side.keys()), "not given"))

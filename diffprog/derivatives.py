@@ -105,25 +105,44 @@ def check_gradients(
         value = jax.jit(along)
         reverse = jax.jit(jax.grad(along))(moved, weights)
         forward = jax.jit(lambda m, t, w: jax.jvp(lambda m: along(m, w), (m,), (t,))[1])
-        found = []
-        for i, leaf in enumerate(moved):
-            zeros = [np.zeros(a.shape) for a in moved]
-            direction = draw.normal(size=leaf.shape)
-            direction /= max(np.linalg.norm(direction), 1e-30)
-            zeros[i] = direction
-            ahead, behind = ([a + h * b for a, b in zip(moved, zeros, strict=True)]
-                             for h in (_STEP, -_STEP))
-            rise = value(ahead, weights) - value(behind, weights)
-            found.append((float(np.vdot(direction, reverse[i])),
-                          float(forward(moved, zeros, weights)), float(rise) / (2 * _STEP)))
+        return compared(
+            [paths[i] for i in places], moved, lambda moved: value(moved, weights), reverse,
+            lambda tangents: forward(moved, tangents, weights), tolerance, draw)
+
+
+def compared(
+    paths: list[str], moved: list[Any], value: Callable[[list[Any]], Any], reverse: list[Any],
+    forward: Callable[[list[Any]], Any], tolerance: float, draw: np.random.Generator,
+) -> Gradients:
+    """The derivatives of one number along a random direction in each leaf that is moved.
+
+    Args:
+        paths, moved: names of the leaves, and where they are.
+        value: ``moved -> number``.
+        reverse: the gradient there, in reverse mode.
+        forward: ``tangents -> number``, in forward mode.
+        tolerance: as in `check_gradients`, which says what is raised too.
+        draw: what directions are drawn from.
+    """
+    found = []
+    for i, leaf in enumerate(moved):
+        tangents = [np.zeros(a.shape) for a in moved]
+        direction = draw.normal(size=leaf.shape)
+        direction /= max(np.linalg.norm(direction), 1e-30)
+        tangents[i] = direction
+        ahead, behind = ([a + h * b for a, b in zip(moved, tangents, strict=True)]
+                         for h in (_STEP, -_STEP))
+        rise = float(value(ahead)) - float(value(behind))
+        found.append((float(np.vdot(direction, reverse[i])), float(forward(tangents)),
+                      rise / (2 * _STEP)))
     finite = [abs(d) for three in found for d in three if np.isfinite(d)]
     floor = max([1e-3 * d for d in finite] + [1e-6])
     rows = []
-    for i, three in zip(places, found, strict=True):
+    for path, three in zip(paths, found, strict=True):
         scale = max(*map(abs, three), floor)
         error = (max(three) - min(three)) / scale if np.all(np.isfinite(three)) else float("inf")
-        reverse, forward, difference = three
-        rows.append(Derivative(paths[i] or "the argument", reverse, forward, difference, error))
+        backward, along, difference = three
+        rows.append(Derivative(path or "the argument", backward, along, difference, error))
     result = Gradients(rows)
     if not result.worst.error <= tolerance:
         raise LayerError(f"derivatives that agree to {tolerance:g}", str(result.worst),

@@ -19,9 +19,9 @@ NONE = -(2**31)  # no segment and no position is this, the least int32
 
 
 def cleared(x: jax.Array, mask: jax.Array | None, *, reach: int | None = None) -> jax.Array:
-    """x with zeros where the mask is False; x itself where there is no mask."""
+    """x with zeros where the mask is False; x itself where there is no mask. No array of NumPy."""
     if mask is None:
-        return x
+        return jnp.asarray(x)
     return jnp.where(widened(mask, x.shape, reach=reach), x, jnp.zeros_like(x))
 
 

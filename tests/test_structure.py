@@ -26,8 +26,9 @@ FLOORS = {
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
         "averages", "mixing", "axes", "training", "evaluation", "fitting", "games", "generation",
-        "beams", "summaries", "costs", "receptive", "checks", "laws", "trials", "derivatives",
-        "curvature", "per_example", "variational", "interop.*",
+        "beams", "summaries", "costs", "receptive", "checks", "laws", "batch_laws", "draw_laws",
+        "number_laws", "sequence_laws", "trials", "derivatives", "curvature", "per_example",
+        "variational", "interop.*",
         "flowcharts", "wirings", "diagrams", "tables", "flows", "diffusion", "samplers"], "tool"),
 }
 
@@ -168,7 +169,7 @@ TESTED_IN = {
     "arguments": "errors", "guards": "errors",  # what they do is refuse
     "averages": "evaluation",  # of which they are made
     "checks": "laws",  # `check` is the loop over the laws
-    "trials": "laws",  # what they try
+    **dict.fromkeys(["trials", "batch_laws", "draw_laws", "number_laws", "sequence_laws"], "laws"),
     "children": "program",  # they are seen by a program's function alone
     "factories": "notation",  # the call that they remember is written there
     "merging": "combinators",  # it joins what `branch` and `parallel` give

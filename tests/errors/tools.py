@@ -8,7 +8,7 @@ from refusing import KEY, X
 
 import diffprog as dp
 from diffprog.laws import LAWS
-from diffprog.trials import Trial
+from diffprog.trials import Options, Trial
 from errors.given import bools, floats, ints, traced
 
 LOGITS, LABELS, ROW = floats(2, 3), ints(2), floats(2, 4)
@@ -29,7 +29,8 @@ def faulty(law, forward, init=None, x=None, **side):
     def call():
         layer = forward if isinstance(forward, dp.Layer) else dp.stateless(init, forward)
         with jax.enable_x64(True):
-            LAWS[law](Trial.of(layer, jnp.ones((2, 3, 2)) if x is None else x, KEY, side))
+            given = jnp.ones((2, 3, 2)) if x is None else x
+            LAWS[law](Trial.of(layer, given, KEY, side, Options(causal=True)))
 
     return call
 
@@ -54,6 +55,21 @@ def forgets(params, state, x, **_):
     return x, {"count": state["count"].astype(jnp.float32)}
 
 
+def whole(key, x):
+    return {"scale": jnp.ones(x.shape[-1])}
+
+
+def noisy(draw):
+    """A layer that adds noise in training."""
+    return dp.Layer(lambda key, x: ({}, {}), lambda p, s, x, *, key=None, train=False: (
+        x + draw(key, x).astype(x.dtype) if train else x, s), random=True)
+
+
+def in_secret(params, state, x, **_):
+    return x @ jnp.ones((2, 9), x.dtype) @ jnp.ones((9, 2), x.dtype), state
+
+
+SECRET = dataclasses.replace(dp.serial(jnp.sin), apply=in_secret)
 COUNTING = dp.Layer(lambda key, x: ({}, {"count": jnp.zeros((), int)}), forgets)
 CHANGING = dataclasses.replace(dp.linear(2), rebuild=lambda children: dp.linear(3))
 DRAWS = dp.Layer(lambda key, x: ({}, {}), lambda p, s, x, *, key=None, **_: (
@@ -130,9 +146,8 @@ EXAMPLES = {
     "wants derivatives that agree to 1e-06, got the argument: reverse ...":
         lambda: dp.check_gradients(bent, jnp.zeros(2)),
     # Laws.
-    "centered: wants every law of a layer kept, got 1 broken; mend it by these:\n  examples do "
-    "not mix: LayerError: wants no difference at the output for one by one, got one of 1.5e+00; "
-    "look for what the two compute differently":
+    "centered: wants every law of a layer kept, got 1 broken; mend it by these:\n  a batch is "
+    "its examples: LayerError: wants no difference ...":
         lambda: dp.check(dp.stateless(None, own_batch, name="centered"), floats(2, 4)),
     "wants other results from another key, got the same; draw with the key of the call, or leave "
     "random out":
@@ -140,6 +155,21 @@ EXAMPLES = {
     "wants the same results from any key, of what is not declared random, got others; make it "
     "with Layer(..., random=True)":
         faulty("keys matter in training", DRAWS),
+    "wants a key for each draw, got 2 draws from 1 keys; split the key, or fold in what tells the "
+    "draws apart":
+        faulty("no two draws share a key", noisy(lambda key, x: jax.random.normal(
+            key, x.shape) + jax.random.uniform(key, x.shape))),
+    "wants other noise for each example, got the same for all; draw an array with the axis of "
+    "examples":
+        faulty("no two draws share a key", noisy(lambda key, x: jax.random.normal(
+            key, x.shape[1:]))),
+    "wants noise that is zero in the mean, got a mean ...":
+        faulty("noise keeps the mean", noisy(lambda key, x: jax.random.uniform(key, x.shape))),
+    "wants the gradient of float32 in scale, got ...":
+        faulty("sums are right in sixteen bits",
+               lambda params, x: x * params["scale"].astype(x.dtype), whole),
+    "wants 432 to ...":
+        faulty("operations are counted", SECRET),
     "wants finite gradients with train=False, got NaN in 1/0; keep roots, logarithms and "
     "quotients away from zero":
         faulty("gradients are finite", lambda params, x: jnp.sqrt(x * 0)),
@@ -158,6 +188,6 @@ EXAMPLES = {
     "structure, and equal shapes and dtypes":
         faulty("state keeps its structure", COUNTING),
     "wants no difference at the output for steps before 1, after changing the later ones, got one "
-    "of 6.7e-01; look for what the two compute differently":
+    "of 4.6e-01; look for what the two compute differently":
         faulty("nothing depends on the future", lambda params, x: x - x.mean(1, keepdims=True)),
 }

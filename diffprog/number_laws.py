@@ -1,0 +1,225 @@
+"""The laws of numbers: gradients agree and are finite, dtypes are kept, sums and counts right."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffprog import tree
+from diffprog.computed import trainable
+from diffprog.costs import flops
+from diffprog.derivatives import compared, is_float
+from diffprog.errors import LayerError
+from diffprog.notation import listed, show
+from diffprog.plans import spec
+from diffprog.summaries import summary
+from diffprog.trials import Trial, floats, same_spec, with_floats
+
+# How often a parameter is read: bfloat16 counts to 256. XLA sums an axis longer than 32 in parts,
+# which hides what happens on several short ones.
+_READ = (32, 32, 4)
+_SHARE = 0.01  # of the largest norm of a gradient, by which one may be off in sixteen bits
+_EXACT = 1e-4  # of the largest output: more is rounding in sixteen bits
+_COUNTED = 0.05  # by which two counts of operations may differ
+
+
+def gradients(t: Trial) -> str | None:
+    """Reverse mode, forward mode and finite differences agree, for all that is trained or given."""
+    if not t.options.smooth:
+        return "smooth=False"
+    if t.options.precision != "float64":
+        return f"it computes in {np.dtype(t.options.precision).name}"
+    given = (t.params, t.x, t.side)
+    # What is frozen moves the output, but has no gradient, and that is what it is for.
+    free = jax.tree.leaves((trainable(t.layer, t.params),
+                            jax.tree.map(lambda leaf: True, (t.x, t.side))))
+    names = list(tree.paths(given))
+    leaves = jax.tree.leaves(given)
+    places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+    moved = [i for i in places if free[i]]
+    if not moved or not floats(t.rest.y):
+        return "nothing can be differentiated"
+
+    def whole(parts: list[Any]) -> Any:
+        new = dict(zip(moved, parts, strict=True))
+        return jax.tree.unflatten(jax.tree.structure(given),
+                                  [new.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    for key, train in t.modes:
+        def value(parts: list[Any], key: Any = key, train: bool = train) -> float:
+            params, x, side = whole(parts)
+            y = t.pull(params, t.state, x, side, key, train, t.weighing(t.weights)).y
+            return _sum(t.weights, floats(y))
+
+        def forward(tangents: list[Any], key: Any = key, train: bool = train) -> float:
+            new = dict(zip(moved, tangents, strict=True))
+            every = [new.get(i, np.zeros(leaves[i].shape)) for i in places]
+            return _sum(t.weights, t.push(t.params, t.x, t.side, every, key, train))
+
+        found = dict(zip(places, jax.tree.leaves(t.of_mode(train).gradients), strict=True))
+        compared([names[i] for i in moved], [leaves[i] for i in moved], value,
+                 [found[i] for i in moved], forward, 1e-6, np.random.default_rng(0))
+    return None
+
+
+def finite(t: Trial) -> str | None:
+    """No gradient is NaN or infinite, at x and at zero."""
+    if not t.options.smooth:
+        return "smooth=False"
+    zeros = jax.tree.map(np.zeros_like, t.x)
+    if not floats(t.rest.y) or not jax.tree.leaves(t.rest.gradients):
+        return "nothing can be differentiated"
+    for key, train in t.modes:
+        for where, result in (("", t.of_mode(train)),
+                              (" at zero", t.pulled(x=zeros, key=key, train=train))):
+            if broken := tree.nonfinite(result.gradients):
+                raise LayerError(f"finite gradients{where} with train={train}",
+                                 f"NaN in {listed(broken)}",
+                                 "keep roots, logarithms and quotients away from zero")
+    return None
+
+
+def dtypes(t: Trial) -> str | None:
+    """Parameters and statistics are in float32, and what comes out has the dtype of x."""
+    if not floats(t.x):
+        return "x holds no floats"
+    with jax.enable_x64(False):
+        key = jax.random.wrap_key_data(jnp.asarray(jax.random.key_data(t.key)))
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+            narrow = lambda a, d=dtype: jax.ShapeDtypeStruct(  # noqa: E731
+                a.shape, d if is_float(a) else a.dtype)
+            x, side = spec(jax.tree.map(narrow, (t.x, t.side)))
+            params, state = jax.eval_shape(lambda k, x=x, s=side: t.layer.init(k, x, **s), key)
+            if wrong := {a.dtype.name for a in jax.tree.leaves((params, state)) if is_float(a)} - {
+                "float32"
+            }:
+                raise LayerError("parameters and statistics in float32",
+                                 f"{listed(wrong)} for {show(x)}",
+                                 "make them in float32, whatever x is")
+            for own, train in ((None, False), (key, True))[:len(t.modes)]:
+                y, new = jax.eval_shape(
+                    lambda p, s, x, side, k, train=train: t.eager(p, s, x, side, k, train),
+                    params, state, x, side, own)
+                if wrong := {a.dtype.name for a in jax.tree.leaves(y) if is_float(a)} - {
+                    np.dtype(dtype).name
+                }:
+                    raise LayerError(f"{np.dtype(dtype).name} out of {show(x)}", listed(wrong),
+                                     "return y.astype(x.dtype)")
+                same_spec("the state", spec(state), spec(new))
+    return None
+
+
+def sums(t: Trial) -> str | None:
+    """A parameter that is read thousands of times has in bfloat16 the gradient of float64.
+
+    Numbers are powers of two, so that the forward pass is exact and sums alone can be wrong. All
+    examples are one, so that in float64 one call gives the gradient of as many as there are.
+    """
+    if not floats(t.x):
+        return "x holds no floats"
+    if not floats(t.params):
+        return "it has no parameters"
+    if not t.options.batched:
+        return "batched=False"
+    draw = np.random.default_rng(0)
+
+    def power(a: Any) -> Any:
+        """A power of two in place of each float."""
+        return draw.choice([-1.0, -0.5, 0.5, 1.0], a.shape) if is_float(a) else a
+
+    x, side = jax.tree.map(lambda a: power(a[:1]), (t.x, t.side))
+    params = jax.tree.map(power, t.params)
+    plan = t.layer.plan(x, **side)
+    weights = [draw.choice([-1.0, 1.0], a.shape) for a in floats(plan.y)]
+    one = t.pull(params, t.state, x, side, None, False, t.weighing(weights))
+
+    def many(a: Any) -> Any:
+        return np.broadcast_to(_narrow(a, jnp.bfloat16)[0], (*_READ, *a.shape[1:]))
+
+    with jax.enable_x64(False):
+        given = jax.tree.map(many, (x, side))
+        single, state = jax.tree.map(lambda a: _narrow(a, np.float32), (params, t.state))
+        @jax.jit
+        def run(x: Any, side: Any) -> Any:
+            def outputs(parts: list[Any]) -> Any:
+                params = with_floats(single, parts)
+
+                def call(x: Any, side: Any) -> list[Any]:
+                    return floats(t.eager(params, state, x, side, None, False)[0])
+
+                return jax.vmap(jax.vmap(call))(x, side)
+
+            y, back = jax.vjp(outputs, floats(single))
+            along = [jnp.broadcast_to(jnp.asarray(w, a.dtype), a.shape)
+                     for w, a in zip(weights, y, strict=True)]
+            return y, back(along)[0]
+
+        y, found = run(*given)
+    wide = [math.prod(_READ) * np.asarray(a) for a in jax.tree.leaves(one.params_gradient)]
+    found = [np.asarray(a, np.float64) for a in found]
+    for a, b in zip(y, floats(one.y), strict=True):
+        if np.abs(np.asarray(a, np.float64) - b).max(initial=0) > _EXACT * np.abs(b).max(initial=0):
+            return "its forward pass is rounded in bfloat16"
+    if not (largest := max(map(np.linalg.norm, wide))):
+        return "all its gradients are zero"
+    paths = [path for path, leaf in tree.paths(t.params).items() if is_float(leaf)]
+    for path, got, wanted in zip(paths, found, wide, strict=True):
+        if (off := np.linalg.norm(got - wanted) / largest) > _SHARE:
+            raise LayerError(f"the gradient of float32 in {path}", f"one {off:.1%} off",
+                             "broadcast a parameter before it is cast to the dtype of x: what is "
+                             "read many times sums its gradient in the dtype in which it is read")
+    return None
+
+
+def counts(t: Trial) -> str | None:
+    """The operations of `summary` are no fewer than its products, and no more than XLA sees."""
+    if not (t.layer.children or t.layer.computed):
+        return "it is one layer, counted by XLA itself"
+    run = functools.partial(t.eager, key=None, train=False)
+    given = (t.params, t.state, t.x, t.side)
+    products = _products(jax.make_jaxpr(run)(*given).jaxpr)
+    if products is None:
+        return "nobody knows how often a loop runs"
+    most, got = flops(run, *given), summary(t.layer, t.x, **t.side).flops
+    if most <= 0:
+        return "it costs nothing"
+    products = min(products, most)  # XLA leaves out what nobody reads
+    # What is no product may be counted once for all copies, or once for each.
+    if not (1 - _COUNTED) * products <= got <= (1 + _COUNTED) * most + most - products:
+        raise LayerError(f"{products:.0f} to {most:.0f} operations in summary", f"{got:.0f}",
+                         "plan what apply computes")
+    return None
+
+
+def _products(jaxpr: Any) -> float | None:
+    """The operations of all products of matrices; None where a loop or a choice hides them."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("while", "cond"):
+            return None
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            total += 2.0 * eqn.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        for part in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(part, "jaxpr", part)
+            if not hasattr(inner, "eqns"):
+                continue
+            found = _products(inner)
+            if found is None:
+                return None
+            total += found * eqn.params.get("length", 1)
+    return total
+
+
+def _narrow(a: Any, dtype: Any) -> Any:
+    return np.asarray(a, dtype) if is_float(a) else np.asarray(a)
+
+
+def _sum(weights: list[Any], outputs: list[Any]) -> float:
+    return sum(float(np.vdot(w, a)) for w, a in zip(weights, outputs, strict=True))
