@@ -79,6 +79,30 @@ def test_padding_may_stand_anywhere(name):
         close(y if count is None or len(y[0]) != 7 else y[:, jnp.array(real)], run(params, x))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["adaptive_avg_pool", "adaptive_max_pool"])
+def test_adaptive_pools_have_the_gradient_of_the_real_steps(name, dtype):
+    net, _ = LAYERS[name]
+    real, mask = jnp.array([1, 2, 4, 5]), np.zeros((1, 7), bool)
+    mask[:, real] = True
+    # Windows of two small numbers: no dtype rounds their means.
+    x = jnp.asarray(np.random.default_rng(0).permutation(16).reshape(1, 4, 4), dtype)
+    padded = jnp.full((1, 7, 4), jnp.nan, dtype).at[:, real].set(x)
+
+    def run(x, mask=None):
+        y, back = jax.vjp(lambda x: net({}, x, mask=mask), x)
+        assert y.dtype == x.dtype
+        return y, back(jnp.arange(1, 1 + y.size, dtype=dtype).reshape(y.shape))[0]
+
+    y, slope = run(padded, jnp.asarray(mask))
+    wanted = run(x)
+    assert wanted[1].any()
+    close((y, slope[:, real]), wanted)
+    assert not slope[~mask].any()
+    whole = jnp.array([True])  # a mask of whole examples leaves all steps
+    close(run(x, whole), wanted)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_mask_of_steps_is_refused_where_they_would_count(name):
     net, x = REFUSED[name], jnp.asarray(drawn(2, 6, 4), jnp.float32)
