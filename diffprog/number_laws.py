@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,8 +24,10 @@ from diffprog.trials import Trial, floats, same_spec, with_floats
 # How often a parameter is read: bfloat16 counts to 256. XLA sums an axis longer than 32 in parts,
 # which hides what happens on several short ones.
 _READ = (32, 32, 4)
+_KINDS = ("params", "x", "side")  # what gradients are by
 _SHARE = 0.01  # of the largest norm of a gradient, by which one may be off in sixteen bits
 _EXACT = 1e-4  # of the largest output: more is rounding in sixteen bits
+_ROUNDED = {"cos", "erf", "exp", "exp2", "log", "log1p", "logistic", "rsqrt", "sin", "sqrt", "tanh"}
 _COUNTED = 0.05  # by which two counts of operations may differ
 
 
@@ -38,7 +41,8 @@ def gradients(t: Trial) -> str | None:
     # What is frozen moves the output, but has no gradient, and that is what it is for.
     free = jax.tree.leaves((trainable(t.layer, t.params),
                             jax.tree.map(lambda leaf: True, (t.x, t.side))))
-    names = list(tree.paths(given))
+    names = [f"{kind}/{path}".rstrip("/")
+             for kind, part in zip(_KINDS, given, strict=True) for path in tree.paths(part)]
     leaves = jax.tree.leaves(given)
     places = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
     moved = [i for i in places if free[i]]
@@ -77,7 +81,7 @@ def finite(t: Trial) -> str | None:
     for key, train in t.modes:
         for where, result in (("", t.of_mode(train)),
                               (" at zero", t.pulled(x=zeros, key=key, train=train))):
-            if broken := tree.nonfinite(result.gradients):
+            if broken := tree.nonfinite(dict(zip(_KINDS, result.gradients, strict=True))):
                 raise LayerError(f"finite gradients{where} with train={train}",
                                  f"NaN in {listed(broken)}",
                                  "keep roots, logarithms and quotients away from zero")
@@ -132,6 +136,9 @@ def sums(t: Trial) -> str | None:
         """A power of two in place of each float."""
         return draw.choice([-1.0, -0.5, 0.5, 1.0], a.shape) if is_float(a) else a
 
+    if _names(jax.make_jaxpr(functools.partial(t.eager, key=None, train=False))(
+        t.params, t.state, t.x, t.side).jaxpr) & _ROUNDED:
+        return "its forward pass is rounded in bfloat16"
     x, side = jax.tree.map(lambda a: power(a[:1]), (t.x, t.side))
     params = jax.tree.map(power, t.params)
     plan = t.layer.plan(x, **side)
@@ -143,7 +150,9 @@ def sums(t: Trial) -> str | None:
 
     with jax.enable_x64(False):
         given = jax.tree.map(many, (x, side))
-        single, state = jax.tree.map(lambda a: _narrow(a, np.float32), (params, t.state))
+        single, state = jax.tree.map(
+            lambda a: jnp.asarray(_narrow(a, np.float32)), (params, t.state))
+
         @jax.jit
         def run(x: Any, side: Any) -> Any:
             def outputs(parts: list[Any]) -> Any:
@@ -192,8 +201,23 @@ def counts(t: Trial) -> str | None:
     # What is no product may be counted once for all copies, or once for each.
     if not (1 - _COUNTED) * products <= got <= (1 + _COUNTED) * most + most - products:
         raise LayerError(f"{products:.0f} to {most:.0f} operations in summary", f"{got:.0f}",
-                         "plan what apply computes")
+                         "let rebuild make a layer that computes all of it")
     return None
+
+
+def _names(jaxpr: Any) -> set[str]:
+    """The primitives of a program and of all programs in it."""
+    names = {eqn.primitive.name for eqn in jaxpr.eqns}
+    for inner in _inner(jaxpr):
+        names |= _names(inner)
+    return names
+
+
+def _inner(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        for part in jax.tree.leaves(list(eqn.params.values())):
+            if hasattr(getattr(part, "jaxpr", part), "eqns"):
+                yield getattr(part, "jaxpr", part)
 
 
 def _products(jaxpr: Any) -> float | None:

@@ -83,7 +83,9 @@ class Trial:
         wide, beside = jax.tree.map(widened, (drawn, side))
         initial = layer.init(key, wide, **beside)
         draw = np.random.default_rng(0)
-        params, state = jax.tree.map(functools.partial(_moved, draw), initial)
+        params = jax.tree.map(functools.partial(_moved, draw), initial[0])
+        # A variance that begins at zero, as another library's may, is no variance below it.
+        state = jax.tree.map(functools.partial(_moved, draw, positive=True), initial[1])
         wide, beside = jax.tree.map(np.asarray, (wide, beside))
         return cls(layer, key, wide, beside, initial, params, state, options or Options())
 
@@ -135,7 +137,7 @@ class Trial:
 
             def outputs(parts: list[Any]) -> Any:
                 params, x, side = with_floats(given, parts)
-                return floats(self.eager(params, self.state, x, side, key, train)[0])
+                return floats(self.eager(params, self.given[1], x, side, key, train)[0])
 
             return jax.jvp(outputs, (floats(given),), (tangents,))[1]
 
@@ -315,12 +317,12 @@ def _drawn(key: jax.Array, leaf: Any) -> Any:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def _moved(draw: np.random.Generator, leaf: Any) -> Any:
+def _moved(draw: np.random.Generator, leaf: Any, positive: bool = False) -> Any:
     """A leaf in float64, elsewhere by a random share: what is positive stays so; zeros move too."""
     if not is_float(leaf):
         return np.asarray(leaf)
     wide, noise = np.asarray(leaf, np.float64), _FAR * draw.normal(size=leaf.shape)
-    return wide * np.exp(noise) if wide.any() else noise
+    return wide * np.exp(noise) if wide.any() else np.abs(noise) if positive else noise
 
 
 _DRAWN: list[bytes] = []  # the keys that were drawn from, in the order of the draws

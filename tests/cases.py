@@ -277,7 +277,7 @@ CASES = [
          untried=(DRY, ALONE, UNMASKED, UNPACKABLE, TIMELESS, LEAF, ROUNDED)),
     Case("group_norm of vectors", dp.group_norm(3, dims=0, bias=False), floats(2, 2, 6),
          {"causal": True},
-         untried=(DRY, ALONE, UNMASKED, UNPACKED, LEAF)),
+         untried=(DRY, ALONE, UNMASKED, UNPACKED, LEAF, ROUNDED)),
     Case("group_norm, masked", dp.group_norm(2, dims=1), floats(2, 5, 4), FIVE,
          untried=(DRY, UNPACKABLE, TIMELESS, LEAF, ROUNDED)),
     Case("instance_norm", dp.instance_norm(), floats(2, 3, 2, 3),
@@ -326,8 +326,8 @@ CASES = [
          floats(2, 2, 2), {"mask": FIVE["mask"][:, 1:3], "causal": True}, slow=True,
          untried=(DRY, LEAF, ROUNDED, UNSEEN, AHEAD)),
     *(Case(f"collapse to {how}", dp.collapse(how), floats(2, 5, 2), FIVE,
-           untried=(DRY, UNPACKABLE, TIMELESS, LEAF, *{"first": (BARE, AHEAD,), "last":
-                    (BARE,), "mean": (BARE,), "max": (BARE, AHEAD,), "attention":
+           untried=(DRY, UNPACKABLE, TIMELESS, LEAF, *{"first": (BARE, AHEAD), "last":
+                    (BARE,), "mean": (BARE,), "max": (BARE, AHEAD), "attention":
                     (ROUNDED,)}.get(how, ())))
       for how in ("first", "last", "mean", "max", "attention")),
     # attention
@@ -467,11 +467,14 @@ CASES = [
     Case("hyper, streaming", dp.repeat(2, dp.hyper(CAUSAL, dp.linear(3) >> dp.batch_norm())),
          floats(3, 3, 3), CONDITION | {"causal": True}, slow=True,
          untried=(DRY, UNMASKED, ROUNDED, ENDLESS)),
-    Case("fixed_point", dp.fixed_point(SETTLING), floats(2, 4),
+    Case("fixed_point", dp.fixed_point(dp.parallel(dp.linear(
+        4, kernel_init=jax.nn.initializers.normal(0.2)), dp.linear(4)) >> dp.add >> jnp.tanh),
+        floats(2, 4), untried=(DRY, *PLAIN, ROUNDED, ENDLESS)),
+    Case("fixed_point, randomly", dp.fixed_point(SETTLING), floats(2, 4), slow=True,
          untried=(*PLAIN, ROUNDED, BENT, ENDLESS, SOLVED)),
     Case("fixed_point, streaming", dp.repeat(2, dp.fixed_point(RECALLING)), floats(2, 4, 2),
          {"mask": FIVE["mask"][:, :4], "causal": True}, slow=True,
-         untried=(DRY, AHEAD, ENDLESS)),
+         untried=(DRY, ROUNDED, AHEAD, ENDLESS)),
     Case("replace", dp.replace(CAUSAL, "tanh~0", lambda tanh: jnp.sin), floats(2, 3, 3),
          {"causal": True},
          untried=(DRY, ALONE, UNMASKED, ROUNDED)),
@@ -498,6 +501,7 @@ CASES = [
     Case("spectral_norm", dp.spectral_norm(dp.linear(3)), floats(2, 4),
          untried=(DRY, *PLAIN, ROUNDED)),
     Case("spectral_norm of copies", dp.spectral_norm(dp.heads(2, dp.linear(3))), floats(2, 4),
+         slow=True,
          untried=(DRY, *PLAIN, ROUNDED)),
     Case("quantize", dp.quantize(dp.linear(3), 4), floats(2, 4), {"smooth": False},
          untried=(DRY, *PLAIN, ROUNDED, ROUGH)),
@@ -517,8 +521,7 @@ CASES = [
       for name, wrap in WRAPPERS.items()),
     *(Case(f"padding through {name}", wrap(dp.serial(dp.self_attention(1, bias=False))),
            floats(2, 3, 2), {"mask": FIVE["mask"][:, 1:4]}, slow=True,
-           untried=(DRY, TIMELESS, *{"residual": (ROUNDED,), "heads": (ROUNDED,),
-                    "tap": (ROUNDED,)}.get(name, ())))
+           untried=(DRY, TIMELESS, ROUNDED))
       for name, wrap in WRAPPERS.items() if name in ("repeat", "residual", "heads", "tap")),
     # models
     *(case._replace(slow=True) for case in (
@@ -551,13 +554,13 @@ CASES = [
              untried=(TIMELESS, ROUNDED, BENT, AHEAD)),
         Case("transformer_encoder, norms first",
              dp.transformer_encoder(norm_first=True, **STACK), floats(2, 5, 8), FIVE,
-             untried=(DRY, TIMELESS, ROUNDED, UNSEEN)),
+             untried=(DRY, TIMELESS, ROUNDED)),
         Case("transformer_decoder", dp.transformer_decoder(**STACK), floats(2, 5, 8),
              FIVE | MEMORY | {"causal": True},
              untried=(DRY, ROUNDED, AHEAD)),
         Case("transformer_decoder alone", dp.transformer_decoder(
             cross=False, norm_first=True, **STACK), floats(2, 5, 8), FIVE | {"causal": True},
-             untried=(DRY, ROUNDED, UNSEEN, AHEAD)),
+             untried=(DRY, ROUNDED, AHEAD)),
         Case("transformer", dp.transformer(11, 13, **NET), IDS,
              RAGGED | SOURCE | EXPLICIT | {"causal": True},
              untried=(DRY, COUNTING, AHEAD)),
@@ -570,7 +573,7 @@ CASES = [
              untried=(UNPACKED, COUNTING, NOISY_IDS, AHEAD)),
         Case("the decoder of seq2seq", dp.seq2seq(11, 13, width=8).children["decoder"], IDS,
              FIVE | MEMORY | {"causal": True},
-             untried=(DRY, UNPACKED, COUNTING, AHEAD)),
+             untried=(DRY, COUNTING, AHEAD)),
         Case("vae", dp.vae(dp.linear(3) >> jnp.tanh >> dp.branch(dp.linear(2), dp.linear(2)),
                            dp.linear(4)), floats(3, 4),
              untried=(*PLAIN, ROUNDED, BENT)),

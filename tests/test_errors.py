@@ -11,9 +11,10 @@ import diffprog as dp
 
 # What a remedy begins with: it says what to do. A new word is a choice, made here.
 VERBS = set("""
-    add apply begin bring build call choose convert correct crop cut dilate draw drop encode
-    end freeze give init join keep learn leave let look lower make mend name number pad pass pick
-    pool put rename resize return say set share start sum take tap unpack use write
+    add apply begin bring broadcast build call choose convert correct crop cut dilate divide draw
+    drop encode end freeze give init join keep learn leave let look lower make mend name number
+    pad pass pick pool put rename resize return say set share split start sum take tap unpack use
+    write
 """.split())
 RAW = dp.embedding(7, 7)
 WIDE = dp.serial(dp.one_hot(2), *[dp.linear(2, bias=False)] * 99)

@@ -69,7 +69,8 @@ def in_secret(params, state, x, **_):
     return x @ jnp.ones((2, 9), x.dtype) @ jnp.ones((9, 2), x.dtype), state
 
 
-SECRET = dataclasses.replace(dp.serial(jnp.sin), apply=in_secret)
+PLAINLY = dp.serial(jnp.sin)
+SECRET = dp.Layer(PLAINLY.init, in_secret, children=PLAINLY.children, rebuild=PLAINLY.rebuild)
 COUNTING = dp.Layer(lambda key, x: ({}, {"count": jnp.zeros((), int)}), forgets)
 CHANGING = dataclasses.replace(dp.linear(2), rebuild=lambda children: dp.linear(3))
 DRAWS = dp.Layer(lambda key, x: ({}, {}), lambda p, s, x, *, key=None, **_: (
@@ -170,7 +171,7 @@ EXAMPLES = {
                lambda params, x: x * params["scale"].astype(x.dtype), whole),
     "wants 432 to ...":
         faulty("operations are counted", SECRET),
-    "wants finite gradients with train=False, got NaN in 1/0; keep roots, logarithms and "
+    "wants finite gradients with train=False, got NaN in x; keep roots, logarithms and "
     "quotients away from zero":
         faulty("gradients are finite", lambda params, x: jnp.sqrt(x * 0)),
     "wants parameters and statistics in float32, got bfloat16 for float32[2,3,2]; make them in "
