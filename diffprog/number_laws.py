@@ -195,11 +195,12 @@ def counts(t: Trial) -> str | None:
     if products is None:
         return "nobody knows how often a loop runs"
     most, got = flops(run, *given), summary(t.layer, t.x, **t.side).flops
-    if most <= 0:
-        return "it costs nothing"
     products = min(products, most)  # XLA leaves out what nobody reads
+    if not products:
+        return "it has no product of matrices"
     # What is no product may be counted once for all copies, or once for each.
-    if not (1 - _COUNTED) * products <= got <= (1 + _COUNTED) * most + most - products:
+    limit = (1 + _COUNTED) * most if products > most / 2 else math.inf
+    if not (1 - _COUNTED) * products <= got <= limit + most - products:
         raise LayerError(f"{products:.0f} to {most:.0f} operations in summary", f"{got:.0f}",
                          "let rebuild make a layer that computes all of it")
     return None

@@ -112,6 +112,8 @@ def segments(t: Trial) -> str | None:
     if t.steps < 2:
         return "there is one step"
     mask = t.side.get("mask")
+    if mask is not None and mask.shape[1:2] != (t.steps,):
+        return "the mask speaks of no time"
     half = t.steps // 2
     parts = [slice(0, half), slice(half, t.steps)]
     side = {name: value for name, value in t.side.items() if name not in _SQUARE}
