@@ -35,8 +35,9 @@ class Name(NamedTuple):
 
     @property
     def arguments(self):
-        """Argument -> its `inspect.Parameter`, in order."""
-        return inspect.signature(self.value).parameters if callable(self.value) else {}
+        """Argument -> its `inspect.Parameter`, in order; what is private is none."""
+        taken = inspect.signature(self.value).parameters if callable(self.value) else {}
+        return {name: given for name, given in taken.items() if not name.startswith("_")}
 
     def documented(self, section):
         """The names that a section of the docstring, such as Args, speaks of, in its order."""

@@ -128,13 +128,19 @@ def test_what_a_program_makes_for_a_child_alone_is_counted():
 LINEAR, KERNEL = 2 * 12 * 8 * 8 + 12 * 8, 8 * 8
 
 
+def lengths(rows, columns=1):
+    """Of each entry the size, the quotient by the largest and its square; of each column the
+    largest and the sum, a product, and thrice whether it is zero and what then, of a constant."""
+    return 3 * rows * columns + 2 * (rows - 1) * columns + 7 * columns + 3
+
+
 @pytest.mark.parametrize(("net", "more"), [
     (dp.lora(dp.linear(8), 4), 2 * 8 * 4 * 8 + KERNEL),  # down @ up, the sum with the base
     (dp.lora(dp.linear(8), 2), 2 * 8 * 2 * 8 + KERNEL),
-    # Squares, their sums of each column, lengths that divide, products with the kernel.
-    (dp.weight_norm(dp.linear(8)), KERNEL + 7 * 8 + 8 + KERNEL),
-    # kernel @ vector, squares, their sum, the larger of it and tiny, quotients.
-    (dp.spectral_norm(dp.linear(8)), 2 * KERNEL + 8 + 7 + 1 + KERNEL),
+    # Lengths of columns, quotients by them, products with the kernel.
+    (dp.weight_norm(dp.linear(8)), lengths(8, 8) + 8 + KERNEL),
+    # kernel @ vector, its length, whether that is zero and what then, quotients.
+    (dp.spectral_norm(dp.linear(8)), 2 * KERNEL + lengths(8) + 3 + KERNEL),
     # The product at the difference, that of the bias, the difference itself, the sum with it.
     (dp.linearize(dp.linear(8)), 2 * 12 * 8 * 8 + 12 * 8 + KERNEL + 8 + 12 * 8),
     (dp.reparam(dp.linear(8), lambda key, w: w, lambda w: 2 * w), KERNEL),

@@ -144,7 +144,7 @@ def test_the_generator_may_have_state_and_side_inputs():
     mask = jnp.array([[True] * 3, [True, True, False], *[[True, False, False]] * 3])
     steps = jax.random.normal(KEY, (5, 3, 4))
     net = dp.hyper(dp.linear(3), dp.serial(dp.batch_norm(), dp.collapse("mean")))
-    assert net.side == {"condition", "mask"}
+    assert net.side == {"condition", "mask", "segments"}
     params, state = jax.jit(net.init)(KEY, X, condition=steps, mask=mask)
     assert list(params) == ["generator", "target"] and list(state) == ["generator"]
     step = jax.jit(net.apply, static_argnames="train")

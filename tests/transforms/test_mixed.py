@@ -74,7 +74,7 @@ def test_caches_are_made_narrow_and_statistics_kept():
     state = net.start(params, state, x[:, :1], length=4)
     dtypes = {path: leaf.dtype for path, leaf in dp.tree.paths(state).items()}
     assert dtypes == {"batch_norm_0/mean": jnp.float32, "batch_norm_0/var": jnp.float32,
-                      "conv_0/past": BF16}
+                      "conv_0/past": BF16, "conv_0/segment": jnp.int32}
     _, after = net.apply(params, state, x[:, :1])
     assert {path: leaf.dtype for path, leaf in dp.tree.paths(after).items()} == dtypes
 
