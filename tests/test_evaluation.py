@@ -128,6 +128,7 @@ DRAWING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWING)
 def test_what_is_drawn_does_not_depend_on_the_cut(name):
     net, objective, batch, side = DRAWING[name]

@@ -103,6 +103,7 @@ def test_the_scores_of_impossible_first_classes():
     assert best.tolist() == [6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [[[1]], [[1, 3]], [[3, 1]], [[1, 1]]])
 def test_ctc_with_impossible_classes(labels):
     logits = np.random.default_rng(0).normal(size=(1, 4, 4))
@@ -111,6 +112,7 @@ def test_ctc_with_impossible_classes(labels):
                    np.array(labels))
 
 
+@pytest.mark.slow
 def test_ctc_is_never_negative():
     logits = jnp.array([[[0.0, 17.0], [0.0, 17.0]]])
     loss, slope = jax.value_and_grad(dp.ctc)(logits, jnp.array([[1]]))

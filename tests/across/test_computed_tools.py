@@ -52,6 +52,7 @@ def test_merged_trees_are_those_of_the_plain_net_in_both_modes(way):
           both(lambda train: net.apply(params, state, X, train=train)[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "layer"), [
     ("ema", dp.self_attention(2, causal=True)),
     ("ema of spectral_norm", dp.self_attention(2, causal=True)),
@@ -84,6 +85,7 @@ def likeliest(net, params, state, text, steps, **side):
     return text[:, -steps:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ema", "ema of spectral_norm", "quantize"])
 def test_it_writes_what_the_whole_net_says_next(way):
     net = dp.serial(dp.embedding(7, 4), WAYS[way](dp.self_attention(2, causal=True)),
@@ -93,6 +95,7 @@ def test_it_writes_what_the_whole_net_says_next(way):
     assert found.tokens.tolist() == likeliest(net, params, state, IDS, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ema", "quantize"])
 def test_memory_is_what_the_net_itself_makes_of_the_source(way):
     plain = dp.transformer(7, 7, width=4, depth=1, heads=2, hidden=8)
@@ -106,6 +109,7 @@ def test_memory_is_what_the_net_itself_makes_of_the_source(way):
     assert written.tokens.tolist() == likeliest(net, params, state, IDS[:, :1], 3, source=IDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["spectral_norm", "quantize", "ema of lora"])
 def test_the_next_token_in_chunks_reads_the_table_that_the_net_reads(way):
     tables = {"spectral_norm": lambda f: dp.spectral_norm(f, ("**/kernel", "**/embedding")),
@@ -161,6 +165,7 @@ def test_carried_names_are_those_of_no_child_and_stay_in_every_place():
     assert state["value"]["#spectral_norm"]["kernel"].shape == (2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["quantize", "spectral_norm", "weight_norm", "lora"])
 def test_merging_what_was_linearized(way):
     """The tangent of the plain net at what is made of the origin, along what is made of the way."""
@@ -202,6 +207,7 @@ def total(net, params, state, train, examples=slice(None)):
     return OBJECTIVE(net, params, state, batch, key=None, train=train)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ema", "quantize of ema"])
 def test_what_has_no_gradient_at_rest_is_refused_there_and_given_in_training(way):
     net = WAYS[way](NET)
@@ -234,6 +240,7 @@ def test_statistics_are_refused_beside_averages():
     assert error.got == "train=True and batch_norm_0/mean, batch_norm_0/var"
 
 
+@pytest.mark.slow
 def test_only_what_is_trained_is_differentiated():
     net = dp.freeze(dp.lora(NET, 1), but=("**/down", "**/up"))
     params, state = trees(net)
@@ -252,6 +259,7 @@ def test_only_what_is_trained_is_differentiated():
     close(kernel, jnp.asarray(sum(np.einsum("iap,jbp->ijab", r, r) for r in rows)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ema", "lora"])
 def test_the_flow_of_gradients_is_that_of_the_plain_net(way):
     net = WAYS[way](dp.serial(dp.linear(4), dp.repeat(2, dp.residual(dp.linear(4) >> jnp.tanh)),
@@ -304,6 +312,7 @@ def test_what_was_replaced_is_not_what_the_factory_made():
     assert names(again >> dp.linear(3)) == ["linear_0", "tanh~0", "linear_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [
     lambda f: replaced(f, -1.0), lambda f: replaced(dp.serial(f), -1.0),
     lambda f: dp.remat(replaced(f, -1.0))], ids=["repeat", "serial", "remat"])

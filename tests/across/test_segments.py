@@ -77,6 +77,7 @@ def streamed(net, params, x, cuts, **side):
     return jnp.concatenate(outputs, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*STREAMS, *WHOLE])
 def test_each_is_as_if_it_were_alone_in_value_and_gradient(name):
     net = (STREAMS | WHOLE)[name]
@@ -235,6 +236,7 @@ def test_what_cannot_keep_them_apart_refuses_them_by_name(name):
     assert refused(dp.repeat(1, net).plan, x, segments=segments).path.endswith("last")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_IMAGES)
 def test_images_refuse_them_too(name):
     x = jax.ShapeDtypeStruct((2, 6, 4, 4), jnp.float32)

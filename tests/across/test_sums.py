@@ -154,6 +154,7 @@ def test_parameters_that_a_hypernetwork_writes():
     agrees(total(dp.mixed(net, BF16)), total(net))
 
 
+@pytest.mark.slow
 def test_a_recurrence_both_ways():
     net = dp.mixed(dp.recurrent(dp.gru(2), bidirectional=True), BF16)
     params = jax.tree.map(jnp.zeros_like, net.init(KEY, TIME)[0])
@@ -193,6 +194,7 @@ def test_a_child_called_many_times():
     assert grads["scale"]["scale"].tolist() == [-320, -320]
 
 
+@pytest.mark.slow
 def test_a_small_gpt():
     """Ids that come often, tied scores, attention: as in float32, but for the rounding."""
     net = dp.gpt(4, length=64, width=16, depth=1, heads=2)
@@ -209,6 +211,7 @@ def test_a_small_gpt():
     assert norm(jax.tree.map(jnp.subtract, found, wanted)) < 0.03 * norm(wanted)
 
 
+@pytest.mark.slow
 def test_a_small_convolutional_net():
     """Bias gradients of cross entropy: sums over all places of a batch."""
     net = dp.serial(dp.conv(4, 3), jax.nn.relu, dp.conv(4, 3), dp.global_avg_pool(), dp.linear(3))
@@ -257,6 +260,7 @@ def equations(jaxpr):
                 yield from equations(getattr(part, "jaxpr", part))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", QUICK, ids=[case.name for case in QUICK])
 def test_nothing_is_promoted_to_float32(case):
     """Products and activations are in 16 bits; norms, softmax and sums of windows are wide."""

@@ -112,6 +112,7 @@ LAYERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", LAYERS, ids=repr)
 @pytest.mark.parametrize("side", [2, 5])
 def test_no_padding_is_negative_in_any_derivative(net, side):

@@ -138,6 +138,7 @@ def test_what_loops_by_its_nature_is_listed(name):
     assert loops_around_convolutions(LOOPS[name]()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [
     Case("resnet", dp.resnet(18, 3, width=2), floats(2, 32, 32, 3)),
     Case("unet", dp.unet(2, widths=(2, 4), depth=1, attention=(2,), groups=2), floats(1, 4, 4, 2),
@@ -174,6 +175,7 @@ def layouts(*given, **how):
     return collections.Counter(re.findall(r"convolution\(.*dim_labels=([\w>-]+)", text))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("ours, theirs, wrap", [
     (dp.repeat(1, dp.repeat(2, NORMED)), NORMED**2, None),
