@@ -94,7 +94,7 @@ def test_numpyro_learns_the_features_and_infers_what_they_are_weighed_by():
     steps, (x, y) = 4000, observed(40, KEY)
     guide = AutoMultivariateNormal(model)
     adam = optax.adam(optax.cosine_decay_schedule(0.02, steps))
-    svi = SVI(model, guide, numpyro.optim.optax_to_numpyro(adam), Trace_ELBO(num_particles=4))
+    svi = SVI(model, guide, numpyro.optim.optax_to_numpyro(adam), Trace_ELBO(num_particles=8))
     found = svi.run(jax.random.key(2), steps, x, y, progress_bar=False)
     params, q = found.params["features$params"], guide.get_posterior(found.params)
     assert params.keys() == {"linear_0", "linear_1"}

@@ -47,8 +47,8 @@ NETS = DECODERS | TRANSLATORS
 
 # How far each net is moved from its initial values, and by which key, so that what it writes
 # varies, and no two tokens are so near that rounding decides.
-MOVED = {"gpt": (1.0, 18), "llama": (1.5, 24), "llama with a window": (1.5, 4), "lstm": (1.5, 24),
-         "gru": (1.5, 23), "convolution": (1.0, 19), "mixed": (1.0, 18), "transformer": (1.0, 9),
+MOVED = {"gpt": (1.0, 18), "llama": (1.5, 24), "llama with a window": (1.5, 4), "lstm": (1.5, 31),
+         "gru": (1.5, 23), "convolution": (1.0, 19), "mixed": (1.0, 18), "transformer": (0.7, 16),
          "seq2seq": (1.0, 16), "twice": (0.7, 19)}
 
 
