@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog import tree
+from diffprog.dtypes import is_float
 from diffprog.errors import LayerError
 from diffprog.notation import show
 
@@ -148,11 +149,6 @@ def compared(
         raise LayerError(f"derivatives that agree to {tolerance:g}", str(result.worst),
                          "mend its derivative, or move away from a kink")
     return result
-
-
-def is_float(leaf: Any) -> bool:
-    """Does an array hold floating-point numbers?"""
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def widened(leaf: Any) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.derivatives import is_float
+from diffprog.dtypes import is_float
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.trials import Trial, equal, floats

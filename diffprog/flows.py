@@ -20,6 +20,7 @@ import numpy as np
 
 from diffprog.arguments import held
 from diffprog.computed import Expanded
+from diffprog.dtypes import is_float
 from diffprog.factories import around, rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import clip
@@ -154,7 +155,7 @@ def _marked(layer: Layer, note: Callable[[], Any]) -> Layer:
               train: bool = False, **side: Any) -> tuple[Any, State]:
         y, new = layer.apply(own(params), state, x, key=key, train=train, **side)
         leaves, structure = jax.tree.flatten(y)
-        floats = [i for i, a in enumerate(leaves) if jnp.issubdtype(a.dtype, jnp.floating)]
+        floats = [i for i, a in enumerate(leaves) if is_float(a)]
         if floats:
             note()
         for i, a in zip(floats, _felt([leaves[i] for i in floats], params[_MARK]), strict=True):

@@ -15,7 +15,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from diffprog import tree
 from diffprog.computed import trainable
 from diffprog.costs import flops
-from diffprog.derivatives import compared, is_float
+from diffprog.derivatives import compared
+from diffprog.dtypes import is_float
 from diffprog.errors import LayerError
 from diffprog.notation import listed, show
 from diffprog.plans import spec

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffprog.derivatives import is_float
+from diffprog.dtypes import is_float
 from diffprog.errors import LayerError
 from diffprog.trials import Pulled, Trial, floats, over, with_floats
 

@@ -17,7 +17,8 @@ import numpy as np
 from jax.extend.random import define_prng_impl, threefry_prng_impl
 
 from diffprog import tree
-from diffprog.derivatives import is_float, widened
+from diffprog.derivatives import widened
+from diffprog.dtypes import is_float
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import show

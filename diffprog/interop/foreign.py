@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_names
-from diffprog.dtypes import cast
+from diffprog.dtypes import cast, is_float
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import show
@@ -125,5 +125,5 @@ class _Written(str):
 
 def _dtype(x: Any) -> Any:
     """The dtype of the floats in x; None if there are none."""
-    floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
+    floats = [a.dtype for a in jax.tree.leaves(x) if is_float(a)]
     return jnp.result_type(*floats) if floats else None
