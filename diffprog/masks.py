@@ -19,7 +19,7 @@ NONE = -(2**31)  # no segment and no position is this, the least int32
 
 
 def cleared(x: jax.Array, mask: jax.Array | None, *, reach: int | None = None) -> jax.Array:
-    """x with zeros where the mask is False; x itself where there is no mask. No array of NumPy."""
+    """x with zeros where the mask is False; x itself, as JAX's array, where there is no mask."""
     if mask is None:
         return jnp.asarray(x)
     return jnp.where(widened(mask, x.shape, reach=reach), x, jnp.zeros_like(x))

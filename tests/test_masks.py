@@ -19,7 +19,9 @@ def test_what_is_not_real_is_zero_even_nan(leading):
     broken[~mask] = np.nan
     x[~mask] = 0
     np.testing.assert_array_equal(cleared(jnp.asarray(broken), jnp.asarray(mask)), x)
-    assert cleared(broken, None) is broken
+    array = jnp.asarray(broken)
+    assert cleared(array, None) is array
+    assert isinstance(cleared(broken, None), jax.Array)  # NumPy's has not all its methods
 
 
 def test_a_mask_of_rows_is_one_of_all_their_steps():
