@@ -6,10 +6,12 @@ is the matter.
 
 import collections
 import gc
+import itertools
 
 import jax
 import pytest
 from jax._src import compiler
+from jax._src.interpreters import mlir
 
 # A fused loop written by XLA's older emitters compiles in half the time of one by its newer ones.
 QUICK = {"xla_cpu_use_fusion_emitters": False}
@@ -27,6 +29,22 @@ def options(*args, env_options_overrides=None, **kwargs):
 
 
 compiler.get_compile_options = options
+
+_make_context = mlir.make_ir_context
+_contexts = itertools.count(), []
+
+
+def context():
+    """JAX makes a context of MLIR for each program, which takes most of the time of lowering a
+    small one: here some hundreds share one, and then a new one lets their constants go.
+    """
+    number, kept = _contexts
+    if next(number) % 500 == 0:
+        kept[:] = [_make_context()]
+    return kept[0]
+
+
+mlir.make_ir_context = context
 jax.config.update("jax_disable_most_optimizations", True)
 
 

@@ -194,6 +194,7 @@ def test_subtotals_by_kind_add_up():
     assert "flatten" not in seen.kinds
 
 
+@pytest.mark.slow
 def test_resnet_50_costs_what_is_published():
     """4.09 billion multiply-adds, as torchvision says of its ResNet-50; XLA leaves out those with
     padding, and so does the count by hand."""

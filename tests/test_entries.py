@@ -67,7 +67,7 @@ TALL = np.array([1, 2**32 + 1, -(2**32) + 1, 1], np.int64)
 LOGITS = np.log(np.array([[0.2, 0.7, 0.1]] * 4, np.float32))
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("labels", [TALL, TALL[:2].repeat(2).astype(np.uint64)], ids=str)
 def test_a_label_beyond_32_bits_is_no_class(labels, wide):
     with jax.enable_x64(wide):
@@ -101,6 +101,7 @@ def test_an_id_beyond_32_bits_has_no_row(net):
     assert np.isnan(y).any(-1).tolist() == (TALL != 1).tolist()
 
 
+@pytest.mark.slow
 def test_positions_and_tokens_beyond_32_bits_are_none():
     net = dp.learned_positions(4)
     params, _ = net.init(jax.random.key(0), jnp.ones((1, 2, 3)))

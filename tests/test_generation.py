@@ -51,6 +51,7 @@ def test_a_batch_is_its_prompts_one_by_one(name):
     assert together == [write(name, [prompt]).tokens[0].tolist() for prompt in PROMPTS]
 
 
+@pytest.mark.slow
 def test_a_handful_of_programs_serves_all_prompts():
     params, _ = trees("gpt")
     net = dp.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8)

@@ -275,6 +275,7 @@ def test_the_next_token_in_chunks(name):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), grads, slopes)
 
 
+@pytest.mark.slow
 def test_no_logits_of_a_batch_are_made(optimized):
     """Nowhere in the compiled step is there an array of all tokens and the whole vocabulary."""
     net = dp.gpt(640, length=16, width=8, depth=1, heads=2)

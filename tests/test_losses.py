@@ -393,7 +393,8 @@ def test_padding_of_distributions_is_nothing():
     assert refused(dp.kl_divergence, jnp.ones(()), jnp.ones(())).remedy == "add the missing axes"
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [
+    jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_the_gradient_of_linear_cross_entropy_is_summed_over_chunks_in_float32(dtype):
     """Of 4096 equal scores each kernel has a share of 1 / 4096 in it; bfloat16 stops on the way."""
     x, labels = jnp.zeros((2, 3), dtype), jnp.zeros(2, jnp.int32)

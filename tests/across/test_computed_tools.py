@@ -276,6 +276,7 @@ def test_the_flow_of_gradients_is_that_of_the_plain_net(way):
                                    [other.activation, other.gradient], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_flow_of_what_is_linearized_has_one_row():
     net = dp.serial(deep=dp.repeat(2, dp.linearize(dp.residual(dp.linear(4) >> jnp.tanh))),
                     head=dp.linear(3))

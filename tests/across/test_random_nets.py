@@ -1,6 +1,7 @@
 """Every law on nets that `random_nets.py` composes by chance from all layers and combinators."""
 
 import collections
+import itertools
 
 import jax.numpy as jnp
 import pytest
@@ -13,7 +14,8 @@ from random_pieces import PROGRAMS, both, namespace
 import diffprog as dp
 
 SEEDS = range(2, 12)  # of the nets of each kind on which laws are run
-CHUNKS = 4  # tests of each kind that share them, so that several processes do; all but one slow
+CHUNKS = 4  # tests of each kind that share them, so that several processes do
+QUICK = {(kind, 0) for kind in KINDS if kind != "sequence"}  # streams are sequences too
 SETTINGS = settings(
     max_examples=2, derandomize=True, deadline=None, database=None, print_blob=False,
     phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
@@ -48,9 +50,9 @@ def makers():
     return {name for name in dp.__all__ if hasattr(getattr(dp, name), "__wrapped__")}
 
 
-@pytest.mark.parametrize("chunk", [0, *(
-    pytest.param(i, marks=pytest.mark.slow) for i in range(1, CHUNKS))])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "chunk"), [
+    pytest.param(*given, marks=[pytest.mark.slow] * (given not in QUICK))
+    for given in itertools.product(KINDS, range(CHUNKS))])
 def test_every_law_holds(kind, chunk, record_property):
     tried = collections.Counter()
 
@@ -103,6 +105,7 @@ def test_a_tap_around_a_tap_of_the_same_pattern():
     dp.check(dp.tap(inner, "**/tanh~0") >> both, floats(2, 3))
 
 
+@pytest.mark.slow
 def test_every_layer_and_combinator_is_drawn():
     wanted, met = makers() | PLAIN | WAYS | {1, 2, 3, 4, 5}, set()
 

@@ -12,7 +12,8 @@ import diffprog as dp
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
-OTHERS = ["CONTRIBUTING.md", "docs/coming_from.md", "docs/defaults.md", "docs/second_order.md"]
+OTHERS = ["CONTRIBUTING.md", "docs/defaults.md"]
+LONG = ["docs/coming_from.md", "docs/second_order.md"]
 NOT_RUN = "<!-- not run -->"
 BLOCK = re.compile(
     rf"^(?P<skip>{re.escape(NOT_RUN)}[ \t]*\n\s*)?^```python[ \t]*\n(?P<code>.*?)^```[ \t]*$",
@@ -67,7 +68,8 @@ def test_the_diagram_in_the_readme_is_what_the_block_above_it_draws():
     assert re.findall(r"^```mermaid\n(.*?)\n```$", text, re.M | re.S) == [names["chart"]]
 
 
-@pytest.mark.parametrize("path", OTHERS)
+@pytest.mark.parametrize("path", [
+    *OTHERS, *(pytest.param(path, marks=pytest.mark.slow) for path in LONG)])
 def test_the_blocks_of_the_other_pages_run(path, tmp_path, monkeypatch):
     text = read(path)
     monkeypatch.chdir(tmp_path)
@@ -78,7 +80,7 @@ def test_every_page_with_blocks_is_run():
     pages = {path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"),
                                                             *ROOT.glob("docs/*.md"))}
     shown = {path for path in pages if "```python" in (ROOT / path).read_text()}
-    assert shown == {"README.md", *OTHERS}
+    assert shown == {"README.md", *OTHERS, *LONG}
 
 
 def test_blocks_share_a_namespace_and_some_are_not_run(tmp_path, monkeypatch):

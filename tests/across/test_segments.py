@@ -211,6 +211,7 @@ MIXING = {
     "conv, ring": dp.conv(3, 3, dims=1, padding_mode="circular"),
     "max_pool": dp.max_pool(2, dims=1), "avg_pool": dp.avg_pool(3, dims=1, stride=1),
 }
+@pytest.mark.slow
 def test_bert_reads_packed_texts_and_gives_the_first_as_a_whole():
     net, x = dp.bert(11, length=4, width=8, depth=1, heads=2), jnp.array([[3, 1, 4, 1, 5, 9]])
     params, _ = net.init(KEY, x[:, :4])

@@ -132,7 +132,9 @@ CELLS = {"simple_rnn": dp.simple_rnn(2, activation=lambda x: x), "gru": dp.gru(2
              lambda key, x: {"scale": jnp.ones(2)}, lambda params, x: params["scale"] * x)}
 
 
-@pytest.mark.parametrize("dtype", [BF16, F16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [
+    pytest.param(BF16, id="bfloat16"),
+    pytest.param(F16, id="float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CELLS)
 def test_recurrences(name, dtype):
     """With weights of zero a gate is 1/2 and what is carried stays 0, in any dtype."""

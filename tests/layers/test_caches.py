@@ -82,6 +82,7 @@ def test_start_does_not_care_which_chunk_it_sees():
     same(net.start(params, state, X[:, :1], length=9), net.start(params, state, X, length=9))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_caches_of_repeated_layers_are_updated_in_place():
     net, length = dp.repeat(12, block()), 256

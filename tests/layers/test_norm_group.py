@@ -32,7 +32,8 @@ SHAPES = [(0, (3, 6)), (0, (2, 4, 6)), (1, (3, 4, 6)), (1, (4, 6)), (2, (2, 3, 2
 
 
 @pytest.mark.parametrize(("dims", "shape"), SHAPES)
-@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("groups", [
+    2, *(pytest.param(groups, marks=pytest.mark.slow) for groups in (1, 6))])
 def test_each_group_of_each_example_is_standardized(dims, shape, groups):
     x, scale, bias = drawn(*shape), drawn(6, seed=1), drawn(6, seed=2)
     if groups == 6 and not dims:  # each number alone

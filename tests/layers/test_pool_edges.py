@@ -33,7 +33,8 @@ MAXIMA = {
 
 
 @pytest.mark.parametrize("name", MAXIMA)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [
+    jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_of_equal_values_the_first_has_the_gradient(name, dtype):
     """First row, then first column, in both modes; each output moves with one place alone."""
     net, rows, columns = MAXIMA[name]

@@ -214,6 +214,7 @@ def test_only_what_is_needed_is_computed():
     close(unrolled(params, SERIES), net(params, SERIES))
 
 
+@pytest.mark.slow
 def test_a_summary_counts_every_step():
     for cell in (dp.lstm(3), CELLS["chain"], dp.residual(dp.gru(4))):
         for ways in ({}, {"bidirectional": True}, {"reverse": True}):

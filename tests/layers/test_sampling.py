@@ -224,7 +224,8 @@ def test_a_normal_draw_in_16_bits_has_tails(dtype):
     assert abs(float((jnp.abs(y.astype(jnp.float32)) > 3).mean()) - 0.0027) < 0.0004
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [
+    jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_a_baseline_in_16_bits_is_that_of_all_other_values(dtype):
     """In float16 the sum of 1000 values of 100 would be infinite."""
     values = jnp.full(1000, 100, dtype)

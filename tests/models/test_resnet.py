@@ -43,6 +43,7 @@ def test_the_parameters_of_resnets(depth, block, counts, known):
     assert count(f"resnet_{depth}") == resnet(block, counts) == known
 
 
+@pytest.mark.slow
 def test_sides_of_a_resnet():
     """Table 1 of the paper: 56, 28, 14 and 7 places behind the stages."""
     rows = {row.path: row.output.shape for row in dp.summary(dp.resnet(50), IMAGE).rows}

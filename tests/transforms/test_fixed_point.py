@@ -267,7 +267,8 @@ def test_a_side_input_as_long_as_the_batch_hides_no_examples():
     np.testing.assert_allclose(whole[1:, 0], settled(FAR)[1:], rtol=2e-5)
 
 
-@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4)])
+@pytest.mark.parametrize("shape", [
+    (0, 4), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(2, 0, 4), (0, 3, 4)])])
 def test_of_no_examples_there_are_no_solutions(shape):
     x = jnp.ones(shape)
     params = params_of(NET, x)
@@ -346,6 +347,7 @@ def test_memory_does_not_grow_with_the_number_of_applications():
     assert sizes[0] == sizes[1] < 40 * X.size
 
 
+@pytest.mark.slow
 def test_it_is_differentiated_under_remat_repeat_and_vmap():
     plain = dp.repeat(2, NET)
     params = params_of(plain)

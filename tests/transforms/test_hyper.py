@@ -110,6 +110,7 @@ def test_it_begins_near_the_target_alone():
     assert 0 < jnp.sqrt(jnp.mean(difference**2)) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "share"), [({}, 0.01), ({"kernel_init": "lecun_normal"}, 1)])
 def test_what_the_features_add_has_a_known_variance(options, share):
     """For features of variance 1; the error of a deviation of n numbers is 1 / sqrt(2 n)."""

@@ -190,7 +190,9 @@ def test_convolutions_are_compiled_as_those_of_blocks_written_out(ours, theirs, 
     assert found == layouts(theirs, IMAGES, wrap=wrap) and found.total() >= 3
 
 
-@pytest.mark.parametrize("length, unroll", [(1, 1), (3, 1), (3, 2), (3, 3), (2, 5)])
+@pytest.mark.parametrize("length, unroll", [
+    (1, 1), (3, 2), *(pytest.param(*given, marks=pytest.mark.slow)
+                      for given in [(3, 1), (3, 3), (2, 5)])])
 @pytest.mark.parametrize("convolving", [False, True])
 def test_scan_is_that_of_jax(length, unroll, convolving):
     xs = {"x": jnp.arange(length) + 2.0, "none": None}
@@ -213,6 +215,7 @@ def test_convolutions_are_found_wherever_they_are():
     assert not convolves(jnp.sin, jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_what_convolves_in_training_alone_is_found():
     net = dp.repeat(2, dp.program(conv=dp.conv(2, 3))(
         lambda layers, x, *, train: layers.conv(x) if train else x))
