@@ -50,8 +50,21 @@ def around(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
             "within": lambda f: again(f(layer))}
 
 
+def computing(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
+    """`around` for a wrapper that computes the parameters of the layer; it shows views of children.
+    """
+    return {**around(layer, again),
+            "children": {name: _view(child) for name, child in layer.children.items()}}
+
+
+def _view(layer: Layer) -> Layer:
+    children = {name: _view(child) for name, child in layer.children.items()}
+    return dataclasses.replace(layer, lent=layer.lent or layer, children=children)
+
+
 def rebuilt(layer: Layer, children: Mapping[str, Layer]) -> Layer:
     """The layer with other children; one whose children stay, or that has none, stays as it is."""
+    children = {name: child.lent or child for name, child in children.items()}
     if layer.rebuild:
         return layer.rebuild(children)
     if changed := [name for name, child in layer.children.items() if children[name] is not child]:

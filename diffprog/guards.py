@@ -73,6 +73,7 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
     ) -> tuple[Any, State]:
         with signed(layer.__repr__, x):
             _check_given("apply(params, state, x)", x)
+            _check_own(layer)
             x, side = held((x, taken(layer, side)))
             _check_call(layer, params, state, x, key, train, side)
             key = key if layer.random else None  # alone a layer is as random as inside a net
@@ -104,6 +105,7 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
     ) -> State:
         with signed(layer.__repr__, x):
             _check_given("start(params, state, x, length=n)", x)
+            _check_own(layer)
             check_count("length", length)
             x, side = held((x, taken(layer, side)))
             _check_call(layer, params, state, x, None, False, side)
@@ -279,6 +281,15 @@ def _check_given(call: str, x: Any) -> None:
     if x is NOTHING:
         raise LayerError(f"net.{call}", "fewer arguments",
                          "pass them all: state is what init gave, {} if the net has none")
+
+
+def _check_own(layer: Layer) -> None:
+    if layer.lent:
+        raise LayerError(
+            "a call of the whole net, which computes the parameters of its children",
+            "one of this child alone, by what they are computed from",
+            "take its output by tap(net, path), or call the child of the net without the wrapper on "
+            "merge(net, params, state)")
 
 
 def _check_key(key: Any) -> None:

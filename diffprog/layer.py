@@ -25,6 +25,8 @@ from diffprog.plans import Params, Plan, State
 # What a record says of its functions, and what it says where they were replaced.
 _OF_FUNCTIONS = {
     "planner": None, "rebuild": None, "within": None, "factory": None, "settings": {}}
+# What a view has of the layer that it shows; one with anything else was edited.
+_OF_VIEWS = ("name", "settings", "planner", "computed", "stacks", "within", "dtype", "factory")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -56,6 +58,9 @@ class Layer:
         within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for what
             hands parameters on as they come.
         dtype: in which a program that reads this child's parameters sees them; None is as stored.
+        lent: the layer of which this one is a view, as a layer that computes its parameters shows
+            its children: to be looked at, and composed anew, but not to be called on parameters
+            that are not computed yet. None is a layer of its own, as an edited view is.
         factory: the function whose call `repr` shows.
 
     `dataclasses.replace` makes a record with other functions. What the old one said of its own,
@@ -87,6 +92,7 @@ class Layer:
     casts: bool = False
     within: Callable[[Callable[[Layer], Layer]], Layer] | None = None
     dtype: Any = None
+    lent: Layer | None = None
     factory: Callable[..., Layer] | None = None
     _made: dict[str, Any] = dataclasses.field(default_factory=dict)
     _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)
@@ -103,6 +109,9 @@ class Layer:
         stale = made["functions"] != (init, apply, start)
         vars(self).update({name: nothing for name, nothing in _OF_FUNCTIONS.items()
                            if stale and getattr(self, name) is made[name]}, _made=made)
+        if self.lent and (stale or any(getattr(self, name) is not getattr(self.lent, name)
+                                       for name in _OF_VIEWS)):
+            vars(self).update(lent=None)
         checked = {
             "init": guards.guarded_init(self, init),
             "apply": guards.guarded_apply(self, apply),
@@ -185,9 +194,9 @@ def stateless(
 
 
 def as_layer(f: Any) -> Layer:
-    """A layer as it is; a plain function of one input as the layer ``y = f(x)``."""
+    """A layer as it is, of a view what it shows; a plain function as the layer ``y = f(x)``."""
     if isinstance(f, Layer):
-        return f
+        return f.lent or f
     guards.check_composable(f)
     name = getattr(getattr(f, "func", f), "__name__", type(f).__name__).strip("<>_")
     return described(stateless(None, lambda params, x: f(x), name=name), as_layer, {"f": f})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffprog.computed import Expanded, idle
 from diffprog.errors import LayerError
-from diffprog.factories import around, factory
+from diffprog.factories import computing, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed
 from diffprog.plans import Params, Plan, State, difference, spec
@@ -95,7 +95,7 @@ def linearize(layer: Any) -> Layer:
 
     return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        computed=(Expanded(), *layer.computed), **around(layer, linearize),
+        computed=(Expanded(), *layer.computed), **computing(layer, linearize),
     )
 
 

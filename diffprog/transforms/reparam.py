@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffprog.computed import Computed, Patterns, stacks_at, trainable
 from diffprog.errors import LayerError
-from diffprog.factories import around, factory
+from diffprog.factories import computing, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, remember
@@ -117,7 +117,7 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
 
     whole = dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        computed=(own, *layer.computed), **around(layer, again),
+        computed=(own, *layer.computed), **computing(layer, again),
     )
     return whole
 

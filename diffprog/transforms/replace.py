@@ -55,13 +55,14 @@ def edited(net: Layer, pattern: str, new: Callable[[str, Layer], Layer]) -> Laye
 
     def edit(layer: Layer, path: str) -> Layer:
         children = {}
-        for name, child in layer.children.items():
+        inside = {name: as_layer(child) for name, child in layer.children.items()}
+        for name, child in inside.items():
             below = f"{path}/{name}" if path else name
             seen.append(below)
             children[name] = edit(child, below)
             if tree.matches(below, pattern):
                 children[name] = new(below, children[name])
-        same = all(children[name] is child for name, child in layer.children.items())
+        same = all(children[name] is child for name, child in inside.items())
         with signed(layer.__repr__, name=path):
             return layer if same else rebuilt(layer, children)
 

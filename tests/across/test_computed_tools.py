@@ -52,6 +52,28 @@ def test_merged_trees_are_those_of_the_plain_net_in_both_modes(way):
           both(lambda train: net.apply(params, state, X, train=train)[0]))
 
 
+@pytest.mark.parametrize("way", [*WAYS, "linearize"])
+def test_children_are_shown_and_composed_anew_but_not_called_on_raw_parameters(way):
+    wrap = WAYS.get(way, dp.linearize)
+    net = wrap(dp.serial(encoder=NET, head=dp.linear(2)))
+    params, state = net.init(KEY, X)
+    encoder = net.children["encoder"]
+    assert repr(encoder) == repr(NET) and encoder.plan(X).y == NET.plan(X).y
+    for call in (lambda: encoder(params["encoder"], X),
+                 lambda: encoder.apply(params["encoder"], {}, X, train=True),
+                 lambda: next(iter(encoder.children.values()))({}, X)):
+        with pytest.raises(dp.LayerError, match="a call of the whole net"):
+            call()
+    fresh, _ = NET.init(KEY, X)
+    for other in (dp.serial(encoder), encoder >> dp.linear(3), dp.remat(encoder), encoder**2):
+        given, _ = other.init(KEY, X)
+        assert other(given, X).shape
+    close(dataclasses.replace(encoder, name="mine")(fresh, X), NET(fresh, X))
+    edited = dp.replace(net, "encoder/*", lambda old: old >> jnp.sin)
+    given, held = edited.init(KEY, X)
+    assert edited(given, X, state=held).shape == net(params, X, state=state).shape
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "layer"), [
     ("ema", dp.self_attention(2, causal=True)),

@@ -37,7 +37,18 @@ def with_memory(wrap):
     params, state = net.init(KEY, ids, source=ids)
     return lambda: dp.generate(net, params, ids, 2, state=state, source=ids)
 
+
+def child_of(net):
+    params, _ = net.init(KEY, X)
+    return lambda: net.children["linear_0"](params["linear_0"], X)
+
+
 EXAMPLES = {
+    # By which parameters.
+    "linear(3): wants a call of the whole net, which computes the parameters of its children, got "
+    "one of this child alone, by what they are computed from; take its output by tap(net, path), "
+    "or call the child of the net without the wrapper on merge(net, params, state)":
+        child_of(EMA),
     # Which leaves.
     "lora(linear(3), 2, pattern='kernels'): wants a pattern that matches a path (bias, kernel), "
     "got 'kernels'; correct it: * is one level, ** any number":
