@@ -288,8 +288,8 @@ def _check_own(layer: Layer) -> None:
         raise LayerError(
             "a call of the whole net, which computes the parameters of its children",
             "one of this child alone, by what they are computed from",
-            "take its output by tap(net, path), or call the child of the net without the wrapper on "
-            "merge(net, params, state)")
+            "take its output by tap(net, path), or call the child of the net without the wrapper "
+            "on merge(net, params, state)")
 
 
 def _check_key(key: Any) -> None:
