@@ -182,6 +182,14 @@ def test_images_with_channels_last_are_not_taken_for_others(shape):
     jax.eval_shape(step.apply, jax.eval_shape(step.init, KEY, x), (x, jnp.asarray(LABELS)))
 
 
+@pytest.mark.parametrize("shape", [(6, 3, 8, 12), (6, 1, 28, 20)])
+def test_channels_first_are_refused_of_images_that_are_not_square_too(shape):
+    step = step_of(head(dp.conv(4, 3)), donate=False)
+    x = np.ones(shape, np.float32)
+    error = refused(lambda: step.apply(step.init(KEY, x), (x, LABELS)))
+    assert "channels last" in error.wants and "jnp.moveaxis(x, 1, -1)" in error.remedy
+
+
 def test_maps_inside_of_a_net_may_be_of_any_shape():
     """Three rows, and as many channels as columns: it is no input that anybody gave."""
     net = dp.serial(dp.reshape((3, 8, 8)), dp.conv(4, 3), dp.flatten(), dp.linear(3))
