@@ -93,7 +93,6 @@ def make_step(
         donate: let `apply` reuse the memory of the state it is given, which is gone afterwards;
             False keeps it, for notebooks, and for `jax.grad` through training steps (with Adam give
             that ``eps_root=1e-8``: its root has no derivative where a gradient is zero).
-
         check_axes: refuse, when a step is traced, a net that mixes examples, which lie along axis 0
             of x, at rest: convolutions on grey images without an axis of channels do. And refuse
             images that seem to have channels first. False says that x is as it is meant, such as a
