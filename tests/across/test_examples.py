@@ -225,7 +225,7 @@ def test_maml(tmp_path):
 
 def test_gan(tmp_path):
     """A judge that tells digits from blends of two finds many among the samples already."""
-    lines = shorten("gan.py", tmp_path, "--inner", "2", steps=200)
+    lines = shorten("gan.py", tmp_path, "--inner", "2", steps=400)
     judge = re.match(r"the judge reads (\d+\.\d) % of held-out digits rightly, and takes "
                      r"(\d+\.\d) %", lines[0])
     assert judge and float(judge[1]) > 90 and float(judge[2]) < 35, lines[0]
