@@ -269,7 +269,7 @@ def _children(layer: Layer) -> Mapping[str, Layer]:
     computed elsewhere, at the origin."""
     expanded = any(isinstance(own, Expanded) for own in layer.computed)
     known = layer.rebuild and "target" not in layer.settings and not expanded
-    return layer.children if known else {}
+    return {name: as_layer(child) for name, child in layer.children.items()} if known else {}
 
 
 def _join(path: str, name: str) -> str:

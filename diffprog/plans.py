@@ -75,7 +75,8 @@ def visits(layer: Layer, x: Any, side: dict[str, Any], path: str = "") -> Iterat
     plan = layer.plan(x, **side)
     yield Visit(path, layer, x, side, plan)
     for name, seen, beside in plan.calls:
-        yield from visits(layer.children[name], seen, beside, f"{path}/{name}" if path else name)
+        child = layer.children[name].lent or layer.children[name]
+        yield from visits(child, seen, beside, f"{path}/{name}" if path else name)
 
 
 def spec(x: Any) -> Any:
