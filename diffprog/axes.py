@@ -131,8 +131,8 @@ def _check_channels(net: Layer, x: Any, side: dict[str, Any]) -> None:
     """Raise if a window slides over images of at most 4 rows, as wide as they have channels, or of
     1 or 3 rows with channels as many as an image has columns."""
     first = {a.shape for a in jax.tree.leaves(x) if len(a.shape) == 4 and (
-        a.shape[1] <= 4 and a.shape[1] < a.shape[2] == a.shape[3]
-        or a.shape[1] in (1, 3) and min(a.shape[2:]) >= 8)}
+        (a.shape[1] <= 4 and a.shape[1] < a.shape[2] == a.shape[3])
+        or (a.shape[1] in (1, 3) and min(a.shape[2:]) >= 8))}
     for visit in visits(net, x, side) if first else ():
         if (visit.layer.name in _WINDOWS and not visit.layer.children
                 and getattr(visit.x, "shape", None) in first):

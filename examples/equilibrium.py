@@ -12,9 +12,10 @@ two z nearer; unbounded, it learns not to, and the loss becomes NaN.
 
 On two cores it takes under two minutes (24 s of CPU time). Expected: 97.8 % of the held-out images
 for either network, the equilibrium at rest after 6 applications (seed 0; seeds 1 and 2: 97.2 and
-97.5 % for the residual one, 97.5 and 96.9 % for the equilibrium). These digits ask for little depth: cut short after one
-application the equilibrium reads them as well. On 287 of the training images f was tried with
-bounds of 0.97, 1.5 and 2; they differ by one image at most, and the first cannot fail to settle.
+97.5 % for the residual one, 97.5 and 96.9 % for the equilibrium). These digits ask for little
+depth: cut short after one application the equilibrium reads them as well. On 287 of the training
+images f was tried with bounds of 0.97, 1.5 and 2; they differ by one image at most, and the first
+cannot fail to settle.
 
 Draws how the solver and plain iteration come to rest, the accuracy after fewer applications, and
 the accuracies in training.
