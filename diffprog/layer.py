@@ -25,8 +25,6 @@ from diffprog.plans import Params, Plan, State
 # What a record says of its functions, and what it says where they were replaced.
 _OF_FUNCTIONS = {
     "planner": None, "rebuild": None, "within": None, "factory": None, "settings": {}}
-# What a view has of the layer that it shows; one with anything else was edited.
-_OF_VIEWS = ("name", "settings", "planner", "computed", "stacks", "within", "dtype", "factory")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -109,9 +107,8 @@ class Layer:
         stale = made["functions"] != (init, apply, start)
         vars(self).update({name: nothing for name, nothing in _OF_FUNCTIONS.items()
                            if stale and getattr(self, name) is made[name]}, _made=made)
-        if self.lent and (stale or any(getattr(self, name) is not getattr(self.lent, name)
-                                       for name in _OF_VIEWS)):
-            vars(self).update(lent=None)
+        if self.lent and (stale or self._differs(self.lent)):
+            vars(self).update(lent=None)  # an edited view is a layer of its own
         checked = {
             "init": guards.guarded_init(self, init),
             "apply": guards.guarded_apply(self, apply),
@@ -119,6 +116,13 @@ class Layer:
             "_planned": guards.guarded_plan(self, self.planner, init, apply),
         }
         vars(self).update(checked)  # the fields are frozen from here on
+
+    def _differs(self, other: Layer) -> bool:
+        """Does the record say anything else than the other one, but for functions and children?"""
+        own = {"init", "apply", "start", "children", "lent"}
+        return any(getattr(self, field.name) is not getattr(other, field.name)
+                   for field in dataclasses.fields(self)
+                   if field.name[0] != "_" and field.name not in own)
 
     def plan(self, x: Any, **side: Any) -> Plan:
         """Shapes and dtypes of parameters, state and output on x, by abstract evaluation.

@@ -68,7 +68,9 @@ def test_children_are_shown_and_composed_anew_but_not_called_on_raw_parameters(w
     for other in (dp.serial(encoder), encoder >> dp.linear(3), dp.remat(encoder), encoder**2):
         given, _ = other.init(KEY, X)
         assert other(given, X).shape
-    close(dataclasses.replace(encoder, name="mine")(fresh, X), NET(fresh, X))
+    for said in ({"name": "mine"}, {"random": True}, {"side": frozenset({"scale"})}):
+        close(dataclasses.replace(encoder, **said)(fresh, X), NET(fresh, X))
+    assert dp.serial(dataclasses.replace(encoder, random=True)).random
     edited = dp.replace(net, "encoder/*", lambda old: old >> jnp.sin)
     given, held = edited.init(KEY, X)
     assert edited(given, X, state=held).shape == net(params, X, state=state).shape
