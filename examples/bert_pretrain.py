@@ -8,7 +8,7 @@ Two sentences stand side by side, some tokens are hidden, and the net guesses th
 second follows the first. Prints guesses on held-out sentences, and draws a map of the commonest
 words, the learning curves, and the nearest words of eight.
 
-Takes about three minutes on two cores (five of CPU time). Expected: 35.3 % of the hidden
+Takes about three minutes on two cores (four of CPU time). Expected: 35.3 % of the hidden
 tokens of held-out documents, where always guessing the commonest gets 7.3 %, and a perplexity of
 22.3 where frequencies alone have 129.6; whether the second sentence follows is harder to learn from
 so little text: 61.8 %, where chance is 50 %. Sizes, rate and steps were chosen on every tenth of

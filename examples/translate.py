@@ -6,7 +6,7 @@ Data: the days from 1900 to 2099, written by this program: "28. III. 1987", "the
 1987", "March twenty-eighth, nineteen eighty-seven", "4th last day of March 1987", in upper and
 lower case. A Transformer, or LSTMs with attention between them, read the characters and write those
 of the ISO date. 7,500 days are held out: in training they are no target in any form. Takes about
-three minutes on two cores (4.6 minutes of CPU time; the LSTMs 2.8). Expected: 99.9 % of the dates
+three minutes on two cores (3.3 minutes of CPU time; the LSTMs 2.8). Expected: 99.9 % of the dates
 exact, by either model. Every choice in here was made on 750 other days that are not trained on.
 
 Draws where each written character looks in the text, and which form is learned when.
