@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from comparing import KEY, X, close, gradient, moved, names
 from refusing import refused
@@ -83,9 +84,12 @@ def test_children_are_shown_and_composed_anew_but_not_called_on_raw_parameters(w
     ("spectral_norm of ema", dp.heads(2, dp.attention_head(2, causal=True))),
     ("ema of ema", dp.recurrent(dp.gru(4))), ("spectral_norm", dp.recurrent(dp.lstm(4))),
     ("ema of lora", dp.repeat(2, dp.self_attention(1, causal=True))),
+    *(pytest.param(way, layer, marks=pytest.mark.slow) for way in WAYS for layer in (
+        dp.self_attention(1, causal=True), dp.recurrent(dp.gru(4)),
+        dp.conv(4, 2, dims=1, padding="CAUSAL"))),
 ], ids=lambda given: given if isinstance(given, str) else given.name)
 def test_it_streams_whatever_the_cache_is_called(way, layer):
-    net = CARRYING[way](layer)
+    net = WAYS[way](layer)
     x = jax.random.normal(KEY, (2, 4, 4))
     params, state = trees(net, x)
 
@@ -283,17 +287,51 @@ def test_only_what_is_trained_is_differentiated():
     close(kernel, jnp.asarray(sum(np.einsum("iap,jbp->ijab", r, r) for r in rows)))
 
 
+# Every wrapper before every tool: what it shows is what the plain net shows on the merged trees.
+
+DEEP = dp.serial(dp.linear(4), dp.repeat(2, dp.residual(dp.linear(4) >> jnp.tanh)),
+                 head=dp.linear(3))
+
+
+def metrics(net, params, state):
+    step = dp.make_step(net, OBJECTIVE, optax.sgd(0.1))
+    begun = step.init(KEY, X)._replace(params=params, state=state)
+    return jax.tree.map(jnp.asarray, dp.evaluate(step, begun, [(X, LABELS)]))
+
+
+TOOLS = {
+    "predict": lambda net, params, state: dp.predict(net, params, X, state=state, batch_size=2),
+    "evaluate": metrics,
+    "tap": lambda net, params, state: jax.jit(dp.tap(net, "**").apply)(params, state, X)[0],
+    "replace": lambda net, params, state: jax.jit(
+        dp.replace(net, "**/tanh~*", lambda _: jnp.sin).apply)(params, state, X)[0],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ema", "lora"])
+@pytest.mark.parametrize("way", WAYS)
+def test_tools_show_what_the_plain_net_does(way):
+    net = WAYS[way](DEEP)
+    params, state = trees(net)
+    merged, _ = dp.merge(net, params, state)
+    for name, tool in TOOLS.items():
+        found, wanted = tool(net, params, state), tool(DEEP, merged, {})
+        assert jax.tree.structure(found) == jax.tree.structure(wanted), name
+        close(found, wanted)
+    seen, other = ({row.path: (row.input, row.output) for row in dp.summary(of, X).rows}
+                   for of in (net, DEEP))
+    assert seen == other and len(seen) > 5
+    assert dp.diagram(net, X) == dp.diagram(DEEP, X)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_the_flow_of_gradients_is_that_of_the_plain_net(way):
-    net = WAYS[way](dp.serial(dp.linear(4), dp.repeat(2, dp.residual(dp.linear(4) >> jnp.tanh)),
-                              head=dp.linear(3)))
-    plain = dp.serial(dp.linear(4), dp.repeat(2, dp.residual(dp.linear(4) >> jnp.tanh)),
-                      head=dp.linear(3))
+    net = WAYS[way](DEEP)
     params, state = trees(net)
     seen = dp.gradient_flow(net, OBJECTIVE, params, (X, LABELS), state=state)
     merged, _ = dp.merge(net, params, state, train=True)
-    wanted = dp.gradient_flow(plain, OBJECTIVE, merged, (X, LABELS))
+    wanted = dp.gradient_flow(DEEP, OBJECTIVE, merged, (X, LABELS))
     assert [row.path for row in seen.rows] == [row.path for row in wanted.rows]
     for row, other in zip(seen.rows, wanted.rows, strict=True):
         np.testing.assert_allclose([row.activation, row.gradient],
