@@ -9,8 +9,8 @@ Takes about three minutes on two cores, and ends with
     unigram 4.68, trigram 2.51, gpt 1.512 bits per character on every 20th block
 
 On the way it writes a sample now and then; at last it draws how it learned, what it wrote, and how
-much each character of the end of the text surprised it. Of the others gru reaches 1.467 and 1.376
-in more steps; in shorter runs llama 1.510 and 1.540, with `--steps 500`, and lstm 1.966 and 2.023,
+much each character of the end of the text surprised it. Of the others gru reaches 1.461 and 1.375
+in more steps; in shorter runs llama 1.513 and 1.534, with `--steps 500`, and lstm 1.945 and 2.004,
 with `--steps 200`.
 
 Data: the help texts of the standard library (`pydoc_data.topics`), 465,048 characters in Python
