@@ -1,9 +1,11 @@
 # Every target sets up all it needs in .venv by itself: with uv if there is one, else venv and pip.
 PYTHON ?= python3
+PYTHON_NEWEST ?= python3.13
 BIN := .venv/bin
+NEWEST := .venv-newest/bin
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: demo test verify bench clean
+.PHONY: demo test verify test-newest bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -15,6 +17,10 @@ test: .venv/ready
 
 verify: test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+
+# The fast tests with the newest versions of everything, in an environment without constraints.
+test-newest: .venv-newest/ready
+	$(NEWEST)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --newest
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/core.py
@@ -31,5 +37,20 @@ bench: .venv/ready
 	fi
 	touch $@
 
+.venv-newest/ready: pyproject.toml
+	@$(PYTHON_NEWEST) --version >/dev/null 2>&1 || { \
+	  echo "make test-newest needs $(PYTHON_NEWEST), which is not installed;" \
+	    "install it, or name another Python: PYTHON_NEWEST=..." >&2; exit 1; }
+	rm -rf .venv-newest
+	if command -v uv >/dev/null; then \
+	  uv venv -q --python $(PYTHON_NEWEST) .venv-newest && \
+	  uv pip install -q --python $(NEWEST)/python --upgrade -e '.[test]'; \
+	else \
+	  $(PYTHON_NEWEST) -m venv .venv-newest && \
+	  $(NEWEST)/python -m pip install -q --disable-pip-version-check -e '.[test]'; \
+	fi
+	$(NEWEST)/python -m pip list 2>/dev/null | grep -E "^(jax|jaxlib|optax|flax|equinox) " || true
+	touch $@
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-newest build dist

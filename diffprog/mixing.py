@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffprog.jaxprs import scan_sizes
+
 Tags = list[Any]
 
 
@@ -137,7 +139,7 @@ class _Reader:
 
     def in_scan(self, params: dict[str, Any], given: Tags) -> Tags:
         """A loop along first axes; along that of examples, what is carried on is mixed."""
-        consts, carries, program = params["num_consts"], params["num_carry"], params["jaxpr"]
+        (consts, carries), program = scan_sizes(params), params["jaxpr"]
         closed, carry = given[:consts], given[consts : consts + carries]
         turns = [_turn(tag) for tag in given[consts + carries :]]
         passed = MIXED if turns != given[consts + carries :] and ONE in turns else ONE
