@@ -6,8 +6,10 @@ is the matter.
 
 import collections
 import gc
+import importlib
 import itertools
 import os
+import pathlib
 
 import jax
 import pytest
@@ -73,6 +75,36 @@ def forgotten():
         made.clear()
 
 
+# Libraries whose networks become layers, and the files with tests and examples that import them.
+NEIGHBOURS = {
+    "equinox": {"test_interop.py", "test_errors.py", "equinox.py"},
+    "flax": {"test_interop.py", "test_errors.py", "linen.py", "nnx.py"},
+    "haiku": {"test_interop.py", "test_errors.py", "haiku.py"},
+    "numpyro": {"test_interop_stax.py"},
+}
+left_out = {}  # library -> why it does not import
+
+
+def pytest_addoption(parser):
+    parser.addoption("--newest", action="store_true", help="a neighbouring library that does not "
+                     "import with these versions is left out, by name, with its files of tests")
+
+
+def pytest_configure(config):
+    """Import the neighbours first: what one of them raises against a new JAX is its own."""
+    for name in NEIGHBOURS if config.getoption("--newest") else ():
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            left_out[name] = f"{type(error).__name__}: {error}"
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path):
+    if any(collection_path.name in NEIGHBOURS[name] for name in left_out):
+        return True
+    return None
+
+
 def pytest_collection_finish():
     """What was imported stays; looking through it for garbage again and again costs seconds."""
     gc.collect()
@@ -81,7 +113,10 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print what the random nets were made of, over all processes."""
+    """Print what was left out, and what the random nets were made of, over all processes."""
+    for name, why in left_out.items():
+        terminalreporter.write_line(
+            f"{name} does not import, {why}: left out with {', '.join(sorted(NEIGHBOURS[name]))}")
     drawn = collections.Counter()
     for report in terminalreporter.stats.get("passed", ()):
         for name, counts in getattr(report, "user_properties", ()):

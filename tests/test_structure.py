@@ -17,8 +17,9 @@ TESTS = pathlib.Path(__file__).parent
 # Floors. A new file fails the test below until it is given one; "tool" stands beside the floors.
 
 FLOORS = {
-    **dict.fromkeys(["jaxprs", "notation", "errors", "arguments", "dtypes", "patterns", "tree", "parameters",
-                     "plans", "masks", "computed", "guards", "factories", "layer", "children"], 0),
+    **dict.fromkeys(["jaxprs", "notation", "errors", "arguments", "dtypes", "patterns", "tree",
+                     "parameters", "plans", "masks", "computed", "guards", "factories", "layer",
+                     "children"], 0),
     "program": 1,
     "combinators": 2, "merging": 2, "transforms.*": 2,
     "layers.*": 3,
