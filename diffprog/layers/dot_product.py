@@ -287,14 +287,19 @@ def _unfit(query: Any, key: Any, value: Any, pattern: Pattern, more: bool) -> st
     if jax.sharding.get_abstract_mesh().explicit_axes:
         return "a mesh whose axis_types are not Explicit"
     if more or pattern.orders or pattern.segments or pattern.mask is not None or (
-            pattern.window and pattern.real is not None):
-        return "no more than causality, with a window or a mask of keys"
+            pattern.window and (pattern.real is not None or not pattern.causal)):
+        return "no more than causality, with it a window, or a mask of keys"
     return ""
 
 
 @functools.cache
 def _on_hopper() -> bool:
-    """Is the GPU a Hopper? On others cuDNN's kernel is not the fastest, or is missing."""
+    """Is the GPU a Hopper, with cuDNN? On others its kernel is not the fastest, or is missing."""
     if jax.default_backend() != "gpu":
+        return False
+    given = [jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)] * 3
+    try:
+        jax.eval_shape(_Kernel(False, None, False, "xla").kernel, *given)
+    except RuntimeError:
         return False
     return getattr(jax.local_devices()[0], "compute_capability", "") == "9.0"

@@ -267,8 +267,8 @@ EXAMPLES = {
     "cuDNN's attention, got (bfloat16[2,4,8,60], bfloat16[2,4,8,60]); leave the choice of the "
     "implementation to the layer":
         by_cudnn(heads(features=60), Pattern(causal=True)),
-    "wants no more than causality, with a window or a mask of keys, for cuDNN's attention, got "
-    "(bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave the choice of the implementation to the "
+    "wants no more than causality, with it a window, or a mask of keys, for cuDNN's attention, "
+    "got (bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave the choice of the implementation to the "
     "layer":
         by_cudnn(heads(), Pattern(mask=jnp.ones((2, 1, 8, 8), bool))),
     "wants sizes that are known, for cuDNN's attention, got (bfloat16[b,4,8,64], "

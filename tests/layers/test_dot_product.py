@@ -160,6 +160,7 @@ CHOICES = {  # what is chosen where there is a Hopper GPU
     "real and causal": (shapes(), Pattern(causal=True, real=MASK), {}, BOTH),
     "window of the real": (shapes(), Pattern(causal=True, window=4, real=MASK), {},
                            {"default": "blocks"}),
+    "window alone": (shapes(), Pattern(window=4), {}, {"default": "xla"}),
     "one query": (shapes(1, 7), Pattern(), {}, {"default": "xla"}),
     "a short chunk": (shapes(4, 32), Pattern(real=MASK), {}, {"default": "xla"}),
     "a longer one": (shapes(5, 32), Pattern(real=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
@@ -192,10 +193,18 @@ def test_the_choice_is_the_formula_where_the_kernel_cannot_be(monkeypatch):
             assert choose(*shapes(), CAUSAL) == wanted
 
 
-@pytest.mark.parametrize(("backend", "capability", "wanted"), [
-    ("gpu", "9.0", True), ("gpu", "8.0", False), ("gpu", "gfx90a", False), ("cpu", "9.0", False)])
-def test_a_hopper_is_known_by_what_it_computes(backend, capability, wanted, monkeypatch):
+@pytest.mark.parametrize(("backend", "capability", "installed", "wanted"), [
+    ("gpu", "9.0", True, True), ("gpu", "8.0", True, False), ("gpu", "gfx90a", True, False),
+    ("cpu", "9.0", True, False), ("gpu", "9.0", False, False)])
+def test_a_hopper_is_known_by_what_it_computes(
+        backend, capability, installed, wanted, monkeypatch):
+    def version():
+        if not installed:
+            raise RuntimeError("cuDNN is not detected.")
+        return 91000
+
     device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", version)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert module._on_hopper.__wrapped__() is wanted
@@ -205,7 +214,8 @@ def test_a_hopper_is_known_by_what_it_computes(backend, capability, wanted, monk
     (shapes(dtype=jnp.float32), CAUSAL, {}, "bfloat16 or float16"),
     (shapes(features=60), CAUSAL, {}, "the larger number of features, of keys or values, as a "
                                       "multiple of 8 up to 128"),
-    (shapes(), Pattern(mask=PAIRS), {}, "no more than causality, with a window or a mask of keys"),
+    (shapes(), Pattern(mask=PAIRS), {}, "no more than causality, with it a window, or a mask of "
+                                     "keys"),
 ])
 def test_cudnn_is_refused_where_it_does_not_fit(given, pattern, options, wants):
     got = f"({dp.notation.show(given[0])}, {dp.notation.show(given[2])})"
