@@ -24,7 +24,7 @@ IMPLEMENTATIONS = ("xla", "blocks", "cudnn")
 
 _BLOCKS = 4  # a causal product in four blocks of queries skips 3/8 of all pairs
 _LONG = 256  # steps from which blocks are faster than one product
-_FEW = 8  # so many keys to a query leave cuDNN's kernel idle, as in a stream
+_FEW = 8  # so many keys to a query leave cuDNN's kernel idle
 
 Pair = tuple[jax.Array, jax.Array]  # of the queries, of the keys
 
@@ -165,13 +165,10 @@ def choose(
                          "leave the choice of the implementation to the layer")
     if implementation:
         return {"default": implementation}
-    steps, keys = query.shape[-2], key.shape[-2]
-    aligned = pattern.orders is None and steps == keys
-    blocks_pay = pattern.causal and aligned and steps >= _LONG
+    aligned = pattern.orders is None and query.shape[-2] == key.shape[-2]
+    blocks_pay = pattern.causal and aligned and query.shape[-2] >= _LONG
     choice = {"default": "blocks" if blocks_pay else "xla"}
-    if unfit or steps == 1 or keys >= _FEW * steps or not _on_hopper():
-        return choice
-    return choice | {"cuda": "cudnn"}
+    return choice if unfit or _idle(query, key) or not _on_hopper() else choice | {"cuda": "cudnn"}
 
 
 def check_implementation(name: Any) -> None:
@@ -272,6 +269,12 @@ def _fused(
                          "leave the choice of the implementation to the layer") from error
     y = y.swapaxes(1, 2)[..., : value.shape[-1]]
     return y.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def _idle(query: Any, key: Any) -> bool:
+    """Are the queries too few for the kernel, as in a step or a short chunk of a stream?"""
+    steps = query.shape[-2]
+    return steps == 1 or key.shape[-2] >= _FEW * steps
 
 
 def _unfit(query: Any, key: Any, value: Any, pattern: Pattern, more: bool) -> str:
