@@ -36,7 +36,8 @@ class TrainState(NamedTuple):
     Attributes:
         params, state: of the net.
         opt_state: of the optimizer; in a game, of each player's.
-        key: of all randomness to come; each step folds its number into it.
+        key: of all randomness to come; each step folds its number into it. What saves arrays of
+            numbers alone is given ``jax.random.key_data(key)``.
         step: how many steps were taken, an int32.
     """
 

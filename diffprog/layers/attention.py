@@ -61,9 +61,9 @@ def self_attention(
         dropout: share of the weights that is dropped in training, in [0, 1).
         scale: factor of the scores; ``1 / sqrt(head_dim)`` if None.
         implementation: "xla", one product; "blocks", four blocks of queries, which saves a causal
-            one 3/8 of the work; "cudnn", the kernel for NVIDIA GPUs, in 16 bits, without forward
-            mode, and not for an export to several platforms; None chooses by platform, dtype and
-            shape, and `summary` reports it.
+            one 3/8 of the work; "cudnn", the kernel for NVIDIA GPUs, in 16 bits, with the formula
+            for derivatives beyond the gradient, and for padding that is not behind the real steps
+            of each row; None chooses by platform, dtype and shape, and `summary` reports it.
         kernel_init, bias_init: initializers, of all maps; ``lecun_normal`` keeps variances.
 
     Raises:

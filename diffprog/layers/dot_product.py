@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError
+from diffprog.layers.fused import Fused
 from diffprog.notation import listed, show
 from diffprog.parameters import parameter_dtype
 
@@ -22,6 +24,7 @@ IMPLEMENTATIONS = ("xla", "blocks", "cudnn")
 
 _BLOCKS = 4  # a causal product in four blocks of queries skips 3/8 of all pairs
 _LONG = 256  # steps from which blocks are faster than one product
+_FEW = 8  # so many keys to a query leave cuDNN's kernel idle
 
 Pair = tuple[jax.Array, jax.Array]  # of the queries, of the keys
 
@@ -54,12 +57,6 @@ class Pattern:
     segments: Pair | None = None
     mask: jax.Array | None = None
     empty: bool = _static(False)
-
-    @property
-    def plain(self) -> bool:
-        """Does it depend on the order in time alone?"""
-        return all(array is None for array in (
-            self.orders, self.ranks, self.real, self.segments, self.mask))
 
     def seen(self, rows: slice, columns: slice) -> jax.Array | None:
         """Booleans (..., heads or 1, rows, columns), True = seen; None if all is seen."""
@@ -146,27 +143,12 @@ def dot_product(
                          strict=True)
         return normalized(jnp.concatenate(ys, -2), jnp.concatenate(totals, -2))
 
-    def by_cudnn() -> jax.Array:
-        """cuDNN's fused kernel, which wants time before heads and one axis of examples."""
-        q, k, v = (a.reshape(-1, *a.shape[-3:]).swapaxes(1, 2) for a in (scaled, key, value))
-        try:
-            y = jax.nn.dot_product_attention(
-                q, k, v, scale=1.0, is_causal=pattern.causal,
-                local_window_size=pattern.window and (pattern.window - 1, 0),
-                implementation="cudnn")
-        except RuntimeError as error:
-            raise LayerError("cuDNN, which comes with JAX for NVIDIA GPUs", str(error).rstrip("."),
-                             "leave the choice of the implementation to the layer") from error
-        return y.swapaxes(1, 2).reshape(query.shape)
-
-    functions = {"xla": at_once, "blocks": in_blocks, "cudnn": by_cudnn}
     choice = choose(query, key, value, pattern, implementation=implementation,
                     more=bias is not None or rng is not None)
-    default = functions[choice.pop("default")]
-    if not choice:
-        return default()
-    return jax.lax.platform_dependent(
-        **{platform: functions[name] for platform, name in choice.items()}, default=default)
+    if "cudnn" in choice.values():
+        elsewhere = choice["default"] if "cuda" in choice else "xla"
+        return _fused(scaled, key, value, pattern, elsewhere)
+    return in_blocks() if choice["default"] == "blocks" else at_once()
 
 
 def choose(
@@ -175,7 +157,7 @@ def choose(
 ) -> dict[str, str]:
     """Platform -> implementation, "default" among them, for inputs of these shapes and dtypes.
 
-    `more` says that there is a mask, a bias or dropout.
+    `more` says that there is a bias, dropout, or a pattern that `pattern` does not tell.
     """
     unfit = _unfit(query, key, value, pattern, more)
     if implementation == "cudnn" and unfit:
@@ -186,7 +168,7 @@ def choose(
     aligned = pattern.orders is None and query.shape[-2] == key.shape[-2]
     blocks_pay = pattern.causal and aligned and query.shape[-2] >= _LONG
     choice = {"default": "blocks" if blocks_pay else "xla"}
-    return choice if unfit or not _on_hopper() else choice | {"cuda": "cudnn"}
+    return choice if unfit or _idle(query, key) or not _on_hopper() else choice | {"cuda": "cudnn"}
 
 
 def check_implementation(name: Any) -> None:
@@ -251,22 +233,76 @@ def _in_groups(a: jax.Array, shared: int) -> jax.Array:
     return a.reshape(*a.shape[:-3], a.shape[-3] // shared, shared * a.shape[-2], a.shape[-1])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kernel(Fused):
+    """cuDNN's kernel; `elsewhere` names what computes the formula on other platforms."""
+
+    elsewhere: str
+
+    def formula(self, *operands: jax.Array) -> jax.Array:
+        (query, key, value), real = (a.swapaxes(1, 2) for a in operands[:3]), operands[3:]
+        pattern = Pattern(self.causal, self.window, real=real[0] if real else None,
+                          empty=self.padded)
+        return dot_product(query, key, value, pattern, scale=1.0,
+                           implementation=self.elsewhere).swapaxes(1, 2)
+
+
+def _fused(
+    query: jax.Array, key: jax.Array, value: jax.Array, pattern: Pattern, elsewhere: str
+) -> jax.Array:
+    """The kernel wants one axis of examples, time before heads, and one number of features."""
+    lead, examples = query.shape[:-3], math.prod(query.shape[:-3])
+    features = max(query.shape[-1], value.shape[-1])
+
+    def fitted(a: jax.Array) -> jax.Array:
+        if a.shape[-1] < features:
+            a = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, features - a.shape[-1])])
+        return a.reshape(examples, *a.shape[-3:]).swapaxes(1, 2)
+
+    real = () if pattern.real is None else (jnp.broadcast_to(
+        pattern.real, (*lead, key.shape[-2])).reshape(examples, -1),)
+    kernel = _Kernel(pattern.causal, pattern.window, bool(real), elsewhere)
+    try:
+        y = kernel(fitted(query), fitted(key), fitted(value), *real)
+    except RuntimeError as error:
+        raise LayerError("cuDNN, which comes with JAX for NVIDIA GPUs", str(error).rstrip("."),
+                         "leave the choice of the implementation to the layer") from error
+    y = y.swapaxes(1, 2)[..., : value.shape[-1]]
+    return y.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def _idle(query: Any, key: Any) -> bool:
+    """Are the queries too few for the kernel, as in a step or a short chunk of a stream?"""
+    steps = query.shape[-2]
+    return steps == 1 or key.shape[-2] >= _FEW * steps
+
+
 def _unfit(query: Any, key: Any, value: Any, pattern: Pattern, more: bool) -> str:
     """What cuDNN's kernel wants and does not get; nothing if all is well."""
-    features = query.shape[-1]
-    if query.dtype not in (jnp.bfloat16, jnp.float16):
+    dtypes = {jnp.dtype(a.dtype) for a in (query, key, value)}
+    if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}:
         return "bfloat16 or float16"
-    if features != value.shape[-1] or features % 8 or features > 128:
-        return "as many features in keys as in values, a multiple of 8 up to 128"
-    if more or not pattern.plain:
-        return "causality and a window alone, neither masks nor a bias nor dropout"
+    features, limit = max(query.shape[-1], value.shape[-1]), 256 if _on_hopper() else 128
+    if features % 8 or features > limit:
+        return f"the larger number of features, of keys or values, as a multiple of 8 up to {limit}"
+    if not all(isinstance(size, int) for a in (query, key, value) for size in a.shape):
+        return "sizes that are known"
+    if jax.sharding.get_abstract_mesh().explicit_axes:
+        return "a mesh whose axis_types are not Explicit"
+    if more or pattern.orders or pattern.segments or pattern.mask is not None or (
+            pattern.window and (pattern.real is not None or not pattern.causal)):
+        return "no more than causality, with it a window, or a mask of keys"
     return ""
 
 
 @functools.cache
 def _on_hopper() -> bool:
-    """Is there a Hopper GPU? On others cuDNN's kernel is not the fastest, or is missing."""
+    """Is the GPU a Hopper, with cuDNN? On others its kernel is not the fastest, or is missing."""
+    if jax.default_backend() != "gpu":
+        return False
+    given = [jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)] * 3
     try:
-        return any(d.compute_capability == "9.0" for d in jax.local_devices(backend="cuda"))
+        jax.eval_shape(_Kernel(False, None, False, "xla").kernel, *given)
     except RuntimeError:
         return False
+    return getattr(jax.local_devices()[0], "compute_capability", "") == "9.0"

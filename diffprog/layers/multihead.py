@@ -161,8 +161,10 @@ class Multihead:
         choice = choose(
             _by_head(x, self.heads, head_dim, x.dtype),
             _by_head(of_keys, self._groups, head_dim, x.dtype),
-            _by_head(of_keys, self._groups, value_dim, x.dtype), Pattern(self.causal, self.window),
-            more=bool(side.keys() - {"memory", "positions"}), implementation=self.implementation)
+            _by_head(of_keys, self._groups, value_dim, x.dtype),
+            Pattern(self.causal, self.window, real=side.get("mask", side.get("memory_mask"))),
+            more=bool(side.keys() - {"memory", "positions", "mask", "memory_mask"}),
+            implementation=self.implementation)
         default = choice.pop("default")
         return ", ".join([default, *(f"{name} on {where}" for where, name in choice.items())])
 

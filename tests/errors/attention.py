@@ -3,8 +3,10 @@
 import functools
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.sharding import AxisType
 
 import diffprog as dp
 from diffprog.layers.dot_product import Pattern, choose, dot_product
@@ -52,6 +54,17 @@ def heads(dtype=jnp.bfloat16, features=64):
 
 def by_cudnn(given, pattern):
     return lambda: choose(*given, pattern, implementation="cudnn")
+
+
+def of_any_batch():
+    (size,) = jax.export.symbolic_shape("b")
+    return [jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for a in heads()]
+
+
+def on_an_explicit_mesh():
+    given, mesh = heads(), jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        choose(*given, Pattern(causal=True), implementation="cudnn")
 
 
 def without_cudnn():
@@ -250,14 +263,21 @@ EXAMPLES = {
     "wants bfloat16 or float16, for cuDNN's attention, got (float32[2,4,8,64], "
     "float32[2,4,8,64]); leave the choice of the implementation to the layer":
         by_cudnn(heads(jnp.float32), Pattern(causal=True)),
-    "wants as many features in keys as in values, a multiple of 8 up to 128, for cuDNN's "
-    "attention, got (bfloat16[2,4,8,60], bfloat16[2,4,8,60]); leave the choice of the "
+    "wants the larger number of features, of keys or values, as a multiple of 8 up to 128, for "
+    "cuDNN's attention, got (bfloat16[2,4,8,60], bfloat16[2,4,8,60]); leave the choice of the "
     "implementation to the layer":
         by_cudnn(heads(features=60), Pattern(causal=True)),
-    "wants causality and a window alone, neither masks nor a bias nor dropout, for cuDNN's "
-    "attention, got (bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave the choice of the "
-    "implementation to the layer":
-        by_cudnn(heads(), Pattern(real=jnp.ones((2, 8), bool))),
+    "wants no more than causality, with it a window, or a mask of keys, for cuDNN's attention, "
+    "got (bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave the choice of the implementation to the "
+    "layer":
+        by_cudnn(heads(), Pattern(mask=jnp.ones((2, 1, 8, 8), bool))),
+    "wants sizes that are known, for cuDNN's attention, got (bfloat16[b,4,8,64], "
+    "bfloat16[b,4,8,64]); leave the choice of the implementation to the layer":
+        by_cudnn(of_any_batch(), Pattern(causal=True)),
+    "wants a mesh whose axis_types are not Explicit, for cuDNN's attention, got "
+    "(bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave the choice of the implementation to the "
+    "layer":
+        on_an_explicit_mesh,
     "wants cuDNN, which comes with JAX for NVIDIA GPUs, got cuDNN is not detected; leave the "
     "choice of the implementation to the layer":
         without_cudnn,

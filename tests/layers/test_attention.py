@@ -237,7 +237,10 @@ def test_summary_tells_how_it_is_computed(monkeypatch, request):
     assert told(own(causal=True), long, jnp.float32) == ["blocks"]
     dropping = own(causal=True, dropout=0.1)  # a summary is that of a call at rest
     assert told(dropping, long, half) == ["blocks, cudnn on cuda"]
-    assert told(own(causal=True), long, half, mask=jnp.ones((2, long), bool)) == ["blocks"]
+    real = jnp.ones((2, long), bool)
+    assert told(own(causal=True), long, half, mask=real) == ["blocks, cudnn on cuda"]
+    assert told(own(causal=True, window=9), long, half, mask=real) == ["blocks"]
+    assert told(own(causal=True), long, half, segments=jnp.ones((2, long), int)) == ["blocks"]
     assert told(own(causal=True, implementation="xla"), long, half) == ["xla"]
     assert told(own(head_dim=20), 8, half) == ["xla"]
     memory = jax.ShapeDtypeStruct((2, 9, 3), half)

@@ -1,6 +1,7 @@
 """The product in attention: the formula, in every way that it is computed."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from comparing import KEY, close, drawn
 from in_numpy import attend, visible
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.sharding import AxisType
 from refusing import expect
 
 import diffprog as dp
@@ -146,11 +148,22 @@ CHOICES = {  # what is chosen where there is a Hopper GPU
     "not causal": (shapes(), Pattern(), {}, {"default": "xla", "cuda": "cudnn"}),
     "float16": (shapes(dtype=jnp.float16), CAUSAL, {}, BOTH),
     "float32": (shapes(dtype=jnp.float32), CAUSAL, {}, {"default": "blocks"}),
-    "other values": (shapes(value_features=32), CAUSAL, {}, {"default": "blocks"}),
+    "both": (shapes()[:1] + shapes(dtype=jnp.float16)[1:], CAUSAL, {}, {"default": "blocks"}),
+    "fewer of values": (shapes(value_features=20), CAUSAL, {}, BOTH),
+    "more of values": (shapes(value_features=256), CAUSAL, {}, BOTH),
     "odd features": (shapes(features=60), CAUSAL, {}, {"default": "blocks"}),
-    "many features": (shapes(features=136), CAUSAL, {}, {"default": "blocks"}),
+    "odd features of values": (shapes(value_features=68), CAUSAL, {}, {"default": "blocks"}),
+    "many features": (shapes(features=256), CAUSAL, {}, BOTH),
+    "too many features": (shapes(features=264), CAUSAL, {}, {"default": "blocks"}),
     "mask": (shapes(), Pattern(causal=True, mask=PAIRS), {}, {"default": "blocks"}),
-    "real": (shapes(), Pattern(real=MASK), {}, {"default": "xla"}),
+    "real": (shapes(), Pattern(real=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
+    "real and causal": (shapes(), Pattern(causal=True, real=MASK), {}, BOTH),
+    "window of the real": (shapes(), Pattern(causal=True, window=4, real=MASK), {},
+                           {"default": "blocks"}),
+    "window alone": (shapes(), Pattern(window=4), {}, {"default": "xla"}),
+    "one query": (shapes(1, 7), Pattern(), {}, {"default": "xla"}),
+    "a short chunk": (shapes(4, 32), Pattern(real=MASK), {}, {"default": "xla"}),
+    "a longer one": (shapes(5, 32), Pattern(real=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
     "segments": (shapes(), Pattern(segments=(SEGMENTS,) * 2), {}, {"default": "xla"}),
     "bias or dropout": (shapes(), CAUSAL, {"more": True}, {"default": "blocks"}),
     "a stream": (shapes(LONG, 999), Pattern(causal=True, orders=(np.arange(LONG), np.arange(999))),
@@ -169,12 +182,40 @@ def test_the_choice_is_by_platform_shape_and_dtype(name, monkeypatch):
     assert choose(*given, pattern, **options) == {"default": wanted["default"]}
 
 
+def test_the_choice_is_the_formula_where_the_kernel_cannot_be(monkeypatch):
+    """Sizes that an export leaves open; arrays on a mesh whose axes are explicit."""
+    monkeypatch.setattr(module, "_on_hopper", lambda: True)
+    (batch,) = jax.export.symbolic_shape("batch")
+    given = [jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype) for a in shapes()]
+    assert choose(*given, CAUSAL) == {"default": "blocks"}
+    for kind, wanted in ((AxisType.Explicit, {"default": "blocks"}), (AxisType.Auto, BOTH)):
+        with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(kind,))):
+            assert choose(*shapes(), CAUSAL) == wanted
+
+
+@pytest.mark.parametrize(("backend", "capability", "installed", "wanted"), [
+    ("gpu", "9.0", True, True), ("gpu", "8.0", True, False), ("gpu", "gfx90a", True, False),
+    ("cpu", "9.0", True, False), ("gpu", "9.0", False, False)])
+def test_a_hopper_is_known_by_what_it_computes(
+        backend, capability, installed, wanted, monkeypatch):
+    def version():
+        if not installed:
+            raise RuntimeError("cuDNN is not detected.")
+        return 91000
+
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", version)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert module._on_hopper.__wrapped__() is wanted
+
+
 @pytest.mark.parametrize(("given", "pattern", "options", "wants"), [
     (shapes(dtype=jnp.float32), CAUSAL, {}, "bfloat16 or float16"),
-    (shapes(features=60), CAUSAL, {}, "as many features in keys as in values, a multiple of 8 "
-                                      "up to 128"),
-    (shapes(), Pattern(real=MASK), {}, "causality and a window alone, neither masks nor a bias "
-                                       "nor dropout"),
+    (shapes(features=60), CAUSAL, {}, "the larger number of features, of keys or values, as a "
+                                      "multiple of 8 up to 128"),
+    (shapes(), Pattern(mask=PAIRS), {}, "no more than causality, with it a window, or a mask of "
+                                     "keys"),
 ])
 def test_cudnn_is_refused_where_it_does_not_fit(given, pattern, options, wants):
     got = f"({dp.notation.show(given[0])}, {dp.notation.show(given[2])})"
