@@ -49,16 +49,15 @@ class Course:
         metric: str, highest: bool,
     ) -> None:
         self.step, self.metric, self.sign = step, metric, -1 if highest else 1
+        before = start if isinstance(start, Fit) else Fit(start, None, []) if start else None
         x, side = step.inputs(batch)
-        if start is None:
+        if before is None:
             assert key is not None
-            start = step.init(key, x, **side)
+            before = Fit(step.init(key, x, **side), None, [])
         else:
-            given = start.state if isinstance(start, Fit) else start
-            rest = resting(step.net, step.inputs, given.state, batch)
-            tree.verify(step.net, given.params, x, state=rest, **side)
-            start = jax.tree.map(jnp.copy, start)
-        before = start if isinstance(start, Fit) else Fit(start, None, [])
+            rest = resting(step.net, step.inputs, before.state.state, batch)
+            tree.verify(step.net, before.state.params, x, state=rest, **side)
+            before = Fit(*jax.tree.map(jnp.copy, before[:2]), [*before.history])
         self.now, self.best, self.history = before
         self.number = int(self.now.step)
         self.broken = set(tree.nonfinite(self.now.params))

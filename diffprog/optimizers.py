@@ -64,13 +64,14 @@ def check_optimizer(optimizer: Any) -> None:
                          "pass optax.adam(1e-3), for example")
 
 
-def of_net(net: Layer, optimizer: Any) -> optax.GradientTransformationExtraArgs:
+def of_net(net: Layer, optimizer: Any) -> Any:
     """The optimizer as a step calls it, shown what no `freeze` keeps from it.
 
     What is frozen is given no update at all: a penalty may speak of it and have a gradient there.
     """
-    own = optax.GradientTransformationExtraArgs(
-        functools.partial(_begin, optimizer), functools.partial(_update, optimizer))
+    begin: Any = functools.partial(_begin, optimizer)
+    update: Any = functools.partial(_update, optimizer)
+    own = optax.GradientTransformationExtraArgs(begin, update)
     if not freezes(net):
         return own
     sides: dict[Any, Any] = {True: own, False: optax.set_to_zero()}
@@ -78,8 +79,7 @@ def of_net(net: Layer, optimizer: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def descend(
-    optimizer: optax.GradientTransformationExtraArgs, loss: Callable[[Params], Any],
-    params: Params, opt_state: Any, state: State,
+    optimizer: Any, loss: Callable[[Params], Any], params: Params, opt_state: Any, state: State,
 ) -> Descent:
     """One update by a loss, ``params -> (value, (state, metrics))``, from the `state` of the net.
 
@@ -101,7 +101,8 @@ def descend(
     if gathered := [part.mini_step if isinstance(part, optax.MultiStepsState) else part.count
                     for part in _parts(opt, optax.MultiStepsState, optax.ApplyEvery)]:
         after = _averaging(state, after, jnp.any(jnp.stack(gathered) == 0))
-    return Descent(optax.apply_updates(params, updates), opt, after, metrics, skipped)
+    moved: Any = optax.apply_updates(params, updates)
+    return Descent(moved, opt, after, metrics, skipped)
 
 
 def looked_at(opt_state: Any, params: Params) -> Params:
@@ -146,7 +147,8 @@ def _update(optimizer: Any, grads: Any, state: Any, params: Params, **extra: Any
     else:
         both = optax.LookaheadParams(params, state.slow)
         both, inner = _asked(optimizer, grads, state.inner, both, extra)
-        updates, state = both.fast, Ahead(inner, optax.apply_updates(state.slow, both.slow))
+        slow: Any = optax.apply_updates(state.slow, both.slow)
+        updates, state = both.fast, Ahead(inner, slow)
     _check_updates(updates, params)
     return updates, state
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from diffprog.averages import across, at_rest, counted, draws, unless
 from diffprog.axes import check_examples
@@ -211,8 +212,8 @@ class Compiled:
 
 def donated(state: Any) -> bool:
     """Has an array of a state been given up to a step?"""
-    return any(isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-               and leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    return any(isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and
+               leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def check_kept(state: Any) -> None:
@@ -258,5 +259,5 @@ def check_objective(net: Layer, objective: Any) -> None:
 
 def _number(step: Any) -> str:
     """How many steps, if it is one number that is there."""
-    known = isinstance(step, jax.Array) and not isinstance(step, jax.core.Tracer)
+    known = isinstance(step, jax.Array) and not isinstance(step, Tracer)
     return str(int(step)) if known and step.ndim == 0 and not step.is_deleted() else show(step)

@@ -81,7 +81,7 @@ def test_a_batch_is_what_numpy_reads(name):
 
 
 def test_a_step_takes_them_by_itself():
-    x, y = BROUGHT["tensors"]
+    x = Tensor(X)
     state, _ = sgd().apply(sgd().init(KEY, x), (x, Y.tolist()))
     assert_same(state, train(sgd(), [(X, Y)], 1).state)
     assert sgd().evaluate(state, (x, Tensor(Y))) == sgd().evaluate(state, (X, Y))

@@ -97,7 +97,8 @@ def test_best_and_patience_go_on_after_a_restart(values, options, cut):
     whole = judged(values, len(values), **options)
     part = judged(values[:cut], cut, **options)
     rest = judged(values[cut:], len(values) - cut, state=part, **options)
-    assert rest.history == whole.history
+    assert rest.history == whole.history and len(part.history) == cut
+    assert all(isinstance(row["loss"], float) for row in rest.history)
     equal(rest.best, whole.best)
     equal(rest.state, whole.state)
     assert int(part.best.step) <= cut and part.history == whole.history[:cut]

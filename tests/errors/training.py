@@ -253,7 +253,7 @@ EXAMPLES = {
         lambda: train(sgd(), DATA, 1, validation=dp.batches(DATA[0], 4, seed=0)),
     "wants epochs as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.batches(XS, 4, epochs=0),
-    "wants a batch of arrays of numbers, got <U1[2]; convert it by np.asarray, and what is no "
+    "wants a batch of arrays of numbers, got str32[2]; convert it by np.asarray, and what is no "
     "number to one":
         lambda: train(sgd(), [(XS, Tensor())], 1),
     "wants data of batches(...) to begin within, got [...": lambda: train(
