@@ -57,7 +57,8 @@ class Course:
         else:
             rest = resting(step.net, step.inputs, before.state.state, batch)
             tree.verify(step.net, before.state.params, x, state=rest, **side)
-            before = Fit(*jax.tree.map(jnp.copy, before[:2]), [*before.history])
+            now, best = jax.tree.map(jnp.copy, before[:2])
+            before = Fit(now, best, [*before.history])
         self.now, self.best, self.history = before
         self.number = int(self.now.step)
         self.broken = set(tree.nonfinite(self.now.params))

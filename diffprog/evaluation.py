@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count
+from diffprog.arguments import check_count, check_kept
 from diffprog.averages import averages, examples
 from diffprog.axes import check_examples, parts, sides_of_examples
 from diffprog.data import as_batch, check_ends
@@ -20,7 +20,7 @@ from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import show
 from diffprog.plans import Params, State, grown
-from diffprog.training import Step, TrainState, check_kept, check_step
+from diffprog.training import Step, TrainState, check_step
 
 __all__ = ["evaluate", "predict"]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 
-from diffprog.arguments import check_count
+from diffprog.arguments import check_count, check_kept, donated
 from diffprog.courses import Course, Fit
 from diffprog.data import Batches, as_batch, check_ends
 from diffprog.errors import LayerError
 from diffprog.notation import code
-from diffprog.training import Step, TrainState, check_kept, check_step, donated
+from diffprog.training import Step, TrainState, check_step
 
 __all__ = ["Fit", "fit"]
 

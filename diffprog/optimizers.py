@@ -146,7 +146,12 @@ def _update(optimizer: Any, grads: Any, state: Any, params: Params, **extra: Any
         updates, state = _asked(optimizer, grads, state, params, extra)
     else:
         both = optax.LookaheadParams(params, state.slow)
-        both, inner = _asked(optimizer, grads, state.inner, both, extra)
+        try:
+            both, inner = _asked(optimizer, grads, state.inner, both, extra)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise LayerError("lookahead around all other optimizers", "one around it or beside it",
+                             "write optax.lookahead(optax.chain(...), ...), with what gathers, "
+                             "skips or decays inside") from error
         slow: Any = optax.apply_updates(state.slow, both.slow)
         updates, state = both.fast, Ahead(inner, slow)
     _check_updates(updates, params)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from diffprog.arguments import check_kept
 from diffprog.averages import across, at_rest, counted, draws, unless
 from diffprog.axes import check_examples
 from diffprog.computed import trainable
@@ -208,20 +209,6 @@ class Compiled:
         except Exception:
             check_kept(state)
             raise
-
-
-def donated(state: Any) -> bool:
-    """Has an array of a state been given up to a step?"""
-    return any(isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and
-               leaf.is_deleted() for leaf in jax.tree.leaves(state))
-
-
-def check_kept(state: Any) -> None:
-    """Raise if a step was given the state before, and has taken its memory."""
-    if donated(state):
-        raise LayerError("a state that is still there", "one that was donated to a later step",
-                         "keep a copy, jax.tree.map(jnp.copy, state), or go on from what the step "
-                         "returned: make_step(..., donate=False) keeps them all")
 
 
 def resting(net: Layer, shown: Callable[[Any], Any], state: State, batch: Any) -> State:

@@ -133,11 +133,12 @@ def test_a_callback_sees_each_reading():
     for step, copy, _, _ in seen:
         assert_same(copy, train(sgd(), [BATCH], step).state)
     _, copy, kept, _ = seen[0]
-    params = sgd().net
+    net = sgd().net
     for use in (lambda state: sgd().apply(state, BATCH), lambda state: sgd().evaluate(state, BATCH),
                 lambda state: dp.evaluate(sgd(), state, [BATCH]),
                 lambda state: train(sgd(), [BATCH], 1, state=state),
-                lambda state: dp.predict(params, state.params, X)):
+                lambda state: dp.predict(net, state.params, X),
+                lambda state: net(state.params, X)):
         use(jax.tree.map(jnp.copy, copy))
         assert "donated" in refused(use, kept).got
     assert repr(kept).startswith("TrainState(step=int32[]")
@@ -269,7 +270,7 @@ def test_what_was_infinite_from_the_start_is_no_fault_of_training():
 # Streams.
 
 
-CELL = dp.serial(dp.recurrent(dp.gru(3)), dp.linear(2))
+CELL = dp.serial(dp.recurrent(dp.simple_rnn(3)), dp.linear(2))
 ROWS = np.random.default_rng(0).normal(size=(2, 12, 4)).astype(np.float32)
 CHUNKS = [(ROWS[:, i : i + 4], ROWS[:, i : i + 4, :2]) for i in range(0, 12, 4)]
 
@@ -317,3 +318,22 @@ def test_another_nets_parameters_are_refused_in_a_stream_too():
     step, begun = streaming()
     wide = [(np.ones((2, 4, 5), np.float32), CHUNKS[0][1])]
     assert "params" in refused(train, step, wide, 1, state=begun).wants
+
+
+def test_rows_of_a_stream_begin_anew_where_a_sequence_ends():
+    """Where the number of its segment changes, which may be from one batch to the next."""
+    step = dp.make_step(CELL, dp.regression(), optax.sgd(0.0))
+    first, then = ({"x": x, "y": y} for x, y in CHUNKS[:2])
+    state = step.init(KEY, first["x"])
+    started = state._replace(state=CELL.start(state.params, {}, first["x"], length=12,
+                                              segments=np.zeros((2, 4), np.int32)))
+    numbered = [first | {"segments": np.zeros((2, 4), np.int32)},
+                then | {"segments": np.array([[0] * 4, [1] * 4], np.int32)}]
+    found = train(step, numbered, 2, state=started).state.state
+    on = train(step, [first, then], 2, state=started).state.state
+    anew = train(step, [then], 1, state=started).state.state
+    carried = [next(leaf for path, leaf in dp.tree.paths(state).items() if "#" not in path)
+               for state in (found, on, anew)]
+    np.testing.assert_allclose(carried[0][0], carried[1][0], rtol=1e-6)
+    np.testing.assert_allclose(carried[0][1], carried[2][1], rtol=1e-6)
+    assert (jnp.abs(carried[1] - carried[2]) > 1e-3).any(-1).all()

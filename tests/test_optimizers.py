@@ -291,3 +291,17 @@ def test_an_argument_that_nobody_gives_is_named():
     step = make(optax.chain(own, optax.sgd(0.1)))
     error = refused(jax.eval_shape, step.apply, step.init(KEY, X), BATCH)
     assert "curvature" in error.got
+
+
+@pytest.mark.parametrize("around", [
+    lambda inner: optax.MultiSteps(inner, 2), lambda inner: optax.apply_if_finite(inner, 2),
+    lambda inner: optax.chain(optax.add_decayed_weights(0.1), inner)],
+    ids=["steps", "finite", "decay"])
+def test_what_cannot_be_around_lookahead_goes_inside(around):
+    step = make(around(optax.lookahead(optax.sgd(0.1), 2, 0.5)))
+    state = step.init(KEY, X)
+    assert "lookahead around all" in refused(jax.eval_shape, step.apply, state, BATCH).wants
+    step = make(optax.lookahead(around(optax.sgd(0.1)), 2, 0.5))
+    state = step.init(KEY, X)
+    after, _ = jax.eval_shape(step.apply, state, BATCH)
+    assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -99,6 +99,8 @@ SAM = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))
 PRIVATE = optax.contrib.differentially_private_aggregate(1.0, 0.1, 0)
 STACKED = dp.make_step(dp.repeat(4, dp.linear(4)), dp.regression(), optax.stateless(
     lambda updates, params: jax.tree.map(lambda g: g.mean(0), updates)))
+GATHERED = dp.make_step(NET, dp.classification(), optax.MultiSteps(
+    optax.lookahead(optax.sgd(0.1), 2, 0.5), 2))
 COUNTED = dp.make_step(NET, lambda net, params, state, batch, *, key, train: (
     params["bias"].sum(), (state, {"loss": params["bias"].sum(), "each": params["bias"]})),
     optax.sgd(0.1))
@@ -236,6 +238,9 @@ EXAMPLES = {
     "wants an update of bias of its shape, float32[4,4], got float32[4]; take a step of your own "
     "by per_example_gradients, if the optimizer reads axis 0 as that of examples":
         lambda: jax.eval_shape(STACKED.apply, state(STACKED), (XS, XS)),
+    "wants lookahead around all other optimizers, got one around it or beside it; write "
+    "optax.lookahead(optax.chain(...), ...), with what gathers, skips or decays inside":
+        lambda: jax.eval_shape(GATHERED.apply, state(GATHERED), DATA[0]),
     "wants a state that is still there, got one that was donated to a later step; keep a copy, "
     "jax.tree.map(jnp.copy, state), or go on from what the step returned: "
     "make_step(..., donate=False) keeps them all":
