@@ -215,9 +215,9 @@ def resting(net: Layer, shown: Callable[[Any], Any], state: State, batch: Any) -
     """The state without what a stream carries: examples that are looked at begin anew."""
     try:
         x, side = shown(batch)
-    except LayerError:
-        return state
-    return parted(net, state, x, side)[0] if streams(net, state, x, side) else state
+        return parted(net, state, x, side)[0] if streams(net, state, x, side) else state
+    except (TypeError, ValueError):
+        return state  # an objective of one's own does not show the net x as it is
 
 
 def check_batch(net: Layer, shown: Callable[[Any], Any], batch: Any) -> None:

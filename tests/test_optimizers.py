@@ -75,7 +75,7 @@ def by_hand(optimizer, net, steps, second_order):
 
 
 @pytest.mark.parametrize("name", [
-    name if name in ("plateau", "backtracking") else pytest.param(name, marks=pytest.mark.slow)
+    name if name == "plateau" else pytest.param(name, marks=pytest.mark.slow)
     for name in ASKING])
 def test_an_optimizer_is_handed_value_and_gradient_and_the_loss_as_a_function(name):
     """Dropout shows that the key of the step is held fixed in it."""
@@ -238,7 +238,8 @@ def test_an_optimizer_that_gave_up_is_an_error():
 @pytest.mark.parametrize("gather", [
     lambda: optax.MultiSteps(optax.sgd(0.3), 2),
     lambda: optax.chain(optax.apply_every(2), optax.sgd(0.15)),
-    lambda: optax.apply_if_finite(optax.chain(optax.apply_every(2), optax.sgd(0.15)), 2),
+    pytest.param(lambda: optax.apply_if_finite(
+        optax.chain(optax.apply_every(2), optax.sgd(0.15)), 2), marks=pytest.mark.slow),
 ], ids=["steps", "every", "nested"])
 def test_averages_count_the_steps_of_the_optimizer(gather):
     """Two halves, gathered, are as the whole: in the average too, which moves as often."""
