@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffprog.errors import LayerError
 from diffprog.notation import show
@@ -60,6 +61,20 @@ def check_names(names: Iterable[str]) -> None:
         if not name or name.startswith("_") or any(sign in name for sign in _FORBIDDEN):
             raise LayerError(f"a name without leading _ and {' '.join(_FORBIDDEN)}", repr(name),
                              "rename it: these signs mean something in paths")
+
+
+def donated(state: Any) -> bool:
+    """Has an array of a tree been given up to a step?"""
+    return any(isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and
+               leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def check_kept(state: Any) -> None:
+    """Raise if a step was given this state, or that of which it is a part, and took its memory."""
+    if donated(state):
+        raise LayerError("a state that is still there", "one that was donated to a later step",
+                         "keep a copy, jax.tree.map(jnp.copy, state), or go on from what the step "
+                         "returned: make_step(..., donate=False) keeps them all")
 
 
 def held(x: Any) -> Any:

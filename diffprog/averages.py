@@ -15,7 +15,9 @@ import numpy as np
 
 from diffprog.axes import sides_of_examples
 from diffprog.entries import wide
+from diffprog.errors import LayerError
 from diffprog.layer import Layer
+from diffprog.notation import show
 from diffprog.objectives import Metrics, Objective, parts
 from diffprog.plans import Params, State
 
@@ -23,6 +25,14 @@ from diffprog.plans import Params, State
 def counted(metrics: Metrics, batch: Any) -> Metrics:
     """The metrics; what their objective does not count weighs with the examples of the batch."""
     return metrics if "count" in metrics else {**metrics, "count": jnp.asarray(examples(batch))}
+
+
+def unless(skipped: jax.Array, metrics: Metrics) -> Metrics:
+    """Metrics that weigh nothing if their step was skipped, and `skipped`, the share of those."""
+    counts = {name: jnp.where(skipped, 0, value) for name, value in metrics.items()
+              if name not in means(metrics)}
+    return {**metrics, **counts, "skipped": skipped.astype(jnp.float32),
+            "count/skipped": jnp.ones(())}
 
 
 def examples(batch: Any) -> int:
@@ -98,15 +108,24 @@ def averaged(metrics: Metrics) -> Metrics:
 
 def averages(parts: list[Metrics]) -> dict[str, float]:
     """Means over all entries of all parts."""
+    check_numbers(parts[0])
     read: list[Mapping[str, Any]] = jax.device_get(parts)
 
     def average(name: str) -> float:
         values = np.array([part[name] for part in read], float)
         count = "count" if f"count/{name}" not in read[0] else f"count/{name}"
         counts = np.array([part[count] for part in read], float)
-        return float(np.where(counts == 0, 0, values * counts).sum() / (counts.sum() or 1.0))
+        return float((np.where(counts == 0, 0, values) * counts).sum() / (counts.sum() or 1.0))
 
     return {name: average(name) for name in means(read[0])}
+
+
+def check_numbers(metrics: Mapping[str, Any]) -> None:
+    """Raise for a metric that is no number: there is no telling what its average would be."""
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            raise LayerError(f"metrics that are one number each, as {name}", show(value),
+                             "take its mean, or return its entries under names of their own")
 
 
 def means(metrics: Mapping[str, Any]) -> list[str]:

@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count, held
+from diffprog.arguments import check_count, check_kept
 from diffprog.averages import averages, examples
 from diffprog.axes import check_examples, parts, sides_of_examples
+from diffprog.data import as_batch, check_ends
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import show
 from diffprog.plans import Params, State, grown
-from diffprog.training import Step, TrainState
+from diffprog.training import Step, TrainState, check_step
 
 __all__ = ["evaluate", "predict"]
 
@@ -34,11 +35,15 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
     Args:
         step: what `make_step` gives.
         state: what `fit` or ``step.init`` gives.
-        data: batches, gone through once. Of NumPy ints too large for JAX's see `fit`.
+        data: batches, gone through once. What they may be made of, see `fit`.
+
+    The net is at rest, at the ``eval_params`` of the step; a stream is left where it is, and the
+    examples begin anew.
 
     Raises:
-        LayerError: there is no batch; `state` is none of training; batches of unlike sizes for an
-            objective across examples, which would compare an example with fewer others.
+        LayerError: there is no batch, or no end of them; `step` is none, or `state` none of
+            training; a metric is no number; batches of unlike sizes for an objective across
+            examples, which would compare an example with fewer others.
 
     Example:
         >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
@@ -47,17 +52,20 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
         >>> sorted(dp.evaluate(step, state, dp.batches((x, y), 2)))
         ['accuracy', 'loss']
     """
+    check_step(step)
+    check_ends("data", data)
     if not isinstance(state, TrainState):
         raise LayerError("a TrainState", show(state), "pass fit.state, or what step.init gives")
     metrics, first, size = [], 0, 0
     for batch in data:
+        batch = as_batch(batch)
         count = examples(batch)
         size = size or count
         if step.across_examples and count != size:
             raise LayerError(f"batches of one size, {size}, for an objective across examples",
                              f"one of {count}", "leave the last examples out, or choose a "
                              "batch_size that divides them")
-        metrics.append(step.evaluate(state, held(batch), first))
+        metrics.append(step.evaluate(state, batch, first))
         first += count
     if not metrics:
         raise LayerError("at least one batch", "none",
@@ -84,8 +92,8 @@ def predict(
         side: side inputs, with that first axis too, or without: these hold for all examples.
 
     Raises:
-        LayerError: as the net does; x has no axis of examples, or an output one of another length;
-            `check_axes` finds something.
+        LayerError: as the net does; `net` is a step; x has no axis of examples, or an output one of
+            another length; `check_axes` finds something.
 
     Example:
         >>> net = dp.linear(3)
@@ -94,7 +102,11 @@ def predict(
         (1000, 3)
     """
     check_count("batch_size", batch_size)
-    x, side = held((x, {name: value for name, value in side.items() if value is not None}))
+    if isinstance(net, Step):
+        raise LayerError("a net to predict by", "a Step",
+                         "write predict(step.net, step.eval_params(state), x, state=state.state)")
+    check_kept((params, state))
+    x, side = as_batch((x, {name: value for name, value in side.items() if value is not None}))
     apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept
     if not check_axes:
         return apply(params, state or {}, x, **side)[0]

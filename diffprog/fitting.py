@@ -4,71 +4,72 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import pathlib
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from diffprog import tree
-from diffprog.arguments import check_count, held
-from diffprog.averages import averages
+from diffprog.arguments import check_count, check_kept, donated
+from diffprog.courses import Course, Fit
+from diffprog.data import Batches, as_batch, check_ends
 from diffprog.errors import LayerError
-from diffprog.evaluation import evaluate
-from diffprog.notation import listed
-from diffprog.training import Step, TrainState
+from diffprog.notation import code
+from diffprog.training import Step, TrainState, check_step
 
 __all__ = ["Fit", "fit"]
 
 Log = str | pathlib.Path | Callable[[int, dict[str, float]], None]
-
-
-class Fit(NamedTuple):
-    """What `fit` gives: the last state, the one with the least validation loss, and the log.
-
-    Attributes:
-        state: after the last step.
-        best: where the validation loss was least; None without `validation`.
-        history: the metrics of each reading, and its ``step``.
-    """
-
-    state: TrainState
-    best: TrainState | None
-    history: list[dict[str, float]]
+Callback = Callable[[int, TrainState, dict[str, float]], None]
 
 
 def fit(
-    step: Step, data: Iterable[Any], *, steps: int, state: TrainState | None = None,
+    step: Step, data: Iterable[Any], *, steps: int, state: TrainState | Fit | None = None,
     key: jax.Array | None = None, validation: Iterable[Any] | None = None, every: int = 50,
-    log: Log | None = None, patience: int | None = None, progress: bool = True,
+    log: Log | None = None, callback: Callback | None = None, patience: int | None = None,
+    metric: str = "loss", highest: bool = False, data_from: int | None = None,
+    progress: bool = True,
 ) -> Fit:
     """Take `steps` training steps over the batches of `data`.
 
     Every `every` steps, and after the last, metrics are read, averaged over the steps since, and
     written down; `validation` is evaluated then, and the state with the least loss on it is kept as
-    ``best``. Between, nothing waits for the device.
+    ``best``. Between, nothing waits for the device. Ctrl-C ends it early: what is returned holds
+    the state after the last finished step.
 
     Args:
         step: what `make_step` gives.
-        data: batches; begun anew when it ends, unless it is a generator, which must not end. NumPy
-            ints that JAX would hold as others, for lack of bits, are none in range.
+        data: batches of arrays, lists of labels, tables and tensors of other libraries; begun anew
+            when they end, unless it is a generator, which must not end. NumPy ints that JAX would
+            hold as others, for lack of bits, are none in range.
         steps: how many; positive.
         state: where to go on from, in place of a key, for it has its own; it is copied, so the
-            caller keeps it.
+            caller keeps it. Of a `Fit` best, patience and history go on too. The state of a stream,
+            ``state._replace(state=net.start(...))``, is carried from batch to batch.
         key: of the initial parameters and of all randomness in training.
         validation: batches, gone through once each time; gives metrics ``validation/...``.
         every: steps between two readings.
         log: a path, to which one JSON object a line is appended, or ``log(step, metrics)``.
-        patience: stop once this many readings in a row have brought the validation loss no lower
-            than before; None never stops early.
+        callback: ``callback(step, state, metrics)`` at each reading. The state is valid until it
+            returns, as the next step takes its memory: keep ``jax.tree.map(jnp.copy, state)``.
+        patience: stop once this many readings in a row have brought the validation loss, or the
+            `metric`, no further than before; None never stops early.
+        metric: the metric of the validation data by which ``best`` is chosen; in a game
+            ``<player>/loss``, for example.
+        highest: choose where it is highest, as of an accuracy, not lowest.
+        data_from: the batch to begin with, for data of `batches`, which knows its place; None is
+            the number of steps in the state, so that two calls are as one, and 0 begins anew. Any
+            other data is taken as it comes: the first batch of each call is its first.
         progress: show a bar (needs tqdm, in the extra ``train``).
 
     Raises:
-        LayerError: both `key` and `state` are given, or neither; `state` is of another net; the
-            data ends; `patience` without `validation`; a loss is not finite, naming the parameters
-            that are not.
+        LayerError: both `key` and `state` are given, or neither; `state` is of another net, or was
+            donated; the data ends, or that of `validation` does not; `patience` or `metric` without
+            what it reads; a metric is no number; a loss is not finite, of a step that the optimizer
+            did not skip, or the last step broke the parameters. This error has the attributes
+            ``step``, which went wrong, and ``state``, ``best`` and ``history``, as a `Fit` has.
 
     Example:
         >>> x, y = jnp.eye(4), jnp.arange(4)
@@ -78,6 +79,7 @@ def fit(
         >>> result.history[-1]["accuracy"]
         1.0
     """
+    check_step(step)
     check_count("steps", steps)
     check_count("every", every)
     if (key is None) == (state is None):
@@ -87,70 +89,80 @@ def fit(
         check_count("patience", patience)
         if validation is None:
             raise LayerError("validation data for patience", "none", "pass validation=batches(...)")
-    stream = _endless(data)
+    check_ends("validation data", validation)
+    check_kept(state)
+    stream = _endless(data, _place(data, data_from, state))
     batch = next(stream)
-    x, side = step.inputs(batch)
-    if state is None:
-        assert key is not None
-        now = step.init(key, x, **side)
-    else:
-        tree.verify(step.net, state.params, x, state=state.state, **side)
-        now = jax.tree.map(jnp.copy, state)
-
-    last = int(now.step) + steps
-    best, least, waited, history, unread = None, float("inf"), 0, [], []
-    with _bar(steps, progress) as bar, _writer(log) as write:
-        for number in range(last - steps + 1, last + 1):
-            now, metrics = step.apply(now, batch)
-            unread.append(metrics)
-            bar.update(1)
-            if number % every == 0 or number == last:
-                seen, unread = step.combine(averages(unread)), []
-                _check_finite(seen, number, now)
-                if validation is not None:
-                    found = evaluate(step, now, validation)
-                    seen |= {f"validation/{name}": value for name, value in found.items()}
-                    _check_finite(seen, number, now)
-                    if patience is not None and "loss" not in found:
-                        raise LayerError("a metric named loss for patience", listed(found),
-                                         "let the objective give it")
-                    waited += 1
-                    if found.get("loss", float("inf")) < least:
-                        least, best, waited = found["loss"], jax.tree.map(jnp.copy, now), 0
-                history.append({"step": number, **seen})
-                write(number, seen)
-                bar.set_postfix({name: f"{value:.4g}" for name, value in seen.items()})
-                if waited == patience:
+    course = Course(step, key, state, batch, f"validation/{metric}", highest)
+    last = course.number + steps
+    try:
+        with _bar(steps, progress) as bar, _writer(log) as write:
+            while True:
+                with _uncut():
+                    course.take(batch)
+                bar.update(1)
+                if course.number % every == 0 or course.number == last:
+                    seen = course.read(validation, patience, last)
+                    write(course.number, seen)
+                    if callback:
+                        callback(course.number, course.now, seen)
+                    bar.set_postfix({name: f"{value:.4g}" for name, value in seen.items()})
+                patient = patience is None or course.waited < patience
+                if course.number == last or not patient:
                     break
-            if number < last:
                 batch = next(stream)
-    return Fit(now, best, history)
+    except KeyboardInterrupt:
+        if donated(course.now):
+            raise  # it came twice, in the midst of a step
+    return course.result
 
 
-def _endless(data: Iterable[Any]) -> Iterator[Any]:
+def _place(data: Any, data_from: int | None, state: TrainState | Fit | None) -> int:
+    """The number of the batch to begin with."""
+    if data_from is None:
+        state = state.state if isinstance(state, Fit) else state
+        return 0 if state is None else int(state.step)
+    check_count("data_from", data_from, 0)
+    if data_from and not isinstance(data, Batches):
+        raise LayerError("data of batches(...) to begin within", code(data),
+                         "leave data_from out: other data is taken as it comes")
+    return data_from
+
+
+def _endless(data: Iterable[Any], place: int) -> Iterator[Any]:
+    stream = data.begun(place) if isinstance(data, Batches) else iter(data)
     while True:
-        stream = iter(data)
         count = 0
         for batch in stream:
             count += 1
-            yield held(batch)
-        if count == 0 or stream is data:
+            yield as_batch(batch)
+        if count == 0:
             raise LayerError("a batch for every step", "data that ended",
                              "pass an iterable that can be begun anew, such as batches(...)")
+        stream = iter(data)
 
 
-def _check_finite(metrics: dict[str, float], number: int, now: TrainState) -> None:
-    """Raise for a loss that is not finite: of training, of validation, of a player of a game."""
-    losses = {name: x for name, x in metrics.items() if name.split("/")[-1] == "loss"}
-    name = next((name for name, x in losses.items() if not math.isfinite(x)), None)
-    if name is None:
+@contextlib.contextmanager
+def _uncut() -> Iterator[None]:
+    """A block at whose end Ctrl-C is heard, unless it comes twice: a step must not be halved."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
         return
-    broken = tree.nonfinite(now.params)
-    params = f"non-finite {listed(broken)}" if broken else "finite parameters"
-    raise LayerError(f"a finite {name}", f"{metrics[name]} by step {number}, with {params}",
-                     "lower the learning rate, look for NaN and ids out of range in the data, or "
-                     "ask tree.nonfinite(gradients) which leaves broke first" if broken else
-                     "look for NaN and for labels outside their range in the data")
+    came: list[Any] = []
+
+    def wait(*given: Any) -> None:
+        if came:
+            handler(*given)
+        came.append(given)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(*came[0])
 
 
 @contextlib.contextmanager

@@ -17,21 +17,20 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.arguments import check_count
-from diffprog.averages import across, at_rest, averaged, counted, means
+from diffprog.averages import across, at_rest, averaged, counted, means, unless
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed, show
 from diffprog.objectives import Metrics, Objective
+from diffprog.optimizers import check_optimizer, descend, looked_at, of_net
 from diffprog.parameters import fold
 from diffprog.plans import spec
 from diffprog.training import (
+    Compiled,
     Step,
     TrainState,
     check_batch,
     check_objective,
-    check_optimizer,
-    downhill,
-    of_trainable,
 )
 from diffprog.transforms.loops import convolves, scan
 
@@ -73,7 +72,9 @@ def make_game(
     along its first axis; the i-th update of each player sees the i-th part. Opponents stand still
     meanwhile. Metrics are means over the updates, under ``<player>/<metric>``. `evaluate` gives
     every objective a key, since a player at rest may draw noise too: the same each time, another
-    for each batch, and for each example if the objective says that it ``draws``.
+    for each batch, and for each example if the objective says that it ``draws``. No metric of a
+    game is called loss, so `fit` with validation data keeps a ``best`` by one that is named alone:
+    ``metric="critic/loss"``.
 
     Args:
         net: a layer whose children are the players, such as ``serial(generator=...,
@@ -109,7 +110,7 @@ def make_game(
     """
     net = as_layer(net)
     _check_players(net, players)
-    players = {name: player._replace(optimizer=of_trainable(net.children[name], player.optimizer))
+    players = {name: player._replace(optimizer=of_net(net.children[name], player.optimizer))
                for name, player in players.items()}
     parts = max(player.steps for player in players.values())
 
@@ -135,15 +136,17 @@ def make_game(
                 params, state = seen.params | {name: own}, _with(seen.state, name, turn.state)
                 value, (state, metrics) = player.objective(
                     net, params, state, batch, key=jax.random.fold_in(key, i), train=True)
-                return value, (state.get(name, {}), metrics)
+                state = state.get(name, {})
+                if spec(state) != spec(turn.state):
+                    raise LayerError(f"the state of {name} in one structure, {show(turn.state)}",
+                                     show(state), "return its state that came, with new values")
+                return value, (state, metrics)
 
-            grads, (state, metrics) = jax.grad(loss, has_aux=True)(turn.params)
-            if spec(state) != spec(turn.state):
-                raise LayerError(f"the state of {name} in one structure, {show(turn.state)}",
-                                 show(state), "return its state that came, with new values")
-            updates, opt = player.optimizer.update(downhill(grads), turn.opt_state, turn.params)
-            metrics = counted(metrics, batch)
-            return _Turn(optax.apply_updates(turn.params, updates), state, opt), metrics
+            done = descend(player.optimizer, loss, turn.params, turn.opt_state, turn.state)
+            metrics = counted(done.metrics, batch)
+            if done.skipped is not None:
+                metrics = unless(done.skipped, metrics)
+            return _Turn(done.params, done.state, done.opt_state), metrics
 
         own = _Turn(now.params[name], now.state.get(name, {}), now.opt_state[name])
         steps = jnp.arange(player.steps)
@@ -171,12 +174,16 @@ def make_game(
 
     def rest(now: TrainState, batch: Any, first: Any = 0) -> Metrics:
         check(batch)
-        metrics = {}
+        params, metrics = looked(now), {}
         for name, player in players.items():
-            found = at_rest(player.objective, net, now.params, now.state, batch,
+            found = at_rest(player.objective, net, params, now.state, batch,
                             key=fold(now.key, name), first=first)
             metrics |= _averaged(name, jax.tree.map(lambda a: jnp.asarray(a)[None], found))
         return metrics
+
+    def looked(now: TrainState) -> Any:
+        return now.params | {name: looked_at(now.opt_state[name], now.params[name])
+                             for name in players if name in now.params}
 
     def check(batch: Any) -> None:
         if check_axes:
@@ -193,8 +200,9 @@ def make_game(
     def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
         return batch if inputs is None else inputs(batch), {}
 
-    return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net, shown,
-                combine, any(across(player.objective) for player in players.values()))
+    return Step(init, Compiled(apply, donate_argnums=0 if donate else ()), Compiled(rest), net,
+                shown, combine, any(across(player.objective) for player in players.values()),
+                looked)
 
 
 def _check_players(net: Layer, players: Mapping[str, Player]) -> None:

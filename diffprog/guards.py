@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_count, held
+from diffprog.arguments import check_count, check_kept, held
 from diffprog.errors import LayerError, signed
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, remember, spec
@@ -82,6 +82,7 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
             except LayerError:
                 raise
             except Exception as error:
+                check_kept((params, state))
                 if misfit := _misfit(layer, params, x, side):
                     raise misfit from error
                 raise

@@ -31,7 +31,7 @@ def _shown(x: Any) -> str:
         left, right = "[]" if isinstance(x, list) else "()"
         return f"{left}{', '.join(map(_shown, x))}{right}"
     if not isinstance(x, (tuple, list)) and hasattr(x, "shape") and hasattr(x, "dtype"):
-        return f"{x.dtype.name}[{','.join(map(str, x.shape))}]"
+        return f"{getattr(x.dtype, 'name', x.dtype)}[{','.join(map(str, x.shape))}]"
     return repr(x)
 
 

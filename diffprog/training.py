@@ -6,7 +6,6 @@ The step is pure, so that an epoch may be a `jax.lax.scan` and a sweep over seed
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,14 +13,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
-from diffprog.averages import across, at_rest, counted, draws
+from diffprog.arguments import check_kept
+from diffprog.averages import across, at_rest, counted, draws, unless
 from diffprog.axes import check_examples
-from diffprog.computed import freezes, trainable
+from diffprog.computed import trainable
+from diffprog.data import arrays
 from diffprog.errors import LayerError
+from diffprog.guards import parted, streams
 from diffprog.layer import Layer, as_layer
-from diffprog.notation import code
+from diffprog.notation import code, show
 from diffprog.objectives import Objective, parts
+from diffprog.optimizers import check_optimizer, descend, looked_at, of_net
 from diffprog.parameters import fold
 from diffprog.plans import Params, State
 
@@ -47,6 +51,10 @@ class TrainState(NamedTuple):
     key: jax.Array
     step: jax.Array
 
+    def __repr__(self) -> str:
+        return (f"TrainState(step={_number(self.step)}, params={show(self.params)}, "
+                f"state={show(self.state)}, ...)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -61,6 +69,8 @@ class Step:
         inputs: ``batch -> (x, side)``, what the net is shown of a batch.
         combine: ``averages -> metrics``, what is no mean over a batch but is made of such means.
         across_examples: are examples of a batch compared?
+        eval_params: ``state -> params``, at which the net is looked at. They are ``state.params``,
+            but for optimizers that train at another point, such as those of a slow average.
     """
 
     init: Callable[..., TrainState]
@@ -70,6 +80,7 @@ class Step:
     inputs: Callable[[Any], tuple[Any, dict[str, Any]]]
     combine: Callable[[dict[str, float]], dict[str, float]]
     across_examples: bool
+    eval_params: Callable[[TrainState], Params]
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.init, self.apply))
@@ -78,6 +89,7 @@ class Step:
 def make_step(
     net: Layer, objective: Objective, optimizer: optax.GradientTransformation, *,
     donate: bool = True, check_axes: bool = True,
+    eval_params: Callable[[Any, Params], Params] = looked_at,
 ) -> Step:
     """One step of gradient descent as a pair of pure functions.
 
@@ -90,7 +102,12 @@ def make_step(
             a key of that example's number in the data. ``across_examples = True``: it compares the
             examples of a batch, which are not cut then. ``combine``, ``averages -> metrics``, makes
             metrics of the averages of others, such as a sum of means over unlike counts.
-        optimizer: any optax transformation; it sees what is `trainable` alone.
+        optimizer: an optax transformation; it sees what is `trainable` alone. It is handed what it
+            takes of ``value``, ``grad`` and ``value_fn``, the loss as a function of the parameters
+            on this batch, with key and state of this step: `optax.lbfgs`, ``reduce_on_plateau``.
+            A step that it skips, as `optax.apply_if_finite` does, moves no statistics either, and
+            counts in no metric but ``skipped``, the share of such steps. Where it gathers the
+            gradients of several batches, as `optax.MultiSteps` does, `ema` counts its own steps.
         donate: let `apply` reuse the memory of the state it is given, which is gone afterwards;
             False keeps it, for notebooks, and for `jax.grad` through training steps (with Adam give
             that ``eps_root=1e-8``: its root has no derivative where a gradient is zero).
@@ -98,6 +115,13 @@ def make_step(
             of x, at rest: convolutions on grey images without an axis of channels do. And refuse
             images that seem to have channels first. False says that x is as it is meant, such as a
             graph whose nodes are axis 0.
+        eval_params: ``(opt_state, params) -> params``, at which `evaluate` looks at the net. Of
+            `optax.lookahead` these are the slow ones, of ``optax.contrib.schedule_free`` those of
+            its ``schedule_free_eval_params``, if nothing else is said.
+
+    A net that streams goes on from batch to batch if ``state.state`` is what its ``start`` gives:
+    truncated back-propagation, as no gradient reaches the batch before. It is at rest in
+    `evaluate`.
 
     The step is jitted, so it is handed ids of 64 bits as JAX takes them from NumPy, modulo 2**32;
     `fit` and `evaluate` look before, and give NaN.
@@ -111,22 +135,25 @@ def make_step(
         1
 
     Raises:
-        LayerError: one of the three is something else; in ``apply`` and ``evaluate``, what
-            `check_axes` finds.
+        LayerError: one of the three is something else; in ``init``, an optimizer that takes more
+            than one gradient a step (``sam``) or one of each example (``dpsgd``; how to take such a
+            step is said in docs/second_order.md); in ``apply``, updates of other shapes than the
+            parameters; in ``apply`` and ``evaluate``, what `check_axes` finds, or a state that
+            was donated.
     """
     net = as_layer(net)
     check_optimizer(optimizer)
     check_objective(net, objective)
-    optimizer = of_trainable(net, optimizer)
+    own = of_net(net, optimizer)
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
         first, later = jax.random.split(key)
-        params, state = net.init(first, x, **side)
+        params, state = net.init(first, arrays(x), **arrays(side))
         if params and not any(jax.tree.leaves(trainable(net, params))):
             raise LayerError("a net with something to train", f"{net!r}, which is frozen",
                              "freeze less of it: name what trains by but=")
         # Some optimizers keep the initial parameters; a buffer can be donated only once.
-        opt = jax.tree.map(jnp.copy, optimizer.init(params))
+        opt = jax.tree.map(jnp.copy, own.init(params))
         return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
 
     def apply(now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -136,15 +163,21 @@ def make_step(
         def loss(params: Params) -> Any:
             return objective(net, params, now.state, batch, key=key, train=True)
 
-        grads, (state, metrics) = jax.grad(loss, has_aux=True)(now.params)
-        updates, opt = optimizer.update(downhill(grads), now.opt_state, now.params)
-        params: Any = optax.apply_updates(now.params, updates)
-        return TrainState(params, state, opt, now.key, now.step + 1), counted(metrics, batch)
+        done = descend(own, loss, now.params, now.opt_state, now.state)
+        metrics = counted(done.metrics, batch)
+        if done.skipped is not None:
+            metrics = unless(done.skipped, metrics)
+        return now._replace(params=done.params, state=done.state, opt_state=done.opt_state,
+                            step=now.step + 1), metrics
 
     def rest(now: TrainState, batch: Any, first: Any = 0) -> dict[str, jax.Array]:
         check(batch)
         key = fold(jax.random.key(0), "evaluate") if draws(objective) else None
-        return at_rest(objective, net, now.params, now.state, batch, key=key, first=first)
+        return at_rest(objective, net, looked(now), resting(net, shown, now.state, batch), batch,
+                       key=key, first=first)
+
+    def looked(now: TrainState) -> Params:
+        return eval_params(now.opt_state, now.params)
 
     def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
         if inputs := getattr(objective, "inputs", None):
@@ -159,8 +192,33 @@ def make_step(
     def combine(found: dict[str, float]) -> dict[str, float]:
         return found | getattr(objective, "combine", dict)(found)
 
-    return Step(init, jax.jit(apply, donate_argnums=0 if donate else ()), jax.jit(rest), net, shown,
-                combine, across(objective))
+    return Step(init, Compiled(apply, donate_argnums=0 if donate else ()), Compiled(rest), net,
+                shown, combine, across(objective), looked)
+
+
+class Compiled:
+    """A jitted function of a `TrainState` and a batch, which knows a state that was donated."""
+
+    def __init__(self, f: Callable[..., Any], **options: Any) -> None:
+        self.jitted = jax.jit(f, **options)
+        self.lower, self.trace = self.jitted.lower, self.jitted.trace
+
+    def __call__(self, state: TrainState, batch: Any, *more: Any, **named: Any) -> Any:
+        check_kept(getattr(state, "step", None))  # which is donated with all else
+        try:
+            return self.jitted(state, arrays(batch), *more, **named)
+        except Exception:
+            check_kept(state)
+            raise
+
+
+def resting(net: Layer, shown: Callable[[Any], Any], state: State, batch: Any) -> State:
+    """The state without what a stream carries: examples that are looked at begin anew."""
+    try:
+        x, side = shown(batch)
+        return parted(net, state, x, side)[0] if streams(net, state, x, side) else state
+    except (TypeError, ValueError):
+        return state  # an objective of one's own does not show the net x as it is
 
 
 def check_batch(net: Layer, shown: Callable[[Any], Any], batch: Any) -> None:
@@ -172,29 +230,10 @@ def check_batch(net: Layer, shown: Callable[[Any], Any], batch: Any) -> None:
     check_examples(net, x, side)
 
 
-def downhill(gradients: Any) -> Any:
-    """Gradients as optimizers take them: JAX gives of a complex leaf the conjugate of its own."""
-    return jax.tree.map(jnp.conj, gradients)
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Raise unless it is an optax transformation."""
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise LayerError("an optax transformation as optimizer", code(optimizer),
-                         "pass optax.adam(1e-3), for example")
-
-
-def of_trainable(
-    net: Layer, optimizer: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    """The optimizer, which is shown what no `freeze` keeps from it, if there is one in the net.
-
-    What is frozen is given no update at all: a penalty may speak of it and have a gradient there.
-    """
-    if not freezes(net):
-        return optimizer
-    sides: dict[Any, Any] = {True: optimizer, False: optax.set_to_zero()}
-    return optax.multi_transform(sides, functools.partial(trainable, net))
+def check_step(step: Any) -> None:
+    """Raise unless it is a step."""
+    if not isinstance(step, Step):
+        raise LayerError("a Step", code(step), "pass make_step(net, objective, optimizer)")
 
 
 def check_objective(net: Layer, objective: Any) -> None:
@@ -206,3 +245,7 @@ def check_objective(net: Layer, objective: Any) -> None:
                          "pass dp.classification(), for example") from error
 
 
+def _number(step: Any) -> str:
+    """How many steps, if it is one number that is there."""
+    known = isinstance(step, jax.Array) and not isinstance(step, Tracer)
+    return str(int(step)) if known and step.ndim == 0 and not step.is_deleted() else show(step)

@@ -37,7 +37,7 @@ WORDS = {
     "predictions": "prediction outputs y_pred",
     "rate": "share probability prob p",
     "size": "kernel_size window_size window_shape",
-    "steps": "iterations num_steps epochs max_new_tokens",
+    "steps": "iterations num_steps max_new_tokens",
     "stride": "strides window_strides",
     "targets": "y_true",
     "vocabulary": "vocab vocab_size num_embeddings",

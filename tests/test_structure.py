@@ -26,7 +26,8 @@ FLOORS = {
     "models.*": 4,
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
-        "averages", "mixing", "axes", "training", "evaluation", "fitting", "games", "generation",
+        "averages", "mixing", "axes", "optimizers", "training", "courses",
+        "evaluation", "fitting", "games", "generation",
         "beams", "summaries", "costs", "receptive", "checks", "laws", "batch_laws", "draw_laws",
         "number_laws", "sequence_laws", "trials", "derivatives", "curvature", "per_example",
         "variational", "interop.*",
@@ -171,6 +172,7 @@ TESTED_IN = {
     "averages": "evaluation",  # of which they are made
     "checks": "laws",  # `check` is the loop over the laws
     **dict.fromkeys(["trials", "batch_laws", "draw_laws", "number_laws", "sequence_laws"], "laws"),
+    "courses": "fitting",  # which goes them
     "children": "program",  # they are seen by a program's function alone
     "factories": "notation",  # the call that they remember is written there
     "merging": "combinators",  # it joins what `branch` and `parallel` give

@@ -23,7 +23,8 @@ def ema(layer: Any, decay: float = 0.999, pattern: Patterns = "**") -> Layer:
     In training the layer computes with its parameters, and each call takes them into the average,
     which is state, under the name ``#ema``; at rest it computes with the average. So validation,
     sampling and checkpoints see it without further code. The first ``1 / (1 - decay)`` calls are
-    averaged equally, so that the initial values are soon forgotten. No gradient reaches the
+    averaged equally, so that the initial values are soon forgotten. `make_step` counts steps of the
+    optimizer, where one gathers the gradients of several calls. No gradient reaches the
     parameters at rest: what asks for one there is refused.
 
     Args:

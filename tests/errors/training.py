@@ -60,6 +60,51 @@ def infinite():
     train(sgd(), [(x, y)], 2)
 
 
+class Tensor:
+    """As another library's: its dtype has no name, and NumPy reads it."""
+
+    dtype, shape = object(), (2,)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(["a", "b"])
+
+
+def reusing():
+    step = sgd()
+    old = step.init(KEY, XS)
+    step.apply(old, DATA[0])
+    step.apply(old, DATA[0])
+
+
+def breaking(steps, broken):
+    """The loss of step `broken` is NaN; that of the last one is not, but its gradient."""
+    def objective(net, params, state, batch, *, key, train):
+        loss = params["bias"].sum() + jnp.where(batch[1].sum() == broken, jnp.nan, 0)
+        root = jnp.sqrt(jnp.where(batch[1].sum() == 9, 0.0 * params["bias"][0], 1.0))
+        return loss + root, (state, {"loss": loss})
+
+    step = dp.make_step(NET, objective, optax.sgd(0.1))
+    return lambda: train(step, [(XS, np.full(1, i + 1)) for i in range(steps)], steps)
+
+
+def hooked(**extra):
+    def update(updates, state, params, *, curvature, **more):
+        return updates, state
+
+    own = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    return dp.make_step(NET, dp.classification(), own)
+
+
+SAM = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))
+PRIVATE = optax.contrib.differentially_private_aggregate(1.0, 0.1, 0)
+STACKED = dp.make_step(dp.repeat(4, dp.linear(4)), dp.regression(), optax.stateless(
+    lambda updates, params: jax.tree.map(lambda g: g.mean(0), updates)))
+GATHERED = dp.make_step(NET, dp.classification(), optax.MultiSteps(
+    optax.lookahead(optax.sgd(0.1), 2, 0.5), 2))
+COUNTED = dp.make_step(NET, lambda net, params, state, batch, *, key, train: (
+    params["bias"].sum(), (state, {"loss": params["bias"].sum(), "each": params["bias"]})),
+    optax.sgd(0.1))
+
 GAME = dp.serial(one=NET, other=dp.batch_norm())
 PLAYER = dp.Player(dp.classification(), optax.sgd(0.1))
 
@@ -143,14 +188,15 @@ EXAMPLES = {
         lambda: train(sgd(), DATA, 1, patience=0, validation=DATA),
     "wants validation data for patience, got none; pass validation=batches(...)":
         patient(sgd()),
-    "wants a metric named loss for patience, got error; let the objective give it":
+    "wants a metric named loss for patience, got error; let the objective give it, or name "
+    "another: metric=":
         patient(dp.make_step(NET, scoring_errors, optax.sgd(0.1)), validation=DATA),
     "wants a finite loss, got nan by step 1, with finite parameters; look for NaN and for labels "
     "outside their range in the data":
         lambda: train(sgd(), [(XS, YS + 1)], 1),
-    "wants a finite loss, got nan by step 2, with non-finite bias, kernel; lower the learning "
-    "rate, look for NaN and ids out of range in the data, or ask tree.nonfinite(gradients) which "
-    "leaves broke first":
+    "wants a finite loss, got nan by step 2, at first in step 1, with non-finite bias, kernel; "
+    "lower the learning rate, look for NaN and ids out of range in the data, or ask "
+    "tree.nonfinite(gradients) which leaves broke first":
         infinite,
     "grows_0 (grows): wants a state of one structure, {some: float32[]}, got {some: float32[], "
     "more: float32[]}; let apply return the state that came, with new values":
@@ -179,6 +225,57 @@ EXAMPLES = {
     "float32[2,3,4,4]; write jnp.moveaxis(x, 1, -1), or pass check_axes=False if axis 1 is the "
     "height":
         lambda: dp.predict(SEEING, params(SEEING, IMAGES[1]), IMAGES[1]),
+    "wants an optimizer of one gradient a step, got optax.contrib.sam, whose steps in between lead "
+    "away from the net; take a step of your own, of two gradients: the second at params moved by "
+    "the first":
+        lambda: dp.make_step(NET, dp.classification(), SAM).init(KEY, XS),
+    "wants an optimizer of one gradient a step, got "
+    "optax.contrib.differentially_private_aggregate, which wants one of each example; take a step "
+    "of your own: optimizer.update(dp.per_example_gradients(...), opt_state)":
+        lambda: dp.make_step(NET, dp.classification(), PRIVATE).init(KEY, XS),
+    "wants an optimizer that takes value, grad and value_fn beside the gradient, got one that "
+    "answers \"...": lambda: hooked().apply(state(hooked()), DATA[0]),
+    "wants an update of bias of its shape, float32[4,4], got float32[4]; take a step of your own "
+    "by per_example_gradients, if the optimizer reads axis 0 as that of examples":
+        lambda: jax.eval_shape(STACKED.apply, state(STACKED), (XS, XS)),
+    "wants lookahead around all other optimizers, got one around it or beside it; write "
+    "optax.lookahead(optax.chain(...), ...), with what gathers, skips or decays inside":
+        lambda: jax.eval_shape(GATHERED.apply, state(GATHERED), DATA[0]),
+    "wants a state that is still there, got one that was donated to a later step; keep a copy, "
+    "jax.tree.map(jnp.copy, state), or go on from what the step returned: "
+    "make_step(..., donate=False) keeps them all":
+        reusing,
+    "wants a Step, got linear(3); pass make_step(net, objective, optimizer)":
+        lambda: dp.evaluate(NET, state(sgd()), DATA),
+    "wants a net to predict by, got a Step; write predict(step.net, step.eval_params(state), x, "
+    "state=state.state)":
+        lambda: dp.predict(sgd(), state(sgd()), XS),
+    "wants metrics that are one number each, as each, got float32[3]; take its mean, or return its "
+    "entries under names of their own":
+        lambda: train(COUNTED, DATA, 1),
+    "wants validation data that ends, got endless batches(..., seed=...); write "
+    "batches(..., epochs=1)":
+        lambda: train(sgd(), DATA, 1, validation=dp.batches(DATA[0], 4, seed=0)),
+    "wants epochs as an int of at least 1, got 0; pass 1 or more":
+        lambda: dp.batches(XS, 4, epochs=0),
+    "wants a batch of arrays of numbers, got str32[2]; convert it by np.asarray, and what is no "
+    "number to one":
+        lambda: train(sgd(), [(XS, Tensor())], 1),
+    "wants data of batches(...) to begin within, got [...": lambda: train(
+        sgd(), [(XS[:1, :1], YS[:1])], 1, data_from=3),
+    "wants finite parameters, got non-finite bias after step 9; lower the learning rate, look for "
+    "NaN and ids out of range in the data, or ask tree.nonfinite(gradients) which leaves broke "
+    "first":
+        breaking(9, 10),
+    "wants a finite loss, got nan by step 5, at first in step 3, with finite parameters; look for "
+    "NaN and for labels outside their range in the data":
+        breaking(5, 3),
+    "wants a metric named f1 for best, got accuracy, loss; let the objective give it, or name "
+    "another: metric=":
+        lambda: train(sgd(), DATA, 1, validation=DATA, metric="f1"),
+    "wants a history with the reading of best, of step 0, got one of steps none; pass the Fit as "
+    "it was, or Fit(state, None, []) to look for the best anew":
+        lambda: train(sgd(), DATA, 1, state=dp.Fit(state(sgd()), state(sgd()), [])),
     # Games.
     "wants at least one player, got none; name a child of the net and its Player":
         lambda: dp.make_game(GAME, {}),

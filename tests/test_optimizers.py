@@ -1,0 +1,308 @@
+"""Every optimizer of optax: what it is handed, where its net is looked at, and what is refused."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from refusing import expect, refused
+from training_nets import KEY, NET, examples, train
+
+import diffprog as dp
+
+X, Y = examples()
+BATCH = (X, Y)
+DROPPED = dp.serial(dp.dropout(0.5), NET)
+CLASSES = dp.classification()
+NAN = (np.full_like(X, np.nan), Y)
+
+
+def make(optimizer, net=NET, **options):
+    return dp.make_step(net, CLASSES, optimizer, **options)
+
+
+def taken(step, batches):
+    """The state after some steps, and the metrics of each."""
+    state, metrics = step.init(KEY, X), []
+    for batch in batches:
+        state, read = step.apply(state, batch)
+        metrics.append(read)
+    return state, metrics
+
+
+# What an optimizer is handed.
+
+
+ASKING = {
+    "plateau": lambda: optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+    "polyak": optax.polyak_sgd,
+    "momo": optax.contrib.momo,
+    "backtracking": lambda: optax.chain(
+        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)),
+    "sophia": lambda: optax.contrib.sophia(0.1, update_interval=1),
+    "finite": lambda: optax.apply_if_finite(optax.polyak_sgd(), 3),
+    "schedule_free": lambda: optax.contrib.schedule_free_sgd(0.5),
+    "steps": lambda: optax.MultiSteps(optax.polyak_sgd(), 2),
+}
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def by_hand(optimizer, net, steps, second_order):
+    """Parameters after some steps, as the documentation of optax takes them."""
+    first, later = jax.random.split(KEY)
+    params, state = net.init(first, X)
+    opt = optimizer.init(params)
+
+    @jax.jit
+    def go(params, opt, key):
+        def value_fn(params):
+            return CLASSES(net, params, state, BATCH, key=key, train=True)[0]
+
+        value, grad = jax.value_and_grad(value_fn)(params)
+        asked = {"obj_fn": value_fn} if second_order else {"value_fn": value_fn}
+        updates, opt = optimizer.update(grad, opt, params, value=value, grad=grad, **asked)
+        return optax.apply_updates(params, updates), opt
+
+    for i in range(steps):
+        params, opt = go(params, opt, jax.random.fold_in(later, i))
+    return params
+
+
+@pytest.mark.parametrize("name", [
+    name if name == "plateau" else pytest.param(name, marks=pytest.mark.slow)
+    for name in ASKING])
+def test_an_optimizer_is_handed_value_and_gradient_and_the_loss_as_a_function(name):
+    """Dropout shows that the key of the step is held fixed in it."""
+    state, _ = taken(make(ASKING[name](), DROPPED), [BATCH] * 3)
+    wanted = by_hand(ASKING[name](), DROPPED, 3, name == "sophia")
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5),
+                 state.params, wanted)
+
+
+def test_lbfgs_comes_down_in_a_few_steps():
+    net = dp.linear(1, bias=False)
+    x = np.array([[1.0, 0.0], [0.0, 10.0]], np.float32)  # as narrow a valley as is slow for sgd
+    y = np.array([[1.0], [-10.0]], np.float32)
+    step = dp.make_step(net, dp.regression(), optax.lbfgs(memory_size=3))
+    state = step.init(KEY, x)
+    for _ in range(6):
+        state, metrics = step.apply(state, (x, y))
+    assert metrics["loss"] < 1e-6
+    np.testing.assert_allclose(state.params["kernel"], [[1.0], [-1.0]], atol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", [optax.lbfgs(), optax.polyak_sgd()], ids=["lbfgs", "polyak"])
+def test_the_loss_of_a_net_with_frozen_parts_is_a_function_of_the_rest(optimizer):
+    net = dp.serial(dp.freeze(dp.linear(4)), NET)
+    step = make(optimizer, net)
+    state = jax.eval_shape(step.init, KEY, X)
+    after, _ = jax.eval_shape(step.apply, state, BATCH)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_an_optimizer_of_ones_own_is_handed_what_it_names():
+    def update(updates, state, params, *, value):
+        return jax.tree.map(lambda g: 0 * g + value, updates), state
+
+    own = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    state, (metrics,) = taken(make(own, donate=False), [BATCH])
+    before = make(own).init(KEY, X)
+    np.testing.assert_allclose(state.params["bias"] - before.params["bias"],
+                               jnp.full(3, metrics["loss"]), rtol=1e-5)
+
+
+# Where the net is looked at.
+
+
+def test_the_slow_parameters_of_lookahead_are_looked_at():
+    fast, rate, share, period = NET.init(jax.random.split(KEY)[0], X)[0], 0.3, 0.5, 2
+    slow = fast
+    step = make(optax.lookahead(optax.sgd(rate), period, share))
+    state, _ = taken(step, [BATCH] * 5)
+    gradient = jax.jit(jax.grad(lambda p: CLASSES(NET, p, {}, BATCH, key=None, train=True)[0]))
+    for i in range(1, 6):  # Zhang et al. 2019, algorithm 1
+        grad = gradient(fast)
+        fast = jax.tree.map(lambda p, g: p - rate * g, fast, grad)
+        if i % period == 0:
+            slow = fast = jax.tree.map(lambda s, f: s + share * (f - s), slow, fast)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+                 (state.params, step.eval_params(state)), (fast, slow))
+    np.testing.assert_allclose(step.evaluate(state, BATCH)["loss"],
+                               CLASSES(NET, slow, {}, BATCH, key=None, train=False)[0], rtol=1e-5)
+
+
+def test_lookahead_says_nothing_that_is_not_so(caplog):
+    """Optax warns of parameters that are not fast and slow ones; here they are made so."""
+    with caplog.at_level(logging.WARNING):
+        make(optax.lookahead(optax.sgd(0.1), 2, 0.5)).init(KEY, X)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda inner: inner, lambda inner: optax.chain(optax.clip(1.0), inner),
+    lambda inner: optax.apply_if_finite(inner, 3),
+], ids=["alone", "chain", "finite"])
+def test_the_average_of_schedule_free_is_looked_at(wrap):
+    step = make(wrap(optax.contrib.schedule_free_sgd(0.5)), donate=False)
+    state, _ = taken(step, [BATCH] * 3)
+    (inner,) = (part for part in jax.tree.leaves(
+        state.opt_state, is_leaf=lambda part: hasattr(part, "weight_sum"))
+        if hasattr(part, "weight_sum"))
+    average = optax.contrib.schedule_free_eval_params(inner, state.params)
+    jax.tree.map(np.testing.assert_array_equal, step.eval_params(state), average)
+    loss = CLASSES(NET, average, {}, BATCH, key=None, train=False)[0]
+    np.testing.assert_allclose(step.evaluate(state, BATCH)["loss"], loss, rtol=1e-6)
+    assert abs(loss - CLASSES(NET, state.params, {}, BATCH, key=None, train=False)[0]) > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", [
+    optax.contrib.schedule_free_sgd(0.5), optax.lookahead(optax.sgd(0.1), 2, 0.5)],
+    ids=["schedule_free", "lookahead"])
+def test_what_is_frozen_is_looked_at_where_it_is(optimizer):
+    net = dp.serial(still=dp.freeze(dp.linear(4)), moved=NET)
+    step = make(optimizer, net, donate=False)
+    state, _ = taken(step, [BATCH] * 3)
+    seen = step.eval_params(state)
+    jax.tree.map(np.testing.assert_array_equal, seen["still"], state.params["still"])
+    assert (seen["moved"]["kernel"] != state.params["moved"]["kernel"]).any()
+
+
+def test_the_parameters_that_are_looked_at_are_a_choice():
+    step = make(optax.sgd(0.1), donate=False,
+                eval_params=lambda opt_state, params: jax.tree.map(jnp.zeros_like, params))
+    state, _ = taken(step, [BATCH])
+    np.testing.assert_allclose(step.evaluate(state, BATCH)["loss"], np.log(3), rtol=1e-6)
+    assert dp.evaluate(step, state, [BATCH])["loss"] == pytest.approx(np.log(3), rel=1e-6)
+
+
+def test_a_player_is_looked_at_by_its_optimizer():
+    def guess(net, params, state, batch, *, key, train):
+        loss = jnp.square(params["point"]["scale"] - batch).sum()
+        return loss, (state, {"loss": loss})
+
+    number = dp.stateless(lambda key, x: {"scale": jnp.ones(1)}, lambda p, x: p["scale"])
+    step = dp.make_game(dp.serial(point=number), {
+        "point": dp.Player(guess, optax.lookahead(optax.sgd(0.25), 3, 0.5))})
+    state, _ = step.apply(step.init(KEY, jnp.zeros(1)), jnp.zeros(1))
+    assert state.params["point"]["scale"] == 0.5  # 1 - 0.25 * 2
+    assert step.eval_params(state)["point"]["scale"] == 1.0
+    assert step.evaluate(state, jnp.zeros(1))["point/loss"] == 1.0
+    step = dp.make_game(dp.serial(point=number), {"point": dp.Player(guess, optax.polyak_sgd())})
+    state, _ = step.apply(step.init(KEY, jnp.zeros(1)), jnp.zeros(1))
+    assert state.params["point"]["scale"] == 0.5  # 1 - (1 / 2**2) * 2
+
+
+# Steps that are skipped, or gather.
+
+
+SKIPPING = {
+    "finite": lambda: optax.apply_if_finite(optax.adam(0.1), 2),
+    "steps": lambda: optax.MultiSteps(
+        optax.adam(0.1), 1, should_skip_update_fn=optax.skip_not_finite),
+}
+MOVING = dp.ema(dp.serial(dp.batch_norm(), NET))
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_a_step_that_was_skipped_leaves_the_net_and_the_metrics(name):
+    step = make(SKIPPING[name](), MOVING)
+    plain, _ = taken(step, [BATCH, BATCH])
+    state, metrics = taken(step, [BATCH, NAN, BATCH])
+    same((plain.params, plain.state), (state.params, state.state))
+    assert [float(read["skipped"]) for read in metrics] == [0, 1, 0]
+    assert [float(read["count"]) for read in metrics] == [12, 0, 12]
+
+
+def test_fit_believes_an_optimizer_that_skipped():
+    step = make(optax.apply_if_finite(optax.sgd(0.1), 2), MOVING)
+    result = train(step, [BATCH, NAN, BATCH], 3)
+    wanted = train(step, [BATCH, BATCH], 2)
+    same(result.state.params, wanted.state.params)
+    (row,), (plain,) = result.history, wanted.history
+    assert row.pop("skipped") == pytest.approx(1 / 3) and plain.pop("skipped") == 0
+    assert row == {**plain, "step": 3}
+    assert train(step, [BATCH, NAN, BATCH], 2, every=1).history[1] == {"step": 2, "skipped": 1.0}
+
+
+def test_an_optimizer_that_gave_up_is_an_error():
+    step = make(optax.apply_if_finite(optax.sgd(0.1), 1), NET)
+    assert refused(train, step, [BATCH, NAN, NAN, NAN], 4).step == 3
+
+
+@pytest.mark.parametrize("gather", [
+    lambda: optax.MultiSteps(optax.sgd(0.3), 2),
+    lambda: optax.chain(optax.apply_every(2), optax.sgd(0.15)),
+    pytest.param(lambda: optax.apply_if_finite(
+        optax.chain(optax.apply_every(2), optax.sgd(0.15)), 2), marks=pytest.mark.slow),
+], ids=["steps", "every", "nested"])
+def test_averages_count_the_steps_of_the_optimizer(gather):
+    """Two halves, gathered, are as the whole: in the average too, which moves as often."""
+    net = dp.serial(one=dp.linear(3), two=dp.ema(NET, 0.6))
+    halves = [(X[:6], Y[:6]), (X[6:], Y[6:])]
+    state, _ = taken(make(gather(), net), halves * 3)
+    wanted, _ = taken(make(optax.sgd(0.3), net), [BATCH] * 3)
+    found = state.state["two"]["#ema"]["kernel"]
+    assert found["count"] == wanted.state["two"]["#ema"]["kernel"]["count"] == 3
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+                 (state.params, state.state), (wanted.params, wanted.state))
+
+
+# What is refused.
+
+
+SAM = optax.contrib.sam(optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)))
+PRIVATE = optax.chain(
+    optax.contrib.differentially_private_aggregate(1.0, 0.1, 0), optax.sgd(0.1))  # dpsgd
+
+
+@pytest.mark.parametrize(("optimizer", "name"), [
+    (SAM, "sam"), (optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True), "sam"),
+    (optax.chain(optax.clip(1.0), SAM), "sam"), (PRIVATE, "per_example_gradients"),
+    (optax.MultiSteps(PRIVATE, 2), "per_example_gradients"),
+], ids=["sam", "opaque", "chain", "private", "steps"])
+@pytest.mark.parametrize("net", [NET, dp.repeat(4, dp.linear(4)),
+                                 dp.serial(dp.freeze(dp.linear(4)), NET)], ids=str)
+def test_what_wants_another_step_is_refused_by_name(optimizer, name, net):
+    error = refused(make(optimizer, net).init, KEY, X)
+    assert name in error.got + error.remedy and "step of your own" in error.remedy
+
+
+def test_updates_of_another_shape_are_refused():
+    """As of what takes the axis of a stack for that of examples: they would be broadcast."""
+    mean = optax.stateless(lambda updates, params: jax.tree.map(lambda g: g.mean(0), updates))
+    net = dp.repeat(4, dp.linear(4))
+    step = make(mean, dp.serial(body=net, head=NET))
+    state = step.init(KEY, X)
+    expect("", "wants an update of body/bias of its shape, float32[4,4], got float32[4]; take a "
+           "step of your own by per_example_gradients, if the optimizer reads axis 0 as that of "
+           "examples", jax.eval_shape, step.apply, state, BATCH)
+
+
+def test_an_argument_that_nobody_gives_is_named():
+    def update(updates, state, params, *, curvature, **extra):
+        return updates, state
+
+    own = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    step = make(optax.chain(own, optax.sgd(0.1)))
+    error = refused(jax.eval_shape, step.apply, step.init(KEY, X), BATCH)
+    assert "curvature" in error.got
+
+
+@pytest.mark.parametrize("around", [
+    lambda inner: optax.MultiSteps(inner, 2), lambda inner: optax.apply_if_finite(inner, 2),
+    lambda inner: optax.chain(optax.add_decayed_weights(0.1), inner)],
+    ids=["steps", "finite", "decay"])
+def test_what_cannot_be_around_lookahead_goes_inside(around):
+    step = make(around(optax.lookahead(optax.sgd(0.1), 2, 0.5)))
+    state = step.init(KEY, X)
+    assert "lookahead around all" in refused(jax.eval_shape, step.apply, state, BATCH).wants
+    step = make(optax.lookahead(around(optax.sgd(0.1)), 2, 0.5))
+    state = step.init(KEY, X)
+    after, _ = jax.eval_shape(step.apply, state, BATCH)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
