@@ -122,6 +122,7 @@ if TYPE_CHECKING:
     from diffprog.transforms.linearize import linearize
     from diffprog.transforms.lora import lora
     from diffprog.transforms.mixed import mixed
+    from diffprog.transforms.pinned import pin
     from diffprog.transforms.quantize import quantize
     from diffprog.transforms.remat import remat
     from diffprog.transforms.reparam import reparam
@@ -142,7 +143,7 @@ _HOMES = {
     # transformations
     "ensemble": "transforms.ensemble", "fixed_point": "transforms.fixed_point",
     "heads": "transforms.heads", "hyper": "transforms.hyper",
-    "linearize": "transforms.linearize", "mixed": "transforms.mixed",
+    "linearize": "transforms.linearize", "mixed": "transforms.mixed", "pin": "transforms.pinned",
     "remat": "transforms.remat", "repeat": "transforms.repeat", "replace": "transforms.replace",
     "tap": "transforms.tap",
     # computed parameters
@@ -218,7 +219,7 @@ __all__ = [
     # wiring
     "add", "branch", "concatenate", "parallel", "residual", "serial",
     # transformations
-    "ensemble", "fixed_point", "heads", "hyper", "linearize", "mixed", "remat", "repeat",
+    "ensemble", "fixed_point", "heads", "hyper", "linearize", "mixed", "pin", "remat", "repeat",
     "replace", "tap",
     # computed parameters
     "ema", "freeze", "lora", "quantize", "reparam", "spectral_norm", "weight_norm", "merge",

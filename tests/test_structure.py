@@ -237,7 +237,7 @@ PUBLIC = [
     "linearize", "llama", "llama3_scaling", "longrope_scaling", "lora", "lstm", "make_game",
     "make_step", "mask_tokens", "masked_language", "max_pool", "merge", "mixed", "mlp",
     "next_token", "ntk_scaling", "one_hot", "parallel", "patches", "penalized",
-    "per_example_gradient_norms", "per_example_gradients", "perplexity", "pixel_shuffle",
+    "per_example_gradient_norms", "per_example_gradients", "perplexity", "pin", "pixel_shuffle",
     "pre_norm", "predict", "prelu", "program", "quantize", "recurrent", "regression", "remat",
     "reparam", "repeat", "replace", "reshape", "residual", "resnet", "rms_norm", "rotary", "sample",
     "score_function", "self_attention", "sentence_pairs", "seq2seq", "sequence_classifier",
