@@ -136,7 +136,11 @@ class Pinned(NamedTuple):
     train: bool
 
 
-Own = Computed | Expanded | Pinned
+class WrittenOut:
+    """What `unrolled` does to a repeat: its children are the copies, whose trees were stacked."""
+
+
+Own = Computed | Expanded | Pinned | WrittenOut
 
 
 def merge(
@@ -301,6 +305,9 @@ def _plain(
         own, *inner = computed
         if isinstance(own, Pinned):
             return _plain(layer, inner, above, params, state, own.train)
+        if isinstance(own, WrittenOut):
+            copies, states = _plain(layer, inner, above, params, state, train)
+            return _stacked(copies), _stacked(states)
         if isinstance(own, Expanded):
             origin = state.get("origin", {})
             rest = {name: part for name, part in state.items() if name != "origin"}
@@ -318,6 +325,11 @@ def _plain(
     return params, state
 
 
+def _stacked(copies: dict[str, Any]) -> dict[str, Any]:
+    """The trees of copies as one, on a new first axis."""
+    return jax.tree.map(lambda *each: jnp.stack(each), *copies.values()) if copies else {}
+
+
 def _made(
     layer: Layer, computed: Sequence[Own], at: str, above: int, params: Params,
     state: State, key: jax.Array,
@@ -329,13 +341,14 @@ def _made(
         own, *inner = computed
         make = lambda params, state: _made(  # noqa: E731
             layer, inner, at, above, params, state, key)
-        if isinstance(own, Pinned):
-            return make(params, state)
         if isinstance(own, Expanded):
             rest = {name: part for name, part in state.items() if name != "origin"}
             origin, state = make(state.get("origin", {}), rest)
             return make(params, rest)[0], {**state, "origin": origin}
-        return own.made(fold(key, at), *make(params, state), _stacks(layer, own, above))
+        params, state = make(params, state)
+        if isinstance(own, Computed):
+            params, state = own.made(fold(key, at), params, state, _stacks(layer, own, above))
+        return params, state
     for name, child in layer.children.items():
         below, rest = _made(child, child.computed, _path(at, name), above + layer.stacks,
                             params.get(name, {}), state.get(name, {}), key)
@@ -346,7 +359,7 @@ def _made(
 def computes(layer: Layer, computed: Sequence[Own]) -> bool:
     """Is there something to compute in a layer of which these are left?"""
     inside = any(computes(child, child.computed) for child in layer.children.values())
-    return inside or any(isinstance(own, Computed) for own in computed)
+    return inside or any(isinstance(own, (Computed, WrittenOut)) for own in computed)
 
 
 def _stacks(layer: Layer, own: Computed, above: int) -> Callable[[str], int]:
