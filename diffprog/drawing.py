@@ -65,10 +65,11 @@ def drawn(
 ) -> jax.Array:
     """Draw of the likeliest; nothing is sorted where all tokens may be drawn."""
     logits = wide(logits)
-    temperature = numbers["temperature"].astype(logits.dtype)[..., None]
-    cold, likeliest = temperature[..., 0] == 0, logits.argmax(-1)
-    logits = logits / jnp.where(temperature == 0, 1, temperature)
-    choose = over_keys(key, jax.random.categorical)
+    temperature = numbers["temperature"].astype(logits.dtype)
+    temperature = jnp.broadcast_to(temperature, logits.shape[:-1])
+    cold, likeliest = temperature == 0, logits.argmax(-1).astype(jnp.int32)
+    logits = logits / jnp.where(cold, 1, temperature)[..., None]
+    choose = over_keys(key, lambda *given: jax.random.categorical(*given).astype(jnp.int32))
     if top_k is None and numbers["top_p"] is None:
         return jnp.where(cold, likeliest, choose(key, logits))
     logits, order = jax.lax.top_k(logits, logits.shape[-1] if top_k is None else top_k)

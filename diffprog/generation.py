@@ -156,7 +156,8 @@ def _generated(
         tell(listener, step, written)
         found = Generation(
             jax.lax.dynamic_update_index_in_dim(found.tokens, written, step, 1),
-            found.lengths + alive, jnp.where(alive, found.scores + score, found.scores))
+            found.lengths + alive.astype(jnp.int32),
+            jnp.where(alive, found.scores + score, found.scores))
         return found, functools.reduce(lambda going, end: going & ~end, ends,
                                        alive & ~jnp.isnan(score))
 

@@ -43,6 +43,7 @@ def ending(texts: jax.Array, step: Any, stop: Stop) -> dict[int, jax.Array]:
         if len(begin) >= texts.shape[-1]:
             continue  # there will never be so many tokens
         before = jax.lax.dynamic_slice_in_dim(texts, step - len(begin), len(begin), axis=-1)
-        here = (before == jnp.asarray(begin, texts.dtype)).all(-1) & (step >= len(begin))
+        wanted = jax.lax.broadcast_to_rank(jnp.asarray(begin, texts.dtype), texts.ndim)
+        here = (before == wanted).all(-1) & (step >= len(begin))
         found[last] = found[last] | here if last in found else here
     return found
