@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from diffprog.derivatives import check_gradients
     from diffprog.diagrams import diagram
     from diffprog.diffusion import add_noise, cosine_schedule, denoising, linear_schedule
+    from diffprog.drawing import sample
     from diffprog.evaluation import evaluate, predict
     from diffprog.fitting import Fit, fit
     from diffprog.flows import gradient_flow
     from diffprog.games import Player, make_game
-    from diffprog.generation import Generation, generate, sample
+    from diffprog.generation import Generation, generate
     from diffprog.language import chunked_next_token, masked_language, next_token
     from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
     from diffprog.layers.adaptive import adaptive_avg_pool, adaptive_max_pool
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
         tangent_kernel,
     )
     from diffprog.samplers import ddim, ddpm
+    from diffprog.scoring import log_probabilities
     from diffprog.summaries import summary
     from diffprog.training import Step, TrainState, make_step
     from diffprog.transforms.ema import ema
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
     from diffprog.transforms.linearize import linearize
     from diffprog.transforms.lora import lora
     from diffprog.transforms.mixed import mixed
+    from diffprog.transforms.pinned import pin
     from diffprog.transforms.quantize import quantize
     from diffprog.transforms.remat import remat
     from diffprog.transforms.reparam import reparam
@@ -142,7 +145,7 @@ _HOMES = {
     # transformations
     "ensemble": "transforms.ensemble", "fixed_point": "transforms.fixed_point",
     "heads": "transforms.heads", "hyper": "transforms.hyper",
-    "linearize": "transforms.linearize", "mixed": "transforms.mixed",
+    "linearize": "transforms.linearize", "mixed": "transforms.mixed", "pin": "transforms.pinned",
     "remat": "transforms.remat", "repeat": "transforms.repeat", "replace": "transforms.replace",
     "tap": "transforms.tap",
     # computed parameters
@@ -202,7 +205,7 @@ _HOMES = {
     "ddpm": "samplers", "denoising": "diffusion", "linear_schedule": "diffusion",
     # writing
     "Generation": "generation", "beam_search": "beams", "generate": "generation",
-    "sample": "generation",
+    "log_probabilities": "scoring", "sample": "drawing",
     # second order, and example by example
     "fisher_product": "curvature", "gauss_newton_product": "curvature",
     "hessian_product": "curvature", "per_example_gradient_norms": "per_example",
@@ -218,7 +221,7 @@ __all__ = [
     # wiring
     "add", "branch", "concatenate", "parallel", "residual", "serial",
     # transformations
-    "ensemble", "fixed_point", "heads", "hyper", "linearize", "mixed", "remat", "repeat",
+    "ensemble", "fixed_point", "heads", "hyper", "linearize", "mixed", "pin", "remat", "repeat",
     "replace", "tap",
     # computed parameters
     "ema", "freeze", "lora", "quantize", "reparam", "spectral_norm", "weight_norm", "merge",
@@ -250,7 +253,7 @@ __all__ = [
     # diffusion
     "add_noise", "cosine_schedule", "ddim", "ddpm", "denoising", "linear_schedule",
     # writing
-    "Generation", "beam_search", "generate", "sample",
+    "Generation", "beam_search", "generate", "log_probabilities", "sample",
     # second order, and example by example
     "fisher_product", "gauss_newton_product", "hessian_product", "per_example_gradient_norms",
     "per_example_gradients", "tangent_kernel",

@@ -12,29 +12,19 @@ import jax.numpy as jnp
 from diffprog.arguments import check_count
 from diffprog.entries import wide
 from diffprog.errors import LayerError
-from diffprog.generation import (
-    NOTHING,
-    Begin,
-    Generation,
-    Prompts,
-    among,
-    as_ids,
-    begun,
-    check_ids,
-    checked,
-    prompted,
-    started,
-    written_out,
-)
+from diffprog.generation import Adjust, Generation, adjusted, checked, shown
 from diffprog.layer import Layer
 from diffprog.plans import Params, State, grown, spec
+from diffprog.prompts import NOTHING, Begin, Prompts, begun, prompted, started, written_out
+from diffprog.stops import Stop, as_stop, check_stop, ending
 
 __all__ = ["beam_search"]
 
 
 def beam_search(
     net: Layer, params: Params, prompts: Prompts, steps: int, *, beams: int = 4,
-    length_penalty: float = 0.0, state: State | None = None, stop: Sequence[int] = (), **side: Any,
+    length_penalty: float = 0.0, state: State | None = None,
+    stop: Sequence[int | Sequence[int]] = (), adjust: Adjust | None = None, **side: Any,
 ) -> Generation:
     """Likely texts, not likely tokens: the `beams` texts of largest ``score / length**penalty``.
 
@@ -49,8 +39,9 @@ def beam_search(
             A beam that is left over has length 0 and score -inf.
 
     Args:
-        net, params, prompts, steps, state, stop, side: as in `generate`. An array among the side
-            inputs whose first axis is as long as the batch is of its texts; any other is of all.
+        net, params, prompts, steps, state, stop, adjust, side: as in `generate`. An array among
+            the side inputs whose first axis is as long as the batch is of its texts; any other is
+            of all. `adjust` sees beams as rows, and what it makes of the scores is searched by.
         beams: how many beginnings are kept; positive.
         length_penalty: in [0, 10]; 0 compares log-probabilities, which favours short texts; 1
             compares their means over tokens.
@@ -73,20 +64,21 @@ def beam_search(
                          "choose 0 to compare whole texts, 1 their tokens")
     begin = begun(net, params, state, prompts, steps, side)
     return checked(_searched(
-        begin, float(length_penalty), steps=steps, beams=beams, stop=as_ids(stop), net=net))
+        begin, float(length_penalty), steps=steps, beams=beams, stop=as_stop(stop), adjust=adjust,
+        net=net))
 
 
-@functools.partial(jax.jit, static_argnames=("net", "steps", "beams", "stop"))
+@functools.partial(jax.jit, static_argnames=("net", "steps", "beams", "stop", "adjust"))
 def _searched(
-    begin: Begin, penalty: jax.Array, *, net: Layer, steps: int, beams: int,
-    stop: tuple[int, ...],
+    begin: Begin, penalty: jax.Array, *, net: Layer, steps: int, beams: int, stop: Stop,
+    adjust: Adjust | None,
 ) -> Generation:
     """Prompt and loop of `beam_search`; in the loop the beams of all texts are one batch."""
     state, logits, each = prompted(net, begin, steps)
-    net, begin, state = written_out(net, begin, state, steps)
+    net, begin, state = written_out(net, begin, state)
     axes = _batch_axes(net, begin, steps)
     batch, vocabulary = logits.shape
-    check_ids(stop, None, vocabulary)
+    check_stop(stop, vocabulary)
     rows = beams * jnp.arange(batch)[:, None]
 
     def of_beams(tree: Any, beam: jax.Array, axes: Any) -> Any:
@@ -114,14 +106,15 @@ def _searched(
 
     def grow(step: Any, logits: jax.Array, live: Generation, ended: Generation) -> Any:
         """One token more. What ends leaves the beams, so that nothing unfinished displaces it."""
+        logits = adjusted(adjust, logits, prompt, live.tokens.reshape(batch * beams, steps))
         scores = live.scores[..., None] + jax.nn.log_softmax(wide(logits)).reshape(
             batch, beams, vocabulary)
-        ids = jnp.arange(vocabulary, dtype=jnp.int32)
-        if stop:
-            ends = jnp.asarray(stop, jnp.int32)
-            ended = best_of(ended, extended(step, live, scores[..., ends], ends)[0])
-            scores = jnp.where(among(ids, stop), -jnp.inf, scores)
-        live, beam, token = extended(step, live, scores, ids)
+        if ends := ending(live.tokens, step, stop):
+            ids, here = jnp.asarray([*ends], jnp.int32), jnp.stack([*ends.values()], -1)
+            of_ends = scores[..., ids]
+            ended = best_of(ended, extended(step, live, jnp.where(here, of_ends, -jnp.inf), ids)[0])
+            scores = scores.at[..., ids].set(jnp.where(here, -jnp.inf, of_ends))
+        live, beam, token = extended(step, live, scores, jnp.arange(vocabulary, dtype=jnp.int32))
         return live, ended, beam, token
 
     def body(carry: Any) -> Any:
@@ -137,13 +130,14 @@ def _searched(
         return (step < steps) & (rank(most).max(1) > rank(ended).min(1)).any()
 
     same = jnp.repeat(jnp.arange(batch), beams)
+    prompt = shown(begin)[same]
     beside = jax.tree.map(lambda a: a[same] if a.shape[:1] == (batch,) else a, each)
     first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)  # all beams are the prompt as yet
     live, nothing = (Generation(
         jnp.full((batch, beams, steps), NOTHING, jnp.int32), jnp.zeros((batch, beams), jnp.int32),
         jnp.broadcast_to(jnp.asarray(scores, wide(logits).dtype), (batch, beams)))
         for scores in (first, -jnp.inf))
-    live, ended, _, token = grow(0, logits[same], live, nothing)
+    live, ended, _, token = grow(jnp.int32(0), logits[same], live, nothing)
     *_, live, ended = jax.lax.while_loop(
         going, body, (jnp.int32(1), token, of_beams(state, same, axes), live, ended))
     found = best_of(ended, live)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +130,19 @@ class Expanded:
     and along the straight line from there to the parameters."""
 
 
+class Pinned(NamedTuple):
+    """What `pin` does: all that is inside is computed in this mode, in training or at rest."""
+
+    train: bool
+
+
+class WrittenOut:
+    """What `unrolled` does to a repeat: its children are the copies, whose trees were stacked."""
+
+
+Own = Computed | Expanded | Pinned | WrittenOut
+
+
 def merge(
     net: Layer, params: Params, state: State | None = None, *, train: bool = False
 ) -> tuple[Params, State]:
@@ -212,7 +225,7 @@ def trainable(net: Layer, params: Params) -> Params:
         {'bias': True, 'kernel': {'base': False, 'down': True, 'up': True}}
     """
     trained = jax.tree.map(lambda leaf: True, params)
-    for at, own in _computed(net):
+    for at, own, _ in _computed(net):
         for path in own.forms:
             whole = _path(at, path)
             tree = _get(trained, whole)
@@ -230,18 +243,25 @@ def freezes(net: Layer) -> bool:
 
 def idle(net: Layer, params: Params) -> list[str]:
     """The paths of the leaves that are trained but have no gradient at rest, as averages are."""
-    return [whole for at, own in _computed(net) for path in own.idle
+    return [whole for at, own, train in _computed(net) if not train for path in own.idle
             if _get(params, whole := _path(at, path)) is not None]
 
 
-def statistics(layer: Layer, state: State) -> State:
-    """A state without what is carried for parameters: what is left is of the inputs."""
-    carried = {"origin" if isinstance(own, Expanded) else own.mark for own in layer.computed}
-    state = {name: part for name, part in state.items() if name not in carried}
+def statistics(layer: Layer, state: State, train: bool) -> State:
+    """The part of a state that moves by the inputs in this mode, and not by parameters."""
+    carried = {own.mark for own in layer.computed if isinstance(own, Computed)}
+    carried |= {"origin" for own in layer.computed if isinstance(own, Expanded)}
+    train = mode(layer.computed, train)
+    found = {name: part for name, part in state.items()
+             if train and name not in carried | layer.children.keys()}
     for name, child in layer.children.items():
-        if name in state:
-            state = _put(state, name, statistics(child, state[name]))
-    return state
+        found = _put(found, name, statistics(child, state.get(name, {}), train))
+    return found
+
+
+def mode(computed: Sequence[Own], train: bool) -> bool:
+    """In which mode all of these are inside, where the net is in `train`; the inner one counts."""
+    return next((own.train for own in reversed(computed) if isinstance(own, Pinned)), train)
 
 
 def trained(net: Layer, params: Params) -> tuple[Params, Callable[[Params], Params]]:
@@ -275,7 +295,7 @@ def plain(
 
 
 def _plain(
-    layer: Layer, computed: Sequence[Computed | Expanded], above: int, params: Params,
+    layer: Layer, computed: Sequence[Own], above: int, params: Params,
     state: State, train: bool,
 ) -> tuple[Params, State]:
     """`plain` of a layer of which these are left, the outer before the inner."""
@@ -283,6 +303,11 @@ def _plain(
         return params, state
     if computed:
         own, *inner = computed
+        if isinstance(own, Pinned):
+            return _plain(layer, inner, above, params, state, own.train)
+        if isinstance(own, WrittenOut):
+            copies, states = _plain(layer, inner, above, params, state, train)
+            return _stacked(copies), _stacked(states)
         if isinstance(own, Expanded):
             origin = state.get("origin", {})
             rest = {name: part for name, part in state.items() if name != "origin"}
@@ -300,8 +325,13 @@ def _plain(
     return params, state
 
 
+def _stacked(copies: dict[str, Any]) -> dict[str, Any]:
+    """The trees of copies as one, on a new first axis."""
+    return jax.tree.map(lambda *each: jnp.stack(each), *copies.values()) if copies else {}
+
+
 def _made(
-    layer: Layer, computed: Sequence[Computed | Expanded], at: str, above: int, params: Params,
+    layer: Layer, computed: Sequence[Own], at: str, above: int, params: Params,
     state: State, key: jax.Array,
 ) -> tuple[Params, State]:
     """`unmerge` of a layer at a path of which these are left; the inner ones are made first."""
@@ -315,7 +345,10 @@ def _made(
             rest = {name: part for name, part in state.items() if name != "origin"}
             origin, state = make(state.get("origin", {}), rest)
             return make(params, rest)[0], {**state, "origin": origin}
-        return own.made(fold(key, at), *make(params, state), _stacks(layer, own, above))
+        params, state = make(params, state)
+        if isinstance(own, Computed):
+            params, state = own.made(fold(key, at), params, state, _stacks(layer, own, above))
+        return params, state
     for name, child in layer.children.items():
         below, rest = _made(child, child.computed, _path(at, name), above + layer.stacks,
                             params.get(name, {}), state.get(name, {}), key)
@@ -323,10 +356,10 @@ def _made(
     return params, state
 
 
-def computes(layer: Layer, computed: Sequence[Computed | Expanded]) -> bool:
+def computes(layer: Layer, computed: Sequence[Own]) -> bool:
     """Is there something to compute in a layer of which these are left?"""
     inside = any(computes(child, child.computed) for child in layer.children.values())
-    return inside or any(isinstance(own, Computed) for own in computed)
+    return inside or any(isinstance(own, (Computed, WrittenOut)) for own in computed)
 
 
 def _stacks(layer: Layer, own: Computed, above: int) -> Callable[[str], int]:
@@ -356,14 +389,18 @@ def stacks_at(layer: Layer, path: str) -> int:
     return layer.stacks + (stacks_at(below, rest) if below else 0)
 
 
-def _computed(layer: Layer, at: str = "") -> Iterator[tuple[str, Computed]]:
-    """Where a net has computed parameters, the outer before the inner."""
+def _computed(
+    layer: Layer, at: str = "", train: bool = False
+) -> Iterator[tuple[str, Computed, bool]]:
+    """Where a net has computed parameters, the outer before the inner; and their mode at rest."""
     for own in layer.computed:
+        if isinstance(own, Pinned):
+            train = own.train
         if isinstance(own, Computed):
             _check_planned(layer, own)
-            yield at, own
+            yield at, own, train
     for name, child in layer.children.items():
-        yield from _computed(child, _path(at, name))
+        yield from _computed(child, _path(at, name), train)
 
 
 def _check_found(net: Layer) -> None:

@@ -115,7 +115,7 @@ def add_noise(x: jax.Array, noise: jax.Array, schedule: np.ndarray, time: jax.Ar
 
 def denoising(
     schedule: np.ndarray, *, predict: Predict = "noise", null_class: int | None = None,
-    rate: float = 0.1,
+    null: Mapping[str, Any] | None = None, rate: float = 0.1,
 ) -> Objective:
     """The objective of a net that sees through noise: ``loss = mean((net(x_t, t) - target)**2)``.
 
@@ -132,11 +132,16 @@ def denoising(
             where hardly anything is left of it.
         null_class: the class that stands for none. It takes the place of some of the `condition`,
             so that one net learns both parts of classifier-free guidance; None replaces nothing.
+        null: what stands for none where that is no class: the value of one example, or what is
+            broadcast to it, under the name of the side input, such as ``{"condition":
+            jnp.zeros(8)}`` of vectors, or ``{"memory": jnp.zeros(8), "memory_mask": real}`` of
+            sequences. All of an example are replaced, or none.
         rate: share of the conditions that is replaced in training, in [0, 1).
 
     Raises:
-        LayerError: a schedule that does not fall in (0, 1); another prediction; null_class and no
-            condition in a batch; a net that takes no time, or gives another shape.
+        LayerError: a schedule that does not fall in (0, 1); another prediction; a null_class and no
+            condition in a batch, or one of another kind, and likewise for `null`; a net that takes
+            no time, or gives another shape.
 
     Example:
         >>> net = dp.dit(1, width=8, depth=1, heads=2, classes=10)
@@ -153,6 +158,7 @@ def denoising(
     schedule = checked(schedule)
     check_predict(predict)
     check_share("rate", rate)
+    check_null(null_class, null)
 
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
@@ -161,8 +167,11 @@ def denoising(
         own, *keys = jax.random.split(jax.random.key(0) if key is None else key, 4)
         time = jax.random.randint(keys[0], x.shape[:1], 0, len(schedule))
         noise = jax.random.normal(keys[1], x.shape, wide(x).dtype)  # with tails, in 16 bits too
-        if null_class is not None and train:
-            side = side | {"condition": _some(keys[2], side.get("condition"), null_class, rate)}
+        if train and (none := untold(side, null_class, null)):
+            dropped = jax.random.bernoulli(keys[2], rate, x.shape[:1])
+            side = side | jax.tree.map(lambda none, own: jnp.where(
+                dropped.reshape(-1, *[1] * (own.ndim - 1)), none, own),
+                none, {name: side[name] for name in none})
         seen = add_noise(x, noise, schedule, time)
         y, state = net.apply(params, state, seen, time=time, train=train,
                              key=None if key is None else own, **side)
@@ -243,13 +252,54 @@ def _images(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
     return given["x"], side
 
 
-def _some(key: jax.Array, condition: Any, null_class: int, rate: float) -> jax.Array:
-    """The conditions, some of them replaced by none."""
+def check_null(null_class: int | None, null: Any) -> None:
+    """Raise for what cannot stand for no condition."""
+    if null is None:
+        return
+    if null_class is not None:
+        raise LayerError("a null_class or null", "both", "pass null alone: it may hold the class")
+    if not isinstance(null, Mapping) or not null:
+        raise LayerError("null as side inputs of one example", show(null),
+                         'pass null={"condition": jnp.zeros(8)}, for example')
+
+
+def untold(
+    side: Mapping[str, Any], null_class: int | None, null: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The side inputs of a batch that say none for all its examples."""
+    if null_class is not None:
+        _check_classes(side.get("condition"))
+        null = {"condition": null_class}
+    found = {}
+    for name, none in (null or {}).items():
+        if name not in side:
+            raise LayerError(f"{name} in each batch, beside null", listed(side),
+                             "give each example one, and leave out of null what has none")
+        one = jax.tree.map(lambda own: jax.ShapeDtypeStruct(own.shape[1:], own.dtype), side[name])
+        none = jax.tree.map(jnp.asarray, none)
+        if jax.tree.structure(none) != jax.tree.structure(one) or not all(
+                map(_fits, jax.tree.leaves(none), jax.tree.leaves(one))):
+            raise LayerError(f"null to hold {name} of one example, {show(one)}", show(none),
+                             "give it the shape and kind of what an example has")
+        found[name] = jax.tree.map(lambda none, own: jnp.broadcast_to(
+            none.astype(own.dtype), own.shape), none, side[name])
+    return found
+
+
+def _check_classes(condition: Any) -> None:
     if condition is None:
         raise LayerError("a condition in each batch, beside a null_class", "none",
                          'pass {"x": images, "condition": labels}')
     if condition.ndim != 1 or not jnp.issubdtype(condition.dtype, jnp.integer):
         raise LayerError("a condition of one class for each image, ints (batch,)", show(condition),
-                         "pass labels, or leave null_class out: only a class can be replaced")
-    dropped = jax.random.bernoulli(key, rate, condition.shape)
-    return jnp.where(dropped, jnp.asarray(null_class, condition.dtype), condition)
+                         "pass labels, or null={...} in place of null_class for what is no class")
+
+
+def _fits(none: jax.Array, one: Any) -> bool:
+    """Can it be broadcast to what an example has, and are its numbers of no wider kind?"""
+    try:
+        shape = np.broadcast_shapes(none.shape, one.shape)
+    except ValueError:
+        return False
+    narrow = jnp.issubdtype(one.dtype, jnp.inexact) or not jnp.issubdtype(none.dtype, jnp.inexact)
+    return shape == one.shape and narrow

@@ -209,8 +209,9 @@ def _check_players(net: Layer, players: Mapping[str, Player]) -> None:
     if not players:
         raise LayerError("at least one player", "none", "name a child of the net and its Player")
     if net.computed:
-        raise LayerError("children that are frozen or reparametrized by themselves", repr(net),
-                         "put freeze or lora around a child: objectives call the children")
+        raise LayerError("children that are frozen, pinned or reparametrized by themselves",
+                         repr(net),
+                         "put freeze, pin or lora around a child: objectives call the children")
     for name, player in players.items():
         if name not in net.children:
             raise LayerError(f"players among the children ({listed(net.children)})", repr(name),

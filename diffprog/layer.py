@@ -17,7 +17,7 @@ import jax
 
 from diffprog import guards, notation
 from diffprog.arguments import check_count
-from diffprog.computed import Computed, Expanded
+from diffprog.computed import Own
 from diffprog.errors import signed
 from diffprog.factories import described
 from diffprog.plans import Params, Plan, State
@@ -48,7 +48,8 @@ class Layer:
             again; all others belong to the chunk with which they are given.
         planner: ``(x, side) -> Plan`` of layers made of layers, which remembers; None evaluates
             the pair.
-        computed: what `reparam` did to its trees, the outermost first; wrappers hand it on.
+        computed: what `reparam` did to its trees, and `pin` to the mode in which they are read, the
+            outermost first; wrappers hand it on.
         stacks: how many leading axes its trees have for copies of what it wraps.
         choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
         casts: does it cast parameters where it uses them? Then `mixed` hands them to it as they
@@ -84,7 +85,7 @@ class Layer:
     side: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
     planner: Callable[[Any, dict[str, Any]], Plan] | None = None
-    computed: tuple[Computed | Expanded, ...] = ()
+    computed: tuple[Own, ...] = ()
     stacks: int = 0
     choice: Callable[[Any, dict[str, Any]], str] | None = None
     casts: bool = False

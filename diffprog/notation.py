@@ -49,7 +49,7 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
             parts += map(code, value)
         elif parameter.kind is parameter.VAR_KEYWORD:
             parts += keywords(value)
-        elif parameter.default is parameter.empty:
+        elif parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY:
             parts.append(code(value))
         elif value is not parameter.default and (
                 type(value) is not type(parameter.default) or value != parameter.default):

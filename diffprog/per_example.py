@@ -50,9 +50,10 @@ def per_example_gradients(
         batch: of examples, as the objective takes it. One that compares them with each other, as
             a contrastive one does, sees one at a time here.
         key: of randomness, split into one for each example.
-        train: as in `apply`. A net with statistics is refused in training: those of a batch mix
-            examples and are those of one alone here. A net with averages, as `ema` has, is refused
-            at rest, where it computes with these and no parameter has a gradient.
+        train: as in `apply`. A net with statistics is refused in training, unless it is pinned to
+            inference: those of a batch mix examples and are those of one alone here. A net with
+            averages, as `ema` has, is refused at rest, where it computes with these and no
+            parameter has a gradient.
 
     Raises:
         LayerError: arrays of several lengths; ``train=True`` for a net with statistics, or
@@ -202,10 +203,14 @@ def _examples(
 ) -> tuple[Any, jax.Array | None]:
     """The batch and a key for each example; raise where these would not be as in the batch."""
     n = examples_in(batch)
-    if train and (mixing := statistics(net, state)):
-        raise LayerError("train=False for a net with state",
-                         f"train=True and {listed(paths(mixing))}",
-                         "leave train out: batch statistics mix the examples of a batch")
+    if mixing := statistics(net, state, train):
+        if train:
+            raise LayerError("train=False for a net with state",
+                             f"train=True and {listed(paths(mixing))}",
+                             "leave train out: batch statistics mix the examples of a batch")
+        raise LayerError("a net whose statistics are those at rest",
+                         f"{listed(paths(mixing))} of what is pinned to training",
+                         "leave pin out: batch statistics mix the examples of a batch")
     return held(batch), None if key is None else jax.random.split(key, n)
 
 

@@ -8,7 +8,7 @@ with the noise of the step before.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,10 +19,12 @@ from diffprog.arguments import check_array, check_count, held
 from diffprog.diffusion import (
     Predict,
     check_denoiser,
+    check_null,
     check_predict,
     check_prediction,
     checked,
     image_and_noise,
+    untold,
 )
 from diffprog.dtypes import outside
 from diffprog.entries import wide
@@ -36,7 +38,8 @@ __all__ = ["ddim", "ddpm"]
 def ddpm(
     net: Layer, params: Params, x: jax.Array, schedule: np.ndarray, *, steps: int | None = None,
     state: State | None = None, key: jax.Array, predict: Predict = "noise",
-    guidance: float = 1.0, null_class: int | None = None, **side: Any,
+    guidance: float = 1.0, null_class: int | None = None,
+    null: Mapping[str, Any] | None = None, **side: Any,
 ) -> jax.Array:
     """Walk back at random: ``x ~ normal(mean, var)`` of the step before, given x and its image.
 
@@ -60,11 +63,13 @@ def ddpm(
             y(null))``: 1 follows the net, more trades variety for likeness to the class, and 0
             ignores the condition. The paper's w is s - 1.
         null_class: the class that stands for none; needed where guidance is not 1.
-        side: `condition`, (batch,), and other side inputs of the net.
+        null: in place of it what stands for none where that is no class, as in `denoising`.
+        side: `condition`, (batch,) or what the net takes, and other side inputs of the net.
 
     Raises:
         LayerError: a schedule that does not fall in (0, 1); more steps than it has; guidance
-            without null_class or condition; a net that takes no time, or gives another shape.
+            without null_class or null, or without the condition; a net that takes no time, or gives
+            another shape.
 
     Example:
         >>> net = dp.dit(1, width=8, depth=1, heads=2, classes=10)
@@ -87,13 +92,14 @@ def ddpm(
         "fresh": np.sqrt((1 - before) / (1 - now) * (1 - now / before)),
     }
     return _walked(net, params, x, schedule, weights, key=key, state=state, predict=predict,
-                   guidance=guidance, null_class=null_class, side=side)
+                   guidance=guidance, null_class=null_class, null=null, side=side)
 
 
 def ddim(
     net: Layer, params: Params, x: jax.Array, schedule: np.ndarray, *, steps: int | None = None,
     eta: float = 0.0, state: State | None = None, key: jax.Array | None = None,
-    predict: Predict = "noise", guidance: float = 1.0, null_class: int | None = None, **side: Any,
+    predict: Predict = "noise", guidance: float = 1.0, null_class: int | None = None,
+    null: Mapping[str, Any] | None = None, **side: Any,
 ) -> jax.Array:
     """Walk back straight: ``x = sqrt(b) * image + sqrt(1 - b - v) * noise + sqrt(v) * fresh``.
 
@@ -108,7 +114,8 @@ def ddim(
     Args:
         eta: how much of the noise is drawn anew, from 0 to 1.
         key: of fresh noise; not needed with eta 0.
-        net, params, schedule, state, steps, predict, guidance, null_class, side: as in `ddpm`.
+        net, params, schedule, state, steps, predict, guidance, null_class, null, side: as in
+            `ddpm`.
 
     Raises:
         LayerError: as `ddpm` does; for an eta outside [0, 1], and one above 0 without a key.
@@ -135,7 +142,7 @@ def ddim(
         "fresh": np.sqrt(drawn),
     }
     return _walked(net, params, x, schedule, weights, key=key if eta else None, state=state,
-                   predict=predict, guidance=guidance, null_class=null_class, side=side)
+                   predict=predict, guidance=guidance, null_class=null_class, null=null, side=side)
 
 
 def _path(schedule: Any, steps: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -158,38 +165,39 @@ def _times(length: int, steps: int | None) -> np.ndarray:
 def _walked(
     net: Layer, params: Params, x: jax.Array, schedule: Any, weights: dict[str, np.ndarray], *,
     key: jax.Array | None, state: State | None, predict: Predict, guidance: float,
-    null_class: int | None, side: dict[str, Any],
+    null_class: int | None, null: Mapping[str, Any] | None, side: dict[str, Any],
 ) -> jax.Array:
     """Take all steps: x becomes the sum of image, x, noise and fresh noise by these weights."""
     check_array(x, rank=1, axes="(batch, ...)")
     check_predict(predict)
     side = held({name: value for name, value in side.items() if value is not None})
     check_denoiser(net)
-    if guidance != 1 and null_class is None:
-        raise LayerError("a null_class for guidance", "none",
-                         "pass the class that stood for none in denoising(..., null_class=)")
-    if guidance != 1 and "condition" not in side:
+    check_null(null_class, null)
+    if guidance != 1 and null_class is None and null is None:
+        raise LayerError("a null_class for guidance, or null", "none",
+                         "pass what stood for none in denoising(..., null_class=) or (..., null=)")
+    if guidance != 1 and null is None and "condition" not in side:
         raise LayerError("a condition for guidance", "none", "pass condition=labels")
+    none = {} if guidance == 1 else untold(side, null_class, null)
     now, _ = _path(schedule, len(weights["x"]))
     each = weights | {"signal": np.sqrt(now), "spread": np.sqrt(1 - now)}
     each = {name: jnp.asarray(values, wide(x).dtype) for name, values in each.items()}
     times = jnp.asarray(_times(len(schedule), len(now)), jnp.int32)
     return _scanned(params, {} if state is None else state, x, key, times, each, side,
-                    None if guidance == 1 else guidance, net=net, predict=predict,
-                    null_class=null_class)
+                    none, None if guidance == 1 else guidance, net=net, predict=predict)
 
 
-@functools.partial(jax.jit, static_argnames=("net", "predict", "null_class"))
+@functools.partial(jax.jit, static_argnames=("net", "predict"))
 def _scanned(
     params: Params, state: State, x: jax.Array, key: jax.Array | None, times: jax.Array,
-    each: dict[str, jax.Array], side: dict[str, Any], guidance: Any, *, net: Layer,
-    predict: Predict, null_class: int | None,
+    each: dict[str, jax.Array], side: dict[str, Any], none: dict[str, Any], guidance: Any, *,
+    net: Layer, predict: Predict,
 ) -> jax.Array:
-    held, inside = outside((params, state, side))  # what all steps read
+    held, inside = outside((params, state, side, none))  # what all steps read
 
     def step(seen: jax.Array, now: Any) -> tuple[jax.Array, None]:
-        params, state, side = inside(held)
-        ask = _asking(net, params, state, side, guidance, null_class)
+        params, state, side, none = inside(held)
+        ask = _asking(net, params, state, side, none, guidance)
         time, w = now
         y = ask(seen.astype(x.dtype), jnp.full(x.shape[:1], time))
         check_prediction(y, x)
@@ -204,10 +212,10 @@ def _scanned(
 
 
 def _asking(
-    net: Layer, params: Params, state: State, side: dict[str, Any], guidance: Any,
-    null_class: Any,
+    net: Layer, params: Params, state: State, side: dict[str, Any], none: dict[str, Any],
+    guidance: Any,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """What the net predicts of x at a time; with guidance, beyond what it predicts of no class."""
+    """What the net predicts of x at a time; with guidance, beyond what it predicts of none."""
 
     def ask(x: jax.Array, time: jax.Array, **other: Any) -> jax.Array:
         return net.apply(params, state, x, time=time, **side | other)[0]
@@ -216,9 +224,9 @@ def _asking(
         return ask
 
     def both(x: jax.Array, time: jax.Array) -> jax.Array:
-        own = side["condition"]
-        pair = jnp.stack([own, jnp.full_like(own, null_class)])
-        told, untold = jax.vmap(lambda condition: ask(x, time, condition=condition))(pair)
-        return untold + guidance * (told - untold)
+        pairs = jax.tree.map(lambda own, none: jnp.stack([own, none]),
+                             {name: side[name] for name in none}, none)
+        told, free = jax.vmap(lambda own: ask(x, time, **own))(pairs)
+        return free + guidance * (told - free)
 
     return both

@@ -119,6 +119,7 @@ WRAPPERS = {
     "remat": dp.remat, "replace": lambda f: dp.replace(f >> jnp.asarray, "asarray~0", dp.remat),
     "tap": lambda f: dp.tap(dp.serial(f=f), "f") >> first, "freeze": dp.freeze,
     "lora": lambda f: dp.lora(f, 1), "weight_norm": dp.weight_norm, "ema": dp.ema,
+    "pin": lambda f: dp.pin(f, train=True),
 }
 NOISE = dp.linear(2) >> dp.dropout(0.5)
 TEXTS = dp.serial(dp.self_attention(1, causal=True, bias=False))
@@ -477,6 +478,17 @@ CASES = [
     Case("fixed_point, streaming", dp.repeat(2, dp.fixed_point(RECALLING)), floats(2, 4, 2),
          {"mask": FIVE["mask"][:, :4], "causal": True}, slow=True,
          untried=(DRY, ROUNDED, AHEAD, ENDLESS)),
+    Case("pin", dp.pin(dp.linear(3) >> dp.batch_norm() >> dp.dropout(0.5), train=False),
+         floats(4, 2),
+         untried=(DRY, *PLAIN, ROUNDED)),
+    Case("pin to training", dp.linear(3) >> dp.pin(dp.dropout(0.5), train=True), floats(4, 2),
+         untried=PLAIN),
+    Case("pin to training, of statistics", dp.pin(dp.batch_norm(), train=True), floats(4, 3),
+         {"batched": False}, slow=True,
+         untried=(DRY, *PLAIN, ROUNDED, SHARED, UNMULTIPLIED)),
+    Case("pin, streaming", dp.repeat(2, dp.pin(CAUSAL, train=False)), floats(2, 3, 3),
+         {"causal": True}, slow=True,
+         untried=(DRY, ALONE, UNMASKED, ROUNDED, ENDLESS)),
     Case("replace", dp.replace(CAUSAL, "tanh~0", lambda tanh: jnp.sin), floats(2, 3, 3),
          {"causal": True},
          untried=(DRY, ALONE, UNMASKED, ROUNDED, UNMULTIPLIED)),

@@ -110,6 +110,37 @@ def test_a_share_of_the_classes_is_replaced_in_training_alone():
     assert share(null_class=7, train=False) < 2e-4 and share(rate=0.5) < 2e-4
 
 
+@pytest.mark.parametrize(("null", "wanted"), [
+    ({"condition": jnp.array([7.0, 8.0])}, ([7, 8], None)), ({"condition": 7}, ([7, 7], None)),
+    ({"condition": np.zeros(2), "real": jnp.array([True, False])}, ([0, 0], [1, 0])),
+    ({"real": False}, (None, [0, 0]))], ids=str)
+def test_what_stands_for_none_need_be_no_class(null, wanted):
+    """Vectors and masks; of an example all are replaced or none, with the share of the rate."""
+    seen = {}
+
+    def forward(params, x, *, time, condition, real):
+        seen.update(condition=condition, real=real)
+        return x
+
+    batch = {"x": jnp.zeros((2000, 1)), "condition": jnp.full((2000, 2), 3.0),
+             "real": jnp.ones((2000, 2), bool)}
+    net = dp.stateless(None, forward)
+    for train in (False, True):
+        dp.denoising(SCHEDULE, null=null, rate=0.3)(net, {}, {}, batch, key=KEY, train=train)
+        changed = [(seen[name] != batch[name]).any(-1) for name in seen]
+        if not train:
+            assert not np.any(changed)
+    for name, other, where in zip(("condition", "real"), wanted, changed, strict=True):
+        if other is None:
+            assert not where.any()
+            continue
+        assert abs(where.mean() - 0.3) < 0.05
+        assert (seen[name][where] == jnp.asarray(other)).all()
+        assert seen[name].dtype == batch[name].dtype
+    if None not in wanted:
+        assert (changed[0] == changed[1]).all()
+
+
 def test_steps_and_noise_are_drawn_by_the_key_and_at_rest_always_alike():
     @dp.program()
     def net(layers, x, *, time=None):

@@ -64,7 +64,7 @@ KINDS = {
     "scale": "whether a norm has one; in attention the factor of the scores",
     "state": "of a net, and of training",
 }
-ALIASES = {"Activation": "Callable", "Reduction": "Literal"}
+ALIASES = {"Activation": "Callable", "Reduction": "Literal", "Temperature": "float"}
 
 def each(*titles):
     """One test for each name, of some groups or of all."""

@@ -66,6 +66,7 @@ SHOWN = {
         dp.repeat(2, BLOCK, remat="dots_saveable"), dp.remat(BLOCK, policy="dots_saveable"),
         dp.mixed(BLOCK, jnp.bfloat16), dp.linearize(BLOCK),
         dp.fixed_point(dp.add >> BLOCK, tolerance=1e-3),
+        dp.pin(dp.pin(dp.dropout(0.5), train=True), train=False),
         dp.tap(dp.ensemble(2, BLOCK), "body")), X),
     "computed parameters": (dp.serial(
         dp.lora(dp.freeze(BLOCK, "**/bias"), 2), dp.weight_norm(dp.spectral_norm(dp.linear(3))),

@@ -143,6 +143,29 @@ def test_guidance_goes_beyond_what_is_predicted_of_no_class():
     close(sampled(table, guidance=1.0), sampled(table, null_class=3))
 
 
+def test_guidance_by_sequences_goes_beyond_what_is_predicted_of_none():
+    """Of texts and which of their words are real, against two denoisers put together by hand."""
+    def forward(params, x, *, time, memory, memory_mask):
+        words = jnp.where(memory_mask[..., None], memory, 0).sum(1)
+        return 0.1 * x + words
+
+    x = NOISE[:6].reshape(3, 2)
+    words = jax.random.normal(KEY, (3, 4, 2))
+    real = jnp.arange(4) < jnp.array([4, 2, 1])[:, None]
+    nothing, first = jnp.array([0.5, -1.0]), jnp.arange(4) < 1
+
+    def by_hand(params, x, *, time):
+        told = forward(params, x, time=time, memory=words, memory_mask=real)
+        return nothing + 0.1 * x + 3.0 * (told - nothing - 0.1 * x)
+
+    run = functools.partial(dp.ddim, params={}, x=x, schedule=SCHEDULE, steps=5)
+    found = run(dp.stateless(None, forward), memory=words, memory_mask=real, guidance=3.0,
+                null={"memory": nothing, "memory_mask": first})
+    close(found, run(dp.stateless(None, by_hand)))
+    plain = functools.partial(run, dp.stateless(None, forward), memory=words, memory_mask=real)
+    close(plain(null={"memory": nothing}), plain())
+
+
 def test_samplers_are_jitted_and_keep_dtypes():
     run = jax.jit(lambda x, key: dp.ddpm(denoiser(), {}, x, SCHEDULE, steps=5, key=key))
     close(run(NOISE[:4], KEY), dp.ddpm(denoiser(), {}, NOISE[:4], SCHEDULE, steps=5, key=KEY))

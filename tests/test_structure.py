@@ -28,6 +28,7 @@ FLOORS = {
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
         "averages", "mixing", "axes", "optimizers", "training", "courses",
         "evaluation", "fitting", "games", "generation",
+        "prompts", "stops", "drawing", "listening", "scoring",
         "beams", "summaries", "costs", "receptive", "checks", "laws", "batch_laws", "draw_laws",
         "number_laws", "sequence_laws", "trials", "derivatives", "curvature", "per_example",
         "variational", "interop.*",
@@ -176,6 +177,7 @@ TESTED_IN = {
     "children": "program",  # they are seen by a program's function alone
     "factories": "notation",  # the call that they remember is written there
     "merging": "combinators",  # it joins what `branch` and `parallel` give
+    **dict.fromkeys(["prompts", "stops", "drawing", "listening", "scoring"], "generation"),
     "patterns": "tree",  # by which they are asked for
     "tables": "summaries",  # they are made of them
     "layers.statistics": "layers.norm",  # what all norms share
@@ -237,10 +239,10 @@ PUBLIC = [
     "gradient_flow", "group_norm", "gru", "gumbel_softmax", "heads", "hessian_product", "hide",
     "huber", "hyper", "instance_norm", "interop", "kl_divergence", "l1", "l2", "layer_norm",
     "learned_positions", "linear", "linear_cross_entropy", "linear_scaling", "linear_schedule",
-    "linearize", "llama", "llama3_scaling", "longrope_scaling", "lora", "lstm", "make_game",
-    "make_step", "mask_tokens", "masked_language", "max_pool", "merge", "mixed", "mlp",
-    "next_token", "ntk_scaling", "one_hot", "parallel", "patches", "penalized",
-    "per_example_gradient_norms", "per_example_gradients", "perplexity", "pixel_shuffle",
+    "linearize", "llama", "llama3_scaling", "log_probabilities", "longrope_scaling", "lora",
+    "lstm", "make_game", "make_step", "mask_tokens", "masked_language", "max_pool", "merge",
+    "mixed", "mlp", "next_token", "ntk_scaling", "one_hot", "parallel", "patches", "penalized",
+    "per_example_gradient_norms", "per_example_gradients", "perplexity", "pin", "pixel_shuffle",
     "pre_norm", "predict", "prelu", "program", "quantize", "recurrent", "regression", "remat",
     "reparam", "repeat", "replace", "reshape", "residual", "resnet", "rms_norm", "rotary", "sample",
     "score_function", "self_attention", "sentence_pairs", "seq2seq", "sequence_classifier",

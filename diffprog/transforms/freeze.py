@@ -18,7 +18,8 @@ def freeze(layer: Any, pattern: Patterns = "**", *, but: Patterns = ()) -> Layer
 
     The trees are those of the layer. No gradient reaches what is frozen, and `make_step` keeps it
     from the optimizer, which would shrink it by weight decay; in a loop of your own, see
-    `trainable`. Running statistics go on: they are no parameters.
+    `trainable`. Statistics are no parameters: those of a batch norm inside still move in training,
+    and dropout still drops. ``freeze(pin(layer, train=False))`` keeps all of a layer as it is.
 
     Args:
         layer: any layer.

@@ -6,12 +6,14 @@ updates caches in place. So what runs one net thousands of times writes it out f
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from diffprog.computed import WrittenOut
 from diffprog.factories import rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.transforms.repeat import repeat
@@ -22,7 +24,8 @@ Split = Callable[[Any], Any]
 def unrolled(layer: Layer) -> tuple[Layer, Split]:
     """The net with its repeats written out, and what makes its trees of those of `layer`.
 
-    Repeats inside other wrappers, such as `mixed`, stay as they are.
+    Repeats inside other wrappers, such as `mixed`, stay as they are. A program that reads the
+    parameters of a repeat, ``layers.body.params``, sees them stacked in either net.
     """
     if layer.factory is inspect.unwrap(repeat):
         count = layer.settings["n"]
@@ -33,11 +36,13 @@ def unrolled(layer: Layer) -> tuple[Layer, Split]:
             return {name: split(jax.tree.map(lambda a, i=i: a[i], tree))
                     for i, name in enumerate(names)} if tree else tree
 
-        return Layer.serial(**dict.fromkeys(names, one)), copies
+        written = Layer.serial(**dict.fromkeys(names, one))
+        return dataclasses.replace(written, computed=(WrittenOut(),)), copies
 
-    # The trees of what wraps another layer are not those of its children.
+    # The trees of what wraps another layer are not those of its children; and what a layer of one's
+    # own does with trees is its own affair, unless it says that it hands them on as they come.
     wraps = layer.settings.keys() & {"layer", "cell", "target"} or layer.stacks or layer.computed
-    if wraps or not layer.children or layer.rebuild is None:
+    if wraps or not layer.children or layer.within is None:
         return layer, lambda tree: tree
     parts = {name: unrolled(child) for name, child in layer.children.items()}
     if all(parts[name][0] is child for name, child in layer.children.items()):

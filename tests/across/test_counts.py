@@ -64,6 +64,7 @@ HAND = {
     "repeat of heads": (dp.repeat(2, dp.heads(3, dp.linear(20))), ROWS, 2 * ONE),
     "remat": (dp.remat(F), ROWS, ONE),
     "mixed": (dp.mixed(F, jnp.bfloat16), ROWS, ONE),
+    "pin": (dp.pin(F, train=False), ROWS, ONE),
     "tap": (dp.tap(dp.serial(f=F), "f"), ROWS, ONE),
     "replace": (dp.replace(dp.serial(f=F), "f", dp.remat), ROWS, ONE),
     "reparam": (dp.reparam(F, lambda key, w: w, lambda w: 2 * w), ROWS, ONE),

@@ -148,6 +148,9 @@ EXAMPLES = {
         lambda: dp.mixed(LINEAR, None),
     "mixed(linear(3), 16): wants a floating-point dtype, got 16; pass jnp.bfloat16, for example":
         lambda: dp.mixed(LINEAR, 16),
+    "pin(linear(3), train=0): wants train as a Python bool, got 0; pass True for training, or "
+    "False for inference":
+        lambda: dp.pin(LINEAR, train=0),
     "hyper(jax.nn.tanh, linear(3)): wants a target with parameters, got jax.nn.tanh; pass "
     "dp.linear(8), for example: nothing could be written here":
         lambda: dp.hyper(jnp.tanh, LINEAR),

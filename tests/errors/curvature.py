@@ -99,6 +99,9 @@ EXAMPLES = {
     "wants train=False for a net with state, got train=True and batch_norm_0/mean, "
     "batch_norm_0/var; leave train out: batch statistics mix the examples of a batch":
         each(NORMED, train=True),
+    "wants a net whose statistics are those at rest, got batch_norm_0/mean, batch_norm_0/var of "
+    "what is pinned to training; leave pin out: batch statistics mix the examples of a batch":
+        each(dp.pin(NORMED, train=True)),
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":
         norms(0),
     "wants parameters that have a gradient at rest, got averages in the place of linear_0/bias, "

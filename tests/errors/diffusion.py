@@ -78,11 +78,25 @@ EXAMPLES = {
     "the rest: time and noise are drawn":
         asked(plain, {"x": X, "labels": TIME}),
     "wants a condition of one class for each image, ints (batch,), got float32[2,2]; pass labels, "
-    "or leave null_class out: only a class can be replaced":
+    "or null={...} in place of null_class for what is no class":
         asked(plain, {"x": X, "condition": floats(2, 2)}, null_class=3),
     'wants a condition in each batch, beside a null_class, got none; pass {"x": images, '
     '"condition": labels}':
         asked(plain, X, null_class=3),
+    "wants a null_class or null, got both; pass null alone: it may hold the class":
+        lambda: dp.denoising(SCHEDULE, null_class=3, null={"condition": 3}),
+    "wants null as side inputs of one example, got float32[2]; pass "
+    'null={"condition": jnp.zeros(8)}, for example':
+        drawn(plain, null=jnp.zeros(2)),
+    "wants memory in each batch, beside null, got condition; give each example one, and leave out "
+    "of null what has none":
+        asked(plain, {"x": X, "condition": TIME}, null={"memory": 0.0}),
+    "wants null to hold condition of one example, float32[2], got float32[3]; give it the shape "
+    "and kind of what an example has":
+        asked(plain, {"x": X, "condition": floats(2, 2)}, null={"condition": jnp.zeros(3)}),
+    "wants null to hold condition of one example, int32[], got float32[]; give it the shape "
+    "and kind of what an example has":
+        asked(plain, {"x": X, "condition": TIME}, null={"condition": 0.5}),
     # Samplers.
     "wants eta in [0, 1], got 2; pass 0 for no fresh noise, 1 for ddpm's":
         drawn(plain, eta=2),
@@ -90,8 +104,8 @@ EXAMPLES = {
         drawn(plain, eta=0.5),
     "wants at most 10 steps, those of the schedule, got 11; lower it":
         drawn(plain, steps=11),
-    "wants a null_class for guidance, got none; pass the class that stood for none in "
-    "denoising(..., null_class=)":
+    "wants a null_class for guidance, or null, got none; pass what stood for none in "
+    "denoising(..., null_class=) or (..., null=)":
         drawn(plain, guidance=3.0, condition=TIME),
     "wants a condition for guidance, got none; pass condition=labels":
         drawn(plain, guidance=3.0, null_class=3),

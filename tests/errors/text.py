@@ -164,6 +164,25 @@ EXAMPLES = {
         ask(stop=[-1]),
     "wants stop as a sequence of ids, got 3; pass stop=[0], for example":
         ask(stop=3),
+    "wants ends of a text as ids, or as sequences of ids, got []; pass stop=[0, [4, 2]], for "
+    "example":
+        ask(stop=[1, []]),
+    "wants ends of a text as ids, or as sequences of ids, got 'a'; pass stop=[0, [4, 2]], for "
+    "example":
+        ask(stop=["a"]),
+    "wants stop tokens in [0, 7), got 8; leave it out: the net can never write it":
+        ask(stop=[[1, 8]]),
+    "wants a key, or one for each row, (3,), got uint32[3]; pass jax.random.key(seed), or "
+    "jax.random.split(key, rows)":
+        ask(temperature=1.0, key=jnp.ones(3, jnp.uint32)),
+    "wants one temperature, or one for each row, (3,), got float32[2]; pass a number, or an array "
+    "of this shape":
+        ask(temperature=jnp.ones(2), key=KEY),
+    "wants adjust to give the scores again, float32[3,7], got float32[3,1]; return one for each "
+    "token of each row":
+        ask(adjust=lambda logits, text: logits[:, :1]),
+    "wants top_k of at most 3, the vocabulary, got 4; lower it":
+        lambda: dp.sample(KEY, jnp.ones((2, 3)), top_k=4),
     "wants steps as an int of at least 1, got 0; pass 1 or more":
         ask(steps=0),
     "wants side inputs that hold for all steps, got mask; give prompts of different lengths as a "

@@ -279,8 +279,9 @@ EXAMPLES = {
     # Games.
     "wants at least one player, got none; name a child of the net and its Player":
         lambda: dp.make_game(GAME, {}),
-    "wants children that are frozen or reparametrized by themselves, got freeze(serial(one=linear(2"
-    "))); put freeze or lora around a child: objectives call the children":
+    "wants children that are frozen, pinned or reparametrized by themselves, got "
+    "freeze(serial(one=linear(2))); put freeze, pin or lora around a child: objectives call the "
+    "children":
         lambda: dp.make_game(dp.freeze(dp.serial(one=dp.linear(2))), {"one": PLAYER}),
     "wants players among the children (one, other), got 'ones'; correct the name, or name the "
     "child: serial(generator=...)":
