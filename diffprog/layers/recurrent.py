@@ -24,6 +24,7 @@ from diffprog.merging import concatenate
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, grown, one_more, remember, spec
 from diffprog.program import Children, wire
+from diffprog.transforms.loops import once
 from diffprog.transforms.stacking import key_of_copy
 
 __all__ = ["recurrent"]
@@ -252,7 +253,7 @@ def recurrent(
         return {**carry, f"#{_mark(carry) or 'segment'}": jnp.full(batch, NONE, jnp.int32)}
 
     return Layer(
-        init, apply, cell.start and start, cell.children,
+        init, once(apply, "train"), cell.start and start, cell.children,
         **around(cell, lambda cell: recurrent(cell, reverse=reverse, unroll=unroll)),
         name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | own,
         kept=cell.kept, planner=planner, computed=cell.computed, stacks=cell.stacks,
