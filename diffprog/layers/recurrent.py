@@ -25,6 +25,7 @@ from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, grown, one_more, remember, spec
 from diffprog.program import Children, wire
 from diffprog.transforms.loops import once
+from diffprog.transforms.needed import needed
 from diffprog.transforms.stacking import key_of_copy
 
 __all__ = ["recurrent"]
@@ -101,7 +102,9 @@ def recurrent(
 
     def begun(params: Params, x: Any, side: dict[str, Any], length: int = 1) -> State:
         """The first carry, for a step of the shape and dtype of x: nothing else of x counts."""
-        return cell.start(params, {}, blank(x), length=length, **side) if cell.start else {}
+        start = lambda params, side: cell.start(  # noqa: E731
+            params, {}, blank(x), length=length, **side)
+        return needed(start, params, side) if cell.start else {}
 
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
@@ -243,12 +246,15 @@ def recurrent(
                 last_real(segments, real, last))
         return y, {**carry, mark: last}
 
+    first = once(lambda params, x, side, *, length: begun(
+        params, _one_step(x), side, length), "length")
+
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         if reverse:
             raise LayerError("the whole input at once", "a streaming call",
                              "apply it without start: it looks ahead")
         batch, _ = _extent(x)
-        carry = begun(params, _one_step(x), handed_on(side), length)
+        carry = first(params, x, handed_on(side), length=length)
         started[jax.tree.structure(carry)] = spec(handed_on(side))
         return {**carry, f"#{_mark(carry) or 'segment'}": jnp.full(batch, NONE, jnp.int32)}
 

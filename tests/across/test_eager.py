@@ -79,7 +79,8 @@ def test_only_the_first_eager_call_of_a_loop_compiles(case, caplog):
 
 def test_only_the_first_eager_stream_compiles(caplog):
     x = jnp.cos(jnp.arange(12.0)).reshape(2, 3, 2)
-    for net in (dp.recurrent(dp.simple_rnn(2)), dp.repeat(2, dp.recurrent(dp.simple_rnn(2)))):
+    cell = dp.simple_rnn(2)
+    for net in (dp.recurrent(dp.repeat(2, cell)), dp.repeat(2, dp.recurrent(cell))):
         calls = calls_of(net, x, {}, streams=True)
         check(caplog, {"stream": calls["stream"]})
 
