@@ -110,6 +110,7 @@ if TYPE_CHECKING:
         per_example_gradients,
         tangent_kernel,
     )
+    from diffprog.restarting import restart
     from diffprog.samplers import ddim, ddpm
     from diffprog.summaries import summary
     from diffprog.training import Step, TrainState, make_step
@@ -202,7 +203,7 @@ _HOMES = {
     "ddpm": "samplers", "denoising": "diffusion", "linear_schedule": "diffusion",
     # writing
     "Generation": "generation", "beam_search": "beams", "generate": "generation",
-    "sample": "generation",
+    "sample": "generation", "restart": "restarting",
     # second order, and example by example
     "fisher_product": "curvature", "gauss_newton_product": "curvature",
     "hessian_product": "curvature", "per_example_gradient_norms": "per_example",
@@ -250,7 +251,7 @@ __all__ = [
     # diffusion
     "add_noise", "cosine_schedule", "ddim", "ddpm", "denoising", "linear_schedule",
     # writing
-    "Generation", "beam_search", "generate", "sample",
+    "Generation", "beam_search", "generate", "sample", "restart",
     # second order, and example by example
     "fisher_product", "gauss_newton_product", "hessian_product", "per_example_gradient_norms",
     "per_example_gradients", "tangent_kernel",

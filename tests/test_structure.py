@@ -25,11 +25,10 @@ FLOORS = {
     "models.*": 4,
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
-        "averages", "mixing", "axes", "training", "evaluation", "fitting", "games", "generation",
-        "beams", "summaries", "costs", "receptive", "checks", "laws", "batch_laws", "draw_laws",
-        "number_laws", "sequence_laws", "trials", "derivatives", "curvature", "per_example",
-        "variational", "interop.*",
-        "flowcharts", "wirings", "diagrams", "tables", "flows", "diffusion", "samplers"], "tool"),
+        "averages", "mixing", "axes", "training", "evaluation", "fitting", "games", "generation", "restarting", "beams", "summaries", "costs", "receptive", "checks",
+        "laws", "batch_laws", "draw_laws", "number_laws", "sequence_laws", "trials",
+        "derivatives", "curvature", "per_example", "variational", "interop.*", "flowcharts",
+        "wirings", "diagrams", "tables", "flows", "diffusion", "samplers"], "tool"),
 }
 
 
@@ -239,13 +238,13 @@ PUBLIC = [
     "next_token", "ntk_scaling", "one_hot", "parallel", "patches", "penalized",
     "per_example_gradient_norms", "per_example_gradients", "perplexity", "pixel_shuffle",
     "pre_norm", "predict", "prelu", "program", "quantize", "recurrent", "regression", "remat",
-    "reparam", "repeat", "replace", "reshape", "residual", "resnet", "rms_norm", "rotary", "sample",
-    "score_function", "self_attention", "sentence_pairs", "seq2seq", "sequence_classifier",
-    "serial", "simple_rnn", "sinusoidal_positions", "spatial_dropout", "spectral_norm",
-    "squared_error", "stateless", "stochastic_depth", "straight_through", "summary", "swiglu",
-    "tangent_kernel", "tap", "top_k_accuracy", "trainable", "transformer", "transformer_decoder",
-    "transformer_encoder", "tree", "unet", "unmerge", "upsample", "vae", "vit", "weight_norm",
-    "yarn_scaling",
+    "reparam", "repeat", "replace", "reshape", "residual", "resnet", "restart", "rms_norm",
+    "rotary", "sample", "score_function", "self_attention", "sentence_pairs", "seq2seq",
+    "sequence_classifier", "serial", "simple_rnn", "sinusoidal_positions", "spatial_dropout",
+    "spectral_norm", "squared_error", "stateless", "stochastic_depth", "straight_through",
+    "summary", "swiglu", "tangent_kernel", "tap", "top_k_accuracy", "trainable", "transformer",
+    "transformer_decoder", "transformer_encoder", "tree", "unet", "unmerge", "upsample", "vae",
+    "vit", "weight_norm", "yarn_scaling",
 ]
 
 
