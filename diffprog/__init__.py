@@ -111,6 +111,7 @@ if TYPE_CHECKING:
         per_example_gradients,
         tangent_kernel,
     )
+    from diffprog.restarting import restart
     from diffprog.samplers import ddim, ddpm
     from diffprog.scoring import log_probabilities
     from diffprog.summaries import summary
@@ -206,6 +207,7 @@ _HOMES = {
     # writing
     "Generation": "generation", "beam_search": "beams", "generate": "generation",
     "log_probabilities": "scoring", "sample": "drawing",
+    "restart": "restarting",
     # second order, and example by example
     "fisher_product": "curvature", "gauss_newton_product": "curvature",
     "hessian_product": "curvature", "per_example_gradient_norms": "per_example",
@@ -253,7 +255,7 @@ __all__ = [
     # diffusion
     "add_noise", "cosine_schedule", "ddim", "ddpm", "denoising", "linear_schedule",
     # writing
-    "Generation", "beam_search", "generate", "log_probabilities", "sample",
+    "Generation", "beam_search", "generate", "log_probabilities", "sample", "restart",
     # second order, and example by example
     "fisher_product", "gauss_newton_product", "hessian_product", "per_example_gradient_norms",
     "per_example_gradients", "tangent_kernel",

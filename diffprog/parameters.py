@@ -7,9 +7,11 @@ it is drawn from is an initializer: a function ``(key, shape, dtype) -> array`` 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -42,16 +44,21 @@ def parameter(
 ) -> jax.Array:
     """Draw the leaf `name` for input x: float64 if x is, else float32, from its own key.
 
-    The draw is jitted, so that it compiles once for an initializer and shape, and gives the same
-    bits whether the caller is eager, jitted, mapped or sharded. Its key is found by a program of
-    its own, the same for all leaves: as a part of each draw it would take a third of its compiling.
+    The draw is jitted, so that it compiles once for all initializers that do the same and a shape,
+    and gives the same bits whether the caller is eager, jitted, mapped or sharded. Its key is found
+    by a program of its own, the same for all leaves: as a part of each draw it would take a third
+    of its compiling.
     """
     draw = INITIALIZERS.get(initializer) if isinstance(initializer, str) else initializer
     if not callable(draw):
         raise LayerError(f"{name}_init as a function (key, shape, dtype) or a name "
                          f"({listed(INITIALIZERS)})", show(initializer),
                          "pass jax.nn.initializers.normal(0.02), for example")
-    return _draw(fold(key, name), draw, shape, parameter_dtype(x))
+    try:
+        alike = _Alike(_contents(draw), draw)
+    except TypeError:  # it depends on what is being traced
+        return draw(fold(key, name), shape, parameter_dtype(x))
+    return _drawing(alike, shape, parameter_dtype(x))(fold(key, name))
 
 
 def parameter_dtype(x: Any) -> Any:
@@ -59,9 +66,82 @@ def parameter_dtype(x: Any) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _draw(key: jax.Array, initializer: Any, shape: Any, dtype: Any) -> jax.Array:
-    return initializer(key, shape, dtype)
+@dataclasses.dataclass(frozen=True)
+class _Alike:
+    """An initializer, equal to all that do the same: ``normal(0.02)`` is another one each time."""
+
+    contents: Any
+    draw: Callable[..., jax.Array] = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=256)  # what is forgotten takes its program with it
+def _drawing(alike: _Alike, shape: Any, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    """The draw of a leaf, jitted: one for all initializers that are alike."""
+
+    def draw(key: jax.Array) -> jax.Array:
+        return alike.draw(key, shape, dtype)
+
+    return jax.jit(draw)
+
+
+def _contents(value: Any, around: tuple[int, ...] = ()) -> Any:
+    """What a value is, to be compared: of a function its code and what it reads, of an array its
+    numbers. Two functions made by one call are alike; what cannot be looked into is itself alone.
+    """
+    if id(value) in around:
+        return around.index(id(value))  # it holds itself
+    each = functools.partial(_contents, around=(*around, id(value)))
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError("a value that is being traced")
+    if isinstance(value, types.FunctionType):
+        return (value.__code__, each(value.__defaults__), each(value.__kwdefaults__),
+                tuple(each(cell.cell_contents) for cell in value.__closure__ or ()),
+                tuple(_read(value.__code__, value.__globals__, each)))
+    if isinstance(value, types.MethodType):
+        return types.MethodType, each(value.__func__), each(value.__self__)
+    if isinstance(value, functools.partial):
+        return functools.partial, each(value.func), each(value.args), each(value.keywords)
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        keys = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        bits = np.asarray(jax.random.key_data(value) if keys else value)
+        digest = hashlib.blake2b(bits.tobytes(), digest_size=16).digest()
+        return type(value), str(value.dtype), value.shape, digest
+    if type(value) in (tuple, list):
+        return type(value), *map(each, value)
+    if type(value) is dict:
+        return dict, *((each(name), each(part)) for name, part in value.items())
+    if type(value) in (int, bool, float, complex, str, bytes):
+        return type(value), repr(value)  # which tells 0.0 from -0.0
+    try:
+        hash(value)
+    except TypeError:
+        return _Itself(value)
+    return type(value), value
+
+
+def _read(code: types.CodeType, names: dict[str, Any], each: Callable[[Any], Any]) -> Iterator[Any]:
+    """The global values that a function reads; functions and modules count as themselves."""
+    for name in code.co_names:
+        value = names.get(name)
+        plain = isinstance(value, (int, float, complex, str, bytes, tuple, list, dict, jax.Array,
+                                   np.ndarray, np.generic))
+        yield each(value) if plain else _Itself(value)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _read(constant, names, each)
+
+
+class _Itself:
+    """A value that equals itself alone; it is kept, so that no other one takes its id."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 @functools.partial(jax.jit, inline=True)  # one dispatch for both folds, and no call in a trace

@@ -178,7 +178,10 @@ def test_one_application_of_a_fixed_point_counts_for_all_examples():
     f = dp.parallel(dp.linear(4), dp.linear(4)) >> dp.add >> jnp.tanh
     assert cost(dp.fixed_point(f), shape(2, 4)) == 2 * (2 * (2 * 4 * 4 + 4) + 4)
     assert cost(dp.repeat(3, dp.fixed_point(dp.remat(f))), shape(2, 4)) == 3 * 152
-    recurrent = dp.recurrent(dp.fixed_point(f))
+    # A cell that carries something, and hands x on as it is.
+    passing = dp.Layer(lambda key, x: ({}, {}), lambda params, state, x, **_: (x, state),
+                       lambda params, state, x, *, length: {"none": jnp.zeros(x.shape[:1])})
+    recurrent = dp.recurrent(dp.fixed_point(f) >> passing)
     assert cost(recurrent, shape(2, 5, 4)) == 5 * 152
 
 

@@ -52,7 +52,7 @@ SHOWN = {
     "recurrence": (dp.serial(
         dp.recurrent(dp.serial(dp.lstm(4, bias=False), dp.gru(3)), unroll=2),
         dp.recurrent(dp.simple_rnn(2, activation=jax.nn.relu), bidirectional=True),
-        dp.recurrent(jnp.sin, reverse=True), dp.collapse("max")), jnp.ones((2, 3, 4))),
+        dp.recurrent(dp.gru(2), reverse=True), dp.collapse("max")), jnp.ones((2, 3, 4))),
     "attention": (dp.serial(
         dp.add_norm(dp.self_attention(2, kv_heads=1, causal=True, window=3, rotary=dp.rotary(
             500000.0, scaling=dp.linear_scaling(2.0)), dropout=0.5), dp.rms_norm(), dropout=0.5),

@@ -17,6 +17,7 @@ from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.window import (
     AXES,
+    Sides,
     apart,
     cannot_stream,
     check_fits,
@@ -119,7 +120,9 @@ def avg_pool(
 
     Source: LeCun, Bottou, Bengio, Haffner 1998, Proceedings of the IEEE 86, section II.B.
     """
-    whole = math.prod(window(size, dims))
+    size = window(size, dims)
+    whole, dims = math.prod(size), len(size)
+    stride = size if stride is None else sides("stride", stride, dims)
 
     def average(slide: Callable[..., Any], x: jax.Array, real: jax.Array | None = None) -> Any:
         check_array(x)
@@ -129,7 +132,7 @@ def avg_pool(
         if count_padding or (real is None and padding == "VALID"):
             return (total / whole).astype(x.dtype)
         if real is None:
-            count = slide(jnp.ones((1, *x.shape[1:-1], 1), wide.dtype), zero, jax.lax.add)
+            count = _places(x, total, size, stride, padding).astype(wide.dtype)
         else:
             count = jnp.maximum(slide(real.astype(wide.dtype), zero, jax.lax.add), 1)
         return (total / count).astype(x.dtype)
@@ -315,6 +318,21 @@ def _sliding(
 
     return pool(pooled, dims, by_segment=by_segment,
                 check_mask=lambda mask, x: check_length(mask, x, margin, extent, stride))
+
+
+def _places(x: jax.Array, y: Any, size: Sides, stride: Sides, padding: Any) -> jax.Array:
+    """How many places of x each window of y holds, (1, H', W', 1): a product over the axes.
+
+    They are counted from their numbers: a sliding sum of ones is a constant, which XLA would
+    compute while it compiles, for up to a minute.
+    """
+    around = pairs_for(margins(padding, len(size)), x, size, stride)
+    counts = []
+    for axis, (k, s, (before, _)) in enumerate(zip(size, stride, around, strict=True), 1):
+        along = [n if i == axis else 1 for i, n in enumerate(y.shape)]
+        first = s * jax.lax.broadcasted_iota(jnp.int32, along, axis) - before
+        counts.append(jnp.minimum(first + k, x.shape[axis]) - jnp.maximum(first, 0))
+    return math.prod(counts)
 
 
 def _whole(reduce: Callable[..., jax.Array], dims: int, *, floating: bool) -> Layer:

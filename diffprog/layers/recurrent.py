@@ -24,6 +24,8 @@ from diffprog.merging import concatenate
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, grown, one_more, remember, spec
 from diffprog.program import Children, wire
+from diffprog.transforms.loops import once
+from diffprog.transforms.needed import needed
 from diffprog.transforms.stacking import key_of_copy
 
 __all__ = ["recurrent"]
@@ -60,13 +62,15 @@ def recurrent(
             whole, at every step.
 
     Args:
-        cell: a layer; one that mixes nothing in time is mapped over it.
+        cell: a layer with a `start`; what mixes nothing in time needs no recurrence, and a cell of
+            one's own is shown in docs/cells.md.
         reverse: True goes from the last step to the first; y keeps the order of x.
         bidirectional: True goes both ways, with parameters for each, and concatenates the results.
         unroll: steps per turn of the loop; positive.
 
     Raises:
-        LayerError: at composition, for reverse and bidirectional together; at ``init``, if x is
+        LayerError: at composition, for reverse and bidirectional together, and for a cell without
+            `start`, which has no memory; at ``init``, if x is
             nothing of that shape, the cell has running statistics, changes the form of its carry,
             gives something that does not begin with the batch, or carries one thing of all examples
             together, as layers that mix positions do; with a mask or segments, if a part of the
@@ -89,18 +93,24 @@ def recurrent(
     if reverse and bidirectional:
         raise LayerError("reverse or bidirectional", "both",
                          "leave reverse out: bidirectional goes both ways")
+    if cell.start is None:
+        raise LayerError("a cell that carries something from step to step", f"{cell!r}, without "
+                         "start", "leave recurrent out of what mixes nothing in time, or give your "
+                         "cell the start of its carry: see docs/cells.md")
     if bidirectional:
         return _both_ways({"forward": recurrent(cell, unroll=unroll),
                            "backward": recurrent(cell, reverse=True, unroll=unroll)})
 
-    own = {"mask", "segments"} if cell.start else {"mask"}  # of the side inputs, not the cell's
+    own = {"mask", "segments"}  # of the side inputs, not the cell's
 
     def handed_on(side: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in side.items() if name not in own}
 
     def begun(params: Params, x: Any, side: dict[str, Any], length: int = 1) -> State:
         """The first carry, for a step of the shape and dtype of x: nothing else of x counts."""
-        return cell.start(params, {}, blank(x), length=length, **side) if cell.start else {}
+        start = lambda params, side: cell.start(  # noqa: E731
+            params, {}, blank(x), length=length, **side)
+        return needed(start, params, side)
 
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
@@ -197,7 +207,7 @@ def recurrent(
         real, one = _real(mask, batch, time), _one_step(x)
         mark, first, begin = _mark(state), None, None
         carry, last = _without(state, mark), state.get(mark)
-        segments, side = side.get("segments") if cell.start else None, handed_on(side)
+        segments, side = side.get("segments"), handed_on(side)
         if segments is not None:
             if state and last is None:
                 raise LayerError("the state of a stream, as start gives it", listed(state),
@@ -242,17 +252,20 @@ def recurrent(
                 last_real(segments, real, last))
         return y, {**carry, mark: last}
 
+    first = once(lambda params, x, side, *, length: begun(
+        params, _one_step(x), side, length), "length")
+
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         if reverse:
             raise LayerError("the whole input at once", "a streaming call",
                              "apply it without start: it looks ahead")
         batch, _ = _extent(x)
-        carry = begun(params, _one_step(x), handed_on(side), length)
+        carry = first(params, x, handed_on(side), length=length)
         started[jax.tree.structure(carry)] = spec(handed_on(side))
         return {**carry, f"#{_mark(carry) or 'segment'}": jnp.full(batch, NONE, jnp.int32)}
 
     return Layer(
-        init, apply, cell.start and start, cell.children,
+        init, once(apply, "train"), start, cell.children,
         **around(cell, lambda cell: recurrent(cell, reverse=reverse, unroll=unroll)),
         name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | own,
         kept=cell.kept, planner=planner, computed=cell.computed, stacks=cell.stacks,

@@ -24,6 +24,7 @@ from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, remember, spec
+from diffprog.transforms.loops import once
 from diffprog.transforms.tap import is_output
 
 __all__ = ["fixed_point"]
@@ -125,18 +126,24 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         return layer.init(key, (x, x), **side)
 
-    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
-              train: bool = False, **side: Any) -> tuple[Any, State]:
+    def solved(params: Params, state: State, x: Any, key: jax.Array | None, side: dict[str, Any], *,
+               train: bool, count: int | None) -> tuple[Any, State]:
         def f(z: Any) -> tuple[Any, State]:
             return layer.apply(params, state, (z, x), key=key, train=train, **side)
 
         exact = jax.default_matmul_precision("highest") if tolerance is None else (
             contextlib.nullcontext())
         with exact:
-            beside = {name: kept[name] for name in kept if state} | spec(side)
-            z = _root(lambda z: f(z)[0], blank(spec(x)), rows(spec(x), beside),
-                      tolerance or _reachable(x), steps)
+            z = _root(lambda z: f(z)[0], blank(spec(x)), count, tolerance or _reachable(x), steps)
             return z, f(z)[1] if state else state
+
+    solved_once = once(solved, "train", "count")
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        beside = {name: kept[name] for name in kept if state} | spec(side)
+        count = rows(spec(x), beside)
+        return solved_once(params, state, x, key, side, train=train, count=count)
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         kept.update(spec({name: side[name] for name in layer.kept & side.keys()}))

@@ -1,4 +1,7 @@
-"""A scan that is written out where XLA is slow in loops: on CPU, around a convolution.
+"""Loops: compiled once for all eager calls, and written out where XLA is slow in them.
+
+`jax.lax.scan` compiles a body anew that is a new function, as a closure in each call is. So what
+loops is a function of its layer, given all that it reads.
 
 XLA brings convolutions to the form that is fast on CPU only where they stand in the program itself.
 In the body of a loop, or in a branch, their gradients are tens of times slower, and so they are if
@@ -12,6 +15,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
+    """f, compiled once for all eager calls on the same shapes; in a program as it is written.
+
+    It must be the same function in each call, and is given all that it reads; what is no array is
+    named in `static`.
+    """
+    # What is written into a program is written into an eager gradient too, and so compiled anew.
+    alone, inside = (jax.jit(f, static_argnames=static, inline=inline) for inline in (False, True))
+
+    def run(*given: Any, **named: Any) -> Any:
+        staged = any(map(_is_staged, jax.tree.leaves((given, named))))
+        return (inside if staged else alone)(*given, **named)
+
+    return run
+
+
+def _is_staged(leaf: Any) -> bool:
+    """Is it of a program that is being traced, and not a value that is differentiated or mapped?"""
+    while isinstance(leaf, jax.core.Tracer):
+        if hasattr(leaf, "primal"):
+            leaf = leaf.primal
+        elif hasattr(leaf, "batch_dim"):
+            leaf = leaf.val
+        else:
+            return True
+    return False
 
 
 def convolves(f: Callable[..., Any], *given: Any, **named: Any) -> bool:

@@ -13,6 +13,7 @@ from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed
 from diffprog.plans import Params, State
+from diffprog.transforms.loops import once
 
 __all__ = ["remat"]
 
@@ -60,6 +61,6 @@ def remat(layer: Any, *, policy: Policy = "nothing_saveable") -> Layer:
         return jax.checkpoint(run, policy=keep)(params, state, x, key, side)
 
     return dataclasses.replace(
-        layer, apply=apply, planner=lambda x, side: layer.plan(x, **side),
+        layer, apply=once(apply, "train"), planner=lambda x, side: layer.plan(x, **side),
         **around(layer, lambda layer: remat(layer, policy=policy)),
     )

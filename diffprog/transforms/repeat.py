@@ -15,7 +15,7 @@ from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
 from diffprog.plans import Params, Plan, State, remember, spec
-from diffprog.transforms.loops import convolves, scan
+from diffprog.transforms.loops import convolves, once, scan
 from diffprog.transforms.remat import Policy
 from diffprog.transforms.remat import remat as recomputed
 from diffprog.transforms.stacking import init_copies, key_of_copy, stacked
@@ -105,7 +105,7 @@ def repeat(
         return jax.lax.scan(step, x, (params, state), length=n)[1]
 
     return Layer(
-        init, apply, layer.start and start, layer.children,
+        init, once(apply, "train"), layer.start and once(start, "length"), layer.children,
         **around(layer, lambda layer: repeat(n, layer, unroll=unroll, remat=remat)),
         name="repeat",
         bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,

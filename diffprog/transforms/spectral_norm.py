@@ -49,7 +49,7 @@ def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
         matrix = kernel.reshape(-1, kernel.shape[-1])
         drawn = jax.random.normal(jax.random.key(0), matrix.shape[-1:], kernel.dtype)
         begin = (drawn / length(drawn)).astype(kernel.dtype)
-        return jax.lax.fori_loop(0, _FIRST, lambda _, vector: _step(matrix, vector), begin)
+        return jax.lax.fori_loop(0, _FIRST, _turn, (matrix, begin))[1]
 
     def use(
         kernel: jax.Array, vector: jax.Array, train: bool
@@ -63,6 +63,11 @@ def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
         as_layer(layer),
         Computed(lambda key, kernel: kernel, use, pattern, carry=carry, mark="#spectral_norm"),
         lambda layer: spectral_norm(layer, pattern))
+
+
+def _turn(_: Any, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    matrix, vector = at
+    return matrix, _step(matrix, vector)
 
 
 def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:

@@ -125,11 +125,15 @@ def test_an_input_in_16_bits_alone(name):
 
 
 TIME = ones(1, 4096, 2)
+# A cell that carries something, and hands x on as it is.
+PASSING = dp.Layer(lambda key, x: ({}, {}), lambda params, state, x, **_: (x, state),
+                   lambda params, state, x, *, length: {"none": jnp.zeros(x.shape[:1])}, bare=True)
 CELLS = {"simple_rnn": dp.simple_rnn(2, activation=lambda x: x), "gru": dp.gru(2),
-         "lstm": dp.lstm(2), "a chain": dp.serial(dp.linear(2), dp.prelu()),
-         "computed": dp.weight_norm(dp.linear(2)),
+         "lstm": dp.lstm(2), "a chain": dp.serial(dp.linear(2), dp.prelu(), PASSING),
+         "computed": dp.weight_norm(dp.linear(2)) >> PASSING,
          "a layer of one's own": dp.stateless(
-             lambda key, x: {"scale": jnp.ones(2)}, lambda params, x: params["scale"] * x)}
+             lambda key, x: {"scale": jnp.ones(2)},
+             lambda params, x: params["scale"] * x) >> PASSING}
 
 
 @pytest.mark.parametrize("dtype", [
@@ -169,7 +173,8 @@ def reading(params, x, *, memory):
 
 
 @pytest.mark.parametrize(("around", "x", "times"), [
-    (dp.recurrent, TIME, 4096), (functools.partial(dp.repeat, 1024), ones(1, 2), 1024),
+    (lambda f: dp.recurrent(f >> PASSING), TIME, 4096),
+    (functools.partial(dp.repeat, 1024), ones(1, 2), 1024),
 ], ids=["recurrent", "repeat"])
 def test_what_all_steps_of_a_loop_read(around, x, times):
     net, memory = dp.mixed(around(dp.stateless(None, reading)), BF16), jnp.zeros((1, 2))
@@ -178,7 +183,7 @@ def test_what_all_steps_of_a_loop_read(around, x, times):
 
 
 def test_a_memory_in_16_bits_without_mixed():
-    net, memory = dp.recurrent(dp.stateless(None, reading)), jnp.zeros((1, 2), BF16)
+    net, memory = dp.recurrent(dp.stateless(None, reading) >> PASSING), jnp.zeros((1, 2), BF16)
     x = TIME.astype(BF16)
     run = lambda memory: net({}, x, memory=memory).astype(jnp.float32).sum()  # noqa: E731
     assert jax.grad(run)(memory).tolist() == [[4096, 4096]]

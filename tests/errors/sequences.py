@@ -18,6 +18,13 @@ def carried(x, *, without=""):
     LSTM.apply(own, {name: part for name, part in state.items() if name != without}, x)
 
 
+def restarted(rows, *, before=2):
+    """A stream of as many rows, of which some of two are restarted."""
+    own = params(GRU, X3)
+    state = GRU.start(own, {}, jnp.ones((before, 5, 4)), length=5)
+    return lambda: dp.restart(GRU, own, state, X3, rows, length=5)
+
+
 def count(params, state, x, **_):
     return x, {"steps": state["steps"] + 1} if state else state
 
@@ -66,6 +73,16 @@ EXAMPLES = {
     "recurrent(gru(2), reverse=True, bidirectional=True): wants reverse or bidirectional, got "
     "both; leave reverse out: bidirectional goes both ways":
         lambda: dp.recurrent(dp.gru(2), reverse=True, bidirectional=True),
+    "recurrent(linear(4)): wants a cell that carries something from step to step, got linear(4), "
+    "without start; leave recurrent out of what mixes nothing in time, or give your cell the start "
+    "of its carry: see docs/cells.md":
+        lambda: dp.recurrent(dp.linear(4)),
+    "wants rows as booleans (2,), one for each row of x, got int32[2]; pass "
+    "jnp.array([True, False]), for example":
+        restarted(jnp.ones(2, int)),
+    "wants state #segment as int32[2], got int32[3]; pass x, length and side inputs as to the "
+    "start of this stream":
+        restarted(jnp.ones(2, bool), before=3),
     "at (recurrent(gru(2))): wants at least 3 axes (batch, time, features), got float32[5,4]; add "
     "the missing axes":
         at(GRU, floats(5, 4)),

@@ -1,5 +1,6 @@
 """Recurrence equals the loop over time that it stands for, in all its directions and wrappings."""
 
+import dataclasses
 import functools
 
 import jax
@@ -163,13 +164,14 @@ def test_a_decoder_with_attention_streams_without_its_memory():
 
 
 def test_each_step_has_a_key_of_its_own():
-    net, ones = dp.recurrent(dp.dropout(0.5)), jnp.ones((2, 4, 50))
+    cell = dataclasses.replace(dp.dropout(0.5), start=lambda *_, **__: {})
+    net, ones = dp.recurrent(cell), jnp.ones((2, 4, 50))
     y, _ = net.apply({}, {}, ones, key=KEY, train=True)
     for t in range(4):
         alone = dp.dropout(0.5).apply(
             {}, {}, ones[:, t], key=jax.random.fold_in(KEY, t), train=True)[0]
         same(y[:, t], alone)
-    same(dp.recurrent(dp.dropout(0.5), reverse=True).apply(
+    same(dp.recurrent(cell, reverse=True).apply(
         {}, {}, ones, key=KEY, train=True)[0], y)
     same(net({}, ones), ones)
 
@@ -187,11 +189,16 @@ def test_tokens_and_trees_are_sequences_too():
     same(y[~mask], jnp.zeros((3, 2)))
 
 
-def test_what_mixes_nothing_in_time_is_mapped_over_it():
-    net = dp.recurrent(jnp.tanh)
-    assert net.start is None and net.bare
-    close(net({}, SERIES), jnp.tanh(SERIES))
-    close(net({}, SERIES, mask=PACKED), jnp.where(PACKED[..., None], jnp.tanh(SERIES), 0))
+@pytest.mark.parametrize("cell", [
+    jnp.tanh, dp.dropout(0.5), dp.linear(4) >> jnp.tanh, dp.repeat(2, dp.linear(4))], ids=repr)
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"bidirectional": True}], ids=str)
+def test_a_cell_without_memory_is_refused(cell, options):
+    error = refused(dp.recurrent, cell, **options)
+    assert error.wants == "a cell that carries something from step to step"
+    assert "docs/cells.md" in error.remedy
+
+
+def test_there_may_be_no_steps():
     assert dp.recurrent(dp.gru(2)).plan(jnp.ones((2, 0, 3))).y.shape == (2, 0, 2)
 
 
@@ -208,8 +215,7 @@ def test_only_what_is_needed_is_computed():
     params = params_of(net, SERIES)
     count = lambda f: equations(jax.make_jaxpr(f)(params, SERIES).jaxpr)  # noqa: E731
     keyed = functools.partial(net, key=KEY)
-    blank = count(lambda params, x: jnp.zeros((3, 4)))  # of which `start` reads the shape
-    assert count(keyed) == count(net) == count(plain) + blank
+    assert count(keyed) == count(net) == count(plain)
     unrolled = dp.recurrent(dp.lstm(3), unroll=5)
     close(unrolled(params, SERIES), net(params, SERIES))
 

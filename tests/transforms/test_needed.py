@@ -1,0 +1,31 @@
+import jax
+import jax.numpy as jnp
+from comparing import close
+
+from diffprog.transforms.needed import needed
+
+CALLS = []
+
+
+def heard(x):
+    jax.debug.callback(lambda _: CALLS.append(1), x)
+    return x
+
+
+def test_only_what_the_result_depends_on_is_run():
+    def first(x, unread):
+        pair = jax.jit(lambda x: (x + 1, heard(x)))(x)
+        jax.lax.scan(lambda c, _: (heard(c), None), unread["y"], length=2)
+        return {"first": pair[0]}
+
+    CALLS.clear()
+    close(needed(first, jnp.ones(2), {"y": jnp.ones(3)})["first"], 2 * jnp.ones(2))
+    jax.effects_barrier()
+    assert CALLS == []
+    traced = jax.make_jaxpr(lambda *given: needed(first, *given))(jnp.ones(2), {"y": jnp.ones(3)})
+    assert "scan" not in str(traced) and "callback" not in str(traced)
+
+
+def test_what_the_result_depends_on_is_run():
+    close(needed(lambda x, y: (x, 2 * y), jnp.ones(2), jnp.ones(3))[1], 2 * jnp.ones(3))
+    close(jax.grad(lambda x: needed(lambda x, y: (x ** 3, y), x, x)[0])(2.0), jnp.asarray(12.0))
