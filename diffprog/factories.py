@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from diffprog import notation
+from diffprog.arguments import plain_numbers
 from diffprog.errors import LayerError, signed
 from diffprog.notation import listed
 
@@ -30,8 +31,10 @@ def factory(function: Callable[P, Layer]) -> Callable[P, Layer]:
             takes = ", ".join(signature.parameters)
             raise TypeError(f"{function.__name__}, which takes {takes}: {error}") from None
         bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = plain_numbers(value)
         with signed(lambda: notation.call(function, bound.arguments)):
-            return described(function(*args, **kwargs), function, bound.arguments)
+            return described(function(*bound.args, **bound.kwargs), function, bound.arguments)
 
     return make
 

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_count, held
+from diffprog.arguments import arrays, check_count, check_numbers
+from diffprog.dtypes import is_float
 from diffprog.errors import LayerError, signed
-from diffprog.notation import listed, show
+from diffprog.notation import called, listed, name_of, show
 from diffprog.plans import Params, Plan, State, remember, spec
 
 if TYPE_CHECKING:
@@ -35,6 +36,13 @@ _MEANT = {
     **dict.fromkeys(["attn_mask", "padding_mask"],
                     "pass mask for which positions are real, attention_mask for who sees whom"),
 }
+
+# Where the modules of other libraries are from, and what makes layers of them.
+_FOREIGN = (
+    ("flax.nnx.", "Module", "from_nnx"), ("flax.linen.", "Module", "from_linen"),
+    ("equinox.", "Module", "from_equinox"), ("haiku.", "Transformed", "from_haiku"),
+    ("haiku.", "TransformedWithState", "from_haiku"),
+)
 
 
 def guarded_plan(layer: Layer, planner: Any, init: Any, apply: Any) -> Any:
@@ -74,8 +82,9 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
         with signed(layer.__repr__, x):
             _check_given("apply(params, state, x)", x)
             _check_own(layer)
-            x, side = held((x, taken(layer, side)))
+            x, side = arrays((x, taken(layer, side)))
             _check_call(layer, params, state, x, key, train, side)
+            params, state = arrays((params, state))
             key = key if layer.random else None  # alone a layer is as random as inside a net
             try:
                 y, after = _result(raw(params, state, x, key=key, train=train, **side))
@@ -107,8 +116,9 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
             _check_given("start(params, state, x, length=n)", x)
             _check_own(layer)
             check_count("length", length)
-            x, side = held((x, taken(layer, side)))
+            x, side = arrays((x, taken(layer, side)))
             _check_call(layer, params, state, x, None, False, side)
+            params, state = arrays((params, state))
             carried = raw(params, state, x, length=length, **side)
             layer._known["streamed"] = layer._known.get("streamed", frozenset()) | carried.keys()
             return _distinct(carried, (params, state, x, side))
@@ -135,6 +145,8 @@ def inputs(x: Any) -> Any:
     for leaf in jax.tree.leaves(x):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise LayerError("arrays or jax.ShapeDtypeStructs", show(leaf), "use jnp.asarray")
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            check_numbers(leaf)
     return spec(x)
 
 
@@ -190,15 +202,33 @@ def check_short_form(x: Any, side: dict[str, Any]) -> None:
 
 
 def check_composable(f: Any) -> None:
-    """Refuse what can be no part of a net: a factory that was not called, a list, a class."""
-    if re.search(r"\bLayer\b", str(getattr(f, "__annotations__", {}).get("return"))):
-        raise LayerError("a layer", f"the function {f.__name__}", f"call it: {f.__name__}(...)")
+    """Refuse what can be no part of a net: a factory that was not called, a list, a class.
+
+    And a module of another library, whose parameters would be constants that nothing trains.
+    """
+    made = called(f)
+    if re.search(r"\bLayer\b", str(getattr(made, "__annotations__", {}).get("return"))):
+        raise LayerError("a layer", f"the function {name_of(f)}", f"call it: {name_of(f)}(...)")
+    owner = getattr(made, "__self__", made)  # of a method
+    if by := _foreign(owner):
+        raise LayerError("a layer, or a function without parameters of its own",
+                         f"{type(owner).__name__} of another library",
+                         f"write dp.interop.{by}(...): a function's parameters are never trained")
     if isinstance(f, (tuple, list)):
         raise LayerError("a layer", show(f), "write serial(a, b) for a sequence of layers, "
                          "and Layer(init, apply) for a pair of functions")
     if not callable(f) or isinstance(f, type):
         raise LayerError("a layer or a function of one input", show(f),
                          "pass dp.linear(8) or jax.nn.relu, for example")
+def _foreign(made: Any) -> str:
+    """What makes a layer of a module of another library; "" for what is none."""
+    for home, kind, by in _FOREIGN:
+        if any(f"{base.__module__}.".startswith(home) and base.__name__ == kind
+               for base in type(made).__mro__):
+            # One of Equinox may wrap a function alone.
+            held = by != "from_equinox" or any(map(is_float, jax.tree.leaves(made)))
+            return by if held else ""
+    return ""
 
 
 def check_result(y: Any) -> None:

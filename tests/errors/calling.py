@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from refusing import (
     KEY,
     X,
@@ -103,6 +104,9 @@ def told(layer, condition=X):
 
 
 EXAMPLES = {
+    "linear(3): wants an array of numbers, got object[2]; convert it: number what is text, and "
+    "stack the columns of a table":
+        lambda: LINEAR.init(KEY, np.array([1, None])),
     # Inputs.
     "linear(3): wants an array or a jax.ShapeDtypeStruct, got the shape (2, 4); write "
     "jax.ShapeDtypeStruct((2, 4), jnp.float32)":
