@@ -21,7 +21,7 @@ from diffprog.computed import freezes, trainable
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code
-from diffprog.objectives import Objective, parts
+from diffprog.objectives import Objective, explained
 from diffprog.parameters import fold
 from diffprog.plans import Params, State
 
@@ -82,7 +82,10 @@ def make_step(
 
     Args:
         net: the layer to train.
-        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. What
+        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. Its
+            metrics are means by name; ``count`` says over how many entries, so that `fit` and
+            `evaluate` can weigh batches (the number of examples if it is left out), and ``loss`` is
+            the loss, if they name no other: it is looked at for NaN, and for the best state. What
             it does besides stands in its attributes, all of which may be left out. ``inputs``,
             ``(net, batch) -> (x, side)``, is what it shows the net, if not the x of a batch.
             ``draws = True``: it draws at rest too; `evaluate` gives it one example at a time, with
@@ -116,6 +119,7 @@ def make_step(
     net = as_layer(net)
     check_optimizer(optimizer)
     check_objective(net, objective)
+    objective = own = explained(objective)
     optimizer = of_trainable(net, optimizer)
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
@@ -146,10 +150,7 @@ def make_step(
         return at_rest(objective, net, now.params, now.state, batch, key=key, first=first)
 
     def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
-        if inputs := getattr(objective, "inputs", None):
-            return inputs(net, batch)
-        x, _, side = parts(net, batch)
-        return x, side
+        return own.inputs(net, batch)
 
     def check(batch: Any) -> None:
         if check_axes:
