@@ -53,7 +53,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 def check_share(name: str, value: Any) -> None:
     """Raise unless `value` is a number, of Python or NumPy, in [0, 1)."""
     if not is_number(value):
-        raise LayerError(f"{name} as a number in [0, 1)", show(value), "pass a Python float")
+        raise LayerError(f"{name} in [0, 1)", show(value), "pass a number, a Python float")
     if not 0 <= value < 1:
         raise LayerError(f"{name} in [0, 1)", repr(value), "pass a share, not a percentage")
 

@@ -7,10 +7,11 @@ compiled step pays nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -51,7 +52,9 @@ def guarded_plan(layer: Layer, planner: Any, init: Any, apply: Any) -> Any:
 
     def plan(x: Any, side: dict[str, Any]) -> Plan:
         with signed(layer.__repr__, x):
-            plan = planner(inputs(x), inputs(taken(layer, side)))
+            given = inputs(x), inputs(taken(layer, side))
+            with _explained(lambda known: known.of_plan(layer, init, apply, *given)):
+                plan = planner(*given)
         layer._known.update(params=frozenset(plan.params), state=frozenset(plan.state),
                             rest=jax.tree.structure(plan.state))
         return plan
@@ -67,7 +70,9 @@ def guarded_init(layer: Layer, raw: Any) -> Any:
             _check_given("init(key, x)", x)
             _check_key(key)
             layer.plan(x, **side)  # whatever is wrong with x shows here, before anything is drawn
-            return raw(key, inputs(x), **inputs(taken(layer, side)))
+            x, side = inputs(x), inputs(taken(layer, side))
+            with _explained(lambda known: known.of_init(layer, raw, x, side)):
+                return raw(key, x, **side)
 
     return _keeping(init, raw)
 
@@ -86,14 +91,9 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
             _check_call(layer, params, state, x, key, train, side)
             params, state = arrays((params, state))
             key = key if layer.random else None  # alone a layer is as random as inside a net
-            try:
+            with _explained(lambda known: _misfit(layer, params, x, side) or known.of_apply(
+                    layer, raw, params, state, x, side, key=key, train=train)):
                 y, after = _result(raw(params, state, x, key=key, train=train, **side))
-            except LayerError:
-                raise
-            except Exception as error:
-                if misfit := _misfit(layer, params, x, side):
-                    raise misfit from error
-                raise
             if jax.tree.structure(after) != jax.tree.structure(state):
                 raise LayerError(f"a state of one structure, {show(state)}", show(after),
                                  "let apply return the state that came, with new values")
@@ -124,6 +124,22 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
             return _distinct(carried, (params, state, x, side))
 
     return _keeping(start, raw)
+
+
+@contextlib.contextmanager
+def _explained(reason: Callable[[Any], LayerError | None]) -> Iterator[None]:
+    """A block whose exception is told by its reason, if `diagnoses`, which `reason` is given, know.
+    """
+    try:
+        yield
+    except LayerError:
+        raise
+    except Exception as error:
+        from diffprog import diagnoses  # they serve errors alone
+
+        if found := reason(diagnoses):
+            raise found from error
+        raise
 
 
 def taken(layer: Layer, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -396,8 +412,11 @@ def _streamed(
 
 
 def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> LayerError | None:
-    """Why a leaf failed, if it is that its parameters were made for another input."""
-    if layer.children:
+    """Why a leaf failed, if it is that its parameters were made for another input.
+
+    A part of `mixed` is handed parameters in another dtype than it would make.
+    """
+    if layer.children or layer.dtype is not None:
         return None
     try:
         return layer.plan(x, **side).difference(params)

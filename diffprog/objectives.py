@@ -15,6 +15,7 @@ something else.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -182,6 +183,25 @@ def parts(net: Layer, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
     return batch[0], batch[1], {}
 
 
+@contextlib.contextmanager
+def masked_as(side: Mapping[str, Any], x: Any, y: Any) -> Iterator[None]:
+    """A call of a net; what it says of a mask that fits the targets alone is said in their terms.
+    """
+    try:
+        yield
+    except LayerError as error:
+        mask: Any = side.get("mask")
+
+        def fits(tree: Any, features: int) -> bool:
+            return all(mask.ndim <= leaf.ndim - features and leaf.shape[: mask.ndim] == mask.shape
+                       for leaf in jax.tree.leaves(tree))
+
+        if hasattr(mask, "shape") and fits(y, 0) and not fits(x, 1):
+            raise LayerError("a mask of axes of x, which the net takes", show(mask),
+                             "name it target_mask: it says which targets are real") from error
+        raise
+
+
 def inputs(net: Layer, batch: Any) -> tuple[Any, dict[str, Any]]:
     """What the net is shown of a batch: x and side inputs."""
     x, _, side = parts(net, batch)
@@ -266,7 +286,8 @@ def _objective(
         if scored:
             check_logits(net)
         x, y, side = parts(net, batch)
-        output, state = net.apply(params, state, x, key=key, train=train, **side)
+        with masked_as(side, x, y):
+            output, state = net.apply(params, state, x, key=key, train=train, **side)
         check_array(output, features)
         entries = output.shape[: output.ndim - features]
         mask, weights = real_targets(net, batch, x, side, entries)

@@ -252,3 +252,24 @@ def test_probabilities_may_stand_elsewhere():
         params, _ = net.init(KEY, X)
         loss, _ = objective(net, params, {}, (X, y), key=None, train=True)
         assert np.isfinite(loss)
+
+
+# A mask of the targets that is called one of x
+
+
+@pytest.mark.parametrize(("net", "x", "tasks"), [
+    (dp.serial(dp.linear(6), dp.batch_norm(), dp.linear(3)), X, 3),
+    (dp.serial(dp.linear(5), dp.batch_norm()), X, 5),  # as many tasks as features
+    (dp.serial(dp.linear(6), dp.batch_norm(), dp.collapse("mean"), dp.linear(3)),
+     X[:, None] * np.ones((1, 7, 1), np.float32), 3),
+])
+def test_a_mask_of_tasks_goes_by_its_name(net, x, tasks):
+    params, state = net.init(KEY, x)
+    mask = DRAW.random((4, tasks)) < 0.7
+    run = functools.partial(dp.regression(), net, params, state, key=None, train=True)
+    batch = {"x": x, "y": np.ones((4, tasks), np.float32)}
+    error = refused(run, batch | {"mask": mask})
+    assert error.remedy == "name it target_mask: it says which targets are real"
+    _, (_, metrics) = run(batch | {"target_mask": mask})
+    assert int(metrics["count"]) == mask.sum()
+    assert refused(run, batch | {"mask": mask[:3]}).remedy != error.remedy  # it fits neither

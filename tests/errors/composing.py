@@ -112,13 +112,13 @@ EXAMPLES = {
         lambda: dp.dropout(1),
     "dropout(1.5): wants rate in [0, 1), got 1.5; pass a share, not a percentage":
         lambda: dp.dropout(1.5),
-    "dropout(True): wants rate as a number in [0, 1), got True; pass a Python float":
+    "dropout(True): wants rate in [0, 1), got True; pass a number, a Python float":
         lambda: dp.dropout(True),
-    "dropout(False): wants rate as a number in [0, 1), got False; pass a Python float":
+    "dropout(False): wants rate in [0, 1), got False; pass a number, a Python float":
         lambda: dp.dropout(False),
-    "dropout('0.5'): wants rate as a number in [0, 1), got '0.5'; pass a Python float":
+    "dropout('0.5'): wants rate in [0, 1), got '0.5'; pass a number, a Python float":
         lambda: dp.dropout("0.5"),
-    "dropout(float32[]): wants rate as a number in [0, 1), got float32[]; pass a Python float":
+    "dropout(float32[]): wants rate in [0, 1), got float32[]; pass a number, a Python float":
         lambda: dp.dropout(jnp.float32(0.1)),
     "dropout(nan): wants rate in [0, 1), got nan; pass a share, not a percentage":
         lambda: dp.dropout(float("nan")),

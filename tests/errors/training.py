@@ -103,6 +103,10 @@ EXAMPLES = {
     "wants a mask of axes of x that the net keeps, got bool[12,5]; name it target_mask if it says "
     "which targets are real: the net takes no mask":
         asked(dp.classification(), {"x": XS, "y": YS, "mask": bools(12, 5)}),
+    "wants a mask of axes of x, which the net takes, got bool[12,3]; name it target_mask: it says "
+    "which targets are real":
+        asked(dp.regression(), {"x": XS, "y": jnp.ones((12, 3)), "mask": bools(12, 3)},
+              dp.hide() >> NET),
     "wants one array, got (float32[12,3], float32[12,3]); pick one part of it with a lambda":
         asked(dp.classification(), DATA[0], dp.branch(NET, NET)),
     "wants a target of the prediction's shape (12, 1), got int32[12]; drop the prediction's last "
