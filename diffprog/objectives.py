@@ -61,6 +61,11 @@ def classification(
 ) -> Objective:
     """The objective of a classifier: `cross_entropy` of the net's logits; metric `accuracy`.
 
+    A batch is ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask``, what is real of x,
+    ``target_mask``, which targets are, and ``sample_weight``, how much each counts in all means:
+    numbers of at least 0 over leading axes of the targets, mostly (batch,), of which ``count`` is
+    then the sum. Side inputs of the net stand beside them under their names.
+
     Where labels are soft, the likeliest class counts as the true one in the metrics.
 
     Args:
@@ -72,7 +77,8 @@ def classification(
         reduction: whether the loss is the mean over the real entries or their sum.
 
     Raises:
-        LayerError: an argument is out of its range.
+        LayerError: an argument is out of its range; a net that ends in `jax.nn.softmax` or
+            `jax.nn.sigmoid`, which are no logits.
 
     Example:
         >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.array([0, 2])
@@ -208,13 +214,25 @@ def inputs(net: Layer, batch: Any) -> tuple[Any, dict[str, Any]]:
     return x, side
 
 
+def like(objective: Objective) -> Callable[[Objective], Objective]:
+    """Let an objective say of itself all that another one does, which may be an object."""
+    def said(own: Objective) -> Objective:
+        functools.update_wrapper(own, objective)
+        for name in ("inputs", "draws", "across_examples", "combine"):
+            if hasattr(objective, name):
+                setattr(own, name, getattr(objective, name))
+        return own
+
+    return said
+
+
 def explained(objective: Objective) -> Any:
     """The objective, whose answer is looked at, and whose metrics hold its loss.
 
     What an objective of one's own shows the net, if it does not say so, is the x of a batch.
     """
 
-    @functools.wraps(objective)
+    @like(objective)
     def answered(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:

@@ -170,6 +170,33 @@ def test_metrics_of_an_objective_of_ones_own_hold_its_loss():
         dp.fit(step, [np.where(X > 1, np.nan, X)], key=KEY, steps=1, progress=False)
 
 
+class Drawing:
+    """An objective that is an object, and says what it does besides by its class."""
+
+    draws = True
+
+    def __call__(self, net, params, state, batch, *, key, train):
+        noise = jax.random.normal(key, batch["z"].shape)
+        y, state = net.apply(params, state, batch["z"] + noise, train=train)
+        return jnp.square(y).mean(), (state, {"part": jnp.abs(y).mean()})
+
+    def inputs(self, net, batch):
+        return batch["z"], {}
+
+    def combine(self, found):
+        return {"twice": 2 * found["part"]}
+
+
+def test_an_object_is_an_objective():
+    """`evaluate` gives each example a key of its own, however the data is cut."""
+    for objective in (Drawing(), dp.penalized(Drawing(), dp.l2)):
+        step = dp.make_step(dp.linear(2), objective, optax.sgd(0.1))
+        state = step.init(KEY, X)
+        found = dp.evaluate(step, state, [{"z": X}])
+        assert found == pytest.approx(dp.evaluate(step, state, [{"z": X[:1]}, {"z": X[1:]}]))
+        assert found["twice"] == pytest.approx(2 * found["part"])
+
+
 def test_an_objective_may_name_another_loss():
     def own(net, params, state, batch, *, key, train):
         return params["bias"].sum() + 1.0, (state, {"loss": jnp.zeros(())})
