@@ -9,8 +9,6 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from diffprog import tree
 from diffprog.combinators import branch, parallel, residual, serial
 from diffprog.errors import LayerError
@@ -270,8 +268,11 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"diffprog.{name}")
     if name not in _HOMES:
-        where = f"; use jax.nn.{name}" if hasattr(jax.nn, name) else ""
-        raise AttributeError(f"module 'diffprog' has no attribute {name!r}{where}",
+        from diffprog.synonyms import meant
+
+        known = meant(name, __all__)
+        raise AttributeError(f"module 'diffprog' has no attribute {name!r}"
+                             + (f"; use {known}" if known else ""),
                              name=name, obj=sys.modules[__name__])
     value = getattr(importlib.import_module(f"diffprog.{_HOMES[name]}"), name)
     globals()[name] = value

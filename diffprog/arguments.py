@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffprog.errors import LayerError
 from diffprog.notation import show
 
 _FORBIDDEN = "/*@~#"  # they mean something in paths
+_NUMPY = (np.ndarray, np.generic)
 
 
 def check_array(x: Any, rank: int = 0, axes: str = "", *, floating: bool = True) -> None:
@@ -41,18 +43,35 @@ def check_leaves(params: Any, features: int) -> None:
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless `value` is a Python int of at least `least`."""
+    """Raise unless `value` is an int, of Python or NumPy, of at least `least`."""
     wanted = f"{name} as an int of at least {least}"
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise LayerError(wanted, show(value), "pass a Python int")
-    if value < least:
+    if int(value) < least:
         raise LayerError(wanted, repr(value), f"pass {least} or more")
 
 
 def check_share(name: str, value: Any) -> None:
-    """Raise unless `value` is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    """Raise unless `value` is a number, of Python or NumPy, in [0, 1)."""
+    if not is_number(value):
+        raise LayerError(f"{name} in [0, 1)", show(value), "pass a number, a Python float")
+    if not 0 <= value < 1:
         raise LayerError(f"{name} in [0, 1)", repr(value), "pass a share, not a percentage")
+
+
+def is_number(value: Any) -> bool:
+    """Is it a real number, of Python or NumPy? An array of JAX is none, and may be traced."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def plain_numbers(value: Any) -> Any:
+    """An option whose NumPy scalars, also those in tuples, are Python's.
+
+    A NumPy scalar has a dtype, which would widen x in 16 bits.
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    return tuple(map(plain_numbers, value)) if type(value) is tuple else value
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -88,6 +107,28 @@ def held(x: Any) -> Any:
     return jax.tree.map(_held, x)
 
 
+def arrays(tree: Any) -> Any:
+    """The pytree with JAX's arrays in the place of NumPy's, whose numbers are `held`.
+
+    NumPy's have no `at`, and give NumPy's again: a layer computes with JAX's alone.
+    """
+    def array(a: Any) -> Any:
+        if not isinstance(a, _NUMPY):
+            return a
+        check_numbers(a)
+        return jnp.asarray(_held(a))
+
+    numpy = any(isinstance(leaf, _NUMPY) for leaf in jax.tree.leaves(tree))
+    return jax.tree.map(array, tree) if numpy else tree  # a dict keeps its order
+
+
+def check_numbers(a: np.ndarray[Any, Any] | np.generic) -> None:
+    """Raise for a NumPy array of text, dates, objects or records."""
+    if a.dtype.names or a.dtype.hasobject or a.dtype.kind in "SUMm":
+        raise LayerError("an array of numbers", show(a),
+                         "convert it: number what is text, and stack the columns of a table")
+
+
 def as_int32(ids: Any) -> jax.Array:
     """Ints as int32, or the nearest ones there."""
     ids = _held(ids)
@@ -98,7 +139,7 @@ def as_int32(ids: Any) -> jax.Array:
 
 
 def _held(a: Any) -> Any:
-    if not isinstance(a, (np.ndarray, np.generic)) or not np.issubdtype(a.dtype, np.number):
+    if not isinstance(a, _NUMPY) or not np.issubdtype(a.dtype, np.number):
         return a
     dtype = jax.dtypes.canonicalize_dtype(a.dtype)
     if dtype == a.dtype:

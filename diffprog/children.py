@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffprog.errors import LayerError, signed
 from diffprog.guards import taken
-from diffprog.notation import listed, show
+from diffprog.notation import keyword_only, listed, name_of, show
 from diffprog.plans import Params
 
 if TYPE_CHECKING:
@@ -94,11 +94,12 @@ def named_side(function: Callable[..., Any]) -> frozenset[str]:
     """The side inputs that a program's function names, after its signature is checked."""
     parameters = inspect.signature(function).parameters.values()
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    named = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-    if len(plain) != 2 or len(plain) + len(named) != len(parameters):
+    behind = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if len(plain) != 2 or len(plain) + len(behind) != len(parameters):
         raise LayerError("a program f(layers, x, *, side inputs)",
-                         f"{function.__name__}{inspect.signature(function)}",
+                         f"{name_of(function)}{inspect.signature(function)}",
                          "put side inputs after the star")
+    named = keyword_only(function)
     if taken := named & _RESERVED:
         raise LayerError(
             f"side inputs of other names than {listed(_RESERVED)}", listed(taken),

@@ -431,18 +431,41 @@ def _path(at: str, path: str) -> str:
 
 
 def _get(tree: Any, path: str) -> Any:
-    """What stands at a path of nested dicts; None for nothing."""
-    for name in path.split("/") if path else ():
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
+    """What stands at a path of a tree; None for nothing."""
+    if not path:
+        return tree
+    for name, part in _level(tree)[0].items():
+        if (rest := _behind(name, path)) is not None and (found := _get(part, rest)) is not None:
+            return found
+    return None
 
 
-def _put(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """The nested dicts with another value at a path; what is empty is left out."""
+def _put(tree: Any, path: str, value: Any) -> Any:
+    """The tree with another value at a path; what is empty is left out of nested dicts."""
     if not path:
         return value
-    name, _, rest = path.partition("/")
-    below = _put(tree.get(name, {}), rest, value)
+    parts, again = _level(tree)
+    there = (name for name, part in parts.items() if (rest := _behind(name, path)) is not None
+             and _get(part, rest) is not None)
+    name = next(there, path.partition("/")[0])
+    below = _put(parts.get(name, {}), path[len(name) + 1 :], value)
+    if not isinstance(tree, dict):
+        return again(parts | {name: below})
     if below is None or (isinstance(below, dict) and not below):
-        return {other: part for other, part in tree.items() if other != name}
-    return {**tree, name: below}
+        return {other: part for other, part in tree.items() if str(other) != name}
+    return {**tree, {str(other): other for other in tree}.get(name, name): below}
+
+
+def _level(tree: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
+    """The parts of a tree by name, one level deep, and what makes it anew of others."""
+    found, form = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)
+    names = [jax.tree_util.keystr(at, simple=True) for at, _ in found]
+    if names == [""]:
+        return {}, lambda parts: tree  # a leaf
+    return (dict(zip(names, (part for _, part in found), strict=True)),
+            lambda parts: form.unflatten([parts[name] for name in names]))
+
+
+def _behind(name: str, path: str) -> str | None:
+    """What is left of a path behind a name, which may hold / itself; None for another name."""
+    return path[len(name) + 1 :] if f"{path}/".startswith(f"{name}/") else None

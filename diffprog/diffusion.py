@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.arguments import check_array, check_count, check_share
-from diffprog.entries import spread, total, wide
+from diffprog.entries import average, spread, total, wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import squared_error
 from diffprog.notation import listed, show
-from diffprog.objectives import Metrics, Objective, real_targets
+from diffprog.objectives import OF_TARGETS, Metrics, Objective, real_targets
 
 __all__ = ["add_noise", "cosine_schedule", "denoising", "linear_schedule"]
 
@@ -121,9 +121,9 @@ def denoising(
 
     Each image gets a step t of its own, all being alike likely, and its own noise. The net takes
     the side input `time`, ints (batch,), and gives what it predicts in the shape of x. A batch is
-    the images (batch, ...), or a dict with ``x``, those images, `mask` and `target_mask` as in
-    `classification`, and side inputs under all other names. In `evaluate` each example always has
-    the same step and noise, so that losses can be compared.
+    the images (batch, ...), or a dict with ``x``, those images, `mask`, `target_mask` and
+    `sample_weight` as in `classification`, and side inputs under all other names. In `evaluate`
+    each example always has the same step and noise, so that losses can be compared.
 
     Args:
         schedule: shares of the image, (steps,), falling, in (0, 1): what `linear_schedule` or
@@ -178,9 +178,10 @@ def denoising(
         check_prediction(y, x)
         signal, drowned = shares(schedule, time, x)
         target = noise if predict == "noise" else signal * noise - drowned * x
-        real = real_targets(net, batch, x, side | {"time": time}, x.shape)
-        loss = squared_error(y, target, mask=real)
-        return loss, (state, {"loss": loss, "count": total(x.shape, spread(real, x.shape))})
+        mask, weights = real_targets(net, batch, x, side | {"time": time}, x.shape)
+        real = spread(mask, x.shape)
+        loss = average(squared_error(y, target, mask=real, reduction="none"), real, weights)
+        return loss, (state, {"loss": loss, "count": total(x.shape, real, weights)})
 
     def inputs(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
         x, side = _images(net, batch)
@@ -244,7 +245,7 @@ def _images(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
     given = dict(batch) if isinstance(batch, Mapping) else {"x": batch}
     check_denoiser(net)
     side = {name: value for name, value in given.items() if name in net.side - {"time"}}
-    if "x" not in given or given.keys() - side.keys() - {"x", "mask", "target_mask"}:
+    if "x" not in given or given.keys() - side.keys() - {"x", *OF_TARGETS}:
         raise LayerError(f"a batch with x and side inputs of the net "
                          f"({listed(net.side - {'time'})})", listed(given),
                          "rename or remove the rest: time and noise are drawn")

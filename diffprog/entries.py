@@ -48,6 +48,35 @@ def spread(mask: Any, shape: tuple[int, ...]) -> Any:
     return jnp.broadcast_to(widened(mask, shape, reach=len(shape)), shape)
 
 
+def weighing(weights: Any, shape: tuple[int, ...]) -> Any:
+    """Weights of leading axes of `shape` as those of all its axes, in float32 or wider; None stays.
+    """
+    if weights is None:
+        return None
+    check_array(weights, 1, "of examples", floating=False)
+    if weights.shape != shape[: weights.ndim]:
+        raise LayerError(f"a sample_weight of the leading axes of {shape}", show(weights),
+                         "give one number to each example, or to each of its entries")
+    weights = wide(weights)
+    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)),
+                            shape)
+
+
+def weighed(real: Mask, weights: Any) -> Mask:
+    """Which entries are real, of which those of weight 0 are none."""
+    if weights is None:
+        return real
+    return weights != 0 if real is None else spread(real, weights.shape) & (weights != 0)
+
+
+def average(values: jax.Array, real: Mask, weights: Any = None) -> jax.Array:
+    """The mean of what is real of the values, by their weights, if they have any."""
+    if weights is None:
+        return reduce(values, real, "mean")
+    weights = weights.astype(values.dtype)
+    return reduce(weights * values, real, "mean", weights)
+
+
 def wide(x: jax.Array) -> jax.Array:
     """x in float32, or wider if it is."""
     x = jnp.asarray(x)

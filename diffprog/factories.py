@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from diffprog import notation
+from diffprog.arguments import plain_numbers
 from diffprog.errors import LayerError, signed
 from diffprog.notation import listed
 
@@ -28,12 +29,35 @@ def factory(function: Callable[P, Layer]) -> Callable[P, Layer]:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             takes = ", ".join(signature.parameters)
-            raise TypeError(f"{function.__name__}, which takes {takes}: {error}") from None
+            raise TypeError(f"{function.__name__}, which takes {takes}: {error}"
+                            f"{_meant(function.__name__, signature, args, kwargs)}") from None
         bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = plain_numbers(value)
         with signed(lambda: notation.call(function, bound.arguments)):
-            return described(function(*args, **kwargs), function, bound.arguments)
+            return described(function(*bound.args, **bound.kwargs), function, bound.arguments)
 
     return make
+
+
+def _meant(
+    name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str:
+    """What may have been meant by arguments that a factory does not take; "" if nobody knows."""
+    from diffprog.synonyms import argument  # it serves errors alone
+
+    parameters = signature.parameters
+    if unknown := [other for other in kwargs if other not in parameters]:
+        known = argument(unknown[0], parameters)
+        return f"; {known}" if known else ""
+    places = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(args) <= len(places) or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        return ""
+    if not all(isinstance(a, int) and not isinstance(a, bool) for a in args):
+        return "; name the arguments behind the star"
+    # Elsewhere the size of the input comes first, but of a norm in groups.
+    own = args[: len(places)] if "groups" in places else args[len(args) - len(places) :]
+    return (f"; write {name}({', '.join(map(str, own))}): init reads the size of the input off x")
 
 
 def described(layer: Layer, function: Callable[..., Layer], settings: Mapping[str, Any]) -> Layer:

@@ -21,7 +21,7 @@ from diffprog.averages import across, at_rest, averaged, counted, means, unless
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed, show
-from diffprog.objectives import Metrics, Objective
+from diffprog.objectives import Metrics, Objective, explained
 from diffprog.optimizers import check_optimizer, descend, looked_at, of_net
 from diffprog.parameters import fold
 from diffprog.plans import spec
@@ -110,7 +110,8 @@ def make_game(
     """
     net = as_layer(net)
     _check_players(net, players)
-    players = {name: player._replace(optimizer=of_net(net.children[name], player.optimizer))
+    players = {name: player._replace(optimizer=of_net(net.children[name], player.optimizer),
+                                     objective=explained(player.objective))
                for name, player in players.items()}
     parts = max(player.steps for player in players.values())
 

@@ -7,19 +7,21 @@ compiled step pays nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_count, check_kept, held
+from diffprog.arguments import arrays, check_count, check_kept, check_numbers
+from diffprog.dtypes import is_float
 from diffprog.errors import LayerError, signed
-from diffprog.notation import listed, show
+from diffprog.notation import called, listed, name_of, show
 from diffprog.plans import Params, Plan, State, remember, spec
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ _MEANT = {
                     "pass mask for which positions are real, attention_mask for who sees whom"),
 }
 
+# Where the modules of other libraries are from, and what makes layers of them.
+_FOREIGN = (
+    ("flax.nnx.", "Module", "from_nnx"), ("flax.linen.", "Module", "from_linen"),
+    ("equinox.", "Module", "from_equinox"), ("haiku.", "Transformed", "from_haiku"),
+    ("haiku.", "TransformedWithState", "from_haiku"),
+)
+
 
 def guarded_plan(layer: Layer, planner: Any, init: Any, apply: Any) -> Any:
     """`planner` on inputs that the layer can take; without one, the pair under evaluation."""
@@ -43,7 +52,9 @@ def guarded_plan(layer: Layer, planner: Any, init: Any, apply: Any) -> Any:
 
     def plan(x: Any, side: dict[str, Any]) -> Plan:
         with signed(layer.__repr__, x):
-            plan = planner(inputs(x), inputs(taken(layer, side)))
+            given = inputs(x), inputs(taken(layer, side))
+            with _explained(lambda known: known.of_plan(layer, init, apply, *given)):
+                plan = planner(*given)
         layer._known.update(params=frozenset(plan.params), state=frozenset(plan.state),
                             rest=jax.tree.structure(plan.state))
         return plan
@@ -59,7 +70,9 @@ def guarded_init(layer: Layer, raw: Any) -> Any:
             _check_given("init(key, x)", x)
             _check_key(key)
             layer.plan(x, **side)  # whatever is wrong with x shows here, before anything is drawn
-            return raw(key, inputs(x), **inputs(taken(layer, side)))
+            x, side = inputs(x), inputs(taken(layer, side))
+            with _explained(lambda known: known.of_init(layer, raw, x, side)):
+                return raw(key, x, **side)
 
     return _keeping(init, raw)
 
@@ -74,18 +87,14 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
         with signed(layer.__repr__, x):
             _check_given("apply(params, state, x)", x)
             _check_own(layer)
-            x, side = held((x, taken(layer, side)))
+            x, side = arrays((x, taken(layer, side)))
             _check_call(layer, params, state, x, key, train, side)
+            params, state = arrays((params, state))
             key = key if layer.random else None  # alone a layer is as random as inside a net
-            try:
+            with _explained(lambda known: (
+                    check_kept((params, state)) or _misfit(layer, params, x, side)
+                    or known.of_apply(layer, raw, params, state, x, side, key=key, train=train))):
                 y, after = _result(raw(params, state, x, key=key, train=train, **side))
-            except LayerError:
-                raise
-            except Exception as error:
-                check_kept((params, state))
-                if misfit := _misfit(layer, params, x, side):
-                    raise misfit from error
-                raise
             if jax.tree.structure(after) != jax.tree.structure(state):
                 raise LayerError(f"a state of one structure, {show(state)}", show(after),
                                  "let apply return the state that came, with new values")
@@ -108,13 +117,30 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
             _check_given("start(params, state, x, length=n)", x)
             _check_own(layer)
             check_count("length", length)
-            x, side = held((x, taken(layer, side)))
+            x, side = arrays((x, taken(layer, side)))
             _check_call(layer, params, state, x, None, False, side)
+            params, state = arrays((params, state))
             carried = raw(params, state, x, length=length, **side)
             layer._known["streamed"] = layer._known.get("streamed", frozenset()) | carried.keys()
             return _distinct(carried, (params, state, x, side))
 
     return _keeping(start, raw)
+
+
+@contextlib.contextmanager
+def _explained(reason: Callable[[Any], LayerError | None]) -> Iterator[None]:
+    """A block whose exception is told by its reason, if `diagnoses`, which `reason` is given, know.
+    """
+    try:
+        yield
+    except LayerError:
+        raise
+    except Exception as error:
+        from diffprog import diagnoses  # they serve errors alone
+
+        if found := reason(diagnoses):
+            raise found from error
+        raise
 
 
 def taken(layer: Layer, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +162,8 @@ def inputs(x: Any) -> Any:
     for leaf in jax.tree.leaves(x):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise LayerError("arrays or jax.ShapeDtypeStructs", show(leaf), "use jnp.asarray")
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            check_numbers(leaf)
     return spec(x)
 
 
@@ -191,15 +219,33 @@ def check_short_form(x: Any, side: dict[str, Any]) -> None:
 
 
 def check_composable(f: Any) -> None:
-    """Refuse what can be no part of a net: a factory that was not called, a list, a class."""
-    if re.search(r"\bLayer\b", str(getattr(f, "__annotations__", {}).get("return"))):
-        raise LayerError("a layer", f"the function {f.__name__}", f"call it: {f.__name__}(...)")
+    """Refuse what can be no part of a net: a factory that was not called, a list, a class.
+
+    And a module of another library, whose parameters would be constants that nothing trains.
+    """
+    made = called(f)
+    if re.search(r"\bLayer\b", str(getattr(made, "__annotations__", {}).get("return"))):
+        raise LayerError("a layer", f"the function {name_of(f)}", f"call it: {name_of(f)}(...)")
+    owner = getattr(made, "__self__", made)  # of a method
+    if by := _foreign(owner):
+        raise LayerError("a layer, or a function without parameters of its own",
+                         f"{type(owner).__name__} of another library",
+                         f"write dp.interop.{by}(...): a function's parameters are never trained")
     if isinstance(f, (tuple, list)):
         raise LayerError("a layer", show(f), "write serial(a, b) for a sequence of layers, "
                          "and Layer(init, apply) for a pair of functions")
     if not callable(f) or isinstance(f, type):
         raise LayerError("a layer or a function of one input", show(f),
                          "pass dp.linear(8) or jax.nn.relu, for example")
+def _foreign(made: Any) -> str:
+    """What makes a layer of a module of another library; "" for what is none."""
+    for home, kind, by in _FOREIGN:
+        if any(f"{base.__module__}.".startswith(home) and base.__name__ == kind
+               for base in type(made).__mro__):
+            # One of Equinox may wrap a function alone.
+            held = by != "from_equinox" or any(map(is_float, jax.tree.leaves(made)))
+            return by if held else ""
+    return ""
 
 
 def check_result(y: Any) -> None:
@@ -367,8 +413,11 @@ def _streamed(
 
 
 def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> LayerError | None:
-    """Why a leaf failed, if it is that its parameters were made for another input."""
-    if layer.children:
+    """Why a leaf failed, if it is that its parameters were made for another input.
+
+    A part of `mixed` is handed parameters in another dtype than it would make.
+    """
+    if layer.children or layer.dtype is not None:
         return None
     try:
         return layer.plan(x, **side).difference(params)

@@ -6,9 +6,8 @@ side input `mask`. A label, where there are labels, is -100 where nothing is ask
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,13 +16,21 @@ import jax.numpy as jnp
 from diffprog import tree
 from diffprog.arguments import check_array, check_count, check_share
 from diffprog.computed import Expanded, plain
-from diffprog.entries import Mask, known, reduce, spread, total
+from diffprog.entries import Mask, average, known, spread, total, weighed, weighing
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import cross_entropy, linear_cross_entropy
 from diffprog.metrics import accuracy
 from diffprog.notation import listed, show
-from diffprog.objectives import Metrics, Objective, parts, real_targets
+from diffprog.objectives import (
+    OF_TARGETS,
+    Metrics,
+    Objective,
+    check_logits,
+    inputs,
+    parts,
+    real_targets,
+)
 from diffprog.transforms.tap import tap
 
 __all__ = ["chunked_next_token", "masked_language", "next_token"]
@@ -43,7 +50,8 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     others as the net takes them for the first `time` tokens. A token that is padding, follows
     padding or begins a new segment is not asked for.
     With ``asked``, booleans like x, no others than those are asked for, such as the answer behind
-    a question; the net is shown all. `target_mask` says the same of the targets, (batch, time).
+    a question; the net is shown all. `target_mask` says the same of the targets, (batch, time), and
+    `sample_weight`, numbers (batch,) or (batch, time), how much each of them counts.
 
     Args:
         smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that are not
@@ -68,15 +76,21 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
 
     def score(
         net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
-        given: dict[str, Any],
+        mean: Callable[[jax.Array], jax.Array], given: dict[str, Any],
     ) -> Any:
+        check_logits(net)
         logits, state = net.apply(params, state, x, **given)
         _check_scores(logits, labels)
-        plain = loss = cross_entropy(logits, labels, mask=real)
+
+        def surprise(**options: Any) -> jax.Array:
+            return mean(cross_entropy(logits, labels, mask=real, reduction="none", **options))
+
+        plain = loss = surprise()
         if smoothing:
-            loss = cross_entropy(logits, labels, smoothing=smoothing, mask=real)
+            loss = surprise(smoothing=smoothing)
         metrics = {"cross_entropy": plain} if smoothing else {}
-        return loss, metrics | _of_tokens(plain, accuracy(logits, labels, mask=real)), state
+        right = mean(accuracy(logits, labels, reduction="none"))
+        return loss, metrics | _of_tokens(plain, right), state
 
     return _of_successors(score)
 
@@ -123,7 +137,7 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
 
     def score(
         net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
-        given: dict[str, Any],
+        mean: Callable[[jax.Array], jax.Array], given: dict[str, Any],
     ) -> Any:
         check_product(net)
         net.plan(x, **{name: given[name] for name in given.keys() & net.side})
@@ -139,11 +153,10 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
                 f"a trunk and a table whose product is the scores {show(scores)}",
                 show((seen[trunk], kernel)), "name the net's last layer before its scores, "
                 "and what it is multiplied with")
-        loss, best = linear_cross_entropy(
-            seen[trunk], kernel, labels, bias=bias, chunk=chunk, mask=real)
-        hits = (best == labels).astype(jnp.float32)
-        right = reduce(hits, spread(real, labels.shape), "mean")
-        return loss, _of_tokens(loss, right), state
+        losses, best = linear_cross_entropy(
+            seen[trunk], kernel, labels, bias=bias, chunk=chunk, mask=real, reduction="none")
+        loss = mean(losses)
+        return loss, _of_tokens(loss, mean((best == labels).astype(jnp.float32))), state
 
     return _of_successors(score)
 
@@ -155,7 +168,8 @@ def masked_language() -> Objective:
     2), as `bert_pretraining` does. A batch is a dict with ``x``, ids of which some are hidden;
     ``y``, a pair: the true ids where they are asked for and -100 elsewhere, as `mask_tokens` gives
     them, and ints (batch,), 0 where the second sentence follows the first; and side inputs. A
-    `target_mask` is one of pairs, (batch,), or itself a pair like y, each of which may be None.
+    `target_mask` is one of pairs, (batch,), or itself a pair like y, each of which may be None; a
+    `sample_weight` likewise, where that of a pair holds for its tokens.
 
     Metrics: ``token_loss`` and ``token_accuracy``, means over the hidden tokens; ``follows_loss``
     and ``follows_accuracy``, over the pairs.
@@ -175,8 +189,6 @@ def masked_language() -> Objective:
 
     Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
     """
-    of_tokens = functools.partial(cross_entropy, ignore=IGNORED)
-
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
@@ -192,22 +204,26 @@ def masked_language() -> Objective:
             raise LayerError("a net that scores a pair, tokens and what follows", show(scores),
                              "use bert_pretraining, for example")
         (tokens, follows), (labels, order) = scores, y
-        masks = {"mask": batch.get("mask")} if isinstance(batch, Mapping) else {}
-        real, pairs = (
-            real_targets(net, masks | {"target_mask": mask}, x, side, part.shape,
-                         lambda scores, i=i: scores[i])
-            for i, (part, mask) in enumerate(zip(y, _pair_of_masks(batch), strict=True)))
-        asked = total(labels.shape, known(labels, real, IGNORED))
-        found = {"token_loss": of_tokens(tokens, labels, mask=real),
-                 "token_accuracy": accuracy(tokens, labels, ignore=IGNORED, mask=real),
-                 "follows_loss": cross_entropy(follows, order, mask=pairs),
-                 "follows_accuracy": accuracy(follows, order, mask=pairs),
-                 "count": total(order.shape, pairs),
+        (real, of_tokens), (pairs, of_pairs) = (
+            real_targets(net, own, x, side, part.shape, lambda scores, i=i: scores[i])
+            for i, (part, own) in enumerate(zip(y, _of_both(batch), strict=True)))
+        real = known(labels, real, IGNORED)
+        asked = total(labels.shape, real, of_tokens)
+        hidden = cross_entropy(tokens, labels, mask=real, reduction="none")
+        found = {"token_loss": average(hidden, real, of_tokens),
+                 "token_accuracy": average(
+                     accuracy(tokens, labels, reduction="none"), real, of_tokens),
+                 "follows_loss": average(
+                     cross_entropy(follows, order, mask=pairs, reduction="none"), pairs, of_pairs),
+                 "follows_accuracy": average(
+                     accuracy(follows, order, reduction="none"), pairs, of_pairs),
+                 "count": total(order.shape, pairs, of_pairs),
                  "count/token_loss": asked, "count/token_accuracy": asked}
         loss = found["token_loss"] + found["follows_loss"]
         return loss, (state, {"loss": loss, **found})
 
     said: Any = objective
+    said.inputs = inputs
     said.combine = lambda found: {"loss": found["token_loss"] + found["follows_loss"]}
     return said
 
@@ -215,31 +231,36 @@ def masked_language() -> Objective:
 def _of_successors(score: Callable[..., Any]) -> Objective:
     """The objective that asks for each token's successor.
 
-    `score` gives loss, metrics and state of a net that is shown all tokens but the last.
+    `score` gives loss, metrics and state of a net that is shown all tokens but the last; it is
+    handed what takes the mean over the tokens that are asked for.
     """
 
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        ids, real, side = _shifted(net, batch)
+        ids, real, side, weights = _shifted(net, batch)
         labels = ids[:, 1:]
-        loss, metrics, state = score(net, params, state, ids[:, :-1], labels, real,
-                                     {"key": key, "train": train, **side})
-        return loss, (state, {"loss": loss, **metrics, "count": total(labels.shape, real)})
+        loss, metrics, state = score(
+            net, params, state, ids[:, :-1], labels, real,
+            lambda values: average(values, real, weights), {"key": key, "train": train, **side})
+        return loss, (state, {"loss": loss, **metrics, "count": total(labels.shape, real, weights)})
 
-    def inputs(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
-        ids, _, side = _shifted(net, batch)
+    def shown(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
+        ids, _, side, _ = _shifted(net, batch)
         return ids[:, :-1], side
 
     said: Any = objective
-    said.inputs = inputs
+    said.inputs = shown
     return said
 
 
-def _pair_of_masks(batch: Any) -> tuple[Any, Any]:
-    """The target_mask of a batch, of tokens and of what follows."""
-    mask = batch.get("target_mask") if isinstance(batch, Mapping) else None
-    return tuple(mask) if isinstance(mask, (tuple, list)) else (mask, mask)
+def _of_both(batch: Any) -> Iterator[dict[str, Any]]:
+    """What a batch says of its tokens, and of its pairs."""
+    said = {name: batch.get(name) for name in OF_TARGETS} if isinstance(batch, Mapping) else {}
+    both = {name: value if isinstance(value, (tuple, list)) else (value, value)
+            for name, value in said.items()}
+    for i in (0, 1):
+        yield {name: pair[i] for name, pair in both.items()}
 
 
 def _of_tokens(surprise: jax.Array, right: jax.Array) -> Metrics:
@@ -247,11 +268,13 @@ def _of_tokens(surprise: jax.Array, right: jax.Array) -> Metrics:
     return {"accuracy": right, "bits": surprise / math.log(2)}
 
 
-def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
-    """The ids, which of those but the first are asked for, and side inputs for all but the last."""
+def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any], Any]:
+    """The ids, which of those but the first are asked for, side inputs for all but the last, and
+    the weights of what is asked for.
+    """
     given = dict(batch) if isinstance(batch, Mapping) else {"x": batch}
     rest = {name: value for name, value in given.items() if name != "x" and value is not None}
-    if "x" not in given or rest.keys() - net.side - {"mask", "asked", "target_mask"}:
+    if "x" not in given or rest.keys() - net.side - {"asked", *OF_TARGETS}:
         raise LayerError(f"a batch with x and side inputs of the net ({listed(net.side)})",
                          listed(given), "rename or remove the rest: x holds inputs and targets")
     ids = given["x"]
@@ -259,6 +282,7 @@ def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
     if ids.ndim != 2 or ids.shape[1] < 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise LayerError("ids as ints (batch, time + 1), at least two tokens", show(ids),
                          "give at least two to each row: all but the first are asked for")
+    weights = weighing(rest.pop("sample_weight", None), ids[:, 1:].shape)
     real = spread(rest.pop("asked", None), ids.shape)
     real = None if real is None else real[:, 1:]
     if (targets := spread(rest.pop("target_mask", None), ids[:, 1:].shape)) is not None:
@@ -277,7 +301,8 @@ def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any]]:
             same = rest[name][:, 1:] == rest[name][:, :-1]
             real = same if real is None else real & same
         rest[name] = rest[name][:, :-1]
-    return ids, real, {name: value for name, value in rest.items() if name in net.side}
+    side = {name: value for name, value in rest.items() if name in net.side}
+    return ids, weighed(real, weights), side, weights
 
 
 def _check_scores(logits: Any, labels: jax.Array) -> None:

@@ -9,7 +9,6 @@ what it may be given; `guards` checks each call.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -187,14 +186,13 @@ def stateless(
         >>> scaling(params, jnp.ones((2, 3))).shape
         (2, 3)
     """
-    parameters = inspect.signature(forward).parameters.values()
     return Layer(
         init=lambda key, x, **side: ({} if init is None else init(key, x), {}),
         apply=lambda params, state, x, *, key=None, train=False, **side: (
             forward(params, x, **side), state),
-        name=name or forward.__name__.strip("<>_"),
+        name=name or notation.name_of(forward),
         bare=init is None,
-        side=frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY), casts=casts,
+        side=notation.keyword_only(forward), casts=casts,
     )
 
 
@@ -203,5 +201,5 @@ def as_layer(f: Any) -> Layer:
     if isinstance(f, Layer):
         return f.lent or f
     guards.check_composable(f)
-    name = getattr(getattr(f, "func", f), "__name__", type(f).__name__).strip("<>_")
-    return described(stateless(None, lambda params, x: f(x), name=name), as_layer, {"f": f})
+    plain = stateless(None, lambda params, x: f(x), name=notation.name_of(f))
+    return described(plain, as_layer, {"f": f})

@@ -380,15 +380,20 @@ def _paired(
     """Both in one wide dtype and cleared, and which entries are real; `features` axes make one."""
     check_array(prediction, features)
     check_array(target, floating=False)
-    if prediction.shape != target.shape:
-        alone = prediction.shape == (*target.shape, 1)
-        raise LayerError(f"a target of the prediction's shape {prediction.shape}", show(target),
-                         "drop the prediction's last axis: y[..., 0]" if alone else
-                         "give both one shape: broadcasting would compare every pair")
+    check_alike(prediction, target)
     prediction, target = jnp.asarray(prediction), jnp.asarray(target)
     dtype = jnp.result_type(prediction, target, jnp.float32)
     real = spread(mask, target.shape[: target.ndim - features])
     return clear(prediction.astype(dtype), real), clear(target.astype(dtype), real), real
+
+
+def check_alike(prediction: Any, target: Any) -> None:
+    """Raise unless both have one shape: nothing is broadcast."""
+    if jnp.shape(prediction) != jnp.shape(target):
+        alone = jnp.shape(prediction) == (*jnp.shape(target), 1)
+        raise LayerError(f"a target of the prediction's shape {jnp.shape(prediction)}",
+                         show(target), "drop the prediction's last axis: y[..., 0]" if alone else
+                         "give both one shape: broadcasting would compare every pair")
 
 
 def _of_classes(weights: Any, logits: jax.Array) -> jax.Array:

@@ -38,7 +38,8 @@ def widened(
                          "make it boolean: True marks what is real")
     if not 1 <= mask.ndim <= reach or mask.shape != shape[: mask.ndim]:
         raise LayerError(f"a mask of the leading axes of {shape}", show(mask),
-                         "give it an entry for each position: who sees whom is attention_mask"
+                         "give it an entry for each position: who sees whom is attention_mask, "
+                         "and which targets are real target_mask"
                          if mask.ndim > reach else "name mask in a program where the time axis "
                          "changes length, and pass on the new one")
     return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))

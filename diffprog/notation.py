@@ -35,9 +35,23 @@ def _shown(x: Any) -> str:
     return repr(x)
 
 
-def listed(names: Iterable[str]) -> str:
+def called(function: Any) -> Any:
+    """What a partial calls in the end; any other function as it is."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a function; of a partial that of what it calls, of an object that of its class.
+    """
+    function = called(function)
+    return getattr(function, "__name__", type(function).__name__).strip("<>_")
+
+
+def listed(names: Iterable[Any]) -> str:
     """Names in a sentence, sorted; ``none`` where there are none."""
-    return clip(", ".join(sorted(names)), 240) or "none"
+    return clip(", ".join(sorted(map(str, names))), 240) or "none"
 
 
 def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
@@ -57,6 +71,15 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     return f"{function.__name__}({', '.join(parts)})"
 
 
+def keyword_only(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of the arguments behind the star, but for those that a partial has filled in."""
+    names = frozenset(p.name for p in inspect.signature(function).parameters.values()
+                      if p.kind is p.KEYWORD_ONLY)
+    while isinstance(function, functools.partial):
+        names, function = names - function.keywords.keys(), function.func
+    return names
+
+
 def keywords(arguments: Mapping[str, Any]) -> list[str]:
     """Each argument as ``name=value``."""
     return [f"{name}={code(value)}" for name, value in arguments.items()]
@@ -71,7 +94,9 @@ def code(value: Any) -> str:
         return f"({', '.join(map(code, value))}{',' if len(value) == 1 else ''})"
     name = getattr(value, "__name__", None)
     if name is None or not callable(value):
-        return show(value) if hasattr(value, "shape") else repr(value)
+        text = show(value) if hasattr(value, "shape") else repr(value)
+        # An object that does not say what it is goes by its class.
+        return f"<{type(value).__name__}>" if "\n" in text or " at 0x" in text else text
     for module, prefix in _HOMES:
         if vars(sys.modules.get(module, object)).get(name) is value:
             return prefix + name

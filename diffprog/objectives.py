@@ -1,18 +1,23 @@
 """What is to be made small: an objective maps a net, its trees and a batch to a loss and metrics.
 
 ``objective(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. A batch is a
-pair ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask`` and ``target_mask``, and side
-inputs under all other names. ``mask`` says what is real of x, over leading axes of it. It goes to
-the net, if the net takes one, and to the loss too if the net keeps these axes. ``target_mask``
-says which targets are real, over any leading axes of y, and goes to loss, metrics and counts alone.
+pair ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask``, ``target_mask`` and
+``sample_weight``, and side inputs under all other names. ``mask`` says what is real of x, over
+leading axes of it. It goes to the net, if the net takes one, and to the loss too if the net keeps
+these axes. ``target_mask`` says which targets are real, over any leading axes of y, and goes to
+loss, metrics and counts alone. ``sample_weight``, numbers of at least 0 over such axes, says how
+much each counts: as if it stood so many times in the batch.
 
-Metrics are means over the real entries of the batch; ``count`` says over how many, and
-``count/<name>`` what the mean of one metric was divided by, where that is something else.
+Metrics are means over the real entries of the batch; ``count`` says over how many, or what their
+weights sum up to, and ``count/<name>`` what the mean of one metric was divided by, where that is
+something else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -20,12 +25,23 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_share
-from diffprog.entries import Mask, class_numbers, is_soft, known, reduce, spread, total
+from diffprog.entries import (
+    Mask,
+    average,
+    class_numbers,
+    is_soft,
+    known,
+    reduce,
+    spread,
+    total,
+    weighed,
+    weighing,
+)
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
-from diffprog.losses import binary_cross_entropy, cross_entropy, squared_error
+from diffprog.losses import binary_cross_entropy, check_alike, cross_entropy, squared_error
 from diffprog.metrics import accuracy, top_k_accuracy
-from diffprog.notation import listed, show
+from diffprog.notation import called, code, listed, show
 from diffprog.plans import spec
 
 __all__ = ["binary_classification", "classification", "regression"]
@@ -33,12 +49,22 @@ __all__ = ["binary_classification", "classification", "regression"]
 Metrics = dict[str, jax.Array]
 Objective = Callable[..., tuple[jax.Array, tuple[Any, Metrics]]]
 
+OF_TARGETS = ("mask", "target_mask", "sample_weight")  # what a batch may say of its targets
+
+# What makes probabilities of logits, where a loss that takes logits does so itself.
+_SQUASHES = (jax.nn.softmax, jax.nn.sigmoid, jax.nn.hard_sigmoid, jax.lax.logistic)
+
 
 def classification(
     *, smoothing: float = 0.0, class_weights: jax.Array | None = None, ignore: int | None = None,
     top_k: int | None = None, reduction: Literal["mean", "sum"] = "mean",
 ) -> Objective:
     """The objective of a classifier: `cross_entropy` of the net's logits; metric `accuracy`.
+
+    A batch is ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask``, what is real of x,
+    ``target_mask``, which targets are, and ``sample_weight``, how much each counts in all means:
+    numbers of at least 0 over leading axes of the targets, mostly (batch,), of which ``count`` is
+    then the sum. Side inputs of the net stand beside them under their names.
 
     Where labels are soft, the likeliest class counts as the true one in the metrics.
 
@@ -51,7 +77,8 @@ def classification(
         reduction: whether the loss is the mean over the real entries or their sum.
 
     Raises:
-        LayerError: an argument is out of its range.
+        LayerError: an argument is out of its range; a net that ends in `jax.nn.softmax` or
+            `jax.nn.sigmoid`, which are no logits.
 
     Example:
         >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.array([0, 2])
@@ -69,24 +96,26 @@ def classification(
     loss = functools.partial(
         cross_entropy, smoothing=smoothing, class_weights=class_weights, ignore=ignore)
 
-    def measure(logits: jax.Array, labels: jax.Array, mask: Mask) -> Metrics:
+    def measure(logits: jax.Array, labels: jax.Array, mask: Mask, weights: Any) -> Metrics:
         soft = is_soft(labels)
         given = labels
         labels = class_numbers(logits, labels.argmax(-1) if soft else labels)
         real = known(labels, mask, ignore)
-        metrics = {"accuracy": accuracy(logits, labels, ignore=ignore, mask=mask),
-                   "count": total(labels.shape, real)}
+        entries = {"accuracy": accuracy(logits, labels, reduction="none")}
         if smoothing:
-            metrics["cross_entropy"] = cross_entropy(logits, given, ignore=ignore, mask=mask)
+            entries["cross_entropy"] = cross_entropy(
+                logits, given, ignore=ignore, mask=mask, reduction="none")
         if top_k is not None:
-            metrics[f"top_{top_k}"] = top_k_accuracy(
-                logits, labels, k=top_k, ignore=ignore, mask=mask)
+            entries[f"top_{top_k}"] = top_k_accuracy(logits, labels, k=top_k, reduction="none")
+        metrics = {name: average(values, real, weights) for name, values in entries.items()}
+        metrics["count"] = total(labels.shape, real, weights)
         if class_weights is not None and not soft:
             each = jnp.take(jnp.asarray(class_weights), labels, mode="clip")
-            metrics["count/loss"] = total(labels.shape, real, each)
+            metrics["count/loss"] = total(
+                labels.shape, real, each if weights is None else each * weights)
         return metrics
 
-    return _objective(loss, measure, features=1, reduction=reduction)
+    return _objective(loss, measure, features=1, reduction=reduction, scored=True)
 
 
 def binary_classification() -> Objective:
@@ -106,20 +135,28 @@ def binary_classification() -> Objective:
         0.5
     """
 
-    def measure(logits: jax.Array, targets: jax.Array, mask: Mask) -> Metrics:
+    def measure(logits: jax.Array, targets: jax.Array, mask: Mask, weights: Any) -> Metrics:
         real = spread(mask, targets.shape)
         hits = (logits > 0) == (targets > 0.5)
-        return {"accuracy": reduce(hits.astype(jnp.float32), real, "mean"),
-                "count": total(targets.shape, real)}
+        return {"accuracy": average(hits.astype(jnp.float32), real, weights),
+                "count": total(targets.shape, real, weights)}
 
-    return _objective(binary_cross_entropy, measure)
+    return _objective(binary_cross_entropy, measure, scored=True)
 
 
 def regression(loss: Callable[..., jax.Array] = squared_error) -> Objective:
     """The objective of a net whose output is to equal the target: the mean of `loss`.
 
+    Output and target have one shape, whatever the loss: nothing is broadcast.
+
     Args:
-        loss: `squared_error`, `absolute_error`, or ``functools.partial(huber, delta=...)``.
+        loss: `squared_error`, `absolute_error`, or ``functools.partial(huber, delta=...)``. One of
+            your own is called as ``loss(output, target, mask=...)``, the mask being None or that of
+            leading axes, and gives a number; of batches with ``sample_weight`` also with
+            ``reduction="none"``, and gives one number for each entry.
+
+    Raises:
+        LayerError: a loss that takes no mask; output and target of unlike shapes.
 
     Example:
         >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.ones((2, 3))
@@ -129,53 +166,186 @@ def regression(loss: Callable[..., jax.Array] = squared_error) -> Objective:
         >>> int(metrics["count"])
         6
     """
-    return _objective(
-        loss, lambda output, y, mask: {"count": total(y.shape, spread(mask, y.shape))})
+    _check_loss(loss)
+
+    def measure(output: jax.Array, y: jax.Array, mask: Mask, weights: Any) -> Metrics:
+        check_alike(output, y)
+        return {"count": total(y.shape, spread(mask, y.shape), weights)}
+
+    return _objective(loss, measure)
 
 
 def parts(net: Layer, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Input, target and the net's side inputs in a batch; raise for what the net cannot take."""
     if isinstance(batch, Mapping):
         rest = {name: value for name, value in batch.items() if name not in ("x", "y")}
-        if not {"x", "y"} <= batch.keys() or rest.keys() - net.side - {"mask", "target_mask"}:
-            raise LayerError(f"a batch with x, y, mask, target_mask and side inputs of the net "
-                             f"({listed(net.side)})", listed(batch), "rename or remove the rest")
+        if not {"x", "y"} <= batch.keys() or rest.keys() - net.side - {*OF_TARGETS}:
+            raise LayerError(f"a batch with x, y, {', '.join(OF_TARGETS)} and side inputs of the "
+                             f"net ({listed(net.side)})", listed(batch),
+                             "rename or remove the rest")
         return batch["x"], batch["y"], {n: v for n, v in rest.items() if n in net.side}
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise LayerError("a batch (x, y), or a dict with x and y", show(batch), "pass one of them")
     return batch[0], batch[1], {}
 
 
+@contextlib.contextmanager
+def masked_as(side: Mapping[str, Any], x: Any, y: Any) -> Iterator[None]:
+    """A call of a net; what it says of a mask that fits the targets alone is said in their terms.
+    """
+    try:
+        yield
+    except LayerError as error:
+        mask: Any = side.get("mask")
+
+        def fits(tree: Any, features: int) -> bool:
+            return all(mask.ndim <= leaf.ndim - features and leaf.shape[: mask.ndim] == mask.shape
+                       for leaf in jax.tree.leaves(tree))
+
+        if hasattr(mask, "shape") and fits(y, 0) and not fits(x, 1):
+            raise LayerError("a mask of axes of x, which the net takes", show(mask),
+                             "name it target_mask: it says which targets are real") from error
+        raise
+
+
+def inputs(net: Layer, batch: Any) -> tuple[Any, dict[str, Any]]:
+    """What the net is shown of a batch: x and side inputs."""
+    x, _, side = parts(net, batch)
+    return x, side
+
+
+def like(objective: Objective) -> Callable[[Objective], Objective]:
+    """Let an objective say of itself all that another one does, which may be an object."""
+    def said(own: Objective) -> Objective:
+        functools.update_wrapper(own, objective)
+        for name in ("inputs", "draws", "across_examples", "combine"):
+            if hasattr(objective, name):
+                setattr(own, name, getattr(objective, name))
+        return own
+
+    return said
+
+
+def explained(objective: Objective) -> Any:
+    """The objective, whose answer is looked at, and whose metrics hold its loss.
+
+    What an objective of one's own shows the net, if it does not say so, is the x of a batch.
+    """
+
+    @like(objective)
+    def answered(
+        net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        answer = objective(net, params, state, batch, key=key, train=train)
+        match answer:
+            case (loss, (dict() as after, Mapping() as metrics)) if after.keys() <= state.keys():
+                pass
+            case _:
+                raise LayerError(
+                    "an objective that returns loss, (state, metrics)", show(answer),
+                    "return them: the new state of the net, and metrics by name, means over "
+                    "metrics['count'] entries, or over the examples where it gives no count")
+        if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+            raise LayerError("a loss that is one float", show(loss), "take its mean")
+        return loss, (after, {"loss": loss, **metrics})
+
+    def shown(net: Layer, batch: Any) -> tuple[Any, dict[str, Any]]:
+        try:
+            return inputs(net, batch)
+        except LayerError:
+            has = f"a dict with {listed(batch)}" if isinstance(batch, Mapping) else show(batch)
+            raise LayerError(
+                "a batch (x, y), a dict with x and y, or an objective that says what it shows the "
+                "net", has, "set objective.inputs = lambda net, batch: (x, {}), with the x of such "
+                "a batch, and side inputs in the dict") from None
+
+    said: Any = answered
+    said.inputs = getattr(objective, "inputs", shown)
+    return said
+
+
+def check_logits(net: Layer) -> None:
+    """Raise for a net that ends in probabilities: its loss would take them for logits."""
+    last = net
+    while last.name == "serial" and last.children:
+        last = [*last.children.values()][-1]
+    if any(called(last.settings.get("f")) is squash for squash in _SQUASHES):
+        raise LayerError("a net that gives logits", f"one that ends in {last!r}",
+                         "leave it out: the loss does it itself, and predictions are "
+                         f"{last!r}(net(params, x))")
+
+
+def _check_loss(loss: Any) -> None:
+    """Raise for a loss that cannot be told what is real."""
+    if not callable(loss):
+        raise LayerError("a loss as a function", show(loss), "pass dp.absolute_error, for example")
+    try:
+        inspect.signature(loss).bind(None, None, mask=None)
+    except TypeError:
+        raise LayerError("a loss (output, target, *, mask)", code(loss),
+                         "let it take mask=None, which says what is real, and return a number"
+                         ) from None
+    except ValueError:
+        pass  # a signature that Python does not know
+
+
 def _objective(
-    loss: Callable[..., jax.Array], measure: Callable[[Any, Any, Any], Metrics], *,
-    features: int = 0, reduction: Literal["mean", "sum"] = "mean",
+    loss: Callable[..., jax.Array], measure: Callable[[Any, Any, Any, Any], Metrics], *,
+    features: int = 0, reduction: Literal["mean", "sum"] = "mean", scored: bool = False,
 ) -> Objective:
-    """The objective of a loss and further metrics; `features` axes of the output make an entry."""
+    """The objective of a loss and further metrics; `features` axes of the output make an entry.
+
+    Of one that is `scored` the output are logits.
+    """
 
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        if scored:
+            check_logits(net)
         x, y, side = parts(net, batch)
-        output, state = net.apply(params, state, x, key=key, train=train, **side)
+        with masked_as(side, x, y):
+            output, state = net.apply(params, state, x, key=key, train=train, **side)
         check_array(output, features)
-        mask = real_targets(net, batch, x, side, output.shape[: output.ndim - features])
-        mean = loss(output, y, mask=mask)
-        value = mean if reduction == "mean" else loss(output, y, mask=mask, reduction="sum")
-        return value, (state, {"loss": mean, **measure(output, y, mask)})
+        entries = output.shape[: output.ndim - features]
+        mask, weights = real_targets(net, batch, x, side, entries)
+        metrics = measure(output, y, mask, weights)
+        if weights is None:
+            mean = loss(output, y, mask=mask)
+            whole = mean if reduction == "mean" else loss(output, y, mask=mask, reduction="sum")
+        else:
+            each = loss(output, y, mask=mask, reduction="none")
+            whole = reduce(weights.astype(each.dtype) * each, mask, "sum")
+            divisor = metrics.get("count/loss", metrics["count"])
+            mean = whole / jnp.where(divisor == 0, 1, divisor).astype(whole.dtype)
+        value = mean if reduction == "mean" else whole
+        return value, (state, {"loss": mean, **metrics})
 
-    return objective
+    said: Any = objective
+    said.inputs = inputs
+    return said
 
 
 def real_targets(
     net: Layer, batch: Any, x: Any, side: Mapping[str, Any], entries: tuple[int, ...],
     part: Callable[[Any], Any] = lambda y: y,
-) -> Mask:
-    """Which entries of a target are real, by the masks of a batch; None is all.
+) -> tuple[Mask, Any]:
+    """Which entries of a target are real, and their weights, by a batch; None is all and alike.
 
-    `part` of the net's output is what the target is compared with.
+    `part` of the net's output is what the target is compared with. An entry of weight 0 is not
+    real: what stands there reaches nothing.
     """
     if not isinstance(batch, Mapping):
-        return None
+        return None, None
+    weights = weighing(batch.get("sample_weight"), entries)
+    return weighed(_masked(net, batch, x, side, entries, part), weights), weights
+
+
+def _masked(
+    net: Layer, batch: Mapping[str, Any], x: Any, side: Mapping[str, Any],
+    entries: tuple[int, ...], part: Callable[[Any], Any],
+) -> Mask:
+    """Which entries of a target are real, by the masks of a batch."""
     mask, targets = batch.get("mask"), batch.get("target_mask")
     if mask is not None and not _keeps(net, x, side, mask, part):
         if "mask" not in net.side:

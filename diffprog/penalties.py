@@ -6,7 +6,6 @@ has no such form, or is to be seen.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import magnitude
 from diffprog.notation import show
-from diffprog.objectives import Objective
+from diffprog.objectives import Objective, like
 from diffprog.plans import Params
 
 __all__ = ["l1", "l2", "penalized"]
@@ -89,7 +88,7 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
         ['accuracy', 'count', 'loss', 'penalty']
     """
 
-    @functools.wraps(objective)  # what the net is shown stays as it is
+    @like(objective)  # what the net is shown stays as it is
     def total(
         net: Layer, params: Params, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:

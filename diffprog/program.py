@@ -27,7 +27,7 @@ from diffprog.guards import (
     transformed,
 )
 from diffprog.layer import Layer, as_layer
-from diffprog.notation import listed, show
+from diffprog.notation import listed, name_of, show
 from diffprog.parameters import fold
 from diffprog.plans import Call, Params, Plan, State, blank, remember, spec
 
@@ -189,7 +189,7 @@ def wire(
     return Layer(
         init, apply, start if any(child.start for child in inside) else None, children,
         rebuild,
-        name=name or function.__name__.strip("<>_"),
+        name=name or name_of(function),
         bare=all(child.bare for child in inside), random=any(child.random for child in inside),
         side=side, kept=frozenset().union(*(child.kept for child in inside)), planner=planner,
         within=lambda f: rebuild({name: f(child) for name, child in children.items()}),

@@ -24,7 +24,7 @@ from diffprog.errors import LayerError
 from diffprog.guards import parted, streams
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, show
-from diffprog.objectives import Objective, parts
+from diffprog.objectives import Objective, explained
 from diffprog.optimizers import check_optimizer, descend, looked_at, of_net
 from diffprog.parameters import fold
 from diffprog.plans import Params, State
@@ -95,7 +95,10 @@ def make_step(
 
     Args:
         net: the layer to train.
-        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. What
+        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. Its
+            metrics are means by name; ``count`` says over how many entries, so that `fit` and
+            `evaluate` can weigh batches (the number of examples if it is left out), and ``loss`` is
+            the loss, if they name no other: it is looked at for NaN, and for the best state. What
             it does besides stands in its attributes, all of which may be left out. ``inputs``,
             ``(net, batch) -> (x, side)``, is what it shows the net, if not the x of a batch.
             ``draws = True``: it draws at rest too; `evaluate` gives it one example at a time, with
@@ -144,6 +147,7 @@ def make_step(
     net = as_layer(net)
     check_optimizer(optimizer)
     check_objective(net, objective)
+    objective = explained(objective)
     own = of_net(net, optimizer)
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
@@ -180,10 +184,7 @@ def make_step(
         return eval_params(now.opt_state, now.params)
 
     def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
-        if inputs := getattr(objective, "inputs", None):
-            return inputs(net, batch)
-        x, _, side = parts(net, batch)
-        return x, side
+        return objective.inputs(net, batch)
 
     def check(batch: Any) -> None:
         if check_axes:

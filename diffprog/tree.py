@@ -28,8 +28,14 @@ def paths(tree: Any) -> dict[str, Any]:
         >>> dp.tree.paths({"head": {"kernel": 1, "bias": 2}})
         {'head/bias': 2, 'head/kernel': 1}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(at, simple=True, separator="/"): leaf for at, leaf in leaves}
+    found: dict[str, Any] = {}
+    for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = jax.tree_util.keystr(at, simple=True, separator="/")
+        if path in found:
+            raise LayerError("a path for each leaf alone", f"two leaves at {path}",
+                             "rename one of them: / parts the levels")
+        found[path] = leaf
+    return found
 
 
 def select(tree: Any, *patterns: str) -> dict[str, Any]:

@@ -10,12 +10,29 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array
-from diffprog.entries import Mask, Reduction, clear, reduce, spread, total, wide
+from diffprog.entries import (
+    Mask,
+    Reduction,
+    average,
+    clear,
+    reduce,
+    spread,
+    total,
+    weighing,
+    wide,
+)
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import binary_cross_entropy
-from diffprog.notation import show
-from diffprog.objectives import Metrics, Objective, parts, real_targets
+from diffprog.notation import called, show
+from diffprog.objectives import (
+    Metrics,
+    Objective,
+    check_logits,
+    inputs,
+    parts,
+    real_targets,
+)
 
 __all__ = ["elbo", "gaussian_kl"]
 
@@ -33,7 +50,8 @@ def elbo(
     The mean over z is that of one draw for each example, in `evaluate` too, which gives each a key
     of its own. Called without a key z is the mean of q, and the loss is no bound.
 
-    An example without a real entry, by `mask` or `target_mask`, is not real.
+    An example without a real entry, by `mask` or `target_mask`, is not real. A `sample_weight` is
+    one of examples, (batch,).
 
     Args:
         loss: gives ``-log p`` of each entry with ``reduction="none"``. `binary_cross_entropy` takes
@@ -63,21 +81,25 @@ def elbo(
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        if called(loss) is binary_cross_entropy and "decoder" in net.children:
+            check_logits(net.children["decoder"])
         x, y, side = parts(net, batch)
         output, state = net.apply(params, state, x, key=key, train=train, **side)
         prediction, latent = _pair(output, "a pair, the prediction and (mean, log_variance)")
         mean, log_variance = _pair(latent, "a pair (mean, log_variance) beside the prediction")
-        mask = real_targets(net, batch, x, side, y.shape, lambda output: output[0])
+        mask, weights = real_targets(net, batch, x, side, y.shape, lambda output: output[0])
         surprise = _rows(loss(prediction, y, mask=mask, reduction="none")).sum(1)
         real = None if mask is None else _rows(spread(mask, y.shape)).any(1)
-        reconstruction = reduce(surprise, real, "mean")
-        kl = gaussian_kl(_rows(mean), _rows(log_variance), mask=real)
+        weights = None if weights is None else _of_examples(batch["sample_weight"], len(y))
+        reconstruction = average(surprise, real, weights)
+        latent = gaussian_kl(_rows(mean), _rows(log_variance), mask=real, reduction="none")
+        kl = average(latent, real, weights)
         value = reconstruction + beta * kl
         return value, (state, {"loss": value, "reconstruction": reconstruction, "kl": kl,
-                               "count": total(surprise.shape, real)})
+                               "count": total(surprise.shape, real, weights)})
 
     said: Any = objective
-    said.draws = True
+    said.inputs, said.draws = inputs, True
     return said
 
 
@@ -120,6 +142,14 @@ def _pair(output: Any, wanted: str) -> Any:
     if not isinstance(output, (tuple, list)) or len(output) != 2:
         raise LayerError(wanted, show(output), "make the net by vae(encoder, decoder)")
     return output
+
+
+def _of_examples(weights: Any, count: int) -> Any:
+    """The weights, of which each example must have one."""
+    if weights.ndim != 1:
+        raise LayerError(f"a sample_weight of the {count} examples", show(weights),
+                         "give one number to each example: its entries are one surprise")
+    return weighing(weights, (count,))
 
 
 def _rows(a: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ TESTS = pathlib.Path(__file__).parent
 FLOORS = {
     **dict.fromkeys(["jaxprs", "notation", "errors", "arguments", "dtypes", "patterns", "tree",
                      "parameters", "plans", "masks", "computed", "guards", "factories", "layer",
-                     "children"], 0),
+                     "children", "diagnoses", "synonyms"], 0),
     "program": 1,
     "combinators": 2, "merging": 2, "transforms.*": 2,
     "layers.*": 3,
@@ -268,8 +268,10 @@ def test_public_names_resolve_and_are_documented(name):
 
 
 def test_unknown_names_raise():
-    with pytest.raises(AttributeError, match="module 'diffprog' has no attribute 'liner'"):
+    with pytest.raises(AttributeError, match="module 'diffprog' has no attribute 'liner'; use dp"):
         _ = dp.liner
+    with pytest.raises(AttributeError, match=r"module 'diffprog' has no attribute 'xyzzy'$"):
+        _ = dp.xyzzy
     with pytest.raises(AttributeError, match=r"no attribute 'relu'; use jax\.nn\.relu"):
         _ = dp.relu
 

@@ -17,6 +17,7 @@ from diffprog.arguments import check_array, check_count, check_leaves
 from diffprog.dtypes import along, check_chunk
 from diffprog.errors import LayerError
 from diffprog.factories import factory
+from diffprog.guards import check_composable
 from diffprog.layer import Layer
 from diffprog.layers.linear import affine
 from diffprog.notation import show
@@ -71,6 +72,7 @@ def simple_rnn(
     """
     if not callable(activation):
         raise LayerError("activation as a function", show(activation), "pass jnp.tanh, for example")
+    check_composable(activation)
 
     def step(params: Params, carry: Carry, given: jax.Array, held: jax.Array) -> Carry:
         return {"hidden": activation(given + held)}

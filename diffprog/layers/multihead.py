@@ -87,7 +87,7 @@ class Multihead:
 
     def init(self, key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         """Kernels (and biases) of query, key, value, and of the output map."""
-        _check_sequence(x)
+        _check_sequence(x, asks=self._crosses(side))
         self._check_memory(side)
         of_keys, of_values = self._sources(x, side)
         head_dim, value_dim = self._sizes(x)
@@ -111,7 +111,7 @@ class Multihead:
         train: bool = False, **side: Any,
     ) -> tuple[jax.Array, State]:
         """The formula, on a whole sequence, or on a chunk if the state is that of a stream."""
-        _check_sequence(x)
+        _check_sequence(x, asks=self._crosses(side, state))
         self._check_memory(side, state)
         crosses = self._crosses(side, state)
         if state:
@@ -218,8 +218,11 @@ class Multihead:
         for part in pair:
             _check_sequence(part)
             if part.shape[:-2] != x.shape[:-2]:
+                one = part.shape[:-2] == x.shape[:-1]  # a vector asks in each example
                 raise LayerError(f"memory (..., time, features) for each example of {show(x)}",
-                                 show(memory), "give it the leading axes of x")
+                                 show(memory), "write y[..., None, :] for one vector y in each "
+                                 "example: it is a sequence of one step" if one else
+                                 "give it the leading axes of x")
         if pair[0].shape[-2] != pair[1].shape[-2]:
             raise LayerError("as many keys as values in memory", show(memory),
                              "give each key one value")
@@ -340,5 +343,9 @@ def _check_state(state: State, x: Any, crosses: bool) -> None:
                          show(x), "start anew for another batch or dtype")
 
 
-def _check_sequence(x: Any) -> None:
+def _check_sequence(x: Any, *, asks: bool = False) -> None:
+    """Raise unless x is a sequence; a single vector that `asks` a memory is a short one."""
+    if asks and len(getattr(x, "shape", "no array")) == 1:
+        raise LayerError("at least 2 axes (..., time, features)", show(x),
+                         "write y[None] for one vector y: it is a sequence of one step")
     check_array(x, rank=2, axes="(..., time, features)")

@@ -219,11 +219,13 @@ def _tangent(axis: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Arr
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
     """The larger one, NaN if one is; of equal ones a has the gradient."""
-    return jnp.where((b > a) | jnp.isnan(b), b, a)
+    return jnp.where((b > a) | (b != b), b, a)
 
 
-def lowest(x: jax.Array) -> float | int:
+def lowest(x: jax.Array) -> float | int | bool:
     """What loses to every value of the dtype of x."""
+    if x.dtype == bool:
+        return False
     return -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else int(jnp.iinfo(x.dtype).min)
 
 

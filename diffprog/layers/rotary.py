@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog import notation
-from diffprog.arguments import check_array, check_count
+from diffprog.arguments import check_array, check_count, is_number
 from diffprog.errors import LayerError
 from diffprog.notation import show
 
@@ -142,7 +142,7 @@ def angles(
 
 def check_base(base: Any) -> None:
     """Raise unless `base` is a number above 1."""
-    if isinstance(base, bool) or not isinstance(base, (int, float)) or not base > 1:
+    if not is_number(base) or not base > 1:
         raise LayerError("base above 1", repr(base), "pass 10000.0, the usual one")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffprog import notation
-from diffprog.arguments import check_count
+from diffprog.arguments import check_count, is_number
 from diffprog.errors import LayerError
 from diffprog.layers.rotary import frequencies
 
@@ -221,5 +221,5 @@ class longrope_scaling(_Scaling):
 
 def _check_positive(**numbers: Any) -> None:
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
+        if not is_number(number) or not number > 0:
             raise LayerError(f"{name} as a positive number", repr(number), "pass 8.0, for example")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from diffprog.arguments import check_array, check_count, check_share
 from diffprog.errors import LayerError
 from diffprog.factories import described, factory
+from diffprog.guards import check_composable
 from diffprog.layer import Layer, as_layer
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import affine
@@ -63,6 +64,7 @@ def ffn(
     if isinstance(activation, Layer) or not callable(activation):
         raise LayerError("an activation that is a function of an array", show(activation),
                          "write linear(...) >> layer >> linear(...) for a layer with parameters")
+    check_composable(activation)
     drop = dropping(dropout)
 
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:

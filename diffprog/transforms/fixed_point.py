@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog import tree
-from diffprog.arguments import check_array, check_count
+from diffprog.arguments import check_array, check_count, is_number
 from diffprog.errors import LayerError
 from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
@@ -80,9 +80,7 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
     """
     layer = as_layer(layer)
     check_count("steps", steps)
-    if tolerance is not None and (
-            isinstance(tolerance, bool) or not isinstance(tolerance, (int, float))
-            or not tolerance > 0):
+    if tolerance is not None and (not is_number(tolerance) or not tolerance > 0):
         raise LayerError("tolerance as a positive number", repr(tolerance),
                          "pass 1e-4, for example, or None for that of the dtype")
 

@@ -7,6 +7,7 @@ its maps is the target's own, each leaf in it replaced by a ``kernel`` and a ``b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -135,15 +136,16 @@ def hyper(target: Any, generator: Any, *, kernel_init: Initializer = _SMALL) -> 
         biases, _ = target.init(own, part.call.x, **part.call.side)
         features = part.generator.y.shape[-1]
 
-        def maps(key: jax.Array, tree: Any) -> Params:
-            if isinstance(tree, dict):
-                return {name: maps(fold(key, name), below) for name, below in tree.items()}
-            shape = (features, *(tree.shape or (1,)))  # initializers want a fan
-            kernel = parameter(key, "kernel", kernel_init, shape, tree)
-            return {"kernel": kernel.reshape(features, *tree.shape), "bias": tree}
+        def maps(at: tuple[Any, ...], leaf: jax.Array) -> Params:
+            names = (jax.tree_util.keystr((level,), simple=True) for level in at)
+            shape = (features, *(leaf.shape or (1,)))  # initializers want a fan
+            kernel = parameter(functools.reduce(fold, names, own), "kernel", kernel_init, shape,
+                               leaf)
+            return {"kernel": kernel.reshape(features, *leaf.shape), "bias": leaf}
 
         params = {"generator": made} if made else {}
-        return params | {"target": maps(own, biases)}, {"generator": state} if state else {}
+        params["target"] = jax.tree_util.tree_map_with_path(maps, biases)
+        return params, {"generator": state} if state else {}
 
     def write(
         params: Params, state: State, x: Any, side: dict[str, Any], key: Any, train: bool

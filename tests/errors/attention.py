@@ -74,6 +74,13 @@ def without_cudnn():
 
 
 EXAMPLES = {
+    "at (cross_attention(2)): wants at least 2 axes (..., time, features), got float32[4]; write "
+    "y[None] for one vector y: it is a sequence of one step":
+        at(dp.cross_attention(2), floats(4), memory=floats(5, 4)),
+    "at (cross_attention(2)): wants memory (..., time, features) for each example of float32[3,4], "
+    "got float32[3,5,4]; write y[..., None, :] for one vector y in each example: it is a sequence "
+    "of one step":
+        at(dp.cross_attention(2), floats(3, 4), memory=floats(3, 5, 4)),
     # Settings.
     "self_attention(0): wants heads as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.self_attention(0),

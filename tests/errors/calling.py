@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from refusing import (
     KEY,
     X,
@@ -102,7 +103,29 @@ def told(layer, condition=X):
     layer.init(KEY, X, condition=condition)
 
 
+def noisy_always(params, state, x, *, key=None, train=False):
+    return x + jax.random.normal(key, x.shape), state
+
+
+def noise(**record):
+    return dp.Layer(lambda key, x: ({}, {}), noisy_always, name="noise", **record)
+
+
 EXAMPLES = {
+    "noise: wants a layer that says that it draws, got random=False; pass Layer(init, apply, "
+    "random=True): no other is given a key":
+        lambda: noise().apply({}, {}, X, key=KEY, train=True),
+    "at (noise): wants a layer that needs no key at rest, got one that draws without a key; return "
+    "what it gives without noise, or its mean, where key is None":
+        at(noise(random=True), X),
+    "at (scaled): wants an init that reads shapes and dtypes of x alone, got one that computes "
+    "with x; put what the data decides into params after init, as in params | {'scale': 1 / "
+    "x.std(0)}: inside of a net tap shows what reaches a layer":
+        at(dp.stateless(lambda key, x: {"scale": 1 / x.std(0)}, lambda params, x: x, name="scaled"),
+           floats(2, 4)),
+    "linear(3): wants an array of numbers, got object[2]; convert it: number what is text, and "
+    "stack the columns of a table":
+        lambda: LINEAR.init(KEY, np.array([1, None])),
     # Inputs.
     "linear(3): wants an array or a jax.ShapeDtypeStruct, got the shape (2, 4); write "
     "jax.ShapeDtypeStruct((2, 4), jnp.float32)":

@@ -1,6 +1,7 @@
 """What is refused when it is composed: counts, names, signatures, what is no layer, patterns."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -111,12 +112,14 @@ EXAMPLES = {
         lambda: dp.dropout(1),
     "dropout(1.5): wants rate in [0, 1), got 1.5; pass a share, not a percentage":
         lambda: dp.dropout(1.5),
-    "dropout(True): wants rate in [0, 1), got True; pass a share, not a percentage":
+    "dropout(True): wants rate in [0, 1), got True; pass a number, a Python float":
         lambda: dp.dropout(True),
-    "dropout(False): wants rate in [0, 1), got False; pass a share, not a percentage":
+    "dropout(False): wants rate in [0, 1), got False; pass a number, a Python float":
         lambda: dp.dropout(False),
-    "dropout('0.5'): wants rate in [0, 1), got '0.5'; pass a share, not a percentage":
+    "dropout('0.5'): wants rate in [0, 1), got '0.5'; pass a number, a Python float":
         lambda: dp.dropout("0.5"),
+    "dropout(float32[]): wants rate in [0, 1), got float32[]; pass a number, a Python float":
+        lambda: dp.dropout(jnp.float32(0.1)),
     "dropout(nan): wants rate in [0, 1), got nan; pass a share, not a percentage":
         lambda: dp.dropout(float("nan")),
     "batch_norm(momentum=1.0): wants momentum in [0, 1), got 1.0; pass a share, not a percentage":
@@ -169,6 +172,9 @@ EXAMPLES = {
     "x.astype(jnp.float32)":
         lambda: dp.fixed_point(dp.add).init(KEY, X.astype(int)),
     # What is no layer, and no program of layers.
+    "serial(functools.partial(linear, 3)): wants a layer, got the function linear; call it: "
+    "linear(...)":
+        lambda: dp.serial(functools.partial(dp.linear, 3)),
     "residual(linear): wants a layer, got the function linear; call it: linear(...)":
         lambda: dp.residual(dp.linear),
     "serial([linear(3)]): wants a layer, got [linear(3)]; write serial(a, b) for a sequence of "

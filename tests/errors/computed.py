@@ -44,6 +44,9 @@ def child_of(net):
 
 
 EXAMPLES = {
+    "wants a path for each leaf alone, got two leaves at a/b; rename one of them: / parts the "
+    "levels":
+        lambda: dp.tree.paths({"a/b": 1, "a": {"b": 2}}),
     # By which parameters.
     "linear(3): wants a call of the whole net, which computes the parameters of its children, got "
     "one of this child alone, by what they are computed from; take its output by tap(net, path), "

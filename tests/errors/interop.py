@@ -45,6 +45,9 @@ class Noisy(nnx.Module):
 
 
 EXAMPLES = {
+    "serial(<Linear>): wants a layer, or a function without parameters of its own, got Linear of "
+    "another library; write dp.interop.from_nnx(...): a function's parameters are never trained":
+        lambda: dp.serial(nnx.Linear(4, 4, rngs=nnx.Rngs(0))),
     "wants a module of flax.linen, got Dense; call its class: nn.Dense(3)":
         lambda: interop.from_linen(nn.Dense),
     "wants call=, of a module that takes more than x, got BatchNorm, which takes mask, "

@@ -30,10 +30,6 @@ def asked(objective, batch, net=NET):
         lambda own, batch: objective(net, own, {}, batch, key=None, train=True), own, batch)
 
 
-def scoring_errors(net, params, state, batch, *, key, train):
-    return params["bias"].sum(), (state, {"error": params["bias"].sum()})
-
-
 def comparing(net, params, state, batch, *, key, train):
     return params["bias"].sum(), (state, {"loss": params["bias"].sum()})
 
@@ -41,6 +37,7 @@ def comparing(net, params, state, batch, *, key, train):
 comparing.across_examples = True
 COMPARING = dp.make_step(NET, comparing, optax.sgd(0.1))
 FLAT = dp.serial(NET, jnp.ravel)
+LATENT = dp.branch(dp.linear(4), dp.branch(dp.linear(2), dp.linear(2)))
 SEEING = dp.serial(dp.conv(2, 3), jax.nn.relu)
 IMAGES = jnp.ones((12, 4, 4)), jnp.ones((2, 3, 4, 4))
 
@@ -105,8 +102,23 @@ COUNTED = dp.make_step(NET, lambda net, params, state, batch, *, key, train: (
     params["bias"].sum(), (state, {"loss": params["bias"].sum(), "each": params["bias"]})),
     optax.sgd(0.1))
 
+def answering(answer):
+    """A step of an objective of one's own that returns something else."""
+    def own(net, params, state, batch, *, key, train):
+        return answer(params["bias"].sum(), state)
+
+    step = dp.make_step(NET, own, optax.sgd(0.1))
+    return lambda: jax.eval_shape(step.apply, jax.eval_shape(step.init, KEY, XS), DATA[0])
+
+
+def maskless(output, target):
+    return ((output - target) ** 2).mean()
+
+
 GAME = dp.serial(one=NET, other=dp.batch_norm())
 PLAYER = dp.Player(dp.classification(), optax.sgd(0.1))
+FORM = ("return them: the new state of the net, and metrics by name, means over metrics['count'] "
+        "entries, or over the examples where it gives no count")
 
 
 def forgetful(net, params, state, batch, *, key, train):
@@ -128,14 +140,18 @@ EXAMPLES = {
         lambda: dp.classification(top_k=0),
     "wants k of at most 3, the number of classes, got 4; lower it":
         asked(dp.classification(top_k=4), DATA[0]),
-    "wants a batch with x, y, mask, target_mask and side inputs of the net (none), got weight, x, "
-    "y; rename or remove the rest":
+    "wants a batch with x, y, mask, target_mask, sample_weight and side inputs of the net (none), "
+    "got weight, x, y; rename or remove the rest":
         asked(dp.classification(), {"x": XS, "y": YS, "weight": X}),
     "wants a batch (x, y), or a dict with x and y, got (float32[2,4]); pass one of them":
         asked(dp.classification(), (X,)),
     "wants a mask of axes of x that the net keeps, got bool[12,5]; name it target_mask if it says "
     "which targets are real: the net takes no mask":
         asked(dp.classification(), {"x": XS, "y": YS, "mask": bools(12, 5)}),
+    "wants a mask of axes of x, which the net takes, got bool[12,3]; name it target_mask: it says "
+    "which targets are real":
+        asked(dp.regression(), {"x": XS, "y": jnp.ones((12, 3)), "mask": bools(12, 3)},
+              dp.hide() >> NET),
     "wants one array, got (float32[12,3], float32[12,3]); pick one part of it with a lambda":
         asked(dp.classification(), DATA[0], dp.branch(NET, NET)),
     "wants a target of the prediction's shape (12, 1), got int32[12]; drop the prediction's last "
@@ -156,6 +172,29 @@ EXAMPLES = {
     "wants a log_variance of the shape of mean, (2, 4), got float32[2,1]; give each number a "
     "variance of its own":
         lambda: dp.gaussian_kl(X, X[:, :1]),
+    "wants a sample_weight of the leading axes of (12,), got float32[2,4]; give one number to each "
+    "example, or to each of its entries":
+        asked(dp.classification(), {"x": XS, "y": YS, "sample_weight": X}),
+    "wants a sample_weight of the 12 examples, got float32[12,4]; give one number to each example: "
+    "its entries are one surprise":
+        asked(dp.elbo(), {"x": XS, "y": XS, "sample_weight": XS}, LATENT),
+    "wants a loss (output, target, *, mask), got maskless; let it take mask=None, which says what "
+    "is real, and return a number":
+        lambda: dp.regression(maskless),
+    "wants a loss as a function, got 'mse'; pass dp.absolute_error, for example":
+        lambda: dp.regression("mse"),
+    "wants a net that gives logits, got one that ends in jax.nn.softmax; leave it out: the loss "
+    "does it itself, and predictions are jax.nn.softmax(net(params, x))":
+        asked(dp.classification(), DATA[0], dp.serial(NET, jax.nn.softmax)),
+    # Objectives of one's own.
+    f"wants an objective that returns loss, (state, metrics), got (float32[], {{}}); {FORM}":
+        answering(lambda loss, state: (loss, state)),
+    "wants a loss that is one float, got float32[3]; take its mean":
+        answering(lambda loss, state: (loss * jnp.ones(3), (state, {}))),
+    "wants a batch (x, y), a dict with x and y, or an objective that says what it shows the net, "
+    "got a dict with z; set objective.inputs = lambda net, batch: (x, {}), with the x of such a "
+    "batch, and side inputs in the dict":
+        lambda: train(COMPARING, [{"z": XS}], 1),
     # Data.
     "wants arrays of one length along the first axis, got (float64[3], float64[4]); cut them to "
     "one length":
@@ -188,9 +227,10 @@ EXAMPLES = {
         lambda: train(sgd(), DATA, 1, patience=0, validation=DATA),
     "wants validation data for patience, got none; pass validation=batches(...)":
         patient(sgd()),
-    "wants a metric named loss for patience, got error; let the objective give it, or name "
-    "another: metric=":
-        patient(dp.make_step(NET, scoring_errors, optax.sgd(0.1)), validation=DATA),
+    "wants a metric named loss for patience, got one/accuracy, one/loss; let the objective give "
+    "it, or name another: metric=":
+        patient(dp.make_game(dp.serial(one=NET), {"one": PLAYER}, inputs=lambda batch: batch[0]),
+                validation=DATA),
     "wants a finite loss, got nan by step 1, with finite parameters; look for NaN and for labels "
     "outside their range in the data":
         lambda: train(sgd(), [(XS, YS + 1)], 1),

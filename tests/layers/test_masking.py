@@ -74,7 +74,7 @@ def test_wrong_masks_are_refused():
         (jnp.ones((2, 1), bool), f"{leading} bool[2,1]; name mask in a program where the time "
          "axis changes length, and pass on the new one"),
         (jnp.ones((2, 3, 4, 1), bool), f"{leading} bool[2,3,4,1]; give it an entry for each "
-         "position: who sees whom is attention_mask"),
+         "position: who sees whom is attention_mask, and which targets are real target_mask"),
     ):
         expect("hide", message, net, {}, x, mask=mask)
         expect("hide", message, net.init, KEY, x, mask=mask)

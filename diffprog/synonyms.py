@@ -1,0 +1,155 @@
+"""What other libraries and textbooks call things, and what they are here: for errors alone.
+
+Names are compared without case and underscores, so that one entry serves `Conv2d`, `conv2d` and
+`conv_2d`. A name that differs from one of this library in nothing else needs no entry.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import jax
+
+# Name -> what is written here, which a test looks up.
+_MEANT = {
+    # layers
+    **dict.fromkeys(["dense", "fullyconnected", "affine", "lazylinear"], "dp.linear(features)"),
+    **dict.fromkeys(["conv1d", "convolution1d"], "dp.conv(features, size, dims=1)"),
+    **dict.fromkeys(["conv2d", "convolution", "convolution2d"], "dp.conv(features, size)"),
+    **dict.fromkeys(["conv3d", "convolution3d"], "dp.conv(features, size, dims=3)"),
+    **dict.fromkeys(["convtranspose1d", "convtranspose2d", "deconv", "conv2dtranspose"],
+                    "dp.conv_transpose(features, size)"),
+    **dict.fromkeys(["maxpool1d", "maxpool2d", "maxpooling2d"], "dp.max_pool(size)"),
+    **dict.fromkeys(["avgpool1d", "avgpool2d", "averagepooling2d"], "dp.avg_pool(size)"),
+    **dict.fromkeys(["globalaveragepooling2d", "globalavgpool2d"], "dp.global_avg_pool()"),
+    **dict.fromkeys(["adaptiveavgpool1d", "adaptiveavgpool2d"], "dp.adaptive_avg_pool(size)"),
+    **dict.fromkeys(["batchnorm1d", "batchnorm2d", "batchnormalization"], "dp.batch_norm()"),
+    **dict.fromkeys(["layernormalization", "ln"], "dp.layer_norm()"),
+    **dict.fromkeys(["instancenorm1d", "instancenorm2d"], "dp.instance_norm()"),
+    **dict.fromkeys(["embed", "embedtoken", "tokenembedding", "lookup"],
+                    "dp.embedding(vocabulary, features)"),
+    **dict.fromkeys(["positionalencoding", "positionencoding", "sinusoidalencoding"],
+                    "dp.sinusoidal_positions(), or dp.learned_positions(length)"),
+    **dict.fromkeys(["positionalembedding", "positionembedding"], "dp.learned_positions(length)"),
+    **dict.fromkeys(["rope", "rotaryembedding"], "dp.self_attention(heads, rotary=dp.rotary())"),
+    **dict.fromkeys(["attention", "multiheadattention", "multiheaddotproductattention", "mha",
+                     "scaleddotproductattention", "dotproductattention"],
+                    "dp.self_attention(heads), or dp.cross_attention(heads)"),
+    **dict.fromkeys(["feedforward", "mlpblock", "positionwisefeedforward"], "dp.ffn(hidden)"),
+    **dict.fromkeys(["prenormresidual", "sublayer"], "dp.pre_norm(body), or dp.add_norm(body)"),
+    **dict.fromkeys(["transformerblock", "transformerlayer", "transformerencoderlayer",
+                     "encoderblock", "encoderlayer"],
+                    "dp.transformer_encoder(depth=1, heads=heads, hidden=hidden)"),
+    **dict.fromkeys(["transformerdecoderlayer", "decoderblock", "decoderlayer"],
+                    "dp.transformer_decoder(depth=1, heads=heads, hidden=hidden)"),
+    **dict.fromkeys(["rnn", "sequencernn", "lazyrnn"],
+                    "dp.recurrent(cell), such as dp.recurrent(dp.simple_rnn(features))"),
+    **dict.fromkeys(["rnncell", "simplecell", "vanillarnn"], "dp.simple_rnn(features)"),
+    **dict.fromkeys(["lstmcell", "optimizedlstmcell"], "dp.lstm(features)"),
+    "grucell": "dp.gru(features)",
+    **{name: f"dp.recurrent(dp.{name}(features))" for name in ("lstm", "gru")},
+    **dict.fromkeys(["dropout1d", "dropout2d"], "dp.spatial_dropout(rate)"),
+    **dict.fromkeys(["droppath", "dropblock"], "dp.stochastic_depth(rate)"),
+    **dict.fromkeys(["sequential", "chain", "compose"], "dp.serial(a, b), or a >> b"),
+    **dict.fromkeys(["modulelist", "stack", "layerstack"],
+                    "dp.repeat(n, layer) for copies, dp.serial(a, b) for different layers"),
+    **dict.fromkeys(["scan", "vmaplayer"], "dp.repeat(n, layer), or dp.ensemble(n, layer)"),
+    **dict.fromkeys(["skip", "skipconnection", "shortcut", "residualblock"],
+                    "dp.residual(body)"),
+    **dict.fromkeys(["concat", "cat"], "dp.concatenate"),
+    **dict.fromkeys(["checkpoint", "rematerialize"], "dp.remat(layer)"),
+    **dict.fromkeys(["onehot", "onehotencoding"], "dp.one_hot(classes)"),
+    **dict.fromkeys(["view", "unflatten"], "dp.reshape(shape)"),
+    **dict.fromkeys(["module", "model"],
+                    "dp.program(name=layer) over a function, or dp.serial(a, b)"),
+    **dict.fromkeys(["lambda", "activation"], "a plain function, such as jax.nn.relu"),
+    **dict.fromkeys(["identity", "noop"], "a plain function, lambda x: x"),
+    **dict.fromkeys(["param", "parameter", "variable"], "dp.stateless(init, forward)"),
+    # losses, objectives, metrics
+    **dict.fromkeys(["crossentropyloss", "softmaxcrossentropy", "nllloss", "sparsecrossentropy"],
+                    "dp.cross_entropy, or the objective dp.classification()"),
+    **dict.fromkeys(["bceloss", "bcewithlogitsloss", "sigmoidcrossentropy"],
+                    "dp.binary_cross_entropy, or the objective dp.binary_classification()"),
+    **dict.fromkeys(["mse", "mseloss", "l2loss", "meansquarederror"],
+                    "dp.squared_error, or the objective dp.regression()"),
+    **dict.fromkeys(["mae", "l1loss", "meanabsoluteerror"],
+                    "dp.absolute_error, or the objective dp.regression(dp.absolute_error)"),
+    **dict.fromkeys(["smoothl1loss", "huberloss"], "dp.huber"),
+    **dict.fromkeys(["kldiv", "kldivloss", "kl"], "dp.kl_divergence"),
+    "ctcloss": "dp.ctc",
+    **dict.fromkeys(["languagemodeling", "causallm", "lmloss"], "the objective dp.next_token()"),
+    # training and writing
+    **dict.fromkeys(["train", "trainer", "trainingloop"], "dp.fit"),
+    **dict.fromkeys(["trainstep", "step", "update"], "dp.make_step(net, objective, optimizer)"),
+    **dict.fromkeys(["dataloader", "dataset", "loader"], "dp.batches(data, batch_size)"),
+    **{name: f"optax.{name}" for name in (
+        "sgd", "adam", "adamw", "adagrad", "adadelta", "adafactor", "rmsprop", "lamb", "lars",
+        "lion", "nadam", "radam", "lbfgs")},
+    **dict.fromkeys(["momentum", "optimizer", "optim"],
+                    "an optimizer of optax, such as optax.sgd(0.1, momentum=0.9)"),
+    **dict.fromkeys(["save", "load", "savecheckpoint", "loadcheckpoint", "savestate", "statedict"],
+                    "orbax.checkpoint or safetensors: parameters are a pytree, whose leaves "
+                    "dp.tree.paths names"),
+    **dict.fromkeys(["generatetoken", "generatetokens", "decode", "greedysearch"], "dp.generate"),
+    **dict.fromkeys(["beam", "beamdecode"], "dp.beam_search"),
+    **dict.fromkeys(["numparameters", "countparameters", "paramcount"], "dp.tree.count(params)"),
+    **dict.fromkeys(["tabulate", "printmodel"], "dp.summary(net, x)"),
+    **dict.fromkeys(["init", "initialize"], "net.init(key, x)"),
+    **dict.fromkeys(["apply", "forward", "call"], "net.apply(params, state, x)"),
+    **dict.fromkeys(["grad", "vmap", "jit"], "JAX's own, such as jax.grad"),
+    # transformations
+    **dict.fromkeys(["exponentialmovingaverage", "polyakaverage"], "dp.ema(layer)"),
+    **dict.fromkeys(["stopgradient", "frozen"], "dp.freeze(layer)"),
+    **dict.fromkeys(["autocast", "halfprecision"], "dp.mixed(layer, jnp.bfloat16)"),
+    **dict.fromkeys(["hypernetwork", "hypernet"], "dp.hyper(target, generator)"),
+    **dict.fromkeys(["deq", "equilibrium", "implicit"], "dp.fixed_point(f)"),
+    **dict.fromkeys(["hook", "sow", "intermediates"], "dp.tap(layer, pattern)"),
+}
+
+# Argument -> what is written here.
+_ARGUMENTS = {
+    **dict.fromkeys(["use_bias", "with_bias"], "bias"), "use_scale": "scale",
+    **dict.fromkeys(["out_features", "output_size", "hidden_size", "out_channels", "embedding_dim",
+                     "units"], "features"),
+    **dict.fromkeys(["num_heads", "n_heads", "nhead"], "heads"),
+    **dict.fromkeys(["kernel_size", "window_shape", "filter_size"], "size"),
+    "strides": "stride", "kernel_dilation": "dilation", "feature_group_count": "groups",
+    **dict.fromkeys(["epsilon", "norm_eps"], "eps"), **dict.fromkeys(["p", "drop_rate"], "rate"),
+    **dict.fromkeys(["num_embeddings", "vocab_size", "vocab"], "vocabulary"),
+    **dict.fromkeys(["num_groups", "n_groups"], "groups"),
+    **dict.fromkeys(["num_layers", "n_layers", "layers"], "depth"),
+    **dict.fromkeys(["is_causal", "causal_mask"], "causal"),
+    **dict.fromkeys(["dropout_rate", "drop"], "dropout"),
+}
+
+_OF_INPUTS = frozenset({
+    "in_features", "in_channels", "input_size", "input_dim", "num_features", "num_channels",
+    "normalized_shape", "embed_dim", "d_model", "channels_in"})
+
+
+def meant(name: str, public: Iterable[str]) -> str:
+    """What may be meant by a name that is none of the `public` ones; "" if nobody knows."""
+    if name.startswith("_"):
+        return ""
+    known = {
+        **{_plain(own): f"jax.nn.{own}" for own in dir(jax.nn) if not own.startswith("_")},
+        **{_plain(own): f"dp.{own}" for own in public}, **_MEANT}
+    plain = _plain(name)
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.75) if len(plain) > 3 else ()
+    return known.get(plain) or (known[near[0]] if near else "")
+
+
+def argument(name: str, taken: Iterable[str]) -> str:
+    """What to do with an argument that is none of those that are taken; "" if nobody knows."""
+    names = [*taken]
+    if name in _OF_INPUTS:
+        return f"leave {name} out: init reads the size of the input off x"
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    other = _ARGUMENTS.get(name, "")
+    known = other if other in names else near[0] if near else ""
+    return f"write {known}=" if known else ""
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()

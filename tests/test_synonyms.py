@@ -1,0 +1,114 @@
+"""Names of other libraries and of textbooks, and what stands here for them."""
+
+import functools
+import inspect
+import re
+
+import jax
+import optax
+import pytest
+
+import diffprog as dp
+from diffprog import synonyms
+
+TEXTS = sorted({*synonyms._MEANT.values()})
+
+
+def said(name):
+    """What is said of a name that the package does not have."""
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'") as caught:
+        getattr(dp, name)
+    return str(caught.value).partition("; use ")[2]
+
+
+def resolved(text):
+    """The names of this library, of JAX and optax that a text speaks of, looked up."""
+    roots = {"dp": dp, "jax": jax, "optax": optax, "jnp": jax.numpy,
+             "net": dp.linear(2)}
+    for root, path in re.findall(r"\b(dp|jax|optax|jnp|net)((?:\.\w+)+)", text):
+        yield functools.reduce(getattr, path[1:].split("."), roots[root])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_named_exists(text):
+    found = list(resolved(text))
+    assert found or "function" in text or "of optax" in text
+
+
+def test_the_look_up_can_fail():
+    with pytest.raises(AttributeError):
+        list(resolved("dp.linear(features), or dp.lineal(features)"))
+
+
+def test_no_entry_is_a_name_of_this_library():
+    """Such a name is found before; and each is written as it is compared."""
+    for name in synonyms._MEANT:
+        assert name == name.lower().replace("_", "")
+        assert name not in dp.__all__ or name in ("lstm", "gru")
+
+
+@pytest.mark.parametrize(("name", "use"), [
+    ("Linear", "dp.linear"), ("Dense", "dp.linear"), ("conv2d", "dp.conv("), ("Conv2d", "dp.conv("),
+    ("Conv", "dp.conv"), ("relu", "jax.nn.relu"), ("ReLU", "jax.nn.relu"),
+    ("LeakyReLU", "jax.nn.leaky_relu"), ("GELU", "dp.gelu"), ("softmax", "jax.nn.softmax"),
+    ("save", "orbax"), ("LSTM", "dp.recurrent(dp.lstm("), ("GRU", "dp.recurrent(dp.gru("),
+    ("FeedForward", "dp.ffn"), ("Attention", "dp.self_attention"), ("AddNorm", "dp.add_norm"),
+    ("TransformerBlock", "dp.transformer_encoder"), ("SequenceRNN", "dp.recurrent"),
+    ("EmbedToken", "dp.embedding"), ("GenerateToken", "dp.generate"),
+    ("multi_head_attention", "dp.self_attention"), ("MultiHeadAttention", "dp.self_attention"),
+    ("positional_encoding", "dp.sinusoidal_positions"), ("sgd", "optax.sgd"),
+    ("AdamW", "optax.adamw"), ("BatchNorm2d", "dp.batch_norm"), ("Sequential", "dp.serial"),
+    ("CrossEntropyLoss", "dp.cross_entropy"), ("MSELoss", "dp.squared_error"),
+    ("DataLoader", "dp.batches"), ("dropuot", "dp.dropout"), ("liner", "dp.linear"),
+    ("self_atention", "dp.self_attention"), ("sinusoidal_position", "dp.sinusoidal_positions"),
+    ("softmx", "jax.nn.softmax"), ("Sequentail", "dp.serial"),
+])
+def test_names_that_one_may_know(name, use):
+    assert said(name).startswith(use) and list(resolved(said(name))) is not None
+
+
+@pytest.mark.parametrize("name", ["xyzzy", "np", "_linear", "__wrapped__", "hot"])
+def test_nothing_is_guessed(name):
+    assert said(name) == ""
+
+
+@pytest.mark.parametrize(("call", "write"), [
+    (lambda: dp.linear(784, 10), "linear(10)"), (lambda: dp.conv(3, 16, 3), "conv(16, 3)"),
+    (lambda: dp.batch_norm(64), "batch_norm()"), (lambda: dp.lstm(10, 20), "lstm(20)"),
+    (lambda: dp.self_attention(512, 8), "self_attention(8)"),
+    (lambda: dp.group_norm(8, 64), "group_norm(8)"),
+    (lambda: dp.linear(784, 10, bias=False), "linear(10)"),
+])
+def test_the_size_of_the_input_is_no_argument(call, write):
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert str(caught.value).endswith(f"; write {write}: init reads the size of the input off x")
+    eval(f"dp.{write}")  # it is what it says
+
+
+@pytest.mark.parametrize(("call", "remedy"), [
+    (lambda: dp.linear(3, use_bias=False), "write bias="),
+    (lambda: dp.dropout(p=0.5), "write rate="), (lambda: dp.conv(3, kernel_size=3), "write size="),
+    (lambda: dp.self_attention(num_heads=3), "write heads="),
+    (lambda: dp.linear(3, kernelinit="zeros"), "write kernel_init="),
+    (lambda: dp.linear(in_features=3, out_features=4),
+     "leave in_features out: init reads the size of the input off x"),
+    (lambda: dp.batch_norm(num_features=3),
+     "leave num_features out: init reads the size of the input off x"),
+    (lambda: dp.linear(3, True), "name the arguments behind the star"),
+])
+def test_arguments_that_one_may_know(call, remedy):
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert str(caught.value).endswith(f"; {remedy}")
+
+
+def test_an_unknown_argument_is_no_guess():
+    with pytest.raises(TypeError, match=r"argument 'foo'$"):
+        dp.linear(3, foo=3)
+
+
+def test_arguments_of_other_names_lead_to_some_that_exist():
+    known = {name for made_by in dp.__all__ if callable(getattr(dp, made_by))
+             for name in inspect.signature(getattr(dp, made_by)).parameters}
+    assert set(synonyms._ARGUMENTS.values()) <= known
