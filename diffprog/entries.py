@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import as_int32, check_array
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.masks import cleared, counted, widened
 from diffprog.notation import show
@@ -51,7 +52,7 @@ def spread(mask: Any, shape: tuple[int, ...]) -> Any:
 def wide(x: jax.Array) -> jax.Array:
     """x in float32, or wider if it is."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(joint(x.dtype, jnp.float32))
 
 
 def clear(x: jax.Array, real: Mask) -> jax.Array:

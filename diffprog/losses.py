@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.arguments import as_int32, check_array, check_count, check_share
-from diffprog.dtypes import outside
+from diffprog.dtypes import joint, outside
 from diffprog.entries import (
     Mask,
     Reduction,
@@ -141,7 +141,7 @@ def linear_cross_entropy(
     real = known(labels, mask, ignore)
     rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
     held, inside = outside(rows)  # its gradient is summed over the chunks
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = joint(x.dtype, jnp.float32)
     scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
 
     @jax.checkpoint  # keeps no chunk for the gradient
@@ -386,7 +386,7 @@ def _paired(
                          "drop the prediction's last axis: y[..., 0]" if alone else
                          "give both one shape: broadcasting would compare every pair")
     prediction, target = jnp.asarray(prediction), jnp.asarray(target)
-    dtype = jnp.result_type(prediction, target, jnp.float32)
+    dtype = joint(prediction, target, jnp.float32)
     real = spread(mask, target.shape[: target.ndim - features])
     return clear(prediction.astype(dtype), real), clear(target.astype(dtype), real), real
 

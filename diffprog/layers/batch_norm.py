@@ -100,7 +100,8 @@ def batch_norm(
         check_width(params, x)
         wide = cleared(x, mask).astype(parameter_dtype(x))
         if not train:
-            y = normalized(params, wide - state["mean"], state["var"], eps)
+            centered = wide - jax.lax.broadcast_to_rank(state["mean"], x.ndim)
+            y = normalized(params, centered, state["var"], eps)
             return cleared(y.astype(x.dtype), mask), state
         entries = math.prod(x.shape[:-1])  # of each channel
         if entries < 2:
@@ -114,7 +115,7 @@ def batch_norm(
             real = real_entries(real, axes)
         wide, factor = tamed(wide, axes)
         mean = wide.mean(axes, where=real)
-        centered = wide - mean
+        centered = wide - jax.lax.broadcast_to_rank(mean, x.ndim)
         var = mean_square(centered, axes, keepdims=False, real=real)
         factor = factor.reshape(mean.shape)
         y = normalized(params, centered, var, scaled(eps, factor)).astype(x.dtype)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.arguments import as_int32, check_array, check_count
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -64,7 +65,7 @@ def follow(
             before = jnp.where(begins(segments, mask, state.get("segment")), counts, before)
             counts = counts - jax.lax.cummax(before, axis=before.ndim - 1)
         elif following is not None:
-            counts = following[..., None] + counts
+            counts = following[..., None] + jax.lax.broadcast_to_rank(counts, len(shape))
         positions = counts if mask is None else jnp.where(mask, counts, 0)
     if following is None or positions is None:
         return positions, state
@@ -186,8 +187,9 @@ def _added(
         shape = x.shape[:-1]
         segments = None if segments is None else check_segments(segments, shape)
         positions, state = follow(state, positions, over_steps(mask, x), shape, segments)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = x.astype(wide) + vectors(params, positions, x, wide)
+        wide = joint(x.dtype, jnp.float32)
+        added = vectors(params, positions, x, wide)
+        y = x.astype(wide) + jax.lax.broadcast_to_rank(added, x.ndim)
         return y.astype(x.dtype), state
 
     def start(params: Params, state: State, x: jax.Array, *, length: int, **_: Any) -> State:

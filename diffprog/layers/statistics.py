@@ -48,8 +48,8 @@ def draw_scale_and_bias(key: jax.Array, x: Any, inits: dict[str, Initializer]) -
 
 def scale_and_shift(params: Params, y: jax.Array) -> jax.Array:
     """``y * scale + bias``, each if it is there."""
-    y = y * params["scale"] if "scale" in params else y
-    return y + params["bias"] if "bias" in params else y
+    y = y * jax.lax.broadcast_to_rank(params["scale"], y.ndim) if "scale" in params else y
+    return y + jax.lax.broadcast_to_rank(params["bias"], y.ndim) if "bias" in params else y
 
 
 def tamed(x: jax.Array, axes: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -76,9 +76,10 @@ def normalized(
     """x divided by the root of `square`, its variance or mean square; then scale and shift."""
     factor = jax.lax.rsqrt(square + eps)
     if "scale" in params:
-        factor = factor * params["scale"]  # one product with x, the larger array
-    y = x * factor
-    return y + params["bias"] if "bias" in params else y
+        # One product with x, the larger array.
+        factor = factor * jax.lax.broadcast_to_rank(params["scale"], factor.ndim)
+    y = x * jax.lax.broadcast_to_rank(factor, x.ndim)
+    return y + jax.lax.broadcast_to_rank(params["bias"], y.ndim) if "bias" in params else y
 
 
 def mean_square(

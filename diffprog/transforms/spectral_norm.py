@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.computed import Computed, Patterns
+from diffprog.dtypes import joint
 from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
 from diffprog.transforms.reparam import check_kernel, length, reparametrized
@@ -67,7 +68,7 @@ def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
 
 def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     """The matrix times a vector, in float32 or wider."""
-    wide = jnp.promote_types(jnp.promote_types(matrix.dtype, vector.dtype), jnp.float32)
+    wide = joint(matrix.dtype, vector.dtype, jnp.float32)
     return matrix.astype(wide) @ vector.astype(wide)
 
 

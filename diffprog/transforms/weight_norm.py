@@ -46,7 +46,9 @@ def weight_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
 
     def use(tree: dict[str, jax.Array]) -> jax.Array:
         direction = tree["direction"]
-        return (direction * (tree["scale"] / lengths(direction))).astype(direction.dtype)
+        factor = tree["scale"] / lengths(direction)
+        kernel = direction * jax.lax.broadcast_to_rank(factor, direction.ndim)
+        return kernel.astype(direction.dtype)
 
     def lengths(kernel: jax.Array) -> jax.Array:
         return length(kernel, tuple(range(kernel.ndim - 1)))
