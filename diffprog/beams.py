@@ -120,7 +120,7 @@ def _searched(
         if stop:
             ends = jnp.asarray(stop, jnp.int32)
             ended = best_of(ended, extended(step, live, scores[..., ends], ends)[0])
-            scores = jnp.where(among(ids, stop), -jnp.inf, scores)
+            scores = jnp.where(among(ids, stop)[None, None], -jnp.inf, scores)
         live, beam, token = extended(step, live, scores, ids)
         return live, ended, beam, token
 

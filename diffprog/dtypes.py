@@ -8,7 +8,8 @@ all steps of a loop read is cast inside the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -36,9 +37,16 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf, tree)
 
 
+@contextlib.contextmanager
+def standard_promotion() -> Iterator[None]:
+    """Shapes and dtypes are joined as JAX does by default: for the code of other libraries."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def joint(*given: Any) -> Any:
     """The dtype that holds all of these, arrays or dtypes, whatever promotion the user allows."""
-    with jax.numpy_dtype_promotion("standard"):
+    with standard_promotion():
         return jnp.result_type(*given)
 
 

@@ -71,7 +71,7 @@ def reduce(
         return values.sum()
     if reduction == "mean":
         divisor = total(values.shape, real, each)
-        return values.sum() / jnp.where(divisor == 0, 1, divisor)
+        return values.sum() / jnp.where(divisor == 0, 1, divisor).astype(values.dtype)
     raise LayerError("reduction out of mean, none, sum", repr(reduction), "choose one of them")
 
 

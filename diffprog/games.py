@@ -18,6 +18,7 @@ import optax
 
 from diffprog.arguments import check_count
 from diffprog.averages import across, at_rest, averaged, counted, means
+from diffprog.dtypes import standard_promotion
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed, show
@@ -120,8 +121,9 @@ def make_game(
             raise LayerError("a player for every child with parameters", f"none for {listed(idle)}",
                              "add it to players: what never moves belongs into an objective")
         # Copied as in `make_step`: a buffer can be donated only once.
-        opt = {name: jax.tree.map(jnp.copy, player.optimizer.init(params.get(name, {})))
-               for name, player in players.items()}
+        with standard_promotion():
+            opt = {name: jax.tree.map(jnp.copy, player.optimizer.init(params.get(name, {})))
+                   for name, player in players.items()}
         return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
 
     def move(name: str, now: TrainState, seen: TrainState, batches: Any, key: jax.Array) -> Any:
@@ -141,9 +143,10 @@ def make_game(
             if spec(state) != spec(turn.state):
                 raise LayerError(f"the state of {name} in one structure, {show(turn.state)}",
                                  show(state), "return its state that came, with new values")
-            updates, opt = player.optimizer.update(downhill(grads), turn.opt_state, turn.params)
-            metrics = counted(metrics, batch)
-            return _Turn(optax.apply_updates(turn.params, updates), state, opt), metrics
+            with standard_promotion():
+                updates, opt = player.optimizer.update(downhill(grads), turn.opt_state, turn.params)
+                params: Any = optax.apply_updates(turn.params, updates)
+            return _Turn(params, state, opt), counted(metrics, batch)
 
         own = _Turn(now.params[name], now.state.get(name, {}), now.opt_state[name])
         steps = jnp.arange(player.steps)

@@ -270,7 +270,8 @@ def _generated(
         written = jnp.where(alive & ~jnp.isnan(score), token, NOTHING)
         found = Generation(
             jax.lax.dynamic_update_index_in_dim(found.tokens, written, step, 1),
-            found.lengths + alive, jnp.where(alive, found.scores + score, found.scores))
+            found.lengths + alive.astype(jnp.int32),
+            jnp.where(alive, found.scores + score, found.scores))
         return found, alive & ~jnp.isnan(score) & ~among(token, stop)
 
     def body(carry: Any) -> Any:
@@ -312,7 +313,8 @@ def _surprise(logits: jax.Array, token: jax.Array) -> jax.Array:
 
 def among(token: jax.Array, ids: tuple[int, ...]) -> jax.Array:
     """Is a token one of the ids?"""
-    return (token[..., None] == jnp.asarray(ids, jnp.int32)).any(-1)
+    ids_beside = jax.lax.broadcast_to_rank(jnp.asarray(ids, jnp.int32), token.ndim + 1)
+    return (token[..., None] == ids_beside).any(-1)
 
 
 def as_ids(stop: Sequence[int]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_share
-from diffprog.entries import Mask, class_numbers, is_soft, known, reduce, spread, total
+from diffprog.entries import Mask, class_numbers, is_soft, known, reduce, spread, total, wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import binary_cross_entropy, cross_entropy, squared_error
@@ -108,7 +108,7 @@ def binary_classification() -> Objective:
 
     def measure(logits: jax.Array, targets: jax.Array, mask: Mask) -> Metrics:
         real = spread(mask, targets.shape)
-        hits = (logits > 0) == (targets > 0.5)
+        hits = (logits > 0) == (wide(targets) > 0.5)
         return {"accuracy": reduce(hits.astype(jnp.float32), real, "mean"),
                 "count": total(targets.shape, real)}
 

@@ -18,6 +18,7 @@ import optax
 from diffprog.averages import across, at_rest, counted, draws
 from diffprog.axes import check_examples
 from diffprog.computed import freezes, trainable
+from diffprog.dtypes import standard_promotion
 from diffprog.errors import LayerError
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code
@@ -125,7 +126,8 @@ def make_step(
             raise LayerError("a net with something to train", f"{net!r}, which is frozen",
                              "freeze less of it: name what trains by but=")
         # Some optimizers keep the initial parameters; a buffer can be donated only once.
-        opt = jax.tree.map(jnp.copy, optimizer.init(params))
+        with standard_promotion():
+            opt = jax.tree.map(jnp.copy, optimizer.init(params))
         return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
 
     def apply(now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -136,8 +138,9 @@ def make_step(
             return objective(net, params, now.state, batch, key=key, train=True)
 
         grads, (state, metrics) = jax.grad(loss, has_aux=True)(now.params)
-        updates, opt = optimizer.update(downhill(grads), now.opt_state, now.params)
-        params: Any = optax.apply_updates(now.params, updates)
+        with standard_promotion():
+            updates, opt = optimizer.update(downhill(grads), now.opt_state, now.params)
+            params: Any = optax.apply_updates(now.params, updates)
         return TrainState(params, state, opt, now.key, now.step + 1), counted(metrics, batch)
 
     def rest(now: TrainState, batch: Any, first: Any = 0) -> dict[str, jax.Array]:
