@@ -10,111 +10,67 @@ import jax.numpy as jnp
 import optax
 import pytest
 from cases import CASES
+from tracing import KEY, PRECISIONS, given, gradient, shapes, trace, trace_forward, training
 
 import diffprog as dp
-from diffprog.dtypes import cast, is_float
-from diffprog.layer import as_layer
-
-TIMED = ("mask", "positions", "segments", "token_types")  # side inputs that are cut with x
+from diffprog.dtypes import cast
 
 
-def total(y):
-    """The sum of the floats of an output, of any dtype."""
-    floats = [leaf.sum(dtype=jnp.float32) for leaf in jax.tree.leaves(y) if is_float(leaf)]
-    return sum(floats, jnp.zeros(()))
-
-
-def calls(layer, x, side):
-    """Trace all that a layer can do: init, inference, training with gradients, a stream."""
-    layer, key = as_layer(layer), jax.eval_shape(lambda: jax.random.key(0))
-    params, state = jax.eval_shape(layer.init, key, x, **side)
-
-    def loss(params, x, state, key, side):
-        y, state = layer.apply(params, state, x, key=key, train=True, **side)
-        return total(y), state
-
-    jax.eval_shape(layer.apply, params, state, x, **side)
-    gradient = jax.grad(loss, (0, 1), allow_int=True, has_aux=True)
-    jax.eval_shape(gradient, params, x, state, key, side)
-    return layer, params, state
-
-
-def streamed(layer, params, state, x, side):
-    """Trace the start of a stream, a chunk of one step of it and one of all steps."""
-    steps = jax.tree.leaves(x)[0].shape[1]
-    for length in (1, steps):
-        cut = functools.partial(jax.tree.map, lambda a, n=length: jax.eval_shape(
-            lambda a: a[:, :n], a))
-        first = {name: cut(value) if name in TIMED else value for name, value in side.items()}
-        carried = jax.eval_shape(functools.partial(layer.start, length=steps),
-                                 params, state, cut(x), **first)
-        given = {name: value for name, value in first.items() if name not in layer.kept}
-        jax.eval_shape(layer.apply, params, carried, cut(x), **given)
-
-
-def traced(case):
-    """Trace a case in float32, in bfloat16 and under `mixed`."""
-    net, streams = as_layer(case.layer), "streaming equals all at once" not in case.reasons
-    for layer, dtype in ((net, None), (net, jnp.bfloat16), (dp.mixed(net, jnp.bfloat16), None)):
-        x, side = jax.eval_shape(lambda dtype=dtype: cast((jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), (case.x, case.side))), dtype))
-        made = calls(layer, x, side)
-        if streams and layer.start:
-            streamed(*made, x, side)
-
-
-def rank(case):
+def rank(of, whole):
     """No operation widens an operand by axes that are not written down."""
     with jax.numpy_rank_promotion("raise"):
-        traced(case)
+        (trace if whole else trace_forward)(of)
 
 
-def strict(case):
+def strict(of, whole):
     """No operation casts an operand without a word."""
     with jax.numpy_dtype_promotion("strict"):
-        traced(case)
+        (trace if whole else trace_forward)(of)
 
 
-def vmap(case):
-    """Over parameters and over inputs, with gradients."""
-    layer, key = as_layer(case.layer), jax.eval_shape(lambda: jax.random.key(0))
-    plan = layer.plan(case.x, **case.side)
-
-    def loss(params, x, state, key):
-        y, state = layer.apply(params, state, x, key=key, train=True, **case.side)
-        return total(y), state
-
-    gradient = jax.grad(loss, (0, 1), allow_int=True, has_aux=True)
-    given = (plan.params, case.x, plan.state, key)
-    for over in (0, 1) if jax.tree.leaves(plan.params) else (1,):
-        along = [0 if place == over else None for place in range(len(given))]
-        stacked = [jax.tree.map(doubled, value) if place == over else value
-                   for place, value in enumerate(given)]
-        jax.eval_shape(jax.vmap(gradient, along), *stacked)
+def vmap(of, whole):
+    """Over inputs; as a whole over parameters too, and with gradients."""
+    layer, *values = of.layer, of.params, of.x, of.state, KEY, of.side
+    f = gradient(layer) if whole else training(layer)
+    for over in (0, 1) if whole and jax.tree.leaves(of.params) else (1,):
+        axes = [0 if place == over else None for place in range(len(values))]
+        stacked = [shapes(value, more=(2,)) if place == over else value
+                   for place, value in enumerate(values)]
+        jax.eval_shape(jax.vmap(f, axes), *stacked)
 
 
-def doubled(leaf):
-    """Two of the same shape, stacked."""
-    return jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)
-
-
+# Rows, and the precision in which each is tried first: what is cast stands beside 16 bits.
 ROWS = {"rank": rank, "strict": strict, "vmap": vmap}
+FIRST = {"rank": "float32", "strict": "bfloat16", "vmap": "float32"}
+
+
+def through(row, case, precision, whole):
+    """Send a case through a row; what is exempt from it is refused in words."""
+    if row in case.exempt:
+        with pytest.raises(dp.LayerError):
+            ROWS[row](given(case, precision), whole)
+    else:
+        ROWS[row](given(case, precision), whole)
 
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_goes_through_every_row(case, row):
-    if row in case.exempt:
-        with pytest.raises(dp.LayerError):
-            ROWS[row](case)
-    else:
-        ROWS[row](case)
+    """What is made of layers that have cases of their own is called; those as a whole."""
+    through(row, case, FIRST[row], whole=row != "vmap" and not case.slow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("row", ROWS)
+def test_every_case_goes_through_every_row_in_every_precision(row, precision):
+    for case in CASES:
+        through(row, case, precision, whole=True)
 
 
 def test_few_cases_are_exempt():
-    exempt = [(case.name, row) for case in CASES for row in case.exempt]
-    assert len(exempt) <= 10
-    assert all(row in ROWS and case.exempt[row] for case in CASES for row in case.exempt)
+    exempt = [(row, why) for case in CASES for row, why in case.exempt.items()]
+    assert len(exempt) <= 10 and all(why for _, why in exempt)
 
 
 # Tools.
@@ -266,7 +222,8 @@ USES = {"losses": compared, "metrics": measured, "objectives": trained, "text": 
         "merging": reached}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [
+    jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)], ids=lambda t: t.__name__)
 @pytest.mark.parametrize("use", USES)
 def test_every_tool_joins_shapes_and_dtypes_in_words(use, dtype):
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
