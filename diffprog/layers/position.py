@@ -60,12 +60,13 @@ def follow(
     counted = any(array is not None for array in (mask, segments, following))
     if positions is None and counted:
         counts = jnp.arange(shape[-1], dtype=jnp.int32) if mask is None else real_before(mask)
+        counts = jax.lax.broadcast_to_rank(counts, len(shape))
         if segments is not None:  # less the steps before the segment's first one
             before = 0 if following is None else -following[..., None]
             before = jnp.where(begins(segments, mask, state.get("segment")), counts, before)
             counts = counts - jax.lax.cummax(before, axis=before.ndim - 1)
         elif following is not None:
-            counts = following[..., None] + jax.lax.broadcast_to_rank(counts, len(shape))
+            counts = following[..., None] + counts
         positions = counts if mask is None else jnp.where(mask, counts, 0)
     if following is None or positions is None:
         return positions, state

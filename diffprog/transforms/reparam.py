@@ -129,7 +129,7 @@ def length(w: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     # Neither a square of large numbers nor one of small ones can be held.
     size = jax.lax.stop_gradient(jnp.max(jnp.abs(w), axes, keepdims=True))
     size = jnp.where(size == 0, 1, size)
-    scaled = w / size
+    scaled = w / size.astype(w.dtype)
     square = jnp.sum((scaled * scaled.conj()).real, axes)
     root = jnp.sqrt(jnp.where(square == 0, 1, square))  # which has a slope at zero
     return jnp.where(square == 0, 0, root * size.reshape(square.shape))

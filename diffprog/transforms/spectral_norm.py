@@ -74,7 +74,8 @@ def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 def _divided(array: jax.Array, by: jax.Array) -> jax.Array:
     """The quotient in the dtype of the array, which stays as it is where the divisor is zero."""
-    return (array / jnp.where(by == 0, 1, by)).astype(array.dtype)
+    dtype = joint(array, by)
+    return (array.astype(dtype) / jnp.where(by == 0, 1, by).astype(dtype)).astype(array.dtype)
 
 
 def _step(matrix: jax.Array, vector: jax.Array) -> jax.Array:

@@ -3,13 +3,16 @@
 A new Case inherits the table. What cannot go through a row says so in the Case, by `exempt`.
 """
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from cases import CASES
+from comparing import same
 from tracing import KEY, PRECISIONS, given, gradient, shapes, trace, trace_forward, training
 
 import diffprog as dp
@@ -74,6 +77,14 @@ def test_few_cases_are_exempt():
 
 
 # Tools.
+
+def in_words():
+    """Nothing is joined that is not written down."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(jax.numpy_rank_promotion("raise"))
+    stack.enter_context(jax.numpy_dtype_promotion("strict"))
+    return stack
+
 
 IDS = jnp.ones((2, 5), jnp.int32)
 REAL = jnp.ones((2, 5), bool)
@@ -226,5 +237,55 @@ USES = {"losses": compared, "metrics": measured, "objectives": trained, "text": 
     jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)], ids=lambda t: t.__name__)
 @pytest.mark.parametrize("use", USES)
 def test_every_tool_joins_shapes_and_dtypes_in_words(use, dtype):
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+    with in_words():
         jax.eval_shape(functools.partial(USES[use], dtype))
+
+
+# Values.
+
+COMPILED = ["cells", "recurrent with segments", "self_attention, window", "repeat with state",
+            "hyper", "fixed_point", "weight_norm", "gpt", "unet", "transformer", "seq2seq"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_values_are_those_of_the_default(name, precision):
+    case = next(case for case in CASES if case.name == name)
+    layer, key = given(case, precision).layer, jax.random.key(0)
+    x = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jax.random.normal(
+        key, a.shape, a.dtype), case.x)
+
+    def found():
+        params, state = layer.init(key, x, **case.side)
+        y, _ = jax.jit(layer.apply)(params, state, x, **case.side)
+        return y, jax.jit(gradient(layer))(params, x, state, key, case.side)
+
+    with in_words():
+        strict = found()
+    same(*jax.tree.map(np.asarray, (strict, found())))
+
+
+@pytest.mark.slow
+def test_tools_give_the_values_of_the_default():
+    def found():
+        x, y = np.sin(np.arange(24.0, dtype=np.float32)).reshape(6, 4), np.arange(6) % 3
+        step = dp.make_step(NET, dp.classification(), optax.adamw(1e-2))
+        fit = dp.fit(step, dp.batches((x, y), 3, seed=0), key=jax.random.key(0), steps=4,
+                     validation=dp.batches((x, y), 4, epochs=1), progress=False)
+        params, state = fit.state.params, fit.state.state
+        flow = dp.gradient_flow(NET, dp.classification(), params, (x, y), state=state,
+                                key=jax.random.key(1))
+        dp.check_gradients(PLAIN, x)
+        dp.check(PLAIN, jnp.asarray(x))
+        dp.summary(NET, x)
+        dp.diagram(NET, x)
+        ids = GPT.init(jax.random.key(0), IDS)[0]
+        written = dp.generate(GPT, ids, [[1, 2, 3], [4]], 3, stop=[0])
+        return (params, dp.evaluate(step, fit.state, [(x, y)]),
+                dp.predict(NET, params, x, state=state, batch_size=4),
+                [row.gradient for row in flow.rows], written)
+
+    with in_words():
+        strict = found()
+    same(*jax.tree.map(np.asarray, (strict, found())))
