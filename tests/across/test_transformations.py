@@ -277,7 +277,7 @@ def test_tools_give_the_values_of_the_default():
         params, state = fit.state.params, fit.state.state
         flow = dp.gradient_flow(NET, dp.classification(), params, (x, y), state=state,
                                 key=jax.random.key(1))
-        dp.check_gradients(PLAIN, x)
+        dp.check_gradients(lambda x: dp.squared_error(x, 2 * x), x)
         dp.check(PLAIN, jnp.asarray(x))
         dp.summary(NET, x)
         dp.diagram(NET, x)
