@@ -99,10 +99,11 @@ def averaged(metrics: Metrics) -> Metrics:
     """Means along a first axis of parts, each with what it was divided by."""
     found: Metrics = {"count": metrics["count"].sum()}
     for name in means(metrics):
-        counts = metrics.get(f"count/{name}", metrics["count"])
+        values, counts = wide(metrics[name]), metrics.get(f"count/{name}", metrics["count"])
         total = counts.sum()
-        sums = jnp.where(counts == 0, 0, wide(metrics[name]) * counts).sum()
-        found |= {name: sums / jnp.where(total == 0, 1, total), f"count/{name}": total}
+        sums = jnp.where(counts == 0, 0, values * counts.astype(values.dtype)).sum()
+        divisor = jnp.where(total == 0, 1, total).astype(sums.dtype)
+        found |= {name: sums / divisor, f"count/{name}": total}
     return found
 
 

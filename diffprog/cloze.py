@@ -71,7 +71,8 @@ def mask_tokens(
     if mask is not None:
         free &= spread(mask, ids.shape)
     count = free.sum(1, keepdims=True)
-    count = jnp.clip(jnp.round(rate * count).astype(jnp.int32), jnp.minimum(count, 1), count)
+    wanted = jnp.round(rate * count.astype(float)).astype(jnp.int32)
+    count = jnp.clip(wanted, jnp.minimum(count, 1), count)
     lots = jnp.where(free, jax.random.uniform(order, ids.shape), 2.0)  # what is kept comes last
     ranks = jnp.argsort(jnp.argsort(lots, axis=1), axis=1)
     chosen = ranks < count

@@ -110,7 +110,8 @@ def add_noise(x: jax.Array, noise: jax.Array, schedule: np.ndarray, time: jax.Ar
         raise LayerError(f"noise of shape {x.shape} and time of shape {x.shape[:1]}",
                          f"{show(noise)} and {show(time)}", "draw noise for each number of x")
     signal, spread = shares(checked(schedule), time, x)
-    return (signal * x + spread * noise).astype(x.dtype)
+    image, noise = x.astype(signal.dtype), noise.astype(signal.dtype)
+    return (signal * image + spread * noise).astype(x.dtype)
 
 
 def denoising(
@@ -177,7 +178,7 @@ def denoising(
                              key=None if key is None else own, **side)
         check_prediction(y, x)
         signal, drowned = shares(schedule, time, x)
-        target = noise if predict == "noise" else signal * noise - drowned * x
+        target = noise if predict == "noise" else signal * noise - drowned * wide(x)
         mask, weights = real_targets(net, batch, x, side | {"time": time}, x.shape)
         real = spread(mask, x.shape)
         loss = average(squared_error(y, target, mask=real, reduction="none"), real, weights)

@@ -8,7 +8,8 @@ all steps of a loop read is cast inside the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -36,14 +37,27 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf, tree)
 
 
+@contextlib.contextmanager
+def standard_promotion() -> Iterator[None]:
+    """Shapes and dtypes are joined as JAX does by default: for the code of other libraries."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def joint(*given: Any) -> Any:
+    """The dtype that holds all of these, arrays or dtypes, whatever promotion the user allows."""
+    with standard_promotion():
+        return jnp.result_type(*given)
+
+
 def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
-    """A parameter in the dtype of x, for arithmetic with each of its entries: ``x + along(b, x)``.
+    """A parameter in dtype and rank of x, for arithmetic with all its entries: ``x + along(b, x)``.
 
     For x in 16 bits it has the shape of x, so that its gradient is summed in float32.
     """
     if not is_short(x):
-        return leaf.astype(x.dtype)
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        return jax.lax.broadcast_to_rank(leaf.astype(x.dtype), x.ndim)
+    wide = joint(leaf.dtype, jnp.float32)
     spread = jnp.broadcast_to(leaf.astype(wide), x.shape)
     # `jax.vmap` spreads what does not depend on the examples only where it meets them, after the
     # cast. This choice is one that XLA makes before it compiles; but it depends on x.
@@ -53,7 +67,7 @@ def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
 
 def check_chunk(kept: Any, x: Any) -> None:
     """Raise for a chunk of a stream whose dtype is wider than that of what is kept of the past."""
-    if jnp.promote_types(kept.dtype, x.dtype) != kept.dtype:
+    if joint(kept.dtype, x.dtype) != kept.dtype:
         raise LayerError(f"a chunk in {kept.dtype}, as start saw", show(x),
                          "start anew for another dtype: it would be rounded")
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import as_int32, check_array
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.masks import cleared, counted, widened
 from diffprog.notation import show
@@ -80,7 +81,7 @@ def average(values: jax.Array, real: Mask, weights: Any = None) -> jax.Array:
 def wide(x: jax.Array) -> jax.Array:
     """x in float32, or wider if it is."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(joint(x.dtype, jnp.float32))
 
 
 def clear(x: jax.Array, real: Mask) -> jax.Array:
@@ -99,7 +100,7 @@ def reduce(
         return values.sum()
     if reduction == "mean":
         divisor = total(values.shape, real, each)
-        return values.sum() / jnp.where(divisor == 0, 1, divisor)
+        return values.sum() / jnp.where(divisor == 0, 1, divisor).astype(values.dtype)
     raise LayerError("reduction out of mean, none, sum", repr(reduction), "choose one of them")
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.arguments import as_int32, check_array, check_count, check_share
-from diffprog.dtypes import outside
+from diffprog.dtypes import joint, outside, standard_promotion
 from diffprog.entries import (
     Mask,
     Reduction,
@@ -77,7 +77,7 @@ def cross_entropy(
                              "make class numbers integers, or leave soft labels out by a mask")
         logits, targets, real = _paired(logits, labels, mask, features=1)
         targets = (1 - smoothing) * targets + smoothing / logits.shape[-1]
-        targets *= _of_classes(class_weights, logits)
+        targets *= jax.lax.broadcast_to_rank(_of_classes(class_weights, logits), targets.ndim)
         return reduce(_surprise(logits, targets), real, reduction)
 
     labels = class_numbers(logits, labels)
@@ -141,7 +141,7 @@ def linear_cross_entropy(
     real = known(labels, mask, ignore)
     rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
     held, inside = outside(rows)  # its gradient is summed over the chunks
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = joint(x.dtype, jnp.float32)
     scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
 
     @jax.checkpoint  # keeps no chunk for the gradient
@@ -152,7 +152,7 @@ def linear_cross_entropy(
         scores = rows @ weights[:, : rows.shape[-1]].T.astype(rows.dtype)
         scores = scores.astype(dtype)
         if bias is not None:
-            scores += weights[:, -1].astype(dtype)
+            scores += weights[None, :, -1].astype(dtype)
         here = jax.lax.stop_gradient(scores.max(-1))
         best = jnp.where(here > top, (first + scores.argmax(-1)).astype(best.dtype), best)
         new = jnp.maximum(here, top)
@@ -354,7 +354,9 @@ def ctc(
     # optax counts a probability of 0 as exp(-1e5).
     least = jax.lax.stop_gradient(logits.max(-1, keepdims=True)) - 1e5
     logits = jnp.where(jnp.isneginf(logits), least, logits)
-    losses = optax.losses.ctc_loss(logits, 1.0 - frames, labels, 1.0 - kept, blank_id=blank)
+    padding, unasked = ((~marks).astype(logits.dtype) for marks in (frames, kept))
+    with standard_promotion():
+        losses = optax.losses.ctc_loss(logits, padding, labels, unasked, blank_id=blank)
     losses -= jax.lax.stop_gradient(jnp.minimum(losses, 0))  # rounding, where all paths are right
     return reduce(jnp.where(wrong.any(1), jnp.nan, losses), frames.any(1), reduction)
 
@@ -371,6 +373,7 @@ def _surprise(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 def _weighed(weights: jax.Array, surprise: jax.Array) -> jax.Array:
     """``weights * surprise``: what does not happen costs nothing, were it impossible."""
+    weights = jax.lax.broadcast_to_rank(weights, surprise.ndim)
     return weights * jnp.where((weights == 0) & jnp.isposinf(surprise), 0, surprise)
 
 
@@ -382,7 +385,7 @@ def _paired(
     check_array(target, floating=False)
     check_alike(prediction, target)
     prediction, target = jnp.asarray(prediction), jnp.asarray(target)
-    dtype = jnp.result_type(prediction, target, jnp.float32)
+    dtype = joint(prediction, target, jnp.float32)
     real = spread(mask, target.shape[: target.ndim - features])
     return clear(prediction.astype(dtype), real), clear(target.astype(dtype), real), real
 

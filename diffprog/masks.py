@@ -64,7 +64,7 @@ def counted(real: jax.Array, each: int = 1) -> jax.Array:
 
 def real_before(mask: jax.Array) -> jax.Array:
     """How many real steps stand before each step."""
-    return jnp.cumsum(mask, -1, dtype=jnp.int32) - mask
+    return jnp.cumsum(mask, -1, dtype=jnp.int32) - mask.astype(jnp.int32)
 
 
 def last_real(values: jax.Array, mask: jax.Array | None, otherwise: jax.Array) -> jax.Array:

@@ -36,6 +36,7 @@ from diffprog.entries import (
     total,
     weighed,
     weighing,
+    wide,
 )
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
@@ -137,7 +138,7 @@ def binary_classification() -> Objective:
 
     def measure(logits: jax.Array, targets: jax.Array, mask: Mask, weights: Any) -> Metrics:
         real = spread(mask, targets.shape)
-        hits = (logits > 0) == (targets > 0.5)
+        hits = (logits > 0) == (wide(targets) > 0.5)
         return {"accuracy": average(hits.astype(jnp.float32), real, weights),
                 "count": total(targets.shape, real, weights)}
 

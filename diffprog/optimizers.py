@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.computed import freezes, trainable
+from diffprog.dtypes import standard_promotion
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import code, show
@@ -93,18 +94,20 @@ def descend(
         # A line search demands that its function takes what is meant for another in the chain.
         return loss(jax.tree.map(_shown, params, given))[0]
 
-    updates, opt = optimizer.update(grads, opt_state, params, value=value,
-                                    value_fn=value_fn, obj_fn=value_fn)
+    with standard_promotion():  # the code of optax needs it
+        updates, opt = optimizer.update(grads, opt_state, params, value=value,
+                                        value_fn=value_fn, obj_fn=value_fn)
+        moved: Any = optax.apply_updates(params, updates)
     skipped = _skipped(opt, updates)
     if skipped is not None:
         after = jax.tree.map(functools.partial(jnp.where, skipped), state, after)
     if gathered := [part.mini_step if isinstance(part, optax.MultiStepsState) else part.count
                     for part in _parts(opt, optax.MultiStepsState, optax.ApplyEvery)]:
         after = _averaging(state, after, jnp.any(jnp.stack(gathered) == 0))
-    moved: Any = optax.apply_updates(params, updates)
     return Descent(moved, opt, after, metrics, skipped)
 
 
+@standard_promotion()
 def looked_at(opt_state: Any, params: Params) -> Params:
     """The parameters at which the net is to be looked at: those themselves, for most optimizers.
 
@@ -123,6 +126,7 @@ def looked_at(opt_state: Any, params: Params) -> Params:
     return params
 
 
+@standard_promotion()
 def _begin(optimizer: Any, params: Params) -> Any:
     """The first state of the optimizer; raise if it is one that no step here can be of."""
     ours = lambda record: "attribute `fast`" not in record.getMessage()  # noqa: E731

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.notation import listed, show
 
@@ -63,7 +64,7 @@ def parameter(
 
 def parameter_dtype(x: Any) -> Any:
     """The dtype of parameters and statistics for input x: float64 if x is, else float32."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return joint(x.dtype, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

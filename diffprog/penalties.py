@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from diffprog import tree
 from diffprog.computed import plain
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import magnitude
@@ -104,4 +105,4 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
 
 def _sum(f: Callable[[jax.Array], jax.Array], params: Params, patterns: tuple[str, ...]) -> Any:
     leaves = tree.select(params, *(patterns or ("**/kernel",))).values()
-    return sum(f(w.astype(jnp.promote_types(w.dtype, jnp.float32))).sum() for w in leaves)
+    return sum(f(w.astype(joint(w.dtype, jnp.float32))).sum() for w in leaves)

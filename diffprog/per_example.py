@@ -17,6 +17,7 @@ from diffprog.arguments import check_array, check_count, held
 from diffprog.computed import check_moves, computes, statistics, trained
 from diffprog.curvature import check_reaches
 from diffprog.data import examples_in
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import listed, show
@@ -97,7 +98,8 @@ def per_example_gradient_norms(
     gradient = _gradient(net, objective, params, state, train)
 
     def norm(pair: Any) -> jax.Array:
-        return jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient(*pair))))
+        leaves = jax.tree.leaves(gradient(*pair))
+        return jnp.sqrt(sum(jnp.vdot(g, g).astype(joint(*leaves)) for g in leaves))
 
     if batch_size is None:
         return jax.vmap(norm)((batch, keys))

@@ -1,5 +1,7 @@
 """The one list of layers on which every law runs: a new layer is registered by one line here."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ class Case(NamedTuple):
     """A layer and the input on which it is tried; `options` go to `dp.check`.
 
     `slow` marks compositions of layers that have fast cases of their own: `make verify` tries them.
+    `exempt` says of a row of `test_transformations` why the case cannot go through it.
     """
 
     name: str
@@ -20,6 +23,7 @@ class Case(NamedTuple):
     options: dict[str, Any] | None = None
     slow: bool = False
     untried: tuple[dict[str, str], ...] = ()
+    exempt: Mapping[str, str] = MappingProxyType({})
 
     @property
     def reasons(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from comparing import same
 
-from diffprog.dtypes import along, cast, is_short, outside
+from diffprog.dtypes import along, cast, is_short, joint, outside, standard_promotion
 
 BF16 = jnp.bfloat16
 
@@ -27,8 +27,20 @@ def test_cast_leaves_what_is_no_float():
 
 def test_beside_32_bits_a_parameter_is_only_cast():
     x = jnp.ones((3, 2))
-    assert str(jax.make_jaxpr(lambda b: along(b, x))(jnp.ones(2))).count("\n") < 2
-    same(along(jnp.ones(2, BF16), x), jnp.ones(2))
+    assert str(jax.make_jaxpr(lambda b: x + along(b, x))(jnp.ones(2))) == str(
+        jax.make_jaxpr(lambda b: x + b)(jnp.ones(2)))
+    same(along(jnp.ones(2, BF16), x), jnp.ones((1, 2)))
+
+
+def test_dtypes_are_joined_as_by_default_under_any_promotion():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert joint(jnp.ones(2, BF16), jnp.int8, jnp.float32) == jnp.float32
+        with standard_promotion():
+            same(jnp.ones(2, BF16) * jnp.ones((2, 2)), jnp.ones((2, 2)))
+        with pytest.raises(ValueError, match="strict"):
+            jnp.ones(2, BF16) * jnp.ones(2)
+        with pytest.raises(ValueError, match="rank_promotion"):
+            jnp.ones(2) * jnp.ones((2, 2))
 
 
 @pytest.mark.parametrize("dtype", [BF16, jnp.float16])

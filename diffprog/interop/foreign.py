@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_names
-from diffprog.dtypes import cast, is_float
+from diffprog.dtypes import cast, is_float, joint
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.notation import show
@@ -48,7 +48,7 @@ def foreign(
 
     @remember
     def drawing(x: Any, side: dict[str, Any]) -> Callable[[jax.Array], tuple[Params, State]]:
-        stored = jnp.promote_types(_dtype(x) or jnp.float32, jnp.float32)
+        stored = joint(_dtype(x) or jnp.float32, jnp.float32)
         return jax.jit(lambda key: cast(draw(key, blank(x)), stored))
 
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:
@@ -126,4 +126,4 @@ class _Written(str):
 def _dtype(x: Any) -> Any:
     """The dtype of the floats in x; None if there are none."""
     floats = [a.dtype for a in jax.tree.leaves(x) if is_float(a)]
-    return jnp.result_type(*floats) if floats else None
+    return joint(*floats) if floats else None

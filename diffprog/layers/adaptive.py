@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.dtypes import joint
 from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.pool import maximum, mean, pool
@@ -45,7 +46,7 @@ def adaptive_avg_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
     """
 
     def average(x: jax.Array, axis: int, *real: jax.Array) -> jax.Array:
-        return mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis, *real)
+        return mean(x.astype(joint(x.dtype, jnp.float32)), axis, *real)
 
     return _adaptive(average, size, dims, floating=True)
 

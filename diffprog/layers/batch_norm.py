@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_share
+from diffprog.dtypes import along
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -100,7 +101,8 @@ def batch_norm(
         check_width(params, x)
         wide = cleared(x, mask).astype(parameter_dtype(x))
         if not train:
-            y = normalized(params, wide - state["mean"], state["var"], eps)
+            centered = wide - along(state["mean"], wide)
+            y = normalized(params, centered, state["var"].astype(wide.dtype), eps)
             return cleared(y.astype(x.dtype), mask), state
         entries = math.prod(x.shape[:-1])  # of each channel
         if entries < 2:
@@ -114,7 +116,7 @@ def batch_norm(
             real = real_entries(real, axes)
         wide, factor = tamed(wide, axes)
         mean = wide.mean(axes, where=real)
-        centered = wide - mean
+        centered = wide - along(mean, wide)
         var = mean_square(centered, axes, keepdims=False, real=real)
         factor = factor.reshape(mean.shape)
         y = normalized(params, centered, var, scaled(eps, factor)).astype(x.dtype)
@@ -124,7 +126,7 @@ def batch_norm(
         batch = jax.lax.stop_gradient({"mean": mean, "var": var * to_unbiased})
 
         def move(old: jax.Array, new: jax.Array) -> jax.Array:
-            moved = (momentum * old + (1 - momentum) * new).astype(old.dtype)
+            moved = (momentum * old.astype(new.dtype) + (1 - momentum) * new).astype(old.dtype)
             return moved if real_count is None else jnp.where(real_count < 2, old, moved)
 
         return cleared(y, mask), jax.tree.map(move, state, batch)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_features, check_leaves
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -112,7 +113,7 @@ def _max(x: jax.Array, real: jax.Array | None) -> jax.Array:
 
 def _attended(kernel: jax.Array, x: jax.Array, real: jax.Array | None) -> jax.Array:
     x = cleared(x, real)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = joint(x.dtype, jnp.float32)
     scores = (x @ kernel.astype(x.dtype))[..., 0].astype(wide)
     if real is not None:
         # A row without real steps, all cleared, is averaged: 0, where softmax would give NaN.

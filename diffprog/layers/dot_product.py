@@ -63,7 +63,7 @@ class Pattern:
         conditions = []
         if self.causal or self.window:
             q_order, k_order = self.orders or (jnp.arange(rows.stop), jnp.arange(columns.stop))
-            q_order, k_order = q_order[rows, None], k_order[columns]
+            q_order, k_order = q_order[rows, None], k_order[None, columns]
             if self.causal:
                 conditions.append(q_order >= k_order)
             if self.window and self.ranks is None:
@@ -80,6 +80,8 @@ class Pattern:
                 _of_pairs(jnp.equal, q_segments[..., rows], k_segments[..., columns]))
         if self.mask is not None:
             conditions.append(self.mask[..., rows, columns])
+        rank = max((condition.ndim for condition in conditions), default=0)
+        conditions = [jax.lax.broadcast_to_rank(condition, rank) for condition in conditions]
         return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
     def reach(self, rows: slice, keys: int) -> slice:
@@ -203,7 +205,8 @@ def _weighted(
     # Mask. One of (T, S) is the same for every example and head: adding a constant is cheaper to
     # differentiate than a choice.
     if seen is not None and seen.ndim == 2:
-        scores = scores + jnp.tile(jnp.where(seen, 0.0, -jnp.inf).astype(wide), (shared, 1))  # t s
+        hidden = jnp.tile(jnp.where(seen, 0.0, -jnp.inf).astype(wide), (shared, 1))  # t s
+        scores = scores + jax.lax.broadcast_to_rank(hidden, scores.ndim)
     elif seen is not None:
         scores = jnp.where(_in_groups(seen, shared), scores, -jnp.inf)
     # The numerator of softmax. Scores less the largest, so that exp does not overflow.

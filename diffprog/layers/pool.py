@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.arguments import check_array
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -126,7 +127,7 @@ def avg_pool(
 
     def average(slide: Callable[..., Any], x: jax.Array, real: jax.Array | None = None) -> Any:
         check_array(x)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(joint(x.dtype, jnp.float32))
         zero = np.zeros((), wide.dtype)
         total = slide(wide if real is None else jnp.where(real, wide, zero), zero, jax.lax.add)
         if count_padding or (real is None and padding == "VALID"):
@@ -186,7 +187,7 @@ def mean(x: jax.Array, axis: Any, real: jax.Array | None = None) -> jax.Array:
     """The mean of what is real along `axis`, 0 where nothing is; reduced in float32 or wider."""
     if real is None:
         return jnp.mean(x, axis=axis)  # reduces bfloat16 in float32 by itself
-    wide = jnp.where(real, x, jnp.zeros_like(x)).astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = jnp.where(real, x, jnp.zeros_like(x)).astype(joint(x.dtype, jnp.float32))
     count = jnp.maximum(jnp.sum(real, axis=axis), 1)
     return (jnp.sum(wide, axis=axis) / count.astype(wide.dtype)).astype(x.dtype)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.arguments import as_int32, check_array, check_count
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -59,6 +60,7 @@ def follow(
     counted = any(array is not None for array in (mask, segments, following))
     if positions is None and counted:
         counts = jnp.arange(shape[-1], dtype=jnp.int32) if mask is None else real_before(mask)
+        counts = jax.lax.broadcast_to_rank(counts, len(shape))
         if segments is not None:  # less the steps before the segment's first one
             before = 0 if following is None else -following[..., None]
             before = jnp.where(begins(segments, mask, state.get("segment")), counts, before)
@@ -186,8 +188,9 @@ def _added(
         shape = x.shape[:-1]
         segments = None if segments is None else check_segments(segments, shape)
         positions, state = follow(state, positions, over_steps(mask, x), shape, segments)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = x.astype(wide) + vectors(params, positions, x, wide)
+        wide = joint(x.dtype, jnp.float32)
+        added = vectors(params, positions, x, wide)
+        y = x.astype(wide) + jax.lax.broadcast_to_rank(added, x.ndim)
         return y.astype(x.dtype), state
 
     def start(params: Params, state: State, x: jax.Array, *, length: int, **_: Any) -> State:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer, stateless
@@ -116,8 +117,8 @@ def one_hot(classes: int) -> Layer:
         check_array(x, floating=False)
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise LayerError("integer input", show(x), "convert it: x.astype(jnp.int32)")
-        labels = jnp.arange(classes, dtype=jnp.promote_types(x.dtype, jnp.int32))
-        hot = x[..., None].astype(labels.dtype) == labels
+        labels = jnp.arange(classes, dtype=joint(x.dtype, jnp.int32))
+        hot = x[..., None].astype(labels.dtype) == jax.lax.broadcast_to_rank(labels, x.ndim + 1)
         return jnp.where(hot.any(-1, keepdims=True), hot.astype(parameter_dtype(x)), jnp.nan)
 
     return stateless(None, forward, name="one_hot", casts=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.arguments import check_array, check_count
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -79,7 +80,7 @@ def upsample(
                 x = _nearest(x, new, axis)
             return x
         check_array(x)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(joint(x.dtype, jnp.float32))
         shape = (*x.shape[: -dims - 1], *after, x.shape[-1])
         y = jax.image.resize(wide, shape, method)
         if mask is not None:  # the weights of what is real have the sum 1, as all have at a border

@@ -17,6 +17,7 @@ import numpy as np
 
 from diffprog import notation
 from diffprog.arguments import check_array, check_count, is_number
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.notation import show
 
@@ -96,8 +97,8 @@ class Rotary:
         _check_positions(positions, x)
         rule = self.scaling or _unscaled
         speeds, magnitude = rule(self.base, features)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        turn = angles(positions, speeds, wide)
+        wide = joint(x.dtype, jnp.float32)
+        turn = angles(jax.lax.broadcast_to_rank(positions, x.ndim - 1), speeds, wide)
         cos, sin = (f(turn) if magnitude == 1 else f(turn) * magnitude for f in (jnp.cos, jnp.sin))
         turning = x[..., :features].astype(wide)
         if self.interleaved:
@@ -132,7 +133,8 @@ def angles(
 
     def count(turns: Any) -> np.ndarray:
         part = turns - np.floor(turns + 0.5)  # in [-1/2, 1/2)
-        return np.rint(part * parts).astype(np.int64).astype(whole)
+        counts = np.rint(part * parts).astype(np.int64).astype(whole)
+        return counts.reshape((1,) * positions.ndim + (-1,))
 
     turned = positions.astype(whole)[..., None] * count(np.asarray(speeds) / (2 * math.pi))
     if np.any(ahead):

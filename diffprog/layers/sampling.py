@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer
@@ -107,7 +108,7 @@ def gumbel_softmax(*, temperature: float = 1.0, hard: bool = False) -> Layer:
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., classes)")
-        logits = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        logits = x.astype(joint(x.dtype, jnp.float32))
         if key is not None:
             logits += jax.random.gumbel(key, x.shape, logits.dtype)
         soft = jax.nn.softmax(logits / temperature).astype(x.dtype)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_features
+from diffprog.dtypes import along
 from diffprog.errors import LayerError
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params
@@ -48,8 +49,8 @@ def draw_scale_and_bias(key: jax.Array, x: Any, inits: dict[str, Initializer]) -
 
 def scale_and_shift(params: Params, y: jax.Array) -> jax.Array:
     """``y * scale + bias``, each if it is there."""
-    y = y * params["scale"] if "scale" in params else y
-    return y + params["bias"] if "bias" in params else y
+    y = y * along(params["scale"], y) if "scale" in params else y
+    return y + along(params["bias"], y) if "bias" in params else y
 
 
 def tamed(x: jax.Array, axes: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -76,9 +77,9 @@ def normalized(
     """x divided by the root of `square`, its variance or mean square; then scale and shift."""
     factor = jax.lax.rsqrt(square + eps)
     if "scale" in params:
-        factor = factor * params["scale"]  # one product with x, the larger array
-    y = x * factor
-    return y + params["bias"] if "bias" in params else y
+        factor = factor * along(params["scale"], factor)  # one product with x, the larger array
+    y = x * jax.lax.broadcast_to_rank(factor, x.ndim)
+    return y + along(params["bias"], y) if "bias" in params else y
 
 
 def mean_square(
@@ -116,8 +117,8 @@ def _tangent(eps: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Ar
     """``dy = (dx - mean(dx) - y * mean(dx * y)) / sqrt(var + eps)``."""
     (x,), (dx,) = primals, tangents
     y, inverse = _with_inverse(x, eps)
-    along = (dx * y).mean(-1, keepdims=True)
-    return y, inverse * (dx - dx.mean(-1, keepdims=True) - y * along)
+    shared = (dx * y).mean(-1, keepdims=True)
+    return y, inverse * (dx - dx.mean(-1, keepdims=True) - y * shared)
 
 
 def _with_inverse(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:

@@ -89,7 +89,8 @@ def dit(
         check_images(x, patch_size)
         told = jax.nn.silu(layers.told(x, time=time, condition=condition))
         rows, columns = (side // patch_size for side in x.shape[-3:-1])
-        y = layers.patches(x) + _places(rows, columns, width, x.dtype)
+        places = _places(rows, columns, width, x.dtype)
+        y = layers.patches(x) + jax.lax.broadcast_to_rank(places, x.ndim - 1)
         y = layers.head(layers.blocks(y, condition=told), condition=told)
         return _joined(y, rows, columns, patch_size)
 

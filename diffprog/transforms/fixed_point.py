@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from diffprog import tree
 from diffprog.arguments import check_array, check_count, is_number
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
@@ -227,8 +228,9 @@ def _weights(moves: jax.Array) -> jax.Array:
     """Weights (M, R) with sum 1 that make the mean of moves (M, R, N) small."""
     moves = jnp.where(jnp.isfinite(moves), moves, 0)
     size = jnp.linalg.norm(moves, axis=-1, keepdims=True) + jnp.finfo(moves.dtype).tiny
-    unit, share = moves / size, (size.min(0) / size)[..., 0].T
-    gram = jnp.einsum("mrn,krn->rmk", unit, unit) + _DAMPING * jnp.eye(_MEMORY, dtype=unit.dtype)
+    unit, share = moves / size, (size.min(0, keepdims=True) / size)[..., 0].T
+    damping = _DAMPING * jnp.eye(_MEMORY, dtype=unit.dtype)[None]
+    gram = jnp.einsum("mrn,krn->rmk", unit, unit) + damping
     found = share * jnp.linalg.solve(gram, share[..., None])[..., 0]
     return (found / jnp.sum(found, axis=1, keepdims=True)).T
 
@@ -243,7 +245,7 @@ def _in_rows(
     leaves, structure = jax.tree.flatten(like)
     sizes = [leaf.size if count is None else math.prod(leaf.shape[1:]) for leaf in leaves]
     ends = list(itertools.accumulate(sizes))
-    dtype = jnp.result_type(jnp.float32, *leaves)
+    dtype = joint(jnp.float32, *leaves)
 
     def rows(tree: Any) -> jax.Array:
         return jnp.concatenate([

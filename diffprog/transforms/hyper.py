@@ -266,4 +266,5 @@ def _written(z: jax.Array, maps: Params, shape: tuple[int, ...]) -> jax.Array:
     """
     kernel = maps["kernel"].reshape(z.shape[-1], -1)
     leaf = (z @ kernel.astype(z.dtype)).astype(kernel.dtype)
-    return leaf.reshape(*z.shape[:-1], *shape) + maps["bias"]
+    leaf = leaf.reshape(*z.shape[:-1], *shape)
+    return leaf + jax.lax.broadcast_to_rank(maps["bias"], leaf.ndim)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.dtypes import cast, is_float
+from diffprog.dtypes import cast, is_float, joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory, rebuilt
 from diffprog.layer import Layer, as_layer
@@ -135,4 +135,4 @@ def _floating(dtype: Any) -> bool:
 def _dtype_of(x: Any) -> Any:
     """The dtype of the floats in x; float32 if there are none."""
     floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_float(leaf)]
-    return jnp.result_type(*floats) if floats else jnp.dtype(jnp.float32)
+    return joint(*floats) if floats else jnp.dtype(jnp.float32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from diffprog.arguments import check_count
 from diffprog.computed import Computed, Patterns
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
@@ -51,7 +52,7 @@ def quantize(layer: Any, bits: int = 8, pattern: Patterns = "**/kernel") -> Laye
 
     def use(kernel: jax.Array) -> jax.Array:
         check_kernel(kernel)
-        wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+        wide = kernel.astype(joint(kernel.dtype, jnp.float32))
         largest = jnp.max(jnp.abs(wide), range(kernel.ndim - 1), keepdims=True)
         step = jnp.where(largest == 0, 1, largest) / (2 ** (bits - 1) - 1)
         rounded = wide + jax.lax.stop_gradient(jnp.round(wide / step) * step - wide)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.computed import Computed, Patterns, stacks_at, trainable
+from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import computing, factory
 from diffprog.layer import Layer, as_layer
@@ -124,11 +125,11 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
 
 def length(w: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     """``sqrt(sum |w|**2)`` over axes, all if None, in float32 or wider, w being of any size."""
-    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    w = w.astype(joint(w.dtype, jnp.float32))
     # Neither a square of large numbers nor one of small ones can be held.
     size = jax.lax.stop_gradient(jnp.max(jnp.abs(w), axes, keepdims=True))
     size = jnp.where(size == 0, 1, size)
-    scaled = w / size
+    scaled = w / size.astype(w.dtype)
     square = jnp.sum((scaled * scaled.conj()).real, axes)
     root = jnp.sqrt(jnp.where(square == 0, 1, square))  # which has a slope at zero
     return jnp.where(square == 0, 0, root * size.reshape(square.shape))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.computed import Computed, Patterns
+from diffprog.dtypes import joint
 from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
 from diffprog.transforms.reparam import check_kernel, length, reparametrized
@@ -72,13 +73,14 @@ def _turn(_: Any, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array
 
 def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     """The matrix times a vector, in float32 or wider."""
-    wide = jnp.promote_types(jnp.promote_types(matrix.dtype, vector.dtype), jnp.float32)
+    wide = joint(matrix.dtype, vector.dtype, jnp.float32)
     return matrix.astype(wide) @ vector.astype(wide)
 
 
 def _divided(array: jax.Array, by: jax.Array) -> jax.Array:
     """The quotient in the dtype of the array, which stays as it is where the divisor is zero."""
-    return (array / jnp.where(by == 0, 1, by)).astype(array.dtype)
+    dtype = joint(array, by)
+    return (array.astype(dtype) / jnp.where(by == 0, 1, by).astype(dtype)).astype(array.dtype)
 
 
 def _step(matrix: jax.Array, vector: jax.Array) -> jax.Array:

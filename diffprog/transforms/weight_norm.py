@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.computed import Computed, Patterns
+from diffprog.dtypes import joint
 from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
 from diffprog.transforms.reparam import check_kernel, length, reparametrized
@@ -46,7 +47,10 @@ def weight_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
 
     def use(tree: dict[str, jax.Array]) -> jax.Array:
         direction = tree["direction"]
-        return (direction * (tree["scale"] / lengths(direction))).astype(direction.dtype)
+        size = lengths(direction)
+        factor = jax.lax.broadcast_to_rank(tree["scale"].astype(size.dtype) / size, direction.ndim)
+        dtype = joint(direction, factor)
+        return (direction.astype(dtype) * factor.astype(dtype)).astype(direction.dtype)
 
     def lengths(kernel: jax.Array) -> jax.Array:
         return length(kernel, tuple(range(kernel.ndim - 1)))

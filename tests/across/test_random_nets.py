@@ -3,13 +3,17 @@
 import collections
 import itertools
 
+import jax
 import jax.numpy as jnp
 import pytest
+from cases import TIMELESS, Case
 from comparing import KEY, same
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import given as drawing
 from random_combinators import NESTED
 from random_nets import KINDS, floats, nested, nets
 from random_pieces import PROGRAMS, both, namespace
+from tracing import PRECISIONS, given, trace
 
 import diffprog as dp
 
@@ -38,7 +42,7 @@ def each(kind, seeds, test):
 
 def each_of(strategy, seeds, test):
     for number in seeds:
-        seed(number)(settings(SETTINGS)(given(strategy)(test)))()
+        seed(number)(settings(SETTINGS)(drawing(strategy)(test)))()
 
 
 def composed(net):
@@ -78,6 +82,19 @@ def test_every_law_holds_of_what_is_put_into_each_other(way):
         dp.check(net.layer, net.x, **net.options)
 
     each_of(nested(way), range(4), test)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_in_them_is_joined_that_is_not_written_down(kind):
+    def test(net):
+        untried = () if net.options["causal"] else (TIMELESS,)
+        case = Case("", net.layer, net.x, net.options | net.side, untried=untried)
+        for precision in PRECISIONS:
+            with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+                trace(given(case, precision))
+
+    each(kind, range(20, 23), test)
 
 
 def test_the_nets_on_which_laws_are_run_hold_what_is_hard():
