@@ -22,6 +22,7 @@ from diffprog.arguments import check_array, check_count
 from diffprog.entries import wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
+from diffprog.meshes import settled
 from diffprog.notation import clip, listed, show
 from diffprog.plans import Params, State
 from diffprog.transforms.unroll import unrolled
@@ -285,7 +286,8 @@ def _generated(
                          jnp.zeros(batch, jnp.int32), jnp.zeros(batch, score.dtype))
     found, alive = put(nothing, 0, token, score, jnp.ones(batch, bool))
     going = lambda carry: (carry[0] < steps) & carry[2].any()  # noqa: E731
-    return jax.lax.while_loop(going, body, (jnp.int32(1), token, alive, state, found))[-1]
+    begun = settled(lambda carry, _: body(carry), (jnp.int32(1), token, alive, state, found))
+    return jax.lax.while_loop(going, body, begun)[-1]
 
 
 def _drawn(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import check_count, held
+from diffprog.arguments import check_steps, held
 from diffprog.errors import LayerError, signed
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, remember, spec
@@ -82,7 +82,7 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
             except LayerError:
                 raise
             except Exception as error:
-                if misfit := _misfit(layer, params, x, side):
+                if misfit := _misfit(layer, params, state, x, side, error):
                     raise misfit from error
                 raise
             if jax.tree.structure(after) != jax.tree.structure(state):
@@ -106,7 +106,7 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
         with signed(layer.__repr__, x):
             _check_given("start(params, state, x, length=n)", x)
             _check_own(layer)
-            check_count("length", length)
+            check_steps(length)
             x, side = held((x, taken(layer, side)))
             _check_call(layer, params, state, x, None, False, side)
             carried = raw(params, state, x, length=length, **side)
@@ -365,8 +365,14 @@ def _streamed(
     return layer._known["streamed"]
 
 
-def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> LayerError | None:
-    """Why a leaf failed, if it is that its parameters were made for another input."""
+def _misfit(
+    layer: Layer, params: Params, state: State, x: Any, side: dict[str, Any], error: Exception,
+) -> LayerError | None:
+    """Why a call failed: on an explicit mesh, or a leaf whose parameters are of another input."""
+    from diffprog.meshes import unplaced  # which is of no use to most imports of diffprog
+
+    if misfit := unplaced(error, (params, state, x, side)):
+        return misfit
     if layer.children:
         return None
     try:

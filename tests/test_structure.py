@@ -18,7 +18,8 @@ TESTS = pathlib.Path(__file__).parent
 
 FLOORS = {
     **dict.fromkeys(["notation", "errors", "arguments", "dtypes", "patterns", "tree", "parameters",
-                     "plans", "masks", "computed", "guards", "factories", "layer", "children"], 0),
+                     "plans", "meshes", "masks", "computed", "guards", "factories", "layer",
+                     "children"], 0),
     "program": 1,
     "combinators": 2, "merging": 2, "transforms.*": 2,
     "layers.*": 3,
@@ -172,6 +173,7 @@ TESTED_IN = {
     **dict.fromkeys(["trials", "batch_laws", "draw_laws", "number_laws", "sequence_laws"], "laws"),
     "children": "program",  # they are seen by a program's function alone
     "factories": "notation",  # the call that they remember is written there
+    "meshes": "across.meshes",  # it asks for the types of every layer
     "merging": "combinators",  # it joins what `branch` and `parallel` give
     "patterns": "tree",  # by which they are asked for
     "tables": "summaries",  # they are made of them

@@ -22,6 +22,7 @@ from diffprog.arguments import check_array, check_count
 from diffprog.errors import LayerError
 from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
+from diffprog.meshes import settled
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, remember, spec
 from diffprog.transforms.tap import is_output
@@ -160,6 +161,7 @@ def _root(
     f: Callable[[Any], Any], zeros: Any, count: int | None, tolerance: float, steps: int
 ) -> Any:
     """The z with ``z = f(z)`` and its derivatives; NaN where it was not found."""
+    zeros = settled(lambda z, _: f(z), zeros)
     find = functools.partial(
         _accelerated, zeros=zeros, count=count, tolerance=tolerance, steps=steps)
 

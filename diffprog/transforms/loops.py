@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.meshes import settled
+
 
 def convolves(f: Callable[..., Any], *given: Any, **named: Any) -> bool:
     """Is there a convolution in f, or in what it calls?"""
@@ -24,6 +26,8 @@ def scan(
     convolving: Callable[[], bool], unroll: int = 1,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan`, written out if `unroll` is the length, and on CPU if the step convolves."""
+
+    carry = settled(lambda carry, at: step(carry, at)[0], carry, xs)
 
     def loop() -> tuple[Any, Any]:
         return jax.lax.scan(step, carry, xs, length=length, unroll=unroll)
