@@ -5,19 +5,22 @@ devices can be made, by `on_devices.py`.
 """
 
 import functools
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import CASES, FIXED
-from comparing import KEY
+from cases import CASES, FIXED, floats
+from comparing import KEY, close
 from jax import export
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import diffprog as dp
 from diffprog.layer import as_layer
-from diffprog.meshes import varying
+from diffprog.meshes import unplaced, varying
 
 TIMED = ("mask", "positions", "segments", "token_types")  # side inputs of each step
 # Copies of convolutions: `jax.vmap` makes one in groups of them, by a reshape that does not say
@@ -157,3 +160,106 @@ def test_every_case_is_exported_for_any_batch_and_length(case, of_any):
 def test_many_cases_are_tried_in_every_row():
     assert sum(map(batched, CASES)) > 150 and sum(map(sequential, CASES)) > 60
     assert {case.name for case in CASES} >= CONVOLVED
+
+
+# Values.
+
+NET = {"width": 8, "depth": 2, "heads": 2, "hidden": 12}
+REAL = jnp.array([[True, True, False, True], [False, True, True, False], [True] * 4])
+
+
+@pytest.mark.slow
+def test_every_case_has_the_same_values_on_two_devices():
+    """Outputs, streams and gradients; on an explicit mesh those of what needs help there."""
+    script = pathlib.Path(__file__).with_name("on_devices.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-400:] + done.stderr[-4000:]
+    assert len(done.stdout.splitlines()) > 140
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("net", "x", "side"), [
+    (dp.llama(11, kv_heads=1, **NET), jnp.arange(12).reshape(3, 4) % 11, {"mask": REAL}),
+    (dp.gpt(11, length=8, **NET), jnp.arange(12).reshape(3, 4) % 11, {"segments": REAL + 0}),
+    (dp.recurrent(dp.lstm(3), unroll=2), floats(3, 4, 5), {"mask": REAL}),
+    (dp.recurrent(dp.gru(3), bidirectional=True), floats(3, 4, 5), {}),
+    (dp.conv(3, 3, dims=1, stride=2), floats(3, 4, 5), {}),
+    (dp.learned_positions(6), floats(3, 4, 5), {}),
+    (dp.batch_norm(), floats(3, 4, 5), {"mask": REAL}),
+    (dp.hyper(dp.conv(2, 3, dims=1), dp.linear(3)), floats(3, 4, 5),
+     {"condition": jnp.cos(jnp.arange(12.0)).reshape(3, 4)}),
+], ids=lambda value: repr(value) if isinstance(value, dp.Layer) else "")
+def test_exports_have_the_same_values_at_every_size(net, x, side):
+    """Output and gradients of training, at two sizes of batch and of length."""
+    x = jax.random.normal(KEY, x.shape) if isinstance(x, jax.ShapeDtypeStruct) else x
+    params, state = net.init(KEY, x, **side)
+
+    def loss(params, x, side):
+        y = net.apply(params, state, x, train=True, **side)[0]
+        return jnp.sum(jnp.sin(y)), y
+
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    size, time = export.symbolic_shape("b, t")
+    of_any = {name: jax.ShapeDtypeStruct(
+        (size, time) if name in TIMED else (size, *a.shape[1:]), a.dtype)
+        for name, a in side.items()}
+    like = jax.ShapeDtypeStruct((size, time, *x.shape[2:]), x.dtype)
+    exported = export.export(step)(jax.eval_shape(lambda: params), like, of_any)
+    for rows, steps in ((3, 4), (2, 3)):
+        cut = {name: a[:rows, :steps] if name in TIMED else a[:rows] for name, a in side.items()}
+        here = (params, x[:rows, :steps], cut)
+        close(exported.call(*here), step(*here))
+
+
+# What could go wrong otherwise.
+
+def test_a_loop_keeps_a_carry_where_it_is():
+    """No part of a carry comes to vary without need: at rest the state of batch norm does not."""
+    net = dp.repeat(2, dp.batch_norm() >> jnp.tanh)
+    plan = net.plan(floats(4, 3))
+    mesh = AbstractMesh((2,), ("data",))
+
+    def run(train, params, state, x):
+        y, state = net.apply(params, state, x, train=train)
+        assert varying(jax.typeof(y)) == {"data"}
+        assert {varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(state)} == {
+            frozenset({"data"} if train else ())}
+        return y
+
+    for train in (False, True):
+        jax.eval_shape(jax.shard_map(functools.partial(run, train), mesh=mesh, in_specs=(
+            P(), P(), P("data")), out_specs=P("data")), plan.params, plan.state, floats(4, 3))
+
+
+def test_without_a_mesh_nothing_is_added():
+    """The programs of all who have one device are what they were."""
+    for net, x in ((dp.recurrent(dp.lstm(2)), floats(2, 3, 2)), (dp.dropout(0.5), floats(2, 3)),
+                   (dp.repeat(2, dp.batch_norm()), floats(4, 3))):
+        plan = net.plan(x)
+        program = str(jax.make_jaxpr(lambda *given, net=net: net.apply(
+            *given, key=KEY, train=True))(plan.params, plan.state, x))
+        assert "pcast" not in program and "reshard" not in program and "pvary" not in program
+
+
+@pytest.mark.parametrize(("error", "refused"), [
+    (TypeError("the carry has type float32[2@data,2]"), True),
+    (ValueError("should be sharded the same"), True),
+    (TypeError("unsupported operand"), False),
+], ids=str)
+def test_only_what_is_of_an_explicit_mesh_is_refused_for_it(error, refused):
+    for kind in (AxisType.Explicit, AxisType.Auto):
+        mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
+        x = jax.device_put(jnp.ones((2, 2)), NamedSharding(mesh, P("data")))
+        found = unplaced(error, {"x": x})
+        assert bool(found) == (refused and kind == AxisType.Explicit)
+
+
+def test_two_exports_of_one_net_do_not_disturb_each_other():
+    """A plan that is remembered is of one symbolic size, and not of another one of its name."""
+    net = dp.recurrent(dp.lstm(2)) >> dp.linear(3)
+    plan = net.plan(floats(2, 3, 2))
+    for _ in range(2):
+        size, time = export.symbolic_shape("b, t")
+        x = jax.ShapeDtypeStruct((size, time, 2), jnp.float32)
+        y = export.export(jax.jit(net))(plan.params, x).out_avals[0]
+        assert y.shape == (size, time, 3)
