@@ -265,8 +265,8 @@ def _within(pairs: Pairs, extent: Sides, spans: Sequence[int]) -> list[tuple[int
     """The part of the padding that no derivative turns into a negative one."""
     rooms = [max(min(k, span) - 1, 0) if known(span) else 0
              for k, span in zip(extent, spans, strict=True)]
-    return [(min(max(before, 0), room), min(max(after, 0), room)) for (before, after), room
-            in zip(pairs, rooms, strict=True)]
+    return [(min(max(before, 0), room), min(max(after, 0), room)) if room else (0, 0)
+            for (before, after), room in zip(pairs, rooms, strict=True)]
 
 
 def _enlarged(x: jax.Array, wanted: Pairs, given: Pairs) -> jax.Array:
@@ -341,8 +341,9 @@ def _sliding(
         if mode != "zeros":
             x, pairs = continued(x, pairs, mode), ((0, 0),) * dims
         # How far the kernel moves, and what is left beyond its last place.
-        moves = [max(side + sum(pair) - k, 0) for side, pair, k
+        moves = [side + sum(pair) - k for side, pair, k
                  in zip(x.shape[1:-1], pairs, extent, strict=True)]
+        moves = [max(move, 0) if known(move) else move for move in moves]
         rests = [move % s for move, s in zip(moves, stride, strict=True)]
         pairs = [(before, after - rest)
                  for (before, after), rest in zip(pairs, rests, strict=True)]

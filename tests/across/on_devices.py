@@ -78,7 +78,8 @@ def compare(case):
         return y, net.apply(params, begun, x, **side)[0]
 
     of_rows = jax.tree.map(lambda a: ROWS if a.shape[:1] == (2 * count,) else P(), (x, side))
-    sharded = jax.shard_map(run, mesh=MESH(), in_specs=(P(), P(), *of_rows), out_specs=ROWS)
+    sharded = jax.shard_map(run, mesh=MESH(axis_types=(AxisType.Auto,)),
+                            in_specs=(P(), P(), *of_rows), out_specs=ROWS)
     close(*(jax.jit(functools.partial(value_and_gradients, f))(params, state, x, side)
             for f in (sharded, run)))
 
