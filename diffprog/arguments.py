@@ -51,6 +51,19 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise LayerError(wanted, repr(value), f"pass {least} or more")
 
 
+def known(size: Any) -> bool:
+    """Is a size a number? One that `jax.export` leaves open cannot be compared."""
+    return isinstance(size, int)
+
+
+def check_steps(length: Any) -> None:
+    """Raise unless a stream's `length` is a count, or a size that `jax.export` leaves open."""
+    from jax.export import is_symbolic_dim  # would make the import of diffprog heavy
+
+    if not is_symbolic_dim(length):
+        check_count("length", length)
+
+
 def check_share(name: str, value: Any) -> None:
     """Raise unless `value` is a number, of Python or NumPy, in [0, 1)."""
     if not is_number(value):

@@ -14,6 +14,7 @@ from diffprog.entries import wide
 from diffprog.errors import LayerError
 from diffprog.generation import Adjust, Generation, adjusted, checked, shown
 from diffprog.layer import Layer
+from diffprog.meshes import settled
 from diffprog.plans import Params, State, grown, spec
 from diffprog.prompts import NOTHING, Begin, Prompts, begun, prompted, started, written_out
 from diffprog.stops import Stop, as_stop, check_stop, ending
@@ -138,8 +139,9 @@ def _searched(
         jnp.broadcast_to(jnp.asarray(scores, wide(logits).dtype), (batch, beams)))
         for scores in (first, -jnp.inf))
     live, ended, _, token = grow(jnp.int32(0), logits[same], live, nothing)
+    begun = (jnp.int32(1), token, of_beams(state, same, axes), live, ended)
     *_, live, ended = jax.lax.while_loop(
-        going, body, (jnp.int32(1), token, of_beams(state, same, axes), live, ended))
+        going, body, settled(lambda carry, _: body(carry), begun))
     found = best_of(ended, live)
     left = jnp.isneginf(found.scores)
     return Generation(jnp.where(left[..., None], NOTHING, found.tokens),

@@ -30,6 +30,7 @@ from diffprog.entries import wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.listening import Callback, heard, tell
+from diffprog.meshes import settled
 from diffprog.notation import show
 from diffprog.plans import Params, State
 from diffprog.prompts import NOTHING, Begin, Prompts, begun, prompted, written_out
@@ -174,7 +175,8 @@ def _generated(
     token, score = chosen(first, logits, nothing)
     found, alive = put(nothing, first, token, score, jnp.ones(batch, bool))
     going = lambda carry: (carry[0] < steps) & carry[2].any()  # noqa: E731
-    return jax.lax.while_loop(going, body, (first + 1, token, alive, state, found))[-1]
+    begun = settled(lambda carry, _: body(carry), (first + 1, token, alive, state, found))
+    return jax.lax.while_loop(going, body, begun)[-1]
 
 
 def shown(begin: Begin) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import arrays, check_count, check_kept, check_numbers
+from diffprog.arguments import arrays, check_kept, check_numbers, check_steps
 from diffprog.dtypes import is_float
 from diffprog.errors import LayerError, signed
 from diffprog.notation import called, listed, name_of, show
@@ -93,7 +93,8 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
             key = key if layer.random else None  # alone a layer is as random as inside a net
             with _explained(lambda known: (
                     check_kept((params, state)) or _misfit(layer, params, x, side)
-                    or known.of_apply(layer, raw, params, state, x, side, key=key, train=train))):
+                    or known.of_apply(layer, raw, params, state, x, side, key=key, train=train)),
+                    (params, state, x, side)):
                 y, after = _result(raw(params, state, x, key=key, train=train, **side))
             if jax.tree.structure(after) != jax.tree.structure(state):
                 raise LayerError(f"a state of one structure, {show(state)}", show(after),
@@ -116,7 +117,7 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
         with signed(layer.__repr__, x):
             _check_given("start(params, state, x, length=n)", x)
             _check_own(layer)
-            check_count("length", length)
+            check_steps(length)
             x, side = arrays((x, taken(layer, side)))
             _check_call(layer, params, state, x, None, False, side)
             params, state = arrays((params, state))
@@ -128,17 +129,21 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(reason: Callable[[Any], LayerError | None]) -> Iterator[None]:
+def _explained(
+    reason: Callable[[Any], LayerError | None], given: Any = ()
+) -> Iterator[None]:
     """A block whose exception is told by its reason, if `diagnoses`, which `reason` is given, know.
+
+    What stands in its way may also be how the arrays in `given` lie on an explicit mesh.
     """
     try:
         yield
     except LayerError:
         raise
     except Exception as error:
-        from diffprog import diagnoses  # they serve errors alone
+        from diffprog import diagnoses, meshes  # they serve errors alone
 
-        if found := reason(diagnoses):
+        if found := meshes.unplaced(error, given) or reason(diagnoses):
             raise found from error
         raise
 

@@ -27,6 +27,7 @@ from diffprog.entries import (
     wide,
 )
 from diffprog.errors import LayerError
+from diffprog.meshes import settled
 from diffprog.notation import show
 
 __all__ = ["absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber",
@@ -168,7 +169,9 @@ def linear_cross_entropy(
     whole = classes // chunk
     if whole:
         parts = scoring[: whole * chunk].reshape(whole, chunk, -1)
-        carry, _ = jax.lax.scan(step, carry, (chunk * jnp.arange(whole), parts))
+        xs = (chunk * jnp.arange(whole), parts)
+        carry = settled(lambda carry, part: step(carry, part)[0], carry, xs)
+        carry, _ = jax.lax.scan(step, carry, xs)
     if whole * chunk < classes:
         carry, _ = step(carry, (whole * chunk, scoring[whole * chunk :]))
     top, best, summed, true = carry

@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import known
 from diffprog.errors import LayerError
+from diffprog.meshes import beside
 from diffprog.notation import show
 
 NONE = -(2**31)  # no segment and no position is this, the least int32
@@ -57,7 +59,7 @@ def counted(real: jax.Array, each: int = 1) -> jax.Array:
 
     A float where int32 may not hold the number, which is never wrong by more than rounding.
     """
-    kind = int if real.size * each < 2**31 else float
+    kind = int if known(real.size * each) and real.size * each < 2**31 else float
     number = real.sum(dtype=kind)
     return number if each == 1 else number * kind(each)
 
@@ -75,7 +77,7 @@ def last_real(values: jax.Array, mask: jax.Array | None, otherwise: jax.Array) -
         return values[..., -1]
     last = values.shape[-1] - 1 - jnp.argmax(mask[..., ::-1], -1)
     found = jnp.take_along_axis(values, last[..., None], -1)[..., 0]
-    return jnp.where(mask.any(-1), found, otherwise)
+    return jnp.where(mask.any(-1), found, beside(otherwise, values))
 
 
 def begins(
@@ -87,6 +89,7 @@ def begins(
     first real step begins nothing.
     """
     first = jnp.full(segments.shape[:-1], NONE, segments.dtype) if last is None else last
+    first = beside(first, segments)
     before = jnp.concatenate([first[..., None], segments[..., :-1]], -1)
     if mask is not None:
         # The latest real step before each, counted from 1; 0 stands for what was before the first.

@@ -30,6 +30,7 @@ from diffprog.dtypes import outside
 from diffprog.entries import wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
+from diffprog.meshes import settled
 from diffprog.plans import Params, State
 
 __all__ = ["ddim", "ddpm"]
@@ -208,7 +209,8 @@ def _scanned(
         fresh = jax.random.normal(jax.random.fold_in(key, time), x.shape, seen.dtype)
         return mean + w["fresh"] * fresh, None
 
-    return jax.lax.scan(step, wide(x), (times, each))[0].astype(x.dtype)
+    begun = settled(lambda seen, now: step(seen, now)[0], wide(x), (times, each))
+    return jax.lax.scan(step, begun, (times, each))[0].astype(x.dtype)
 
 
 def _asking(

@@ -18,8 +18,8 @@ TESTS = pathlib.Path(__file__).parent
 
 FLOORS = {
     **dict.fromkeys(["jaxprs", "notation", "errors", "arguments", "dtypes", "patterns", "tree",
-                     "parameters", "plans", "masks", "computed", "guards", "factories", "layer",
-                     "children", "diagnoses", "synonyms"], 0),
+                     "parameters", "plans", "meshes", "masks", "computed", "guards", "factories",
+                     "layer", "children", "diagnoses", "synonyms"], 0),
     "program": 1,
     "combinators": 2, "merging": 2, "transforms.*": 2,
     "layers.*": 3,
@@ -176,6 +176,7 @@ TESTED_IN = {
     "courses": "fitting",  # which goes them
     "children": "program",  # they are seen by a program's function alone
     "factories": "notation",  # the call that they remember is written there
+    "meshes": "across.meshes",  # it asks for the types of every layer
     "merging": "combinators",  # it joins what `branch` and `parallel` give
     **dict.fromkeys(["prompts", "stops", "drawing", "listening", "scoring"], "generation"),
     "patterns": "tree",  # by which they are asked for

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_share
+from diffprog.arguments import check_array, check_share, known
 from diffprog.dtypes import along
 from diffprog.errors import LayerError
 from diffprog.factories import factory
@@ -105,7 +105,7 @@ def batch_norm(
             y = normalized(params, centered, state["var"].astype(wide.dtype), eps)
             return cleared(y.astype(x.dtype), mask), state
         entries = math.prod(x.shape[:-1])  # of each channel
-        if entries < 2:
+        if known(entries) and entries < 2:
             raise LayerError("several values per channel in training", show(x),
                              "take a larger batch: a variance needs two")
         axes = tuple(range(x.ndim - 1))

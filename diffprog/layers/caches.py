@@ -12,9 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import known
 from diffprog.errors import LayerError
 from diffprog.layers.dot_product import Pattern
 from diffprog.masks import NONE, last_real, real_before
+from diffprog.meshes import beside
 from diffprog.plans import State
 
 _TIME = {"key": -2, "value": -2, "segments": -1}  # what has an entry for each slot: its axis
@@ -79,14 +81,15 @@ def overrun(state: State, steps: int) -> jax.Array | None:
 def _appended(state: State, chunk: State) -> tuple[Pattern, State, State]:
     """Write the chunk behind the past, in place: the pattern, what is seen, what is kept."""
     steps, slots = chunk["segments"].shape[-1], state["segments"].shape[-1]
-    if steps > slots:
+    if known(steps) and known(slots) and steps > slots:
         raise LayerError(f"a chunk of at most length={slots} steps", f"{steps}",
                          "start with a larger length, or pass on fewer steps at a time")
     index = state["index"]
-    whole = {name: jax.lax.dynamic_update_slice_in_dim(state[name], chunk[name], index, axis)
+    whole = {name: jax.lax.dynamic_update_slice_in_dim(
+        beside(state[name], chunk[name]), chunk[name], index, axis)
              for name, axis in _TIME.items()}
     orders = (index + jnp.arange(steps), jnp.arange(slots))
-    pattern = Pattern(causal=steps > 1, orders=orders)  # nothing stands behind a single step yet
+    pattern = Pattern(causal=steps != 1, orders=orders)  # nothing stands behind a single step yet
     return pattern, whole, whole | {"index": index + steps}
 
 
@@ -95,7 +98,7 @@ def _slid(
 ) -> tuple[Pattern, State, State]:
     """Join past and chunk, and keep the last window - 1 real steps of both."""
     steps, past = chunk["segments"].shape[-1], window - 1
-    whole = {name: jnp.concatenate([state[name], chunk[name]], axis)
+    whole = {name: jnp.concatenate([beside(state[name], chunk[name]), chunk[name]], axis)
              for name, axis in _TIME.items()}
     order = jnp.arange(past + steps)
     pattern = Pattern(causal=True, window=window, orders=(order[past:], order))
@@ -107,7 +110,7 @@ def _slid(
     ranks = real_before(mask)
     past_ranks = jnp.broadcast_to(jnp.arange(-past, 0, dtype=jnp.int32), (*mask.shape[:-1], past))
     pattern = dataclasses.replace(
-        pattern, ranks=(ranks, jnp.concatenate([past_ranks, ranks], -1)))
+        pattern, ranks=(ranks, jnp.concatenate([beside(past_ranks, ranks), ranks], -1)))
     # The real ones come last, in their order: False sorts before True, and the sort is stable.
     real = whole["segments"] != NONE
     last = jnp.argsort(real, -1, stable=True)[..., steps:]

@@ -20,6 +20,7 @@ from diffprog.factories import factory
 from diffprog.guards import check_composable
 from diffprog.layer import Layer
 from diffprog.layers.linear import affine
+from diffprog.meshes import beside
 from diffprog.notation import show
 from diffprog.parameters import Initializer, fold, parameter
 from diffprog.plans import Params, State
@@ -227,7 +228,8 @@ def _cell(
         check_array(x, rank=1, axes="(..., features)")
         check_leaves({"kernel": params["hidden"]["kernel"]}, wide)
         _check_carry(state, names, (*x.shape[:-1], features), x)
-        carry = {name: leaf.astype(x.dtype) for name, leaf in (state or zeros(x)).items()}
+        carry = {name: beside(leaf, x).astype(x.dtype)
+                 for name, leaf in (state or zeros(x)).items()}
         given = affine(params["input"], x, wide)
         held = carry["hidden"] @ params["hidden"]["kernel"].astype(x.dtype)
         new = step(params, carry, given, held)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count, check_leaves
+from diffprog.arguments import check_array, check_count, check_leaves, known
 from diffprog.dtypes import along, check_chunk
 from diffprog.errors import LayerError
 from diffprog.factories import factory
@@ -34,6 +34,7 @@ from diffprog.layers.window import (
     window,
 )
 from diffprog.masks import begins, check_segments, cleared, last_real, over_steps, refuse_segments
+from diffprog.meshes import beside
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params, State
@@ -262,9 +263,10 @@ def conv_transpose(
 
 def _within(pairs: Pairs, extent: Sides, spans: Sequence[int]) -> list[tuple[int, int]]:
     """The part of the padding that no derivative turns into a negative one."""
-    rooms = [max(min(k, span) - 1, 0) for k, span in zip(extent, spans, strict=True)]
-    return [(min(max(before, 0), room), min(max(after, 0), room)) for (before, after), room
-            in zip(pairs, rooms, strict=True)]
+    rooms = [max(min(k, span) - 1, 0) if known(span) else 0
+             for k, span in zip(extent, spans, strict=True)]
+    return [(min(max(before, 0), room), min(max(after, 0), room)) if room else (0, 0)
+            for (before, after), room in zip(pairs, rooms, strict=True)]
 
 
 def _enlarged(x: jax.Array, wanted: Pairs, given: Pairs) -> jax.Array:
@@ -339,8 +341,9 @@ def _sliding(
         if mode != "zeros":
             x, pairs = continued(x, pairs, mode), ((0, 0),) * dims
         # How far the kernel moves, and what is left beyond its last place.
-        moves = [max(side + sum(pair) - k, 0) for side, pair, k
+        moves = [side + sum(pair) - k for side, pair, k
                  in zip(x.shape[1:-1], pairs, extent, strict=True)]
+        moves = [max(move, 0) if known(move) else move for move in moves]
         rests = [move % s for move, s in zip(moves, stride, strict=True)]
         pairs = [(before, after - rest)
                  for (before, after), rest in zip(pairs, rests, strict=True)]
@@ -392,7 +395,7 @@ def _sliding(
                                  show(x), "pass on so many steps at a time")
             past = state["past"]
             check_chunk(past, x)
-            x, pads = jnp.concatenate([past.astype(x.dtype), x], axis=-2), "VALID"
+            x, pads = jnp.concatenate([beside(past, x).astype(x.dtype), x], axis=-2), "VALID"
             state = state | {"past": x[..., x.shape[-2] - before :, :].astype(past.dtype)}
         y = forward(params, x, pads)
         check_fits(x, y, "kernel")

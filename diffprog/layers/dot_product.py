@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import known
 from diffprog.errors import LayerError
 from diffprog.layers.fused import Fused
+from diffprog.meshes import beside, reshaped
 from diffprog.notation import listed, show
 from diffprog.parameters import parameter_dtype
 
@@ -168,7 +170,8 @@ def choose(
     if implementation:
         return {"default": implementation}
     aligned = pattern.orders is None and query.shape[-2] == key.shape[-2]
-    blocks_pay = pattern.causal and aligned and query.shape[-2] >= _LONG
+    blocks_pay = pattern.causal and aligned and (
+        known(query.shape[-2]) and query.shape[-2] >= _LONG)
     choice = {"default": "blocks" if blocks_pay else "xla"}
     return choice if unfit or _idle(query, key) or not _on_hopper() else choice | {"cuda": "cudnn"}
 
@@ -218,13 +221,13 @@ def _weighted(
     total = weights.sum(-1, keepdims=True)  # k t 1
     # Dropout.
     if rng is not None:
-        kept = jax.random.bernoulli(rng, 1 - rate, weights.shape)
+        kept = beside(jax.random.bernoulli(rng, 1 - rate, weights.shape), weights)
         weights = jnp.where(kept, weights / (1 - rate), jnp.zeros_like(weights))
     # The product.
     y = jnp.einsum("...ts,...se->...te", weights.astype(value.dtype), value,
                    preferred_element_type=wide)  # k t s, k s e -> k t e
-    apart = query.shape[:-1]  # k t to H T
-    return y.reshape(*apart, y.shape[-1]), total.reshape(*apart, 1)
+    batch, apart = query.ndim - 3, query.shape[-3:-1]  # k t to H T
+    return reshaped(y, batch, *apart, y.shape[-1]), reshaped(total, batch, *apart, 1)
 
 
 def _in_groups(a: jax.Array, shared: int) -> jax.Array:
@@ -232,8 +235,8 @@ def _in_groups(a: jax.Array, shared: int) -> jax.Array:
     if shared == 1:
         return a
     if a.shape[-3] == 1:
-        return jnp.concatenate([a] * shared, -2) if a.shape[-2] > 1 else a
-    return a.reshape(*a.shape[:-3], a.shape[-3] // shared, shared * a.shape[-2], a.shape[-1])
+        return jnp.concatenate([a] * shared, -2) if a.shape[-2] != 1 else a
+    return reshaped(a, a.ndim - 3, a.shape[-3] // shared, shared * a.shape[-2], a.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)

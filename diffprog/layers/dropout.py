@@ -12,6 +12,7 @@ from diffprog.arguments import check_array, check_count, check_share
 from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.window import AXES
+from diffprog.meshes import beside
 from diffprog.plans import Params, State
 
 __all__ = ["dropout", "spatial_dropout", "stochastic_depth"]
@@ -125,7 +126,7 @@ def _dropping(rate: float, decisions: Callable[[jax.Array], tuple[int, ...]]) ->
         shape = decisions(x)
         if not train or rate == 0:
             return x, state
-        kept = jax.random.bernoulli(key, 1 - rate, shape)
+        kept = beside(jax.random.bernoulli(key, 1 - rate, shape), x)
         return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x)), state
 
     return Layer(lambda key, x: ({}, {}), apply, bare=True, random=rate > 0)

@@ -13,6 +13,7 @@ from diffprog.dtypes import along
 from diffprog.errors import LayerError
 from diffprog.factories import factory
 from diffprog.layer import Layer, stateless
+from diffprog.meshes import beside, placed
 from diffprog.notation import show
 from diffprog.parameters import Initializer, parameter
 from diffprog.plans import Params
@@ -108,7 +109,8 @@ def attend(params: Params, x: jax.Array) -> jax.Array:
 def rows(table: jax.Array, ids: jax.Array) -> jax.Array:
     """``table[ids]``, with rows of NaN for ids that are not in [0, len(table))."""
     ids = as_int32(ids)
-    return table.at[ids].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False)
+    return table.at[ids].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False,
+                             out_sharding=placed(ids, ids.ndim, 1))
 
 
 def _check_ids(x: Any) -> None:
@@ -130,8 +132,8 @@ def leading_token() -> Layer:
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         token = along(params["embedding"], x[..., :1, :])
-        return jnp.concatenate(
-            [jnp.broadcast_to(token, (*x.shape[:-2], 1, x.shape[-1])), x], axis=-2)
+        leading = jnp.broadcast_to(token, (*x.shape[:-2], 1, x.shape[-1]))
+        return jnp.concatenate([beside(leading, x), x], axis=-2)
 
     return stateless(
         lambda key, x: {"embedding": parameter(key, "embedding", "zeros", (1, x.shape[-1]), x)},

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import as_int32, check_array, check_count
+from diffprog.arguments import as_int32, check_array, check_count, known
 from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import factory
@@ -164,6 +164,8 @@ def learned_positions(length: int, *, embedding_init: Initializer = "normal") ->
                              show(params), "pass what init gave")
         if positions is not None:
             return rows(table, positions)
+        if not known(x.shape[-2]):
+            return rows(table, jnp.arange(x.shape[-2], dtype=jnp.int32))
         _check_length(x.shape[-2], length)
         return table[: x.shape[-2]]
 
@@ -203,5 +205,5 @@ def _added(
 
 
 def _check_length(time: int, length: int) -> None:
-    if time > length:
+    if known(time) and time > length:
         raise LayerError(f"at most {length} steps", f"{time}", "learn more positions, or cut x")

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from diffprog import tree
-from diffprog.arguments import check_array, check_count
+from diffprog.arguments import check_array, check_count, known
 from diffprog.dtypes import outside
 from diffprog.errors import LayerError
 from diffprog.factories import around, described, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.masks import NONE, begins, check_segments, cleared, last_real, widened
 from diffprog.merging import concatenate
+from diffprog.meshes import beside, settled
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, grown, one_more, remember, spec
 from diffprog.program import Children, wire
@@ -216,16 +217,19 @@ def recurrent(
             begin = _begins(segments, real, last, reverse)
             length = room(params, carry, one, side) if state else max(time, 1)
             first = begun(params, one, side, length)
-        known = started.get(jax.tree.structure(carry), {}) | spec(side)
-        axes = None if real is None and begin is None else batch_axes(spec(x), known)
+        shapes = started.get(jax.tree.structure(carry), {}) | spec(side)
+        axes = None if real is None and begin is None else batch_axes(spec(x), shapes)
         x = jax.tree.map(lambda a: cleared(a, real, reach=2), x)
         carry = carry or begun(params, one, side, max(time, 1))
         held, inside = outside((params, first, side))  # what all steps read
 
         def chosen(where: jax.Array, these: State, those: State) -> State:
-            return jax.tree.map(lambda axis, a, b: jnp.where(
-                jnp.expand_dims(where, [i for i in range(a.ndim) if i != axis]), a, b),
-                axes, these, those)
+            def one(axis: int, a: jax.Array, b: jax.Array) -> jax.Array:
+                spread = jnp.expand_dims(where, [i for i in range(a.ndim) if i != axis])
+                a, b = beside(a, spread), beside(b, spread)
+                return jnp.where(spread, beside(a, b), beside(b, a))
+
+            return jax.tree.map(one, axes, these, those)
 
         def step(carry: State, at: Any) -> tuple[State, Any]:
             x, real, begin, count = at
@@ -241,8 +245,9 @@ def recurrent(
 
         counts = jnp.arange(time) if cell.random and key is not None else None
         xs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, real, begin))
-        carry, y = jax.lax.scan(step, carry, (*xs, counts), length=time, reverse=reverse,
-                                unroll=unroll)
+        carry = settled(lambda carry, at: step(carry, at)[0], carry, (*xs, counts))
+        carry, y = jax.lax.scan(step, carry, (*xs, counts), reverse=reverse,
+                                unroll=unroll if known(time) else 1)
         y = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), y)
         if not state:
             return y, state

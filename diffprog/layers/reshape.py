@@ -15,6 +15,7 @@ from diffprog.factories import factory
 from diffprog.layer import Layer, stateless
 from diffprog.layers.window import cannot_stream
 from diffprog.masks import refuse_segments
+from diffprog.meshes import reshaped
 from diffprog.notation import show
 from diffprog.parameters import parameter_dtype
 
@@ -85,7 +86,7 @@ def _reshaped(sizes: tuple[int, ...], keep: int) -> Layer:
             wants = f"a multiple of {known}" if -1 in sizes else f"{known}"
             raise LayerError(f"{wants} entries after keep={keep} axes, for {sizes}",
                              f"{total} in {show(x)}", "choose a shape of as many entries")
-        return x.reshape(*x.shape[:keep], *shape), state
+        return reshaped(x, keep, *shape), state
 
     if keep >= 2:  # the first two axes are batch and time, which stay
         return Layer(lambda key, x: ({}, {}), apply, bare=True)

@@ -17,6 +17,7 @@ from diffprog.factories import factory
 from diffprog.layer import Layer
 from diffprog.layers.window import AXES, cannot_stream, takes, window
 from diffprog.masks import cleared, refuse_segments, widened
+from diffprog.meshes import reshaped
 from diffprog.notation import show
 
 __all__ = ["patches", "pixel_shuffle", "upsample"]
@@ -121,9 +122,10 @@ def pixel_shuffle(factor: int) -> Layer:
         if channels % factor**2:
             raise LayerError(f"channels that are a multiple of {factor**2}", show(x),
                              f"give the layer before it {factor**2} times the channels of y")
-        y = x.reshape(*batch, height, width, channels // factor**2, factor, factor)
+        keep = len(batch)
+        y = reshaped(x, keep, height, width, channels // factor**2, factor, factor)
         y = jnp.moveaxis(y, (-2, -1), (-4, -2))  # (..., H, f, W, f, C)
-        return y.reshape(*batch, height * factor, width * factor, channels // factor**2)
+        return reshaped(y, keep, height * factor, width * factor, channels // factor**2)
 
     return _reshaping(shuffled, 2)
 
@@ -157,15 +159,15 @@ def patches(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
     dims = len(size)
 
     def cut(x: jax.Array, _: Any) -> jax.Array:
-        batch, space = x.shape[: -dims - 1], x.shape[-dims - 1 : -1]
+        keep, space = x.ndim - dims - 1, x.shape[-dims - 1 : -1]
         if any(side % n for side, n in zip(space, size, strict=True)):
             raise LayerError(f"sides that are multiples of {size}", show(x),
                              "crop or pad x, or choose a size that divides them")
         counts = tuple(side // n for side, n in zip(space, size, strict=True))
         split = [n for pair in zip(counts, size, strict=True) for n in pair]
-        y = x.reshape(*batch, *split, x.shape[-1])
+        y = reshaped(x, keep, *split, x.shape[-1])
         y = jnp.moveaxis(y, tuple(range(-2 * dims, 0, 2)), tuple(range(-dims - 1, -1)))
-        return y.reshape(*batch, math.prod(counts), math.prod(size) * x.shape[-1])
+        return reshaped(y, keep, math.prod(counts), math.prod(size) * x.shape[-1])
 
     return _reshaping(cut, dims)
 

@@ -161,7 +161,7 @@ def _check_pairs(features: int, got: str) -> None:
 def _check_positions(positions: Any, x: Any) -> None:
     ints = hasattr(positions, "dtype") and jnp.issubdtype(positions.dtype, jnp.integer)
     try:
-        fits = ints and np.broadcast_shapes(positions.shape, x.shape[:-1]) == x.shape[:-1]
+        fits = ints and jnp.broadcast_shapes(positions.shape, x.shape[:-1]) == x.shape[:-1]
     except ValueError:
         fits = False
     if not fits:

@@ -23,6 +23,7 @@ from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
+from diffprog.meshes import settled
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, remember, spec
 from diffprog.transforms.loops import once
@@ -166,6 +167,7 @@ def _root(
     f: Callable[[Any], Any], zeros: Any, count: int | None, tolerance: float, steps: int
 ) -> Any:
     """The z with ``z = f(z)`` and its derivatives; NaN where it was not found."""
+    zeros = settled(lambda z, _: f(z), zeros)
     find = functools.partial(
         _accelerated, zeros=zeros, count=count, tolerance=tolerance, steps=steps)
 

@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from diffprog import tree
-from diffprog.arguments import check_array
+from diffprog.arguments import check_array, known
 from diffprog.errors import LayerError, signed
 from diffprog.factories import factory
 from diffprog.guards import check_children, inputs
 from diffprog.layer import Layer, as_layer
+from diffprog.meshes import beside
 from diffprog.notation import listed, show
 from diffprog.parameters import Initializer, fold, parameter
 from diffprog.plans import Call, Params, Plan, State, remember
+from diffprog.transforms.loops import convolves
 
 __all__ = ["hyper"]
 
@@ -171,7 +173,7 @@ def hyper(target: Any, generator: Any, *, kernel_init: Initializer = _SMALL) -> 
             leaf, shared = (jax.tree.leaves(t)[0] for t in (weights, params["target"]))
             if leaf.ndim == shared.ndim:  # a bias, the first of its leaf
                 return f(weights, carried, x, key, side)
-            _check_examples(len(leaf), x, side)
+            _check_examples(leaf.shape[0], x, side)
 
             def one(weights: Params, carried: State, given: Any, key: Any) -> tuple[Any, State]:
                 x, side = jax.tree.map(lambda a: a[None], given)
@@ -179,8 +181,12 @@ def hyper(target: Any, generator: Any, *, kernel_init: Initializer = _SMALL) -> 
                 return jax.tree.map(lambda a: a[0], y), new
 
             keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(
-                key, jnp.arange(len(leaf)))
-            return jax.vmap(one)(weights, carried, (x, side), keys)
+                key, beside(jnp.arange(leaf.shape[0]), leaf))
+            given = (weights, carried, (x, side), keys)
+            # A convolution of each example is one in so many groups: they must be counted.
+            if not known(leaf.shape[0]) and convolves(jax.vmap(one), *given):
+                return jax.lax.map(lambda each: one(*each), given)
+            return jax.vmap(one)(*given)
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.meshes import settled
+
 
 def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
     """f, compiled once for all eager calls on the same shapes; in a program as it is written.
@@ -55,6 +57,8 @@ def scan(
     convolving: Callable[[], bool], unroll: int = 1,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan`, written out if `unroll` is the length, and on CPU if the step convolves."""
+
+    carry = settled(lambda carry, at: step(carry, at)[0], carry, xs)
 
     def loop() -> tuple[Any, Any]:
         return jax.lax.scan(step, carry, xs, length=length, unroll=unroll)

@@ -13,6 +13,7 @@ from diffprog.dtypes import outside
 from diffprog.errors import LayerError
 from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
+from diffprog.meshes import beside, settled
 from diffprog.notation import show
 from diffprog.plans import Params, Plan, State, remember, spec
 from diffprog.transforms.loops import convolves, once, scan
@@ -80,7 +81,8 @@ def repeat(
             old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), states)
             y, new = body.apply(
                 own, old, x, key=key_of_copy(key, i), train=train, **inside(shared))
-            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+            put = lambda all, one: jax.lax.dynamic_update_index_in_dim(  # noqa: E731
+                beside(all, one, below=1), one, i, 0)
             return (y, jax.tree.map(put, states, new)), None
 
         # State rides in the carry, where XLA updates it in place, not in the scan's outputs.
@@ -102,6 +104,7 @@ def repeat(
             carried = layer.start(*own, x, length=length, **side)
             return layer.apply(*own, x, **side)[0], carried
 
+        x = settled(lambda x, own: step(x, own)[0], x, (params, state))
         return jax.lax.scan(step, x, (params, state), length=n)[1]
 
     return Layer(

@@ -35,6 +35,15 @@ def trees():
     return NET.init(KEY, X)
 
 
+def on_an_explicit_mesh():
+    """Copies of a convolution, in a stream: `jax.vmap` makes of them one in groups."""
+    net = dp.heads(2, dp.conv(2, 2, dims=1, padding="CAUSAL"))
+    params, _ = net.init(KEY, SERIES)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x = jax.device_put(SERIES, jax.NamedSharding(mesh, jax.P("data")))
+    net.apply(params, net.start(params, {}, x, length=6), x)
+
+
 def apply(*, own=None, state=None, x=X):
     """Apply the net to its trees, changed in part."""
     NET.apply(trees()[0] | (own or {}), trees()[1] | (state or {}), x)
@@ -336,6 +345,11 @@ EXAMPLES = {
     "as_often_as_long(run=recurrent(gru(4))): wants as many calls of run as start made, got 2; "
     "start anew with the same inputs":
         lambda: streamed(3, 2),
+    # Meshes.
+    "conv(2, 2, dims=1, padding='CAUSAL'): wants arrays on a mesh of automatic axes, got "
+    "explicit axes (data); pass axis_types=(jax.sharding.AxisType.Auto,) to jax.make_mesh: what is "
+    "explicit needs a sharding of each result, which JAX cannot tell here":
+        on_an_explicit_mesh,
     # What writes the parameters of another layer.
     "hyper(linear(3), linear(2)): wants condition, of which the generator makes parameters, got "
     "none; pass condition=, for each example or one for all":
