@@ -25,10 +25,11 @@ FLOORS = {
     "models.*": 4,
     **dict.fromkeys([
         "entries", "losses", "metrics", "penalties", "objectives", "language", "cloze", "data",
-        "averages", "mixing", "axes", "training", "evaluation", "fitting", "games", "generation", "restarting", "beams", "summaries", "costs", "receptive", "checks",
-        "laws", "batch_laws", "draw_laws", "number_laws", "sequence_laws", "trials",
-        "derivatives", "curvature", "per_example", "variational", "interop.*", "flowcharts",
-        "wirings", "diagrams", "tables", "flows", "diffusion", "samplers"], "tool"),
+        "averages", "mixing", "axes", "training", "evaluation", "fitting", "games", "generation",
+        "restarting", "beams", "summaries", "costs", "receptive", "checks", "laws", "batch_laws",
+        "draw_laws", "number_laws", "sequence_laws", "trials", "derivatives", "curvature",
+        "per_example", "variational", "interop.*", "flowcharts", "wirings", "diagrams", "tables",
+        "flows", "diffusion", "samplers"], "tool"),
 }
 
 
