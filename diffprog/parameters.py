@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffprog.dtypes import joint
 from diffprog.errors import LayerError
@@ -92,7 +93,7 @@ def _contents(value: Any, around: tuple[int, ...] = ()) -> Any:
     if id(value) in around:
         return around.index(id(value))  # it holds itself
     each = functools.partial(_contents, around=(*around, id(value)))
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise TypeError("a value that is being traced")
     if isinstance(value, types.FunctionType):
         return (value.__code__, each(value.__defaults__), each(value.__kwdefaults__),
@@ -102,10 +103,10 @@ def _contents(value: Any, around: tuple[int, ...] = ()) -> Any:
         return types.MethodType, each(value.__func__), each(value.__self__)
     if isinstance(value, functools.partial):
         return functools.partial, each(value.func), each(value.args), each(value.keywords)
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return str(value.dtype), each(jax.random.key_data(value))
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
-        keys = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        bits = np.asarray(jax.random.key_data(value) if keys else value)
-        digest = hashlib.blake2b(bits.tobytes(), digest_size=16).digest()
+        digest = hashlib.blake2b(np.asarray(value).tobytes(), digest_size=16).digest()
         return type(value), str(value.dtype), value.shape, digest
     if type(value) in (tuple, list):
         return type(value), *map(each, value)

@@ -57,7 +57,9 @@ def restart(
                            "start of this stream"):
         raise wrong
 
-    def start(x: Any, side: dict[str, Any], shapes: Any = spec((params, rest))) -> State:
+    shapes = spec((params, rest))
+
+    def start(x: Any, side: dict[str, Any]) -> State:
         return net.start(*blank(shapes), x, length=length, **side)
 
     def chosen(axis: int, new: jax.Array, old: jax.Array) -> jax.Array:

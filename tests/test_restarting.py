@@ -29,7 +29,7 @@ def drawn(*shape, seed=0):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=() if name in ("lstm", "positions") else pytest.mark.slow)
+    pytest.param(name, marks=() if name == "positions" else pytest.mark.slow)
     for name in NETS])
 def test_a_restarted_row_equals_one_that_begins(name):
     net, old, new = NETS[name], drawn(3, 4, 4), drawn(3, 4, 4, seed=1)

@@ -335,7 +335,7 @@ def _places(x: jax.Array, y: Any, size: Sides, stride: Sides, padding: Any) -> j
         along = [n if i == axis else 1 for i, n in enumerate(y.shape)]
         first = s * jax.lax.broadcasted_iota(jnp.int32, along, axis) - before
         counts.append(jnp.minimum(first + k, x.shape[axis]) - jnp.maximum(first, 0))
-    return math.prod(counts)
+    return functools.reduce(jnp.multiply, counts)
 
 
 def _whole(reduce: Callable[..., jax.Array], dims: int, *, floating: bool) -> Layer:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from diffprog.meshes import settled
 
@@ -37,7 +38,7 @@ def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
 
 def _is_staged(leaf: Any) -> bool:
     """Is it of a program that is being traced, and not a value that is differentiated or mapped?"""
-    while isinstance(leaf, jax.core.Tracer):
+    while isinstance(leaf, Tracer):
         if hasattr(leaf, "primal"):
             leaf = leaf.primal
         elif hasattr(leaf, "batch_dim"):

@@ -11,7 +11,7 @@ from diffprog.layer import as_layer
 
 KEY = jax.random.key(0)
 LOOPS = (" scan[", " while[", " cond[", " remat", " checkpoint", "custom_root")
-FAST = {"recurrent backwards", "repeat with state", "linearize in repeat"}
+FAST = {"recurrent backwards", "repeat with state"}
 
 
 def loops(case):
@@ -85,6 +85,7 @@ def test_only_the_first_eager_stream_compiles(caplog):
         check(caplog, {"stream": calls["stream"]})
 
 
+@pytest.mark.slow
 def test_only_the_first_eager_solution_compiles(caplog):
     f = dp.parallel(dp.linear(2, kernel_init=jax.nn.initializers.normal(0.1)), jnp.sin) >> dp.add
     calls = calls_of(dp.fixed_point(f, tolerance=1e-3), jnp.ones((2, 2)), {}, streams=False)

@@ -47,8 +47,9 @@ def made(cell, **options):
 
 
 @pytest.mark.parametrize(("options", "side", "calls"), [
-    ({}, {}, 3), ({"unroll": 2}, {}, 3), ({"reverse": True}, MASK, 3),
-    ({"bidirectional": True}, SEGMENTS, 6), ({}, MASK | SEGMENTS, 3),
+    ({"reverse": True}, MASK, 3), *(pytest.param(*given, marks=pytest.mark.slow) for given in (
+        ({}, {}, 3), ({"unroll": 2}, {}, 3), ({}, MASK | SEGMENTS, 3),
+        ({"bidirectional": True}, SEGMENTS, 6))),
 ], ids=str)
 def test_a_cell_runs_once_for_each_step(options, side, calls):
     net, params = made(dp.serial(noting, dp.simple_rnn(2)), **options)
@@ -57,8 +58,9 @@ def test_a_cell_runs_once_for_each_step(options, side, calls):
 
 
 @pytest.mark.parametrize("callback", [
-    noting, noting_in_order, noting_purely, noting_by_result, jax.jit(noting)], ids=[
-    "debug", "in order", "pure", "by result", "jitted"])
+    jax.jit(noting), *(pytest.param(f, marks=pytest.mark.slow) for f in (
+        noting, noting_in_order, noting_purely, noting_by_result))], ids=[
+    "jitted", "debug", "in order", "pure", "by result"])
 def test_no_callback_runs_to_find_the_first_carry(callback):
     cell = dp.repeat(2, dp.serial(callback, dp.simple_rnn(2)))
     net, params = made(cell)
