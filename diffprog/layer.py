@@ -21,6 +21,7 @@ from diffprog.computed import Computed, Expanded
 from diffprog.errors import signed
 from diffprog.factories import described
 from diffprog.plans import Params, Plan, State
+from diffprog.streams import carrying
 
 # What a record says of its functions, and what it says where they were replaced.
 _OF_FUNCTIONS = {
@@ -46,8 +47,7 @@ class Layer:
         side: the names of the side inputs that the layer takes.
         kept: those of them that a stream keeps from its `start`, so that they need not be passed
             again; all others belong to the chunk with which they are given.
-        planner: ``(x, side) -> Plan`` of layers made of layers, which remembers; None evaluates
-            the pair.
+        planner: ``(x, side) -> Plan`` of layers made of layers; None evaluates the pair.
         computed: what `reparam` did to its trees, the outermost first; wrappers hand it on.
         stacks: how many leading axes its trees have for copies of what it wraps.
         choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
@@ -94,7 +94,8 @@ class Layer:
     factory: Callable[..., Layer] | None = None
     _made: dict[str, Any] = dataclasses.field(default_factory=dict)
     _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)
-    _known: dict[str, Any] = dataclasses.field(init=False, default_factory=dict)
+    _shaped: Callable[[Any, dict[str, Any]], tuple[Params, State]] = dataclasses.field(init=False)
+    _carried: Callable[..., State] = dataclasses.field(init=False)
 
     chain: ClassVar[Callable[..., Layer]]  # what ``>>`` and ``**`` mean is wiring, so it is
     serial: ClassVar[Callable[..., Layer]]  # `combinators` that says it
@@ -109,11 +110,12 @@ class Layer:
                            if stale and getattr(self, name) is made[name]}, _made=made)
         if self.lent and (stale or self._differs(self.lent)):
             vars(self).update(lent=None)  # an edited view is a layer of its own
+        planned, shaped = guards.guarded_plans(self, self.planner, init, apply)
         checked = {
             "init": guards.guarded_init(self, init),
             "apply": guards.guarded_apply(self, apply),
             "start": start and guards.guarded_start(self, start),
-            "_planned": guards.guarded_plan(self, self.planner, init, apply),
+            "_planned": planned, "_shaped": shaped, "_carried": carrying(start),
         }
         vars(self).update(checked)  # the fields are frozen from here on
 

@@ -117,19 +117,28 @@ def reaches(linear: Callable[..., Any], given: Any) -> bool:
     return any(dce_jaxpr(traced, [True] * len(traced.outvars))[1])
 
 
-def remember(plan: Callable[[Any, dict[str, Any]], T]) -> Callable[[Any, dict[str, Any]], T]:
-    """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer."""
+def remember(plan: Callable[..., T]) -> Callable[..., T]:
+    """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer.
+
+    It saves time and decides nothing: it is a function of shapes, dtypes, and what `_setting` says.
+    Threads that ask at once may both evaluate it, to equal results.
+    """
     plans: dict[Any, T] = {}
 
-    def planned(x: Any, side: dict[str, Any]) -> T:
-        leaves, structure = jax.tree.flatten((x, side))
-        wide = jax.config.read("jax_enable_x64")
-        at = (structure, tuple((a.shape, a.dtype) for a in leaves), wide)
+    def planned(*given: Any) -> T:
+        leaves, structure = jax.tree.flatten(given)
+        at = (structure, tuple((a.shape, a.dtype) for a in leaves), _setting())
         if at not in plans:
-            plans[at] = plan(x, side)
+            plans[at] = plan(*given)
         return plans[at]
 
     return planned
+
+
+def _setting() -> Any:
+    """What JAX is set to, as far as shapes and dtypes depend on it."""
+    return (jax.config.read("jax_enable_x64"), jax.config.jax_default_prng_impl,
+            jax.sharding.get_abstract_mesh())
 
 
 def _canonical(dtype: Any) -> Any:

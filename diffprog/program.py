@@ -17,19 +17,12 @@ from diffprog.arguments import check_names
 from diffprog.children import Child, Children, named_side, slot_of
 from diffprog.computed import joined, reader
 from diffprog.errors import LayerError
-from diffprog.guards import (
-    check_children,
-    check_result,
-    miscounted,
-    parted,
-    streams,
-    trace,
-    transformed,
-)
+from diffprog.guards import check_children, check_result, trace, transformed
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.parameters import fold
 from diffprog.plans import Call, Params, Plan, State, blank, remember, spec
+from diffprog.streams import miscounted, parted
 
 
 def program(**children: Any) -> Callable[[Callable[..., Any]], Layer]:
@@ -143,7 +136,8 @@ def wire(
 
         def visit(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
             child = children[name]
-            if child.start and name in state and nth == 0 and streams(child, state[name], x, side):
+            parts = lambda tree: parted(child, tree, lambda: child._shaped(x, side)[1])  # noqa: E731
+            if child.start and name in state and nth == 0 and parts(state[name])[1]:
                 streaming.add(name)
             # What a stream carries belongs to the call, running statistics to the child.
             slot = slot_of(name, nth) if name in streaming else name
@@ -153,11 +147,11 @@ def wire(
             if child.random and key is not None:
                 own = fold(key, name) if nth == 0 else jax.random.fold_in(fold(key, name), nth)
             later = slot != name
-            statistics, first = parted(child, new[name], x, side) if later else ({}, {})
+            statistics, first = parts(new[name]) if later else ({}, {})
             held = joined(new.get(slot, {}), statistics)
             y, after = child.apply(params.get(name, {}), held, x, key=own, train=train, **side)
             if later:
-                statistics, new[slot] = parted(child, after, x, side)
+                statistics, new[slot] = parts(after)
                 new[name] = joined(first, statistics)
             elif after:
                 new[name] = after
@@ -166,7 +160,8 @@ def wire(
         y, count = run(visit, reader(children, params, state, train), x, train, given)
         for name, calls in count.items():
             left = slot_of(name, calls)
-            if left in state and (calls or streams(children[name], state[left])):
+            at_rest = lambda name=name: planner(spec(x), spec(given)).state.get(name, {})  # noqa: E731
+            if left in state and (calls or parted(children[name], state[name], at_rest)[1]):
                 raise miscounted(name, calls)
         return y, new
 
@@ -178,7 +173,8 @@ def wire(
             child, own = children[name], (params.get(name, {}), state.get(name, {}))
             carried = child.start(*own, x, length=length, **side) if child.start else {}
             if carried:
-                new[slot_of(name, nth)] = parted(child, carried, x, side)[1] if nth else carried
+                new[slot_of(name, nth)] = carried if nth == 0 else parted(
+                    child, carried, lambda: child._shaped(x, side)[1])[1]
             return child.apply(*own, x, **side)[0], carried or own[1], None
 
         run(visit, reader(children, params, state), x, False, given)

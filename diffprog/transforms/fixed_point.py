@@ -24,6 +24,7 @@ from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, remember, spec
+from diffprog.streams import note_of, noted, recalled, without
 from diffprog.transforms.tap import is_output
 
 __all__ = ["fixed_point"]
@@ -120,27 +121,28 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
                     return count
         return None
 
-    kept: dict[str, Any] = {}  # shapes of what `start` was given and need not be passed again
-
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         return layer.init(key, (x, x), **side)
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
+        note = note_of(state)
+        state = without(state, note)
+
         def f(z: Any) -> tuple[Any, State]:
             return layer.apply(params, state, (z, x), key=key, train=train, **side)
 
         exact = jax.default_matmul_precision("highest") if tolerance is None else (
             contextlib.nullcontext())
         with exact:
-            beside = {name: kept[name] for name in kept if state} | spec(side)
+            beside = recalled(note) | spec(side)
             z = _root(lambda z: f(z)[0], blank(spec(x)), rows(spec(x), beside),
                       tolerance or _reachable(x), steps)
-            return z, f(z)[1] if state else state
+            return z, {**(f(z)[1] if state else state), **note}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        kept.update(spec({name: side[name] for name in layer.kept & side.keys()}))
-        return layer.start(params, state, (x, x), length=length, **side)
+        carried = layer.start(params, state, (x, x), length=length, **side)
+        return noted(layer, carried, side)
 
     return Layer(
         init, apply, layer.start and start, layer.children,
