@@ -36,11 +36,30 @@ def factory(function: Callable[P, Layer]) -> Callable[P, Layer]:
     return make
 
 
+def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
+    """Let the layers that `function` makes be known by that call, by which they are pickled.
+
+    They show what they are made of, as a model of many layers does.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
+        layer = function(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = functools.partial(function, *bound.args, **bound.kwargs)
+        return dataclasses.replace(layer, _call=call, _made={})
+
+    return make
+
+
 def described(layer: Layer, function: Callable[..., Layer], settings: Mapping[str, Any]) -> Layer:
     """The layer with the call ``function(**settings)`` as its description."""
     name = function.__name__ if layer.name == "layer" else layer.name
     made_by = inspect.unwrap(function)
-    return dataclasses.replace(layer, name=name, factory=made_by, settings=settings, _made={})
+    return dataclasses.replace(
+        layer, name=name, factory=made_by, settings=settings, _made={}, _call=None)
 
 
 def around(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
@@ -54,11 +73,12 @@ def computing(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
     """`around` for a wrapper that computes the parameters of the layer; it shows views of children.
     """
     return {**around(layer, again),
-            "children": {name: _view(child) for name, child in layer.children.items()}}
+            "children": {name: view(child) for name, child in layer.children.items()}}
 
 
-def _view(layer: Layer) -> Layer:
-    children = {name: _view(child) for name, child in layer.children.items()}
+def view(layer: Layer) -> Layer:
+    """The layer to be looked at, as one shows it that computes its parameters."""
+    children = {name: view(child) for name, child in layer.children.items()}
     return dataclasses.replace(layer, lent=layer.lent or layer, children=children)
 
 

@@ -7,6 +7,7 @@ apply, or to start streaming; what differs is only what happens when it calls a 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -181,6 +182,8 @@ def wire(
         return new
 
     inside = children.values()
+    again = functools.partial(rebuild, children) if rebuild else functools.partial(
+        wire, function, children, named, name=name)
     rebuild = rebuild or (lambda new: wire(function, new, named))
     return Layer(
         init, apply, start if any(child.start for child in inside) else None, children,
@@ -189,6 +192,7 @@ def wire(
         bare=all(child.bare for child in inside), random=any(child.random for child in inside),
         side=side, kept=frozenset().union(*(child.kept for child in inside)), planner=planner,
         within=lambda f: rebuild({name: f(child) for name, child in children.items()}),
+        _call=again,
     )
 
 

@@ -18,8 +18,8 @@ TESTS = pathlib.Path(__file__).parent
 
 FLOORS = {
     **dict.fromkeys(["notation", "errors", "arguments", "dtypes", "patterns", "tree", "parameters",
-                     "plans", "streams", "masks", "computed", "guards", "factories", "layer",
-                     "children"], 0),
+                     "plans", "streams", "masks", "computed", "guards", "factories", "calls",
+                     "layer", "children"], 0),
     "program": 1,
     "combinators": 2, "merging": 2, "transforms.*": 2,
     "layers.*": 3,

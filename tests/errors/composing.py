@@ -1,6 +1,7 @@
 """What is refused when it is composed: counts, names, signatures, what is no layer, patterns."""
 
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,19 @@ def growing():
     net.apply({}, {"some": jnp.zeros(2)}, X)
 
 
+def local():
+    def halved(x):
+        return x / 2
+
+    halved.__qualname__ = "halved"  # which is shown without a line
+    return halved
+
+
 EXAMPLES = {
+    # What is pickled.
+    "serial(halved): wants functions that a module has by name, to be pickled, got halved; use "
+    "cloudpickle, which holds functions themselves, or define it by def in a module":
+        lambda: pickle.dumps(dp.serial(local())),
     # Arguments.
     "linear(0): wants features as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.linear(0),
