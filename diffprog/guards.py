@@ -193,13 +193,14 @@ def check_composable(f: Any) -> None:
                          "pass dp.linear(8) or jax.nn.relu, for example")
 
 
-def check_result(y: Any) -> None:
-    """Refuse what is no result: nothing, or a layer that was not called."""
+def checked_result(y: Any) -> Any:
+    """The result as it is, unless it is none: nothing, or a layer that was not called."""
     if y is None:
         raise LayerError("a result", "None", "end the function with return")
     if made := next((leaf for leaf in jax.tree.leaves(y) if callable(leaf)), None):
         raise LayerError("arrays as a result", f"the layer {made!r}", "use that layer itself"
                          if hasattr(made, "apply") else f"call it: {made!r}(x)")
+    return y
 
 
 def check_children(params: Params, state: State, children: Mapping[str, Any]) -> None:
@@ -234,7 +235,7 @@ def _result(pair: Any) -> tuple[Any, State]:
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], dict)):
         raise LayerError("apply to return (y, state)", show(pair),
                          "return the state that came if it does not change")
-    check_result(pair[0])
+    checked_result(pair[0])
     return pair
 
 

@@ -186,12 +186,13 @@ class Layer(Called):
     def __repr__(self) -> str:
         own = vars(self) if self.factory or self.settings else self._made
         factory, settings = own["factory"], own["settings"]
-        if factory is as_layer:
-            return notation.code(settings["f"])
-        if factory:
-            return notation.call(factory, settings)
-        shown = settings or self.children
-        return f"{self.name}({', '.join(notation.keywords(shown))})" if shown else self.name
+        with signed(lambda: self.name):
+            if factory is as_layer:
+                return notation.code(settings["f"])
+            if factory:
+                return notation.call(factory, settings)
+            shown = settings or self.children
+            return f"{self.name}({', '.join(notation.keywords(shown))})" if shown else self.name
 
 
 # The fields, and what they are where nothing is said.

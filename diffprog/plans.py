@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -127,12 +128,49 @@ def remember(plan: Callable[..., T]) -> Callable[..., T]:
 
     def planned(*given: Any) -> T:
         leaves, structure = jax.tree.flatten(given)
-        at = (structure, tuple((a.shape, a.dtype) for a in leaves), _setting())
+        setting = _setting()
+        at = (structure, tuple((a.shape, a.dtype) for a in leaves), setting)
         if at not in plans:
-            plans[at] = plan(*given)
+            def evaluate() -> None:
+                plans[at] = plan(*given)
+
+            _step_by_step(evaluate, setting)
         return plans[at]
 
     return planned
+
+
+# How many plans this thread is in the midst of, one inside the other, and in what setting.
+_INSIDE: contextvars.ContextVar[tuple[int, Any]] = contextvars.ContextVar(
+    "inside", default=(0, None))
+_AT_ONCE = 4  # each takes some forty frames of Python's stack
+
+
+class _Deeper(BaseException):
+    """What is to be evaluated first, from the beginning of the stack."""
+
+
+def _step_by_step(evaluate: Callable[[], None], setting: Any) -> None:
+    """Evaluate a plan; of one deep inside of others, those around it are begun anew after it.
+
+    So the stack does not grow with the depth of a net.
+    """
+    depth, around = _INSIDE.get()
+    if depth == _AT_ONCE and setting == around:
+        raise _Deeper(evaluate)
+    before = _INSIDE.set((depth + 1, around if depth else setting))
+    waiting = [evaluate]
+    try:
+        while waiting:
+            try:
+                waiting[-1]()
+                waiting.pop()
+            except _Deeper as deeper:
+                if depth:
+                    raise
+                waiting.append(*deeper.args)
+    finally:
+        _INSIDE.reset(before)
 
 
 def _setting() -> Any:
