@@ -86,9 +86,11 @@ class Computed:
                 tuple(self._find(params, stacks)) or self.choose(params)))
         return self._found[depths](spec(params))
 
-    def leaf(self, tree: Any) -> Any:
-        """The leaf of a small tree that is new, at rest."""
-        return self.use(tree, self.carry(tree), False)[0] if self.carry else self.use(tree)
+    def leaf(self, tree: Any, carried: Any = None) -> Any:
+        """The leaf of a small tree at rest; of one that is new if it carries nothing yet."""
+        if not self.carry:
+            return self.use(tree)
+        return self.use(tree, self.carry(tree) if carried is None else carried, False)[0]
 
     def leaves(self, params: Params, stacks: Callable[[str], int]) -> Params:
         """The parameters with leaves in the places of small trees that are new."""
@@ -97,12 +99,16 @@ class Computed:
         return params
 
     def plain(
-        self, params: Params, state: State, stacks: Callable[[str], int], train: bool = False
+        self, params: Params, state: State, stacks: Callable[[str], int], train: bool = False,
+        at: Sequence[str] | None = None,
     ) -> tuple[Params, State, State]:
-        """The trees without it, and apart from them what it carries after the call."""
+        """The trees without it, and apart from them what it carries after the call.
+
+        `at` are the paths of the small trees, if they are known.
+        """
         held, after = state.get(self.mark, {}), {}
         rest = {name: part for name, part in state.items() if name != self.mark}
-        for path in self.found(params, stacks):
+        for path in self.found(params, stacks) if at is None else at:
             tree = _get(params, path)
             tree = jax.tree.map(lambda held, leaf: jax.lax.stop_gradient(leaf) if held else leaf,
                                 self.held(tree), tree)
@@ -128,7 +134,8 @@ class Computed:
         moves: list[bool] = []
 
         def evaluate(tree: Any) -> None:
-            leaf, pull = jax.vjp(self.leaf, tree)
+            carried = self.carry(tree) if self.carry else None
+            leaf, pull = jax.vjp(lambda tree: self.leaf(tree, carried), tree)
             moves.append(reaches(pull, leaf))
 
         jax.eval_shape(evaluate, tree)
@@ -162,12 +169,13 @@ class Computed:
     def _is_made(self, tree: Any) -> bool:
         """Is this one small tree, in shapes?"""
         try:
-            again = self._form(jax.eval_shape(self.leaf, tree))
+            leaf = jax.eval_shape(self.leaf, tree)
+            again = self._form(leaf)
         except Exception:
             return False  # it is a level above them, or a leaf
-        alike = jax.tree.structure(again) == jax.tree.structure(tree)
-        return alike and all(map(lambda a, b: a.shape == b.shape, *map(
-            jax.tree.leaves, (again, tree))))
+        forms = [(jax.tree.structure(a), [leaf.shape for leaf in jax.tree.leaves(a)])
+                 for a in (again, tree)]
+        return hasattr(leaf, "shape") and forms[0] == forms[1]
 
 
 class Expanded:

@@ -62,9 +62,9 @@ class signed:
         if isinstance(error, RecursionError):
             with signed(self.layer, self.given, self.name):
                 raise LayerError(
-                    "a net whose parts are less deep in each other", str(error),
-                    "write repeat(n, layer) for copies, or layer ** n for a chain: neither adds "
-                    "depth") from None
+                    "a net whose parts are less deep in each other",
+                    "more than Python's stack holds", "write repeat(n, layer) for copies, or "
+                    "layer ** n for a chain: neither adds depth") from None
         if isinstance(error, LayerError):
             error.layer = error.layer or clip(self.layer())
             error.path = _below(self.name, error.path)

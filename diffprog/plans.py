@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -169,6 +170,11 @@ def _step_by_step(evaluate: Callable[[], None], setting: Any) -> None:
                 if depth:
                     raise
                 waiting.append(*deeper.args)
+            except Exception:
+                if len(waiting) == 1:
+                    raise
+                del waiting[1:]  # what fails shall do so where it stands, with all its path
+                _INSIDE.set((-sys.maxsize, setting))
     finally:
         _INSIDE.reset(before)
 

@@ -36,10 +36,14 @@ def foreign(
     if not names or not layer.start:
         return names
     given = {name: part for name, part in state.items() if name in rest}
-    try:
-        return names - layer._carried(*spec((params, given, x, side))).keys()
-    except Exception as error:  # it cannot stream, or was given more, or fails on such an input
-        return names if isinstance(error, LayerError) and not layer.kept - side.keys() else set()
+    for beside in (side, {}):
+        try:
+            return names - layer._carried(*spec((params, given, x, beside))).keys()
+        except LayerError:
+            continue  # it cannot stream, or not with these
+        except Exception:
+            return set()  # on such an input `apply` fails as well, and explains it
+    return set() if layer.kept - side.keys() else names
 
 
 def parted(layer: Layer, state: State, at_rest: Callable[[], State]) -> tuple[State, State]:

@@ -84,12 +84,13 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
             raise LayerError(f"a state that leaves the name {own.mark} free", listed(plan.state),
                              "make the wrapper inside by dataclasses.replace, which hands on what "
                              "is computed")
-        back = jax.eval_shape(lambda params, state: own.plain(params, state, stacks)[0],
-                              params, state)
+        chosen = own.choose(plan.params)
+        back = jax.eval_shape(
+            lambda params, state: own.plain(params, state, stacks, at=chosen)[0], params, state)
         if wrong := Plan(plan.params, {}, None).difference(back):
             raise wrong
         held = trainable(layer, plan.params)
-        for path in own.choose(plan.params):
+        for path in chosen:
             if not paths(held)[path] and path not in paths(params):
                 raise LayerError(f"{path} to be trained", "a leaf that is frozen inside",
                                  "freeze around it: freeze(lora(...), but=('**/down', '**/up'))")

@@ -84,6 +84,13 @@ def growing():
     net.apply({}, {"some": jnp.zeros(2)}, X)
 
 
+def nested():
+    net = LINEAR
+    for _ in range(400):
+        net = dp.residual(net)
+    return net
+
+
 def local():
     def halved(x):
         return x / 2
@@ -93,6 +100,10 @@ def local():
 
 
 EXAMPLES = {
+    # What is too deep.
+    "residual: wants a net whose parts are less deep in each other, got more than Python's stack "
+    "holds; write repeat(n, layer) for copies, or layer ** n for a chain: neither adds depth":
+        lambda: repr(nested()),
     # What is pickled.
     "serial(halved): wants functions that a module has by name, to be pickled, got halved; use "
     "cloudpickle, which holds functions themselves, or define it by def in a module":
