@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffprog.errors import LayerError, signed
 from diffprog.factories import factory
@@ -124,14 +126,14 @@ def _of_function(function: types.FunctionType, within: tuple[Any, ...]) -> Any:
 
 def _is_known(array: Any) -> bool:
     """Has an array values, which are no objects?"""
-    return not isinstance(array, jax.core.Tracer) and array.dtype != object
+    return not isinstance(array, Tracer) and array.dtype != object
 
 
 def _of_array(array: Any) -> Any:
     """Bytes, shape and dtype; a Python number's own dtype gives way to others, which matters."""
     weak = getattr(array, "weak_type", False)
     kind = type(array), array.shape, str(array.dtype), weak
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     return kind, hashlib.blake2b(np.asarray(array).tobytes(), digest_size=16).digest()
 

@@ -147,13 +147,14 @@ class Computed:
                       for patterns in (self.pattern, self.but))
         return meant and not but and "#" not in path
 
-    def _find(self, params: Params, stacks: Callable[[str], int], at: str = "") -> Iterator[str]:
+    def _find(self, params: Any, stacks: Callable[[str], int], at: str = "") -> Iterator[str]:
         """The paths of the small trees; a leaf that should be one is refused."""
-        for name, tree in params.items():
-            path = _path(at, name)
-            if self._means(path) and self._is_made(one := _one(tree, stacks(path))):
+        for name, tree in params.items() if isinstance(params, dict) else enumerate(params):
+            path = _path(at, str(name))
+            one = _one(tree, stacks(path))
+            if self._means(path) and self._is_made(one):
                 yield path
-            elif isinstance(tree, dict):
+            elif isinstance(tree, (dict, list, tuple)):
                 yield from self._find(tree, stacks, path)
             elif self._means(path):
                 form = self._form(one)

@@ -129,13 +129,12 @@ def remember(plan: Callable[..., T]) -> Callable[..., T]:
 
     def planned(*given: Any) -> T:
         leaves, structure = jax.tree.flatten(given)
-        setting = _setting()
-        at = (structure, tuple((a.shape, a.dtype) for a in leaves), setting)
+        at = (structure, tuple((a.shape, a.dtype) for a in leaves), _setting())
         if at not in plans:
             def evaluate() -> None:
                 plans[at] = plan(*given)
 
-            _step_by_step(evaluate, setting)
+            step_by_step(evaluate)
         return plans[at]
 
     return planned
@@ -151,12 +150,12 @@ class _Deeper(BaseException):
     """What is to be evaluated first, from the beginning of the stack."""
 
 
-def _step_by_step(evaluate: Callable[[], None], setting: Any) -> None:
-    """Evaluate a plan; of one deep inside of others, those around it are begun anew after it.
+def step_by_step(evaluate: Callable[[], None]) -> None:
+    """Run what notes its result; where it runs deep inside of others, they are begun anew after it.
 
     So the stack does not grow with the depth of a net.
     """
-    depth, around = _INSIDE.get()
+    setting, (depth, around) = _setting(), _INSIDE.get()
     if depth == _AT_ONCE and setting == around:
         raise _Deeper(evaluate)
     before = _INSIDE.set((depth + 1, around if depth else setting))
@@ -181,7 +180,8 @@ def _step_by_step(evaluate: Callable[[], None], setting: Any) -> None:
 
 def _setting() -> Any:
     """What JAX is set to, as far as shapes and dtypes depend on it."""
-    return (jax.config.read("jax_enable_x64"), jax.config.jax_default_prng_impl,
+    return (jax.config.read("jax_enable_x64"),
+            jax.config.jax_default_prng_impl,  # type: ignore[attr-defined]
             jax.sharding.get_abstract_mesh())
 
 

@@ -66,9 +66,17 @@ def test_a_plan_in_parts_is_the_plan():
     assert dp.tree.count(plan.params) == 31 * 4
 
 
+def test_the_summary_of_a_deep_net_has_every_layer_once():
+    rows = dp.summary(nested(40), X).rows
+    assert [row.path for row in rows] == ["/".join(["body"] * n) for n in range(41)]
+    assert rows[-1].flops == dp.summary(dp.linear(4), X).flops
+    assert rows[0].flops == rows[-1].flops + 40 * X.size
+    twice = dp.program(f=nested(12))(lambda layers, x: layers.f(layers.f(x)))
+    assert len(dp.summary(twice, X).rows) == 1 + 2 * 13
+
+
 @pytest.mark.parametrize("f", [
-    lambda net: jax.eval_shape(net, net.plan(X).params, TREE), repr,
-    lambda net: dp.summary(net, X)])
+    lambda net: jax.eval_shape(net, net.plan(X).params, TREE), repr])
 def test_a_net_too_deep_is_refused_and_told_what_adds_no_depth(f):
     error = refused(f, nested(450))
     assert error.wants == "a net whose parts are less deep in each other"
