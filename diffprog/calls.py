@@ -52,14 +52,14 @@ class Called:
 
     def __reduce__(self) -> Any:
         call = self.call()
+        name = _name(call.args[0]) if call.args else None
+        if name and _found(*name) is self and not _is_elsewhere(*name):
+            return _named, name  # as a program is, which has the name of its function
+        usual = {name: p.default for name, p in inspect.signature(call.func).parameters.items()}
+        given = {name: value for name, value in call.keywords.items()
+                 if value is not usual.get(name, inspect.Parameter.empty)}
         with signed(self.__repr__):
-            return _called, (_maker(call.func), _packed(call.args), _packed(call.keywords))
-
-
-def bound(function: Callable[..., Any], settings: Mapping[str, Any]) -> functools.partial[Any]:
-    """The call of a function with these arguments by name, of which some may be many."""
-    given = inspect.BoundArguments(inspect.signature(function), dict(settings))  # type: ignore[arg-type]
-    return functools.partial(function, *given.args, **given.kwargs)
+            return _called, (_maker(call.func), _packed(call.args), _packed(given))
 
 
 class Identity:
@@ -163,7 +163,7 @@ class _Pickled:
 
 def _maker(function: Any) -> Any:
     """What made a layer, for a pickle: a factory as it is called, which is around it."""
-    around = _found(function.__module__, function.__qualname__)
+    around = _found(*(_name(function) or ("", "")))
     if around is not function and inspect.unwrap(around) is function:
         return around
     if around is function or not _takes_functions():
@@ -190,9 +190,8 @@ def _packed(value: Any) -> Any:
         for name, public in vars(sys.modules[module]).items():
             if public is value:
                 return _Pickled(_named, (module, name))
-    named = getattr(value, "__module__", None), getattr(value, "__qualname__", value.__name__)
-    if _found(*named) is value:
-        return value if isinstance(value, types.FunctionType) else _Pickled(_named, named)
+    if (name := _name(value)) and _found(*name) is value:
+        return value if isinstance(value, types.FunctionType) else _Pickled(_named, name)
     if not _takes_functions():
         raise LayerError("functions that a module has by name, to be pickled", code(value),
                          "use cloudpickle, which holds functions themselves, or define it by def "
@@ -200,7 +199,18 @@ def _packed(value: Any) -> Any:
     return value
 
 
-def _found(module: Any, name: str) -> Any:
+def _name(value: Any) -> tuple[str, str] | None:
+    """The module of a function, and its name there; None for what says nothing of it."""
+    module, name = (getattr(value, name, None) for name in ("__module__", "__qualname__"))
+    return (module, name) if module and name else None
+
+
+def _is_elsewhere(module: str, name: str) -> bool:
+    """Has the process that loads a pickle something else under this name, or nothing?"""
+    return module == "__main__" and _takes_functions()
+
+
+def _found(module: str, name: str) -> Any:
     """What a module that is loaded has under a name; None for nothing."""
     found = sys.modules.get(module)
     for part in name.split("."):

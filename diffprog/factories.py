@@ -46,12 +46,31 @@ def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
         layer = function(*args, **kwargs)
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        call = functools.partial(function, *bound.args, **bound.kwargs)
-        return dataclasses.replace(layer, _call=call, _made={})
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        return dataclasses.replace(layer, _call=bound(function, given.arguments), _made={})
 
     return make
+
+
+def bound(function: Callable[..., Any], settings: Mapping[str, Any]) -> functools.partial[Any]:
+    """The call of a function with these arguments, by name where they need not be in order."""
+    args: list[Any] = []
+    keywords: dict[str, Any] = {}
+    parameters = inspect.signature(function).parameters.values()
+    ordered = {p.POSITIONAL_ONLY for p in parameters}
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        ordered |= {p.POSITIONAL_OR_KEYWORD for p in parameters}
+    for p in parameters:
+        if p.kind is p.VAR_POSITIONAL:
+            args += settings[p.name]
+        elif p.kind is p.VAR_KEYWORD:
+            keywords |= settings[p.name]
+        elif p.kind in ordered:
+            args.append(settings[p.name])
+        else:
+            keywords[p.name] = settings[p.name]
+    return functools.partial(function, *args, **keywords)
 
 
 def described(layer: Layer, function: Callable[..., Layer], settings: Mapping[str, Any]) -> Layer:

@@ -18,10 +18,10 @@ import jax
 
 from diffprog import guards, notation
 from diffprog.arguments import check_count
-from diffprog.calls import Called, bound
+from diffprog.calls import Called
 from diffprog.computed import Computed, Expanded
 from diffprog.errors import signed
-from diffprog.factories import described, view
+from diffprog.factories import bound, described, view
 from diffprog.plans import Params, Plan, State
 from diffprog.streams import carrying
 
