@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffprog.errors import LayerError, signed
-from diffprog.guards import taken
+from diffprog.guards import taken, trace, transformed
 from diffprog.notation import keyword_only, listed, name_of, show
 from diffprog.plans import Params
 
@@ -21,7 +21,8 @@ class Child:
     """A child as the program's function sees it: called with x and side inputs alone.
 
     Side inputs that the program does not name are `routed` to it. ``visit(name, nth, x, side)`` is
-    what its nth call does, ``read(name)`` what its parameters are.
+    what its nth call does: it gives the output, and the state and the key of the call.
+    ``read(name)`` is what its parameters are.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Child:
     ) -> None:
         self._name, self._layer, self._visit, self._read = name, layer, visit, read
         self._routed = {n: routed[n] for n in routed.keys() & layer.side}
+        self._begun = trace()
         self.calls = 0  # so far
 
     def __call__(self, x: Any, *more: Any, **side: Any) -> Any:
@@ -39,7 +41,11 @@ class Child:
                              "side inputs go by name, params and state by themselves")
         nth, self.calls = self.calls, self.calls + 1
         with signed(self._layer.__repr__, x, self._name):
-            return self._visit(self._name, nth, x, taken(self._layer, self._routed | side))
+            y, state, key = self._visit(self._name, nth, x, taken(
+                self._layer, self._routed | side))
+            if (state or key is not None) and trace() != self._begun:
+                raise transformed(state)
+            return y
 
     def __repr__(self) -> str:
         return f"layers.{self._name}"

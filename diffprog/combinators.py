@@ -150,13 +150,41 @@ def _several(
     return build({**children, **named})
 
 
-def _chain(*layers: Any) -> Layer:
-    """``f >> g``: an unnamed serial is taken apart, so that grouping makes no difference."""
+class _Chain(Layer):
+    """``f >> g``, which is made when it is looked at, and is the plain layer from then on.
+
+    So a chain of n links is made once, and not anew with each of them.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        made = serial(*_links(self))
+        fields = object.__getattribute__(self, "__dict__")
+        fields.pop("pair", None)
+        fields.update(vars(made))
+        object.__setattr__(self, "__class__", Layer)
+        return getattr(self, name)
+
+
+def _chain(f: Any, g: Any) -> Layer:
+    chain = object.__new__(_Chain)
+    pair = tuple(f if type(f) is _Chain else as_layer(f) for f in (f, g))
+    object.__setattr__(chain, "pair", pair)
+    return chain
+
+
+def _links(chain: Layer) -> list[Layer]:
+    """The layers of a chain: an unnamed serial is taken apart, so that grouping is nothing."""
     links: list[Layer] = []
-    for f in map(as_layer, layers):
-        unnamed = f.factory is inspect.unwrap(serial) and not f.settings["named"]
-        links += f.settings["layers"] if unnamed else [f]
-    return serial(*links)
+    waiting = [chain]
+    while waiting:
+        f = waiting.pop()
+        if type(f) is _Chain:
+            waiting += reversed(object.__getattribute__(f, "__dict__")["pair"])
+        elif f.factory is inspect.unwrap(serial) and not f.settings["named"]:
+            links += f.settings["layers"]
+        else:
+            links.append(f)
+    return links
 
 
 Layer.chain, Layer.serial = staticmethod(_chain), staticmethod(serial)

@@ -18,7 +18,7 @@ from diffprog.errors import LayerError
 from diffprog.notation import listed, show
 from diffprog.parameters import fold
 from diffprog.patterns import matches
-from diffprog.plans import Params, State, reaches
+from diffprog.plans import Params, State, reaches, remember, spec
 from diffprog.tree import paths, select
 
 if TYPE_CHECKING:
@@ -50,17 +50,13 @@ class Computed:
     carry: Callable[[Any], Any] | None = None
     constant: str = ""
     mark: str = "#reparam"
-    # The structure of each tree that was made, by path: what `merge` knows it by.
-    forms: dict[str, Any] = dataclasses.field(default_factory=dict)
-    # Where the leaf at rest has no gradient in the tree, as an average has none.
-    idle: set[str] = dataclasses.field(default_factory=set)
+    _found: dict[tuple[int, ...], Any] = dataclasses.field(init=False, default_factory=dict)
 
     def choose(self, params: Params) -> list[str]:
         """The paths of the leaves that are replaced; what a tool has marked is none of them."""
-        but = select(params, *_several(self.but)) if self.but else ()
-        chosen = [path for path in select(params, *_several(self.pattern))
-                  if path not in but and "#" not in path]
-        if not chosen:
+        if self.but:
+            select(params, *_several(self.but))
+        if not (chosen := [*filter(self._means, select(params, *_several(self.pattern)))]):
             raise LayerError("a leaf that is not left out", f"but={self.but!r}, which leaves out "
                              "all", "name fewer of them")
         return chosen
@@ -76,29 +72,44 @@ class Computed:
             tree = _over(self.make, depth)(keys, leaf)
             params = _put(params, path, tree)
             if self.carry:
-                carried = _over(self.carry, depth)(tree)
-                held = _put(held, path, carried)
-                if path not in self.forms and not self._moves(depth, tree, carried):
-                    self.idle.add(path)
-            self.forms[path] = jax.tree.structure(tree)
+                held = _put(held, path, _over(self.carry, depth)(tree))
         return params, {**state, self.mark: held} if held else state
 
+    def found(self, params: Params, stacks: Callable[[str], int]) -> tuple[str, ...]:
+        """The paths of the small trees, which are known by themselves.
+
+        One is what `make` gives for the leaf that `use` gives for it, in structure and shapes.
+        """
+        depths = tuple(map(stacks, paths(params)))
+        if depths not in self._found:
+            self._found[depths] = remember(lambda params: (
+                tuple(self._find(params, stacks)) or self.choose(params)))
+        return self._found[depths](spec(params))
+
+    def leaf(self, tree: Any, carried: Any = None) -> Any:
+        """The leaf of a small tree at rest; of one that is new if it carries nothing yet."""
+        if not self.carry:
+            return self.use(tree)
+        return self.use(tree, self.carry(tree) if carried is None else carried, False)[0]
+
+    def leaves(self, params: Params, stacks: Callable[[str], int]) -> Params:
+        """The parameters with leaves in the places of small trees that are new."""
+        for path in self.found(params, stacks):
+            params = _put(params, path, _over(self.leaf, stacks(path))(_get(params, path)))
+        return params
+
     def plain(
-        self, params: Params, state: State, stacks: Callable[[str], int], train: bool = False
+        self, params: Params, state: State, stacks: Callable[[str], int], train: bool = False,
+        at: Sequence[str] | None = None,
     ) -> tuple[Params, State, State]:
-        """The trees without it, and apart from them what it carries after the call."""
+        """The trees without it, and apart from them what it carries after the call.
+
+        `at` are the paths of the small trees, if they are known.
+        """
         held, after = state.get(self.mark, {}), {}
         rest = {name: part for name, part in state.items() if name != self.mark}
-        for path, form in self.forms.items():
+        for path in self.found(params, stacks) if at is None else at:
             tree = _get(params, path)
-            if tree is None:
-                continue  # this recipe has it in another place, where its input has other parts
-            if jax.tree.structure(tree) != form:
-                names = list(paths(form.unflatten([0] * form.num_leaves)))
-                raise LayerError(f"{path} with {listed(names)}" if form.num_nodes > 1 else
-                                 f"{path} as one array", show(tree),
-                                 "pass the parameters of the reparametrized net: these are merged "
-                                 "already, or of another one")
             tree = jax.tree.map(lambda held, leaf: jax.lax.stop_gradient(leaf) if held else leaf,
                                 self.held(tree), tree)
             if self.carry:
@@ -118,16 +129,61 @@ class Computed:
         held = [bool(self.constant) and matches(at, f"{self.constant}/**") for at in paths(tree)]
         return jax.tree.unflatten(jax.tree.structure(tree), held)
 
-    def _moves(self, depth: int, tree: Any, carried: Any) -> bool:
-        """Has the leaf at rest a gradient in the tree?"""
-        tree, carried = jax.tree.map(lambda a: a[(0,) * depth], (tree, carried))
-        leaf, pull = jax.vjp(lambda tree: self.use(tree, carried, False)[0], tree)
-        return reaches(pull, leaf)
+    def moves(self, tree: Any) -> bool:
+        """Has the leaf of a small tree a gradient in it at rest? An average has none."""
+        moves: list[bool] = []
+
+        def evaluate(tree: Any) -> None:
+            carried = self.carry(tree) if self.carry else None
+            leaf, pull = jax.vjp(lambda tree: self.leaf(tree, carried), tree)
+            moves.append(reaches(pull, leaf))
+
+        jax.eval_shape(evaluate, tree)
+        return moves[0]
+
+    def _means(self, path: str) -> bool:
+        """Is the leaf at a path meant?"""
+        meant, but = (any(matches(path, pattern) for pattern in _several(patterns))
+                      for patterns in (self.pattern, self.but))
+        return meant and not but and "#" not in path
+
+    def _find(self, params: Any, stacks: Callable[[str], int], at: str = "") -> Iterator[str]:
+        """The paths of the small trees; a leaf that should be one is refused."""
+        for name, tree in _level(params)[0].items():
+            path = _path(at, name)
+            one = _one(tree, stacks(path))
+            if self._means(path) and self._is_made(one):
+                yield path
+            elif _level(tree)[0]:
+                yield from self._find(tree, stacks, path)
+            elif self._means(path) and hasattr(tree, "shape"):
+                form = self._form(one)
+                raise LayerError(f"{path} with {listed(paths(form))}" if isinstance(form, dict) else
+                                 f"{path} as one array", show(tree),
+                                 "pass the parameters of the reparametrized net: these are merged "
+                                 "already, or of another one")
+
+    def _form(self, leaf: Any) -> Any:
+        """The shapes of the small tree of one leaf."""
+        return jax.eval_shape(lambda leaf: self.make(jax.random.key(0), leaf), leaf)
+
+    def _is_made(self, tree: Any) -> bool:
+        """Is this one small tree, in shapes?"""
+        try:
+            leaf = jax.eval_shape(self.leaf, tree)
+            again = self._form(leaf)
+        except Exception:
+            return False  # it is a level above them, or a leaf
+        forms = [(jax.tree.structure(a), [leaf.shape for leaf in jax.tree.leaves(a)])
+                 for a in (again, tree)]
+        return hasattr(leaf, "shape") and forms[0] == forms[1]
 
 
 class Expanded:
     """What `linearize` does: all that is inside is computed at the origin, which is in the state,
     and along the straight line from there to the parameters."""
+
+    mark = "origin"
 
 
 class Pinned(NamedTuple):
@@ -153,8 +209,7 @@ def merge(
     reads parameters beside the net reads these; gradients flow through.
 
     Args:
-        net: a net with `reparam`, or what is made by it, somewhere in it, that was planned:
-            its `init`, `plan` or `apply` was called on an input.
+        net: a net with `reparam`, or what is made by it, somewhere in it.
         params, state: its trees; None for no state.
         train: as the net computes in training, where `ema` has the parameters themselves.
 
@@ -162,7 +217,7 @@ def merge(
         Parameters and state of the same net composed without them.
 
     Raises:
-        LayerError: the net has none, or was not planned; parameters that were merged already.
+        LayerError: the net has none; parameters that were merged already.
 
     Example:
         >>> plain = dp.linear(3)
@@ -195,7 +250,6 @@ def unmerge(
         >>> plain, x = dp.linear(3), jnp.ones((2, 4))
         >>> pretrained, _ = plain.init(jax.random.key(0), x)
         >>> tuned = dp.lora(plain, rank=2)
-        >>> plan = tuned.plan(x)
         >>> params, state = dp.unmerge(tuned, pretrained, key=jax.random.key(1))
         >>> bool(jnp.allclose(tuned(params, x), plain(pretrained, x)))
         True
@@ -212,11 +266,8 @@ def trainable(net: Layer, params: Params) -> Params:
     ``optax.multi_transform({True: optimizer, False: optax.set_to_zero()}, mask)`` does.
 
     Args:
-        net: any net; if reparametrized, one that was planned.
+        net: any net.
         params: its parameters, or their shapes.
-
-    Raises:
-        LayerError: a reparametrized net was not planned.
 
     Example:
         >>> net = dp.lora(dp.linear(3), rank=2)
@@ -225,13 +276,10 @@ def trainable(net: Layer, params: Params) -> Params:
         {'bias': True, 'kernel': {'base': False, 'down': True, 'up': True}}
     """
     trained = jax.tree.map(lambda leaf: True, params)
-    for at, own, _ in _computed(net):
-        for path in own.forms:
-            whole = _path(at, path)
-            tree = _get(trained, whole)
-            if tree is not None:
-                trained = _put(trained, whole, jax.tree.map(
-                    lambda free, held: free and not held, tree, own.held(tree)))
+    for path, own, *_ in _replaced(net, net.computed, params):
+        tree = _get(trained, path)
+        trained = _put(trained, path, jax.tree.map(
+            lambda free, held: free and not held, tree, own.held(tree)))
     return trained
 
 
@@ -243,14 +291,13 @@ def freezes(net: Layer) -> bool:
 
 def idle(net: Layer, params: Params) -> list[str]:
     """The paths of the leaves that are trained but have no gradient at rest, as averages are."""
-    return [whole for at, own, train in _computed(net) if not train for path in own.idle
-            if _get(params, whole := _path(at, path)) is not None]
+    return [path for path, own, one, train in _replaced(net, net.computed, params)
+            if own.carry and not train and not own.moves(one)]
 
 
 def statistics(layer: Layer, state: State, train: bool) -> State:
     """The part of a state that moves by the inputs in this mode, and not by parameters."""
-    carried = {own.mark for own in layer.computed if isinstance(own, Computed)}
-    carried |= {"origin" for own in layer.computed if isinstance(own, Expanded)}
+    carried = {own.mark for own in layer.computed if isinstance(own, (Computed, Expanded))}
     train = mode(layer.computed, train)
     found = {name: part for name, part in state.items()
              if train and name not in carried | layer.children.keys()}
@@ -315,7 +362,7 @@ def _plain(
                 lambda params: _plain(layer, inner, above, params, rest, train), (origin,),
                 (jax.tree.map(jnp.subtract, params, origin),), has_aux=True)
             return jax.tree.map(jnp.add, begin, way), {**rest, "origin": begin}
-        stacks = _stacks(layer, own, above)
+        stacks = _stacks(layer, above)
         return _plain(layer, inner, above, *own.plain(params, state, stacks, train)[:2], train)
     for name, child in layer.children.items():
         if own := params.get(name):
@@ -347,7 +394,7 @@ def _made(
             return make(params, rest)[0], {**state, "origin": origin}
         params, state = make(params, state)
         if isinstance(own, Computed):
-            params, state = own.made(fold(key, at), params, state, _stacks(layer, own, above))
+            params, state = own.made(fold(key, at), params, state, _stacks(layer, above))
         return params, state
     for name, child in layer.children.items():
         below, rest = _made(child, child.computed, _path(at, name), above + layer.stacks,
@@ -362,16 +409,9 @@ def computes(layer: Layer, computed: Sequence[Own]) -> bool:
     return inside or any(isinstance(own, (Computed, WrittenOut)) for own in computed)
 
 
-def _stacks(layer: Layer, own: Computed, above: int) -> Callable[[str], int]:
+def _stacks(layer: Layer, above: int) -> Callable[[str], int]:
     """How many axes for copies the leaf at a path has, `above` of them around the layer."""
-    _check_planned(layer, own)
     return lambda path: above + stacks_at(layer, path)
-
-
-def _check_planned(layer: Layer, own: Computed) -> None:
-    if not own.forms:
-        raise LayerError("a net that was planned", repr(layer),
-                         "call net.plan(x) first: which leaves match depends on the input")
 
 
 def reader(
@@ -389,18 +429,35 @@ def stacks_at(layer: Layer, path: str) -> int:
     return layer.stacks + (stacks_at(below, rest) if below else 0)
 
 
-def _computed(
-    layer: Layer, at: str = "", train: bool = False
-) -> Iterator[tuple[str, Computed, bool]]:
-    """Where a net has computed parameters, the outer before the inner; and their mode at rest."""
-    for own in layer.computed:
+def _replaced(
+    layer: Layer, computed: Sequence[Own], params: Params, at: str = "", above: int = 0,
+    train: bool = False,
+) -> Iterator[tuple[str, Computed, Any, bool]]:
+    """The path of each small tree, what it is of, the shapes of one copy, and its mode at rest.
+
+    The outer come first. Of what is done to the layer at a path, these are left.
+    """
+    if not computes(layer, computed):
+        return
+    if computed:
+        own, *inner = computed
         if isinstance(own, Pinned):
             train = own.train
         if isinstance(own, Computed):
-            _check_planned(layer, own)
-            yield at, own, train
+            stacks = _stacks(layer, above)
+            for path in own.found(params, stacks):
+                yield _path(at, path), own, _one(_get(params, path), stacks(path)), train
+            params = jax.eval_shape(lambda params: own.leaves(params, stacks), spec(params))
+        yield from _replaced(layer, inner, params, at, above, train)
+        return
     for name, child in layer.children.items():
-        yield from _computed(child, _path(at, name), train)
+        yield from _replaced(child, child.computed, params.get(name, {}), _path(at, name),
+                             above + layer.stacks, train)
+
+
+def _one(tree: Any, depth: int) -> Any:
+    """The shapes of one copy of a tree that is stacked so often."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[depth:], a.dtype), tree)
 
 
 def _check_found(net: Layer) -> None:

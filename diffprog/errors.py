@@ -59,6 +59,12 @@ class signed:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RecursionError):
+            with signed(self.layer, self.given, self.name):
+                raise LayerError(
+                    "a net whose parts are less deep in each other",
+                    "more than Python's stack holds", "write repeat(n, layer) for copies, or "
+                    "layer ** n for a chain: neither adds depth") from None
         if isinstance(error, LayerError):
             error.layer = error.layer or clip(self.layer())
             error.path = _below(self.name, error.path)
@@ -83,4 +89,5 @@ class _Place(str):
 
 
 def _below(name: str, path: str) -> str:
-    return "/".join(filter(None, (name, path)))
+    whole = "/".join(filter(None, (name, path)))
+    return whole if len(whole) <= 120 else f"{name}/.../{path.rpartition('/')[2]}"

@@ -58,13 +58,49 @@ def _meant(
     # Elsewhere the size of the input comes first, but of a norm in groups.
     own = args[: len(places)] if "groups" in places else args[len(args) - len(places) :]
     return (f"; write {name}({', '.join(map(str, own))}): init reads the size of the input off x")
+def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
+    """Let the layers that `function` makes be known by that call, by which they are pickled.
+
+    They show what they are made of, as a model of many layers does.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
+        layer = function(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        return dataclasses.replace(layer, _call=bound(function, given.arguments), _made={})
+
+    return make
+
+
+def bound(function: Callable[..., Any], settings: Mapping[str, Any]) -> functools.partial[Any]:
+    """The call of a function with these arguments, by name where they need not be in order."""
+    args: list[Any] = []
+    keywords: dict[str, Any] = {}
+    parameters = inspect.signature(function).parameters.values()
+    ordered = {p.POSITIONAL_ONLY for p in parameters}
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        ordered |= {p.POSITIONAL_OR_KEYWORD for p in parameters}
+    for p in parameters:
+        if p.kind is p.VAR_POSITIONAL:
+            args += settings[p.name]
+        elif p.kind is p.VAR_KEYWORD:
+            keywords |= settings[p.name]
+        elif p.kind in ordered:
+            args.append(settings[p.name])
+        else:
+            keywords[p.name] = settings[p.name]
+    return functools.partial(function, *args, **keywords)
 
 
 def described(layer: Layer, function: Callable[..., Layer], settings: Mapping[str, Any]) -> Layer:
     """The layer with the call ``function(**settings)`` as its description."""
     name = function.__name__ if layer.name == "layer" else layer.name
     made_by = inspect.unwrap(function)
-    return dataclasses.replace(layer, name=name, factory=made_by, settings=settings, _made={})
+    return dataclasses.replace(
+        layer, name=name, factory=made_by, settings=settings, _made={}, _call=None)
 
 
 def around(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
@@ -78,11 +114,12 @@ def computing(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
     """`around` for a wrapper that computes the parameters of the layer; it shows views of children.
     """
     return {**around(layer, again),
-            "children": {name: _view(child) for name, child in layer.children.items()}}
+            "children": {name: view(child) for name, child in layer.children.items()}}
 
 
-def _view(layer: Layer) -> Layer:
-    children = {name: _view(child) for name, child in layer.children.items()}
+def view(layer: Layer) -> Layer:
+    """The layer to be looked at, as one shows it that computes its parameters."""
+    children = {name: view(child) for name, child in layer.children.items()}
     return dataclasses.replace(layer, lent=layer.lent or layer, children=children)
 
 

@@ -8,7 +8,6 @@ compiled step pays nothing.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from diffprog.dtypes import is_float
 from diffprog.errors import LayerError, signed
 from diffprog.notation import called, listed, name_of, show
 from diffprog.plans import Params, Plan, State, remember, spec
+from diffprog.streams import foreign
 
 if TYPE_CHECKING:
     from diffprog.layer import Layer
@@ -46,20 +46,40 @@ _FOREIGN = (
 )
 
 
-def guarded_plan(layer: Layer, planner: Any, init: Any, apply: Any) -> Any:
-    """`planner` on inputs that the layer can take; without one, the pair under evaluation."""
-    planner = planner or remember(functools.partial(_evaluated, init, apply))
+def guarded_plans(layer: Layer, planner: Any, init: Any, apply: Any) -> tuple[Any, Any]:
+    """`planner` on inputs that the layer can take, and the trees of its plan alone.
 
-    def plan(x: Any, side: dict[str, Any]) -> Plan:
-        with signed(layer.__repr__, x):
-            given = inputs(x), inputs(taken(layer, side))
-            with _explained(lambda known: known.of_plan(layer, init, apply, *given)):
-                plan = planner(*given)
-        layer._known.update(params=frozenset(plan.params), state=frozenset(plan.state),
-                            rest=jax.tree.structure(plan.state))
+    Without a planner it is the pair under evaluation. The trees need no more than `init`, which is
+    much the cheaper half: they are what a call asks for.
+    """
+
+    @remember
+    def evaluated(x: Any, side: dict[str, Any]) -> tuple[Params, State]:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.eval_shape(lambda key: _trees(init(key, x, **side)), key)
+
+    @remember
+    def whole(x: Any, side: dict[str, Any]) -> Plan:
+        run = lambda *given: _result(apply(*given[:3], **given[3]))  # noqa: E731
+        trees = evaluated(x, side)
+        return Plan(*trees, jax.eval_shape(run, *trees, x, side)[0])
+
+    def trees(x: Any, side: dict[str, Any]) -> tuple[Params, State]:
+        if planner is None:
+            return evaluated(x, side)
+        plan = planner(x, side)
+        return plan.params, plan.state
+
+    def checked(ask: Any) -> Any:
+        def plan(x: Any, side: dict[str, Any]) -> Any:
+            with signed(layer.__repr__, x):
+                given = inputs(x), inputs(taken(layer, side))
+                with _explained(lambda known: known.of_plan(layer, init, apply, *given)):
+                    return ask(*given)
+
         return plan
 
-    return plan
+    return checked(planner or whole), checked(trees)
 
 
 def guarded_init(layer: Layer, raw: Any) -> Any:
@@ -105,10 +125,7 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
 
 
 def guarded_start(layer: Layer, raw: Any) -> Any:
-    """`raw`, which notes the names of what it carries: `apply` knows them again.
-
-    A stream can be donated: it holds no array that was given, and none twice.
-    """
+    """`raw`, whose stream can be donated: it holds no array that was given, and none twice."""
 
     def start(
         params: Params, state: State = NOTHING, x: Any = NOTHING, *, length: Any = None,
@@ -122,7 +139,6 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
             _check_call(layer, params, state, x, None, False, side)
             params, state = arrays((params, state))
             carried = raw(params, state, x, length=length, **side)
-            layer._known["streamed"] = layer._known.get("streamed", frozenset()) | carried.keys()
             return _distinct(carried, (params, state, x, side))
 
     return _keeping(start, raw)
@@ -151,11 +167,11 @@ def _explained(
 def taken(layer: Layer, given: Mapping[str, Any]) -> dict[str, Any]:
     """The side inputs that are there; None is absent, and what nobody takes is refused."""
     given = {name: value for name, value in given.items() if value is not None}
-    if foreign := given.keys() - layer.side:
-        remedy = next((_MEANT[name] for name in sorted(foreign) if name in _MEANT),
+    if unknown := given.keys() - layer.side:
+        remedy = next((_MEANT[name] for name in sorted(unknown) if name in _MEANT),
                       "leave it out, or add a layer that takes it")
         raise LayerError(f"only side inputs that it takes ({listed(layer.side)})",
-                         listed(foreign), remedy)
+                         listed(unknown), remedy)
     return given
 
 
@@ -170,30 +186,6 @@ def inputs(x: Any) -> Any:
         if isinstance(leaf, (np.ndarray, np.generic)):
             check_numbers(leaf)
     return spec(x)
-
-
-def streams(layer: Layer, state: State, *given: Any) -> bool:
-    """Is this the state of a stream: is its structure not that of the state that `init` gives?
-
-    `given`, x and side inputs, serves to plan a layer that was never planned.
-    """
-    if given and not _is_planned(layer, state, *given):
-        return True
-    return jax.tree.structure(state) != layer._known.get("rest", jax.tree.structure(state))
-
-
-def parted(layer: Layer, state: State, *given: Any) -> tuple[State, State]:
-    """The state of a stream as what `init` gave, and what is carried; `given` as in `streams`."""
-    if not _is_planned(layer, state, *given):
-        return {}, state
-    rest = layer._known["rest"]
-    return _split(state, rest.unflatten(range(rest.num_leaves)))
-
-
-def miscounted(name: str, calls: int) -> LayerError:
-    """What is wrong with a streaming call that makes other calls of a child than `start` made."""
-    return LayerError(f"as many calls of {name} as start made", f"{calls}",
-                      "start anew with the same inputs")
 
 
 def trace() -> Any:
@@ -253,37 +245,22 @@ def _foreign(made: Any) -> str:
     return ""
 
 
-def check_result(y: Any) -> None:
-    """Refuse what is no result: nothing, or a layer that was not called."""
+def checked_result(y: Any) -> Any:
+    """The result as it is, unless it is none: nothing, or a layer that was not called."""
     if y is None:
         raise LayerError("a result", "None", "end the function with return")
     if made := next((leaf for leaf in jax.tree.leaves(y) if callable(leaf)), None):
         raise LayerError("arrays as a result", f"the layer {made!r}", "use that layer itself"
                          if hasattr(made, "apply") else f"call it: {made!r}(x)")
+    return y
 
 
 def check_children(params: Params, state: State, children: Mapping[str, Any]) -> None:
     """Refuse trees with a name that is no child's; the children answer for what is in them."""
     for kind, given in (("params", params), ("state", state)):
-        if foreign := {name for name in given if name.split("@")[0] not in children}:
-            raise LayerError(f"{kind} of its children ({listed(children)})", listed(foreign),
+        if others := {name for name in given if name.split("@")[0] not in children}:
+            raise LayerError(f"{kind} of its children ({listed(children)})", listed(others),
                              "pass what init gave: this is of another net")
-
-
-def _split(state: State, form: State) -> tuple[State, State]:
-    """The state as what stands at the paths of `form`, and what does not."""
-    inside, outside = {}, {}
-    for name, part in state.items():
-        if name not in form:
-            outside[name] = part
-        elif isinstance(part, dict):
-            below = _split(part, form[name])
-            for tree, half in zip((inside, outside), below, strict=True):
-                if half:
-                    tree[name] = half
-        else:
-            inside[name] = part
-    return inside, outside
 
 
 def _distinct(tree: State, given: Any) -> State:
@@ -298,15 +275,6 @@ def _distinct(tree: State, given: Any) -> State:
     return jax.tree.map(own, tree)
 
 
-def _evaluated(init: Any, apply: Any, x: Any, side: dict[str, Any]) -> Plan:
-    """The plan of a leaf: its pair under abstract evaluation, where init sees shapes alone."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params, state = jax.eval_shape(lambda key: _trees(init(key, x, **side)), key)
-    run = lambda *given: _result(apply(*given[:3], **given[3]))  # noqa: E731
-    y, _ = jax.eval_shape(run, params, state, x, side)
-    return Plan(params, state, y)
-
-
 def _trees(pair: Any) -> tuple[Params, State]:
     two = isinstance(pair, tuple) and len(pair) == 2
     if not (two and isinstance(pair[0], dict) and isinstance(pair[1], dict)):
@@ -319,7 +287,7 @@ def _result(pair: Any) -> tuple[Any, State]:
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], dict)):
         raise LayerError("apply to return (y, state)", show(pair),
                          "return the state that came if it does not change")
-    check_result(pair[0])
+    checked_result(pair[0])
     return pair
 
 
@@ -372,49 +340,22 @@ def _check_call(
         return  # a program answers for its children's names, and they for their own
     if layer.random and train and key is None:
         raise LayerError("a key when train=True", "none", "pass key=jax.random.key(seed) to apply")
-    if not _is_planned(layer, state, x, side):
-        return  # there is nothing to plan by; the layer must know its own state
     _check_trees(layer, params, state, x, side)
 
 
-def _is_planned(layer: Layer, state: Any, x: Any, side: dict[str, Any]) -> bool:
-    """Is it known what names the layer's trees have? A stream may lack what `start` has kept."""
-    if "params" not in layer._known:
-        try:
-            layer.plan(x, **side)
-        except LayerError:
-            if not (state and layer.kept - side.keys()):
-                raise
-    return "params" in layer._known
-
-
 def _check_trees(layer: Layer, params: Any, state: Any, x: Any, side: dict[str, Any]) -> None:
-    """Refuse names that are missing or foreign in the trees of a leaf."""
-    kinds: dict[str, Any] = {"params": params, "state": state}
-    for kind, given in kinds.items():
-        names = layer._known[kind]
-        foreign = given.keys() - names
-        if foreign and kind == "state" and layer.start:
-            foreign -= _streamed(layer, params, given, x, side)
-        if names - given.keys() or foreign:
-            remedy = "pass state=, as init gave it" if kind == "state" else "pass what init gave"
-            raise LayerError(f"{kind} {listed(names)}", listed(given), remedy)
-
-
-def _streamed(
-    layer: Layer, params: Any, state: State, x: Any, side: dict[str, Any]
-) -> frozenset[str]:
-    """The names of the state that `start` gives; none if the layer cannot stream."""
-    if "streamed" not in layer._known:
-        rest = {name: state[name] for name in layer._known["state"] & state.keys()}
-        start = functools.partial(layer.start, length=1, **side)  # type: ignore[arg-type]
-        try:
-            jax.eval_shape(start, params, rest, x)  # which notes the names
-        except LayerError:
-            if layer.kept - side.keys():
-                return frozenset(state)  # `start` was given more; the layer must know its state
-            layer._known["streamed"] = frozenset()
-    return layer._known["streamed"]
+    """Refuse names that are missing or foreign in the trees of a leaf, for such an input."""
+    try:
+        planned = layer._shaped(x, side)
+    except Exception:
+        if state and layer.kept - side.keys():
+            return  # of what `start` has kept is more to know; the layer must know its own state
+        raise
+    if planned[0].keys() != params.keys():
+        raise LayerError(f"params {listed(planned[0])}", listed(params), "pass what init gave")
+    if planned[1].keys() - state.keys() or foreign(layer, params, state, planned[1], x, side):
+        raise LayerError(f"state {listed(planned[1])}", listed(state),
+                         "pass state=, as init gave it")
 
 
 def _misfit(layer: Layer, params: Params, x: Any, side: dict[str, Any]) -> LayerError | None:

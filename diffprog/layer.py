@@ -9,6 +9,7 @@ what it may be given; `guards` checks each call.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -16,10 +17,12 @@ import jax
 
 from diffprog import guards, notation
 from diffprog.arguments import check_count
+from diffprog.calls import Called
 from diffprog.computed import Own
 from diffprog.errors import signed
-from diffprog.factories import described
+from diffprog.factories import bound, described, view
 from diffprog.plans import Params, Plan, State
+from diffprog.streams import carrying
 
 # What a record says of its functions, and what it says where they were replaced.
 _OF_FUNCTIONS = {
@@ -27,8 +30,12 @@ _OF_FUNCTIONS = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Layer:
+class Layer(Called):
     """A pair of pure functions; ``init, apply = layer``.
+
+    Equal calls of a factory make equal layers, so a function that is jitted with the net as a
+    static argument is compiled once for them. A layer is pickled as its call; a lambda in it, or a
+    function defined in another, takes `cloudpickle`.
 
     Attributes:
         init: ``(key, x, **side) -> (params, state)``; x is a pytree of arrays or
@@ -45,8 +52,7 @@ class Layer:
         side: the names of the side inputs that the layer takes.
         kept: those of them that a stream keeps from its `start`, so that they need not be passed
             again; all others belong to the chunk with which they are given.
-        planner: ``(x, side) -> Plan`` of layers made of layers, which remembers; None evaluates
-            the pair.
+        planner: ``(x, side) -> Plan`` of layers made of layers; None evaluates the pair.
         computed: what `reparam` did to its trees, and `pin` to the mode in which they are read, the
             outermost first; wrappers hand it on.
         stacks: how many leading axes its trees have for copies of what it wraps.
@@ -92,30 +98,52 @@ class Layer:
     dtype: Any = None
     lent: Layer | None = None
     factory: Callable[..., Layer] | None = None
+    _call: Callable[[], Layer] | None = None
     _made: dict[str, Any] = dataclasses.field(default_factory=dict)
     _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)
-    _known: dict[str, Any] = dataclasses.field(init=False, default_factory=dict)
+    _shaped: Callable[[Any, dict[str, Any]], tuple[Params, State]] = dataclasses.field(init=False)
+    _carried: Callable[..., State] = dataclasses.field(init=False)
 
     chain: ClassVar[Callable[..., Layer]]  # what ``>>`` and ``**`` mean is wiring, so it is
     serial: ClassVar[Callable[..., Layer]]  # `combinators` that says it
 
     def __post_init__(self) -> None:
         # A record made by `dataclasses.replace` holds the checked functions of the old one.
-        init, apply, start = (getattr(f, "raw", f) for f in (self.init, self.apply, self.start))
-        made = self._made or {"functions": (init, apply, start), **{
-            name: getattr(self, name) for name in _OF_FUNCTIONS}}
-        stale = made["functions"] != (init, apply, start)
+        said = self._said()
+        init, apply, start = functions = (said["init"], said["apply"], said["start"])
+        made = self._made or said
+        stale = functions != (made["init"], made["apply"], made["start"])
         vars(self).update({name: nothing for name, nothing in _OF_FUNCTIONS.items()
                            if stale and getattr(self, name) is made[name]}, _made=made)
         if self.lent and (stale or self._differs(self.lent)):
             vars(self).update(lent=None)  # an edited view is a layer of its own
+        planned, shaped = guards.guarded_plans(self, self.planner, init, apply)
         checked = {
             "init": guards.guarded_init(self, init),
             "apply": guards.guarded_apply(self, apply),
             "start": start and guards.guarded_start(self, start),
-            "_planned": guards.guarded_plan(self, self.planner, init, apply),
+            "_planned": planned, "_shaped": shaped, "_carried": carrying(start),
         }
         vars(self).update(checked)  # the fields are frozen from here on
+
+    def call(self) -> functools.partial[Layer]:
+        """The call that makes an equal layer: of its factory, of `program`, or of `Layer`."""
+        if self.lent:
+            return functools.partial(view, self.lent)
+        said = self._said()
+        if all(value is self._made[name] for name, value in said.items()):
+            if self._call:
+                return functools.partial(self._call)
+            if self.factory:
+                return bound(self.factory, self.settings)
+        return functools.partial(Layer, **{
+            name: value for name, value in said.items() if value is not _UNSAID[name]})
+
+    def _said(self) -> dict[str, Any]:
+        """All fields, with the functions that were given."""
+        said = {name: getattr(self, name) for name in _UNSAID}
+        return {name: getattr(f, "raw", f) if name in ("init", "apply", "start") else f
+                for name, f in said.items()}
 
     def _differs(self, other: Layer) -> bool:
         """Does the record say anything else than the other one, but for functions and children?"""
@@ -158,12 +186,18 @@ class Layer:
     def __repr__(self) -> str:
         own = vars(self) if self.factory or self.settings else self._made
         factory, settings = own["factory"], own["settings"]
-        if factory is as_layer:
-            return notation.code(settings["f"])
-        if factory:
-            return notation.call(factory, settings)
-        shown = settings or self.children
-        return f"{self.name}({', '.join(notation.keywords(shown))})" if shown else self.name
+        with signed(lambda: self.name):
+            if factory is as_layer:
+                return notation.code(settings["f"])
+            if factory:
+                return notation.call(factory, settings)
+            shown = settings or self.children
+            return f"{self.name}({', '.join(notation.keywords(shown))})" if shown else self.name
+
+
+# The fields, and what they are where nothing is said.
+_UNSAID = {field.name: field.default for field in dataclasses.fields(Layer)
+           if field.name[0] != "_"}
 
 
 def stateless(
@@ -186,6 +220,7 @@ def stateless(
         >>> scaling(params, jnp.ones((2, 3))).shape
         (2, 3)
     """
+    again = functools.partial(stateless, init, forward, name=name, casts=casts)
     return Layer(
         init=lambda key, x, **side: ({} if init is None else init(key, x), {}),
         apply=lambda params, state, x, *, key=None, train=False, **side: (
@@ -193,6 +228,7 @@ def stateless(
         name=name or notation.name_of(forward),
         bare=init is None,
         side=notation.keyword_only(forward), casts=casts,
+        _call=again,
     )
 
 

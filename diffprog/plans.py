@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -117,19 +119,70 @@ def reaches(linear: Callable[..., Any], given: Any) -> bool:
     return any(dce_jaxpr(traced, [True] * len(traced.outvars))[1])
 
 
-def remember(plan: Callable[[Any, dict[str, Any]], T]) -> Callable[[Any, dict[str, Any]], T]:
-    """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer."""
+def remember(plan: Callable[..., T]) -> Callable[..., T]:
+    """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer.
+
+    It saves time and decides nothing: it is a function of shapes, dtypes, and what `_setting` says.
+    Threads that ask at once may both evaluate it, to equal results.
+    """
     plans: dict[Any, T] = {}
 
-    def planned(x: Any, side: dict[str, Any]) -> T:
-        leaves, structure = jax.tree.flatten((x, side))
-        wide = jax.config.read("jax_enable_x64")
-        at = (structure, tuple((a.shape, a.dtype) for a in leaves), wide)
+    def planned(*given: Any) -> T:
+        leaves, structure = jax.tree.flatten(given)
+        at = (structure, tuple((a.shape, a.dtype) for a in leaves), _setting())
         if at not in plans:
-            plans[at] = plan(x, side)
+            def evaluate() -> None:
+                plans[at] = plan(*given)
+
+            step_by_step(evaluate)
         return plans[at]
 
     return planned
+
+
+# How many plans this thread is in the midst of, one inside the other, and in what setting.
+_INSIDE: contextvars.ContextVar[tuple[int, Any]] = contextvars.ContextVar(
+    "inside", default=(0, None))
+_AT_ONCE = 4  # each takes some forty frames of Python's stack
+
+
+class _Deeper(BaseException):
+    """What is to be evaluated first, from the beginning of the stack."""
+
+
+def step_by_step(evaluate: Callable[[], None]) -> None:
+    """Run what notes its result; where it runs deep inside of others, they are begun anew after it.
+
+    So the stack does not grow with the depth of a net.
+    """
+    setting, (depth, around) = _setting(), _INSIDE.get()
+    if depth == _AT_ONCE and setting == around:
+        raise _Deeper(evaluate)
+    before = _INSIDE.set((depth + 1, around if depth else setting))
+    waiting = [evaluate]
+    try:
+        while waiting:
+            try:
+                waiting[-1]()
+                waiting.pop()
+            except _Deeper as deeper:
+                if depth:
+                    raise
+                waiting.append(*deeper.args)
+            except Exception:
+                if len(waiting) == 1:
+                    raise
+                del waiting[1:]  # what fails shall do so where it stands, with all its path
+                _INSIDE.set((-sys.maxsize, setting))
+    finally:
+        _INSIDE.reset(before)
+
+
+def _setting() -> Any:
+    """What JAX is set to, as far as shapes and dtypes depend on it."""
+    return (jax.config.read("jax_enable_x64"),
+            jax.config.jax_default_prng_impl,  # type: ignore[attr-defined]
+            jax.sharding.get_abstract_mesh())
 
 
 def _canonical(dtype: Any) -> Any:

@@ -7,6 +7,7 @@ apply, or to start streaming; what differs is only what happens when it calls a 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,19 +18,12 @@ from diffprog.arguments import check_names
 from diffprog.children import Child, Children, named_side, slot_of
 from diffprog.computed import joined, reader
 from diffprog.errors import LayerError
-from diffprog.guards import (
-    check_children,
-    check_result,
-    miscounted,
-    parted,
-    streams,
-    trace,
-    transformed,
-)
+from diffprog.guards import check_children, checked_result
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, name_of, show
 from diffprog.parameters import fold
 from diffprog.plans import Call, Params, Plan, State, blank, remember, spec
+from diffprog.streams import miscounted, parted
 
 
 def program(**children: Any) -> Callable[[Callable[..., Any]], Layer]:
@@ -72,27 +66,15 @@ def wire(
     flagged = "train" in inspect.signature(function).parameters
     side = named.union(*(child.side for child in children.values())) - {"train"}
 
-    def run(visit: Callable[..., Any], read: Callable[[str], Params], x: Any, train: bool,
-            given: Mapping[str, Any]) -> tuple[Any, dict[str, int]]:
-        """The function's result, and how often it called each child.
+    def given_to(visit: Callable[..., Any], read: Callable[[str], Params], train: bool,
+                 given: Mapping[str, Any]) -> tuple[dict[str, Child], dict[str, Any]]:
+        """The children and the side inputs with which the function is run.
 
-        ``visit(name, nth, x, side)`` is such a call; it gives the child's output, and the state and
-        the key of the call.
+        It is called where it is run: nets are nested deeply, and Python's stack is short.
         """
         own = {n: given[n] for n in given.keys() & named} | ({"train": train} if flagged else {})
         routed = {n: given[n] for n in given.keys() - named}
-        begun = trace()
-
-        def call(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
-            y, held, key = visit(name, nth, x, side)
-            if (held or key is not None) and trace() != begun:
-                raise transformed(held)
-            return y
-
-        seen = {n: Child(n, child, call, read, routed) for n, child in children.items()}
-        y = function(Children(seen), x, **own)
-        check_result(y)
-        return y, {n: child.calls for n, child in seen.items()}
+        return {n: Child(n, child, visit, read, routed) for n, child in children.items()}, own
 
     @remember
     def planner(x: Any, given: dict[str, Any]) -> Plan:
@@ -117,8 +99,12 @@ def wire(
                                  f"call layers.{name} on a line before")
             return reader(children, *blank((params, state)))(name)
 
+        def run(x: Any, given: dict[str, Any], train: bool) -> Any:
+            seen, own = given_to(visit, read, train, given)
+            return checked_result(function(Children(seen), x, **own))
+
         evaluate = lambda train: jax.eval_shape(  # noqa: E731
-            lambda x, given: run(visit, read, x, train, given)[0], x, given)
+            functools.partial(run, train=train), x, given)
         y, at_rest = evaluate(False), list(calls)
         if flagged:
             evaluate(True)
@@ -143,7 +129,8 @@ def wire(
 
         def visit(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
             child = children[name]
-            if child.start and name in state and nth == 0 and streams(child, state[name], x, side):
+            parts = lambda tree: parted(child, tree, lambda: child._shaped(x, side)[1])  # noqa: E731
+            if child.start and name in state and nth == 0 and parts(state[name])[1]:
                 streaming.add(name)
             # What a stream carries belongs to the call, running statistics to the child.
             slot = slot_of(name, nth) if name in streaming else name
@@ -153,20 +140,22 @@ def wire(
             if child.random and key is not None:
                 own = fold(key, name) if nth == 0 else jax.random.fold_in(fold(key, name), nth)
             later = slot != name
-            statistics, first = parted(child, new[name], x, side) if later else ({}, {})
+            statistics, first = parts(new[name]) if later else ({}, {})
             held = joined(new.get(slot, {}), statistics)
             y, after = child.apply(params.get(name, {}), held, x, key=own, train=train, **side)
             if later:
-                statistics, new[slot] = parted(child, after, x, side)
+                statistics, new[slot] = parts(after)
                 new[name] = joined(first, statistics)
             elif after:
                 new[name] = after
             return y, after, own
 
-        y, count = run(visit, reader(children, params, state, train), x, train, given)
-        for name, calls in count.items():
-            left = slot_of(name, calls)
-            if left in state and (calls or streams(children[name], state[left])):
+        seen, own = given_to(visit, reader(children, params, state, train), train, given)
+        y = checked_result(function(Children(seen), x, **own))
+        for name, child in children.items():
+            left = slot_of(name, calls := seen[name].calls)
+            at_rest = lambda name=name: planner(spec(x), spec(given)).state.get(name, {})  # noqa: E731
+            if left in state and (calls or parted(child, state[name], at_rest)[1]):
                 raise miscounted(name, calls)
         return y, new
 
@@ -178,13 +167,17 @@ def wire(
             child, own = children[name], (params.get(name, {}), state.get(name, {}))
             carried = child.start(*own, x, length=length, **side) if child.start else {}
             if carried:
-                new[slot_of(name, nth)] = parted(child, carried, x, side)[1] if nth else carried
+                new[slot_of(name, nth)] = carried if nth == 0 else parted(
+                    child, carried, lambda: child._shaped(x, side)[1])[1]
             return child.apply(*own, x, **side)[0], carried or own[1], None
 
-        run(visit, reader(children, params, state), x, False, given)
+        seen, own = given_to(visit, reader(children, params, state), False, given)
+        checked_result(function(Children(seen), x, **own))
         return new
 
     inside = children.values()
+    again = functools.partial(rebuild, children) if rebuild else functools.partial(
+        wire, function, children, named, name=name)
     rebuild = rebuild or (lambda new: wire(function, new, named))
     return Layer(
         init, apply, start if any(child.start for child in inside) else None, children,
@@ -193,6 +186,7 @@ def wire(
         bare=all(child.bare for child in inside), random=any(child.random for child in inside),
         side=side, kept=frozenset().union(*(child.kept for child in inside)), planner=planner,
         within=lambda f: rebuild({name: f(child) for name, child in children.items()}),
+        _call=again,
     )
 
 

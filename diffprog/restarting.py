@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.errors import LayerError
-from diffprog.guards import parted
 from diffprog.layer import Layer
 from diffprog.notation import show
 from diffprog.plans import Params, State, blank, difference, example_axes, spec
+from diffprog.streams import parted
 
 __all__ = ["restart"]
 
@@ -51,7 +51,7 @@ def restart(
     if rows.shape != (batch,) or rows.dtype != bool:
         raise LayerError(f"rows as booleans ({batch},), one for each row of x", show(rows),
                          "pass jnp.array([True, False]), for example")
-    rest = parted(net, state, x, side)[0]
+    rest = parted(net, state, lambda: net._shaped(x, side)[1])[0]
     begun = net.start(params, rest, x, length=length, **side)
     if wrong := difference("state", spec(begun), state, "pass x, length and side inputs as to the "
                            "start of this stream"):

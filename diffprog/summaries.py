@@ -20,7 +20,7 @@ from diffprog.dtypes import cast
 from diffprog.factories import rebuilt
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import show
-from diffprog.plans import blank, spec
+from diffprog.plans import blank, spec, step_by_step
 from diffprog.receptive import Field, Reach, Ways, behind, is_window, repeated
 from diffprog.tables import table
 from diffprog.transforms.ema import ema
@@ -30,6 +30,9 @@ from diffprog.transforms.remat import remat
 from diffprog.transforms.tap import tap
 
 __all__ = ["summary"]
+
+
+_Calls = tuple[tuple[str, int], ...]  # names of children, each with how often it was called
 
 
 class Row(NamedTuple):
@@ -144,7 +147,7 @@ def summary(net: Layer, x: Any, **side: Any) -> Summary:
     """
     plan = net.plan(x, **side)
     reader = _Reader()
-    rows, _ = reader.read("", net, spec(x), spec(side), (plan.params, plan.state), Reach(), 1)
+    rows, _ = reader.read((), net, spec(x), spec(side), (plan.params, plan.state), Reach(), 1)
     kinds = {name: kind for name, kind in reader.kinds.items() if kind.parameters or kind.flops}
     return Summary(rows, kinds, tree.count(plan.params), tree.count(plan.state),
                    rows[0].bytes, rows[0].flops)
@@ -159,22 +162,32 @@ class _Reader:
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}
+        self._read: dict[_Calls, tuple[list[Row], Reach | None]] = {}
 
-    def read(
-        self, path: str, layer: Layer, x: Any, side: dict[str, Any], trees: tuple[Any, Any],
-        reach: Reach | None, times: int,
-    ) -> tuple[list[Row], Reach | None]:
+    def read(self, calls: _Calls, *given: Any) -> tuple[list[Row], Reach | None]:
         """The rows of a layer and of all in it, and what a place behind it sees.
 
-        `trees` have the axes of every `repeat` around the layer, `times` is their product.
+        `calls` are those that lead to it: a deep net is read in steps, and each of them once.
         """
+        if calls not in self._read:
+            def evaluate() -> None:
+                self._read[calls] = self._rows(calls, *given)
+
+            step_by_step(evaluate)
+        return self._read[calls]
+
+    def _rows(
+        self, calls: _Calls, layer: Layer, x: Any, side: dict[str, Any], trees: tuple[Any, Any],
+        reach: Reach | None, times: int,
+    ) -> tuple[list[Row], Reach | None]:
+        """`trees` have the axes of every `repeat` around the layer, `times` is their product."""
         inner, narrow, beside, runs, depth, timed, around = _core(layer, x, side)
         own = times * around
         times *= runs
         one = inner.plan(narrow, **beside)
         ways = Ways(reach)
         below: list[list[Row]] = []
-        called: set[str] = set()
+        called: list[str] = []
 
         def alike(name: str, x: Any) -> int:
             """How often a child does this at once: of `hyper` the target, for each example."""
@@ -187,9 +200,9 @@ class _Reader:
             def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
                       **side: Any) -> tuple[Any, Any]:
                 own, carried = ({} if name in called else t.get(name, {}) for t in trees)
-                called.add(name)
+                called.append(name)
                 rows, after = self.read(
-                    f"{path}/{name}" if path else name, child, spec(x), spec(side),
+                    (*calls, (name, called.count(name))), child, spec(x), spec(side),
                     (own, carried), ways.get(x), times * alike(name, x))
                 below.append(rows)
                 # Else neither what is done to zeros nor what makes an input, for which nothing
@@ -217,7 +230,8 @@ class _Reader:
             reach = repeated(reach, behind(inner, narrow, one.y, reach), depth)
         self._count(inner.name, 0 if children else tree.count(trees[0]), own)
         row = Row(
-            path, layer, x, layer.plan(x, **side).y, tree.count(trees[0]),
+            "/".join(name for name, _ in calls), layer, x, layer.plan(x, **side).y,
+            tree.count(trees[0]),
             sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees)),
             own + sum(rows[0].flops for rows in below),
             reach.field if reach and is_window(inner) else None,

@@ -21,13 +21,13 @@ from diffprog.axes import check_examples
 from diffprog.computed import trainable
 from diffprog.data import arrays
 from diffprog.errors import LayerError
-from diffprog.guards import parted, streams
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, show
 from diffprog.objectives import Objective, explained
 from diffprog.optimizers import check_optimizer, descend, looked_at, of_net
 from diffprog.parameters import fold
 from diffprog.plans import Params, State
+from diffprog.streams import parted
 
 __all__ = ["Step", "TrainState", "make_step"]
 
@@ -147,7 +147,7 @@ def make_step(
     net = as_layer(net)
     check_optimizer(optimizer)
     check_objective(net, objective)
-    objective = explained(objective)
+    asked = explained(objective)
     own = of_net(net, optimizer)
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
@@ -165,7 +165,7 @@ def make_step(
         key = jax.random.fold_in(now.key, now.step)
 
         def loss(params: Params) -> Any:
-            return objective(net, params, now.state, batch, key=key, train=True)
+            return asked(net, params, now.state, batch, key=key, train=True)
 
         done = descend(own, loss, now.params, now.opt_state, now.state)
         metrics = counted(done.metrics, batch)
@@ -176,25 +176,25 @@ def make_step(
 
     def rest(now: TrainState, batch: Any, first: Any = 0) -> dict[str, jax.Array]:
         check(batch)
-        key = fold(jax.random.key(0), "evaluate") if draws(objective) else None
-        return at_rest(objective, net, looked(now), resting(net, shown, now.state, batch), batch,
+        key = fold(jax.random.key(0), "evaluate") if draws(asked) else None
+        return at_rest(asked, net, looked(now), resting(net, shown, now.state, batch), batch,
                        key=key, first=first)
 
     def looked(now: TrainState) -> Params:
         return eval_params(now.opt_state, now.params)
 
     def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
-        return objective.inputs(net, batch)
+        return asked.inputs(net, batch)
 
     def check(batch: Any) -> None:
         if check_axes:
             check_batch(net, shown, batch)
 
     def combine(found: dict[str, float]) -> dict[str, float]:
-        return found | getattr(objective, "combine", dict)(found)
+        return found | getattr(asked, "combine", dict)(found)
 
     return Step(init, Compiled(apply, donate_argnums=0 if donate else ()), Compiled(rest), net,
-                shown, combine, across(objective), looked)
+                shown, combine, across(asked), looked)
 
 
 class Compiled:
@@ -217,9 +217,10 @@ def resting(net: Layer, shown: Callable[[Any], Any], state: State, batch: Any) -
     """The state without what a stream carries: examples that are looked at begin anew."""
     try:
         x, side = shown(batch)
-        return parted(net, state, x, side)[0] if streams(net, state, x, side) else state
     except (TypeError, ValueError):
         return state  # an objective of one's own does not show the net x as it is
+    rest, carried = parted(net, state, lambda: net._shaped(x, side)[1])
+    return rest if carried else state
 
 
 def check_batch(net: Layer, shown: Callable[[Any], Any], batch: Any) -> None:

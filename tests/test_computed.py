@@ -117,9 +117,65 @@ def test_a_net_without_any_keeps_its_optimizer_as_it_is():
         optax.adam(0.1).init(state.params))
 
 
-def test_it_works_in_a_process_that_has_planned_nothing():
-    """As after loading: `apply` finds out by itself which leaves match."""
-    made, loaded = dp.repeat(2, dp.lora(BLOCK, 1)), dp.repeat(2, dp.lora(BLOCK, 1))
-    params, _ = made.init(KEY, X)
-    same(loaded(params, X), made(params, X))
-    same(dp.merge(loaded, params), dp.merge(made, params))
+def wide_apart(key, kernel):
+    """Factors of what is wide, and what is narrow as it is."""
+    if kernel.shape[0] <= 4:
+        return kernel
+    return {"left": kernel / 2, "right": jnp.full(kernel.shape[-1:], 2.0)}
+
+
+def joined(tree):
+    return tree["left"] * tree["right"] if isinstance(tree, dict) else tree
+
+
+@pytest.mark.parametrize("way", [*NEUTRAL, "spectral_norm", "quantize", "linearize"])
+@pytest.mark.parametrize("tool", ["apply", "merge", "trainable", "unmerge"])
+def test_it_works_in_a_process_that_has_planned_nothing(way, tool):
+    """As after loading: which leaves were replaced is told by the trees."""
+    wrap = NEUTRAL.get(way, getattr(dp, way, None))
+
+    def net():
+        if way == "linearize":
+            return dp.linearize(dp.serial(dp.lora(dp.linear(4), 2), head=dp.linear(3)))
+        return dp.serial(dp.repeat(2, wrap(BLOCK)), head=wrap(dp.linear(3)))
+
+    made, loaded = net(), net()
+    params, state = made.init(KEY, X)
+    run = {"apply": lambda net: net.apply(params, state, X)[0],
+           "merge": lambda net: dp.merge(net, params, state),
+           "trainable": lambda net: {path: np.asarray(free) for path, free in dp.tree.paths(
+               dp.trainable(net, params)).items()},
+           "unmerge": lambda net: dp.unmerge(net, *dp.merge(net, params, state), key=OTHER)}[tool]
+    same(run(loaded), run(made))
+
+
+def test_a_small_tree_that_depends_on_the_size_of_its_leaf():
+    """The plan of the last place says nothing of the first, nor the last net of the same recipe."""
+    def net():
+        return dp.reparam(dp.linear(4), wide_apart, joined)
+
+    one = net()
+    whole = dp.serial(a=one, b=dp.linear(6), c=one, d=one)
+    params, _ = whole.init(KEY, X)
+    assert isinstance(params["c"]["kernel"], dict) and params["a"]["kernel"].shape == (4, 4)
+    plain = dp.serial(a=dp.linear(4), b=dp.linear(6), c=dp.linear(4), d=dp.linear(4))
+    drawn, _ = plain.init(KEY, X)
+    for again in (whole, dp.serial(a=net(), b=dp.linear(6), c=net(), d=net())):
+        close(again(params, X), plain(drawn, X))
+        close(dp.merge(again, params)[0], drawn)
+    wide = jnp.ones((2, 8))
+    narrow_first, wide_later = one.init(KEY, X)[0], one.init(KEY, wide)[0]
+    assert one(narrow_first, X).shape == (3, 4) and one(wide_later, wide).shape == (2, 4)
+
+
+def test_small_trees_are_found_where_names_are_misleading():
+    """By what they are: a level that is named as a leaf, and a leaf as a part of a small tree."""
+    net = dp.serial(kernel=dp.linear(4), base=dp.serial(down=dp.linear(4)))
+    tuned = dp.lora(net, 1, "**/kernel")
+    params, state = tuned.init(KEY, X)
+    assert sorted(params["kernel"]["kernel"]) == ["base", "down", "up"]
+    merged, _ = dp.merge(dp.lora(net, 1, "**/kernel"), params, state)
+    same(merged, net.init(KEY, X)[0])
+    free = dp.trainable(dp.lora(net, 1, "**/kernel"), params)
+    held = {path for path, trained in dp.tree.paths(free).items() if not trained}
+    assert held == {"kernel/kernel/base", "base/down/kernel/base"}

@@ -2,8 +2,10 @@
 
 import functools
 import operator
+import pickle
 import sys
 
+import cloudpickle
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -235,3 +237,31 @@ def test_a_library_that_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="No module named 'not_there'"):
         library("incomplete")
+
+
+class Shortcut(nn.Module):
+    """A block that has parameters for its shortcut only where the width changes."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Dense(8, name="body")(x)
+        return y + (x if x.shape[-1] == 8 else nn.Dense(8, name="shortcut")(x))
+
+
+def test_a_module_with_an_optional_part_stands_in_two_places():
+    block = interop.from_linen(Shortcut())
+    net, x = dp.serial(a=block, b=block), jnp.ones((2, 4))
+    params, state = net.init(jax.random.key(0), x)
+    assert sorted(params["a"]) == ["body", "shortcut"] and sorted(params["b"]) == ["body"]
+    again = dp.serial(a=interop.from_linen(Shortcut()), b=interop.from_linen(Shortcut()))
+    for one in (net, again):
+        assert jax.eval_shape(one.apply, params, state, x)[0].shape == (2, 8)
+
+
+def test_modules_are_compared_and_pickled_themselves():
+    one, two, other = (interop.from_linen(nn.Dense(n)) for n in (3, 3, 4))
+    assert repr(one) == "from_linen(<Dense>)" == repr(other)
+    assert one == two != other and hash(one) == hash(two)
+    assert repr(cloudpickle.loads(cloudpickle.dumps(one))) == repr(one)
+    with pytest.raises(dp.LayerError, match="use cloudpickle"):
+        pickle.dumps(interop.from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs)))

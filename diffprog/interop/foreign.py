@@ -6,6 +6,7 @@ Such a network is told by two functions: ``draw(key, x)`` makes its parameters a
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -113,14 +114,23 @@ def on_x(net: Any, x: Any, train: bool) -> Any:
 
 
 def kind(net: Any) -> Any:
-    """How a network is shown whose own `repr` takes many lines: by its class."""
-    return _Written(f"<{type(net).__name__}>")
+    """A network whose own `repr` takes many lines, to be shown by its class."""
+    return _Shown(net)
 
 
-class _Written(str):
-    """A text that is shown as it is, without quotes."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Shown:
+    net: Any
 
-    __repr__ = str.__str__
+    def __repr__(self) -> str:
+        return f"<{type(self.net).__name__}>"
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.net,)
+
+
+def _itself(net: Any) -> Any:
+    return net
 
 
 def _dtype(x: Any) -> Any:

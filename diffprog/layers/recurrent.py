@@ -25,6 +25,7 @@ from diffprog.meshes import beside, settled
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, grown, one_more, remember, spec
 from diffprog.program import Children, wire
+from diffprog.streams import note_of, noted, recalled, without
 from diffprog.transforms.loops import once
 from diffprog.transforms.needed import needed
 from diffprog.transforms.stacking import key_of_copy
@@ -196,9 +197,6 @@ def recurrent(
                 return 1 + (c.shape[axis] - a.shape[axis]) // (b.shape[axis] - a.shape[axis])
         return 1
 
-    # What `start` was given need not be passed again, but `batch_axes` calls `start` with it.
-    started: dict[Any, dict[str, Any]] = {}
-
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         return cell.init(key, _one_step(x), **handed_on(side))
 
@@ -206,8 +204,10 @@ def recurrent(
               train: bool = False, mask: jax.Array | None = None, **side: Any) -> tuple[Any, State]:
         batch, time = _extent(x)
         real, one = _real(mask, batch, time), _one_step(x)
+        note = note_of(state)
+        state = without(state, note)
         mark, first, begin = _mark(state), None, None
-        carry, last = _without(state, mark), state.get(mark)
+        carry, last = without(state, {mark}), state.get(mark)
         segments, side = side.get("segments"), handed_on(side)
         if segments is not None:
             if state and last is None:
@@ -217,7 +217,7 @@ def recurrent(
             begin = _begins(segments, real, last, reverse)
             length = room(params, carry, one, side) if state else max(time, 1)
             first = begun(params, one, side, length)
-        shapes = started.get(jax.tree.structure(carry), {}) | spec(side)
+        shapes = recalled(note) | spec(side)  # `batch_axes` calls `start` with it
         axes = None if real is None and begin is None else batch_axes(spec(x), shapes)
         x = jax.tree.map(lambda a: cleared(a, real, reach=2), x)
         carry = carry or begun(params, one, side, max(time, 1))
@@ -250,12 +250,12 @@ def recurrent(
                                 unroll=unroll if known(time) else 1)
         y = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), y)
         if not state:
-            return y, state
+            return y, note
         if last is None:
-            return y, carry
+            return y, {**carry, **note}
         last = (jnp.where(last == NONE, 0, last) if segments is None else
                 last_real(segments, real, last))
-        return y, {**carry, mark: last}
+        return y, {**carry, mark: last, **note}
 
     first = once(lambda params, x, side, *, length: begun(
         params, _one_step(x), side, length), "length")
@@ -266,8 +266,8 @@ def recurrent(
                              "apply it without start: it looks ahead")
         batch, _ = _extent(x)
         carry = first(params, x, handed_on(side), length=length)
-        started[jax.tree.structure(carry)] = spec(handed_on(side))
-        return {**carry, f"#{_mark(carry) or 'segment'}": jnp.full(batch, NONE, jnp.int32)}
+        mark = f"#{_mark(carry) or 'segment'}"
+        return noted(cell, {**carry, mark: jnp.full(batch, NONE, jnp.int32)}, handed_on(side))
 
     return Layer(
         init, once(apply, "train"), start, cell.children,
@@ -280,10 +280,6 @@ def recurrent(
 def _mark(state: State) -> str:
     """The name in a state of the segment: as no child has, nor a recurrence further inside."""
     return max((name for name in state if name.endswith("#segment")), key=len, default="")
-
-
-def _without(state: State, mark: str) -> State:
-    return {name: part for name, part in state.items() if name != mark}
 
 
 def _begins(segments: jax.Array, real: Any, last: Any, reverse: bool) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
@@ -29,6 +30,7 @@ from diffprog.program import Children, program
 __all__ = ["bert", "bert_pretraining"]
 
 
+@known
 def bert(
     vocabulary: int = 30522, *, length: int = 512, types: int = 2, width: int = 768,
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
@@ -92,6 +94,7 @@ def bert(
     return bert
 
 
+@known
 def bert_pretraining(
     vocabulary: int = 30522, *, length: int = 512, types: int = 2, width: int = 768,
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,

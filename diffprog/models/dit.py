@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffprog.arguments import check_count
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.attention import self_attention
 from diffprog.layers.dropout import dropout as dropping
@@ -29,6 +30,7 @@ __all__ = ["dit"]
 _FREQUENCIES = 256  # features of the waves of time, as in the paper's code
 
 
+@known
 def dit(
     features: int = 4, *, patch_size: int = 2, width: int = 1152, depth: int = 28,
     heads: int = 16, hidden: int | None = None, classes: int | None = None,

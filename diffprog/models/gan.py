@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from diffprog.arguments import check_count
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.batch_norm import batch_norm
 from diffprog.layers.conv import conv, conv_transpose
@@ -26,6 +27,7 @@ from diffprog.layers.reshape import flatten, reshape
 __all__ = ["dcgan_discriminator", "dcgan_generator"]
 
 
+@known
 def dcgan_generator(
     image_size: int = 64, features: int = 3, *, width: int = 128, smallest: int = 4
 ) -> Layer:
@@ -67,6 +69,7 @@ def dcgan_generator(
                   image=_resized(conv_transpose, features, bias=True) >> jnp.tanh)
 
 
+@known
 def dcgan_discriminator(
     image_size: int = 64, *, width: int = 128, smallest: int = 4
 ) -> Layer:

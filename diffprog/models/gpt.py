@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
@@ -21,6 +22,7 @@ from diffprog.program import Children, program
 __all__ = ["gpt"]
 
 
+@known
 def gpt(
     vocabulary: int = 50257, *, length: int = 1024, width: int = 768, depth: int = 12,
     heads: int = 12, hidden: int | None = None, activation: Activation = jax.nn.gelu,

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from diffprog.combinators import serial
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.activation import swiglu
 from diffprog.layers.attention import self_attention
@@ -27,6 +28,7 @@ from diffprog.transforms.repeat import repeat
 __all__ = ["llama"]
 
 
+@known
 def llama(
     vocabulary: int = 32000, *, width: int = 4096, depth: int = 32, heads: int = 32,
     head_dim: int | None = None, kv_heads: int | None = None, hidden: int = 11008,

@@ -15,6 +15,7 @@ import jax
 from diffprog.arguments import check_count
 from diffprog.combinators import residual, serial
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer, as_layer
 from diffprog.layers.batch_norm import batch_norm
 from diffprog.layers.conv import conv
@@ -26,6 +27,7 @@ from diffprog.transforms.repeat import repeat
 __all__ = ["basic", "bottleneck", "image_stem", "resnet", "stages"]
 
 
+@known
 def resnet(
     depth: int = 50, features: int = 1000, *, width: int = 64, stem: Any = None,
     zero_init: bool = True,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from diffprog.arguments import check_count
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.attention import cross_attention
 from diffprog.layers.cells import lstm
@@ -28,6 +29,7 @@ from diffprog.program import Children, program
 __all__ = ["seq2seq"]
 
 
+@known
 def seq2seq(
     source_vocabulary: int, target_vocabulary: int, *, width: int = 256, depth: int = 1,
     dropout: float = 0.0,

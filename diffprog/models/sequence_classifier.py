@@ -6,6 +6,7 @@ from typing import Any
 
 from diffprog.arguments import check_count
 from diffprog.combinators import serial
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.collapse import collapse
 from diffprog.layers.embedding import embedding
@@ -15,6 +16,7 @@ from diffprog.layers.masking import hide
 __all__ = ["sequence_classifier"]
 
 
+@known
 def sequence_classifier(
     vocabulary: int, features: int, body: Any, *, width: int = 128, how: str = "mean"
 ) -> Layer:

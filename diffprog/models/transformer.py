@@ -14,6 +14,7 @@ import jax
 
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.attention import cross_attention, self_attention
 from diffprog.layers.dropout import dropout as dropping
@@ -31,6 +32,7 @@ __all__ = ["encoder_decoder", "transformer", "transformer_decoder", "transformer
 Activation = Callable[[jax.Array], jax.Array]
 
 
+@known
 def transformer_encoder(
     depth: int = 6, *, heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
     norm_first: bool = False, dropout: float = 0.0, eps: float = 1e-5,
@@ -72,6 +74,7 @@ def transformer_encoder(
     return _stack(depth, block, norm_first, eps)
 
 
+@known
 def transformer_decoder(
     depth: int = 6, *, heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
     cross: bool = True, norm_first: bool = False, dropout: float = 0.0, eps: float = 1e-5,
@@ -119,6 +122,7 @@ def transformer_decoder(
     return _stack(depth, block, norm_first, eps)
 
 
+@known
 def transformer(
     source_vocabulary: int, target_vocabulary: int, *, width: int = 512, depth: int = 6,
     heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
@@ -178,6 +182,7 @@ def transformer(
     return encoder_decoder(encoder, decoder)
 
 
+@known
 def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
     """``y = decoder(x, memory=encoder(source))``; streams begin with `memory` in place of source.
 

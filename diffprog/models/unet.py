@@ -15,6 +15,7 @@ import jax
 from diffprog.arguments import check_count
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.attention import self_attention
 from diffprog.layers.conv import conv
@@ -30,6 +31,7 @@ from diffprog.program import Children, program
 __all__ = ["unet"]
 
 
+@known
 def unet(
     features: int = 3, *, widths: Sequence[int] = (128, 256, 256, 256), depth: int = 2,
     attention: Sequence[int] = (2,), heads: int = 1, groups: int = 32,

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.sampling import gaussian_sample
 from diffprog.program import Children, program
@@ -17,6 +18,7 @@ from diffprog.program import Children, program
 __all__ = ["vae"]
 
 
+@known
 def vae(encoder: Layer, decoder: Layer) -> Layer:
     """``y = decoder(z), (m, v)`` with ``(m, v) = encoder(x); z = m + exp(v / 2) * e, e ~ N(0, 1)``.
 

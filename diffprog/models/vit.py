@@ -11,6 +11,7 @@ import jax
 from diffprog.arguments import check_array, check_count
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer, stateless
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
@@ -26,6 +27,7 @@ from diffprog.plans import Params
 __all__ = ["vit"]
 
 
+@known
 def vit(
     features: int = 1000, *, image_size: int = 224, patch_size: int = 16, width: int = 768,
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,

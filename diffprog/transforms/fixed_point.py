@@ -26,6 +26,7 @@ from diffprog.layer import Layer, as_layer
 from diffprog.meshes import settled
 from diffprog.notation import listed, show
 from diffprog.plans import Params, Plan, State, blank, example_axes, remember, spec
+from diffprog.streams import note_of, noted, recalled, without
 from diffprog.transforms.loops import once
 from diffprog.transforms.tap import is_output
 
@@ -121,8 +122,6 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
                     return count
         return None
 
-    kept: dict[str, Any] = {}  # shapes of what `start` was given and need not be passed again
-
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         return layer.init(key, (x, x), **side)
 
@@ -141,13 +140,14 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        beside = {name: kept[name] for name in kept if state} | spec(side)
-        count = rows(spec(x), beside)
-        return solved_once(params, state, x, key, side, train=train, count=count)
+        note = note_of(state)
+        count = rows(spec(x), recalled(note) | spec(side))
+        y, new = solved_once(params, without(state, note), x, key, side, train=train, count=count)
+        return y, {**new, **note}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        kept.update(spec({name: side[name] for name in layer.kept & side.keys()}))
-        return layer.start(params, state, (x, x), length=length, **side)
+        carried = layer.start(params, state, (x, x), length=length, **side)
+        return noted(layer, carried, side)
 
     return Layer(
         init, apply, layer.start and start, layer.children,

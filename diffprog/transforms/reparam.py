@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -85,13 +85,14 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
             raise LayerError(f"a state that leaves the name {own.mark} free", listed(plan.state),
                              "make the wrapper inside by dataclasses.replace, which hands on what "
                              "is computed")
-        back = jax.eval_shape(lambda params, state: own.plain(params, state, stacks)[0],
-                              params, state)
+        chosen = own.choose(plan.params)
+        back = jax.eval_shape(
+            lambda params, state: own.plain(params, state, stacks, at=chosen)[0], params, state)
         if wrong := Plan(plan.params, {}, None).difference(back):
             raise wrong
         held = trainable(layer, plan.params)
-        for path in own.choose(plan.params):
-            if not paths(held)[path] and own.forms[path].num_nodes > 1:
+        for path in chosen:
+            if not paths(held)[path] and path not in paths(params):
                 raise LayerError(f"{path} to be trained", "a leaf that is frozen inside",
                                  "freeze around it: freeze(lora(...), but=('**/down', '**/up'))")
         return dataclasses.replace(plan, params=params, state=state)
@@ -99,28 +100,20 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         return own.made(key, *layer.init(key, x, **side), stacks)
 
-    def trees(
-        params: Params, state: State, x: Any, side: Mapping[str, Any], train: bool = False
-    ) -> tuple[Params, State, State]:
-        if not own.forms:
-            whole.plan(x, **side)  # by which it is known which leaves match
-        return own.plain(params, state, stacks, train)
-
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        params, state, after = trees(params, state, x, side, train)
+        params, state, after = own.plain(params, state, stacks, train)
         y, state = layer.apply(params, state, x, key=key, train=train, **side)
         return y, {**state, **after}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        params, state, after = trees(params, state, x, side)
+        params, state, after = own.plain(params, state, stacks)
         return {**layer.start(params, state, x, length=length, **side), **after}
 
-    whole = dataclasses.replace(
+    return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
         computed=(own, *layer.computed), **computing(layer, again),
     )
-    return whole
 
 
 def length(w: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:

@@ -8,9 +8,10 @@ so that the state that comes back is the state that was given.
 from __future__ import annotations
 
 import collections
+import contextvars
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,11 +21,15 @@ from diffprog.factories import around, factory
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed
 from diffprog.plans import Params, Plan, State, blank, remember, spec, visits
+from diffprog.streams import note_of, noted, recalled, without
 from diffprog.transforms.replace import edited
 
 __all__ = ["tap"]
 
 _COUNT = itertools.count()
+# The paths that were called, by the mark of each `tap` whose net this thread is tracing.
+_CALLED: contextvars.ContextVar[Mapping[str, set[str]]] = contextvars.ContextVar(
+    "called", default={})  # noqa: B039
 
 
 @factory
@@ -55,14 +60,12 @@ def tap(layer: Any, pattern: str) -> Layer:
     layer = as_layer(layer)
     mark = f"#{next(_COUNT)}"  # what an output is called in the state: as no child and no other tap
     tapped: list[str] = []
-    called: set[str] = set()  # in the tracing of one apply
 
     def watch(path: str, child: Layer) -> Layer:
         tapped.append(path)
-        return _watched(child, mark, lambda: called.add(path))
+        return _watched(child, path, mark)
 
     inner = edited(layer, pattern, watch)
-    kept: dict[str, Any] = {}  # shapes of what `start` was given and need not be passed again
 
     @remember
     def places(x: Any, side: dict[str, Any]) -> State:
@@ -75,8 +78,7 @@ def tap(layer: Any, pattern: str) -> Layer:
         return _taps(inner.plan(x, **side).state, mark)
 
     def filled(state: State, x: Any, side: dict[str, Any]) -> State:
-        beside = {name: kept[name] for name in kept if state} | spec(side)
-        return _merged(state, blank(places(spec(x), beside)), mark)
+        return _merged(state, blank(places(spec(x), spec(side))), mark)
 
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         plan = layer.plan(x, **side)
@@ -84,18 +86,23 @@ def tap(layer: Any, pattern: str) -> Layer:
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        full = filled(state, x, side)
-        called.clear()
-        y, new = inner.apply(params, full, x, key=key, train=train, **side)
+        note = note_of(state)
+        full = filled(without(state, note), x, recalled(note) | side)
+        called: set[str] = set()
+        outer = _CALLED.set({**_CALLED.get(), mark: called})
+        try:
+            y, new = inner.apply(params, full, x, key=key, train=train, **side)
+        finally:
+            _CALLED.reset(outer)
         if idle := set(tapped) - called:
             raise LayerError(f"a call of {listed(idle)}", f"none with train={train}",
                              "tap a layer that is called in both modes")
-        return (y, dict(_named(_taps(new, mark), mark))), _without(new, mark)
+        return (y, dict(_named(_taps(new, mark), mark))), {**_without(new, mark), **note}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        kept.update(spec({name: side[name] for name in layer.kept & side.keys()}))
         full = filled(state, x, side)
-        return _without(inner.start(params, full, x, length=length, **side), mark)
+        carried = inner.start(params, full, x, length=length, **side)
+        return noted(layer, _without(carried, mark), side)
 
     return dataclasses.replace(
         layer, apply=apply, start=inner.start and start, planner=planner,
@@ -108,7 +115,7 @@ def is_output(name: str) -> bool:
     return name[:1] == "#" and name[1:].isdecimal()
 
 
-def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
+def _watched(layer: Layer, path: str, mark: str) -> Layer:
     """The layer, whose state holds its last output under the name `mark` as well."""
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
@@ -121,7 +128,7 @@ def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        note()
+        _CALLED.get().get(mark, set()).add(path)
         y, new = layer.apply(params, _own(state, mark), x, key=key, train=train, **side)
         # In `mixed` y is narrower than the place for it, whose dtype must stay.
         return y, {**new, mark: jax.tree.map(lambda y, at: y.astype(at.dtype), y, state[mark])}
@@ -132,7 +139,7 @@ def _watched(layer: Layer, mark: str, note: Callable[[], None]) -> Layer:
 
     return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        **around(layer, lambda layer: _watched(layer, mark, note)),
+        **around(layer, lambda layer: _watched(layer, path, mark)),
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,30 @@ def growing():
     net.apply({}, {"some": jnp.zeros(2)}, X)
 
 
+def nested():
+    net = LINEAR
+    for _ in range(400):
+        net = dp.residual(net)
+    return net
+
+
+def local():
+    def halved(x):
+        return x / 2
+
+    halved.__qualname__ = "halved"  # which is shown without a line
+    return halved
+
+
 EXAMPLES = {
+    # What is too deep.
+    "residual: wants a net whose parts are less deep in each other, got more than Python's stack "
+    "holds; write repeat(n, layer) for copies, or layer ** n for a chain: neither adds depth":
+        lambda: repr(nested()),
+    # What is pickled.
+    "serial(halved): wants functions that a module has by name, to be pickled, got halved; use "
+    "cloudpickle, which holds functions themselves, or define it by def in a module":
+        lambda: pickle.dumps(dp.serial(local())),
     # Arguments.
     "linear(0): wants features as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.linear(0),

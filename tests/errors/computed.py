@@ -107,9 +107,6 @@ EXAMPLES = {
     "wants a net with computed parameters, got linear(3); pass the net that was made by reparam, "
     "lora or the like: parameters of any other are plain":
         lambda: dp.merge(LINEAR, PLAIN),
-    "wants a net that was planned, got ema(linear(3)); call net.plan(x) first: which leaves match "
-    "depends on the input":
-        lambda: dp.merge(dp.ema(LINEAR), PLAIN),
     "wants a pattern that matches a path (bias), got '**/kernel'; correct it: * is one level, ** "
     "any number":
         lambda: dp.unmerge(LORA, {"bias": PLAIN["bias"]}, key=KEY),
