@@ -190,7 +190,8 @@ def test_tokens_and_trees_are_sequences_too():
 
 
 @pytest.mark.parametrize("cell", [
-    jnp.tanh, dp.dropout(0.5), dp.linear(4) >> jnp.tanh, dp.repeat(2, dp.linear(4))], ids=repr)
+    dp.serial(jnp.tanh), dp.dropout(0.5), dp.linear(4) >> jnp.tanh, dp.repeat(2, dp.linear(4))],
+    ids=repr)
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"bidirectional": True}], ids=str)
 def test_a_cell_without_memory_is_refused(cell, options):
     error = refused(dp.recurrent, cell, **options)
