@@ -76,6 +76,8 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
             _check_own(layer)
             x, side = held((x, taken(layer, side)))
             _check_call(layer, params, state, x, key, train, side)
+            if jax.sharding.get_abstract_mesh().explicit_axes:
+                params, state = _on_mesh((params, state))
             key = key if layer.random else None  # alone a layer is as random as inside a net
             try:
                 y, after = _result(raw(params, state, x, key=key, train=train, **side))
@@ -365,11 +367,17 @@ def _streamed(
     return layer._known["streamed"]
 
 
+def _on_mesh(tree: Any) -> Any:
+    from diffprog.meshes import on_mesh  # which is of no use to most imports of diffprog
+
+    return on_mesh(tree)
+
+
 def _misfit(
     layer: Layer, params: Params, state: State, x: Any, side: dict[str, Any], error: Exception,
 ) -> LayerError | None:
     """Why a call failed: on an explicit mesh, or a leaf whose parameters are of another input."""
-    from diffprog.meshes import unplaced  # which is of no use to most imports of diffprog
+    from diffprog.meshes import unplaced  # as above
 
     if misfit := unplaced(error, (params, state, x, side)):
         return misfit
