@@ -110,6 +110,10 @@ def guarded_apply(layer: Layer, raw: Any) -> Any:
             x, side = arrays((x, taken(layer, side)))
             _check_call(layer, params, state, x, key, train, side)
             params, state = arrays((params, state))
+            if jax.sharding.get_abstract_mesh().explicit_axes:
+                from diffprog.meshes import on_mesh  # which is of no use to most imports
+
+                params, state = on_mesh((params, state))
             key = key if layer.random else None  # alone a layer is as random as inside a net
             with _explained(lambda known: (
                     check_kept((params, state)) or _misfit(layer, params, x, side)

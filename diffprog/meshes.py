@@ -54,6 +54,11 @@ def beside(a: jax.Array, x: jax.Array, *, below: int = 0) -> jax.Array:
     return _moved(a, kind, PartitionSpec(*own[:below], *axes, *own[below + len(axes) :]))
 
 
+def on_mesh(tree: Any) -> Any:
+    """What lies on no mesh yet, as parameters that were made before one was set, on that mesh."""
+    return jax.tree.map(lambda a: _moved(a, kind := jax.typeof(a), kind.sharding.spec), tree)
+
+
 def placed(x: jax.Array, keep: int, more: int) -> NamedSharding | None:
     """Where an array lies whose first `keep` axes are those of x, and `more` are whole.
 

@@ -86,7 +86,7 @@ def _appended(state: State, chunk: State) -> tuple[Pattern, State, State]:
                          "start with a larger length, or pass on fewer steps at a time")
     index = state["index"]
     whole = {name: jax.lax.dynamic_update_slice_in_dim(
-        beside(state[name], chunk[name]), chunk[name], index, axis)
+        beside(state[name], chunk[name]), beside(chunk[name], state[name]), index, axis)
              for name, axis in _TIME.items()}
     orders = (index + jnp.arange(steps), jnp.arange(slots))
     pattern = Pattern(causal=steps != 1, orders=orders)  # nothing stands behind a single step yet
@@ -98,7 +98,8 @@ def _slid(
 ) -> tuple[Pattern, State, State]:
     """Join past and chunk, and keep the last window - 1 real steps of both."""
     steps, past = chunk["segments"].shape[-1], window - 1
-    whole = {name: jnp.concatenate([beside(state[name], chunk[name]), chunk[name]], axis)
+    whole = {name: jnp.concatenate([
+        beside(state[name], chunk[name]), beside(chunk[name], state[name])], axis)
              for name, axis in _TIME.items()}
     order = jnp.arange(past + steps)
     pattern = Pattern(causal=True, window=window, orders=(order[past:], order))

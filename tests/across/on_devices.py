@@ -105,6 +105,7 @@ EXPLICIT = {
     "embedding": (dp.embedding(11, 4), jnp.arange(20).reshape(4, 5) % 11),
     "lstm": (dp.recurrent(dp.lstm(4)), SERIES),
     "kv_heads": (dp.self_attention(4, kv_heads=2, causal=True, dropout=0.5), SERIES),
+    "conv": (dp.conv(3, 3) >> dp.conv(2, 1), floats(4, 4, 6, 2)),
     "patches": (dp.patches(2) >> dp.linear(3), floats(4, 4, 6, 2)),
     "tap": (dp.tap(dp.repeat(2, dp.linear(8) >> jnp.tanh), "linear_0"), SERIES),
     "fixed_point": (next(case.layer for case in CASES if case.name == "fixed_point"), floats(4, 4)),
