@@ -164,12 +164,11 @@ def test_patience_wants_something_to_wait_for():
     for wrong in (0, 1.0, True):
         assert "patience" in refused(
             train, sgd(), [(x, y)], 1, patience=wrong, validation=[(x, y)]).wants
-
-    def objective(net, params, state, batch, *, key, train):
-        return params["bias"].sum(), (state, {"error": params["bias"].sum()})
-
-    step = dp.make_step(NET, objective, optax.sgd(0.1))
-    assert train(step, [(x, y)], 1, validation=[(x, y)]).best is None
+    game = dp.make_game(dp.serial(one=NET), {"one": dp.Player(
+        lambda net, params, state, batch, *, key, train: (
+            params["one"]["bias"].sum(), (state, {"error": params["one"]["bias"].sum()})),
+        optax.sgd(0.1))}, inputs=lambda batch: batch[0])
+    assert train(game, [(x, y)], 1, validation=[(x, y)]).best is None
 
 
 def test_ignored_labels_and_masks_pass_through_fit():

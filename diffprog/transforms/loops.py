@@ -10,7 +10,11 @@ the loop has one round or the branch no choice, for these are removed after that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +23,36 @@ from jax.core import Tracer
 
 from diffprog.meshes import settled
 
+# What was told while this thread traced; None where nobody listens.
+_TOLD: contextvars.ContextVar[set[Hashable] | None] = contextvars.ContextVar("told", default=None)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[set[Hashable]]:
+    """What is told within; who listens around is told it too."""
+    told: set[Hashable] = set()
+    outer = _TOLD.set(told)
+    try:
+        yield told
+    finally:
+        _TOLD.reset(outer)
+    tell(*told)
+
+
+def tell(*notes: Hashable) -> None:
+    """Let those who listen know, also where the call is not traced again."""
+    told = _TOLD.get()
+    if told is not None:
+        told.update(notes)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What was told in a trace, which is remembered with the form of its result."""
+
+    notes: frozenset[Hashable]
+
 
 def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
     """f, compiled once for all eager calls on the same shapes; in a program as it is written.
@@ -26,12 +60,22 @@ def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
     It must be the same function in each call, and is given all that it reads; what is no array is
     named in `static`.
     """
+
+    @functools.wraps(f)
+    def heard(*given: Any, **named: Any) -> tuple[Any, _Told]:
+        with listening() as told:
+            result = f(*given, **named)
+        return result, _Told(frozenset(told))
+
     # What is written into a program is written into an eager gradient too, and so compiled anew.
-    alone, inside = (jax.jit(f, static_argnames=static, inline=inline) for inline in (False, True))
+    alone, inside = (jax.jit(heard, static_argnames=static, inline=inline)
+                     for inline in (False, True))
 
     def run(*given: Any, **named: Any) -> Any:
         staged = any(map(_is_staged, jax.tree.leaves((given, named))))
-        return (inside if staged else alone)(*given, **named)
+        result, told = (inside if staged else alone)(*given, **named)
+        tell(*told.notes)
+        return result
 
     return run
 

@@ -8,10 +8,9 @@ so that the state that comes back is the state that was given.
 from __future__ import annotations
 
 import collections
-import contextvars
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,14 +21,12 @@ from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed
 from diffprog.plans import Params, Plan, State, blank, remember, spec, visits
 from diffprog.streams import note_of, noted, recalled, without
+from diffprog.transforms.loops import listening, tell
 from diffprog.transforms.replace import edited
 
 __all__ = ["tap"]
 
 _COUNT = itertools.count()
-# The paths that were called, by the mark of each `tap` whose net this thread is tracing.
-_CALLED: contextvars.ContextVar[Mapping[str, set[str]]] = contextvars.ContextVar(
-    "called", default={})  # noqa: B039
 
 
 @factory
@@ -88,13 +85,9 @@ def tap(layer: Any, pattern: str) -> Layer:
               train: bool = False, **side: Any) -> tuple[Any, State]:
         note = note_of(state)
         full = filled(without(state, note), x, recalled(note) | side)
-        called: set[str] = set()
-        outer = _CALLED.set({**_CALLED.get(), mark: called})
-        try:
+        with listening() as called:
             y, new = inner.apply(params, full, x, key=key, train=train, **side)
-        finally:
-            _CALLED.reset(outer)
-        if idle := set(tapped) - called:
+        if idle := [path for path in tapped if (mark, path) not in called]:
             raise LayerError(f"a call of {listed(idle)}", f"none with train={train}",
                              "tap a layer that is called in both modes")
         return (y, dict(_named(_taps(new, mark), mark))), {**_without(new, mark), **note}
@@ -128,7 +121,7 @@ def _watched(layer: Layer, path: str, mark: str) -> Layer:
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        _CALLED.get().get(mark, set()).add(path)
+        tell((mark, path))
         y, new = layer.apply(params, _own(state, mark), x, key=key, train=train, **side)
         # In `mixed` y is narrower than the place for it, whose dtype must stay.
         return y, {**new, mark: jax.tree.map(lambda y, at: y.astype(at.dtype), y, state[mark])}

@@ -236,7 +236,9 @@ USES = {"losses": compared, "metrics": measured, "objectives": trained, "text": 
 
 @pytest.mark.parametrize("dtype", [
     jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)], ids=lambda t: t.__name__)
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", [
+    pytest.param(use, marks=[pytest.mark.slow] * (use in ("text", "objectives", "diffusion")))
+    for use in USES])
 def test_every_tool_joins_shapes_and_dtypes_in_words(use, dtype):
     with in_words():
         jax.eval_shape(functools.partial(USES[use], dtype))

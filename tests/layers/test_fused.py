@@ -210,7 +210,7 @@ DERIVATIVES = {
 
 
 @pytest.mark.parametrize("pattern", [
-    "causal", "right", pytest.param("left", marks=pytest.mark.slow)])
+    "causal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("right", "left"))])
 def test_every_derivative_is_that_of_the_formula(pattern, kernel):
     """Where padding stands in front the formula is in the kernel's place."""
     with jax.enable_x64(True):

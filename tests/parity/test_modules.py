@@ -34,6 +34,7 @@ def test_no_pattern_is_idle(pattern):
     assert fnmatch.filter(CASES, pattern)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "case"), cases(RECIPES))
 def test_a_module_agrees(pattern, case):
     agree(differences(case, RECIPES[pattern]))

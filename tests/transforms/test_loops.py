@@ -100,6 +100,7 @@ TRANSFORMED = {
     "quantize": dp.quantize(TWICE, 4), "weight_norm": dp.weight_norm(TWICE),
     "spectral_norm": dp.spectral_norm(TWICE), "linearize": dp.linearize(TWICE),
     "hyper": dp.hyper(TWICE, dp.linear(2)), "replace": dp.replace(TWICE, "**/conv_0", dp.remat),
+    "pin": dp.pin(TWICE, train=True),
     "tap": dp.tap(TWICE, "**/conv_0") >> (lambda pair: pair[0]),
     "repeat of others": dp.repeat(2, dp.conv_transpose(2, 3) >> dp.depthwise_conv(3)),
 }

@@ -96,7 +96,8 @@ WRAPS = {
 def test_wrappers_keep_to_the_mode_of_what_they_wrap(way):
     """A net that is pinned throughout is one program in both modes, but for what is around."""
     wrap = WRAPS[way]
-    part = dp.linear(4) >> dp.dropout(0.5) if way in ("hyper", "recurrent") else BODY
+    part = {"hyper": dp.linear(4) >> dp.dropout(0.5),
+            "recurrent": dp.simple_rnn(4) >> dp.dropout(0.5)}.get(way, BODY)
     side = {"condition": jnp.ones((3, 2))} if way == "hyper" else {}
     x = jnp.ones((3, 2, 4)) if way == "recurrent" else X
     net = wrap(dp.pin(part, train=False))
