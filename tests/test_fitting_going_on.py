@@ -320,6 +320,7 @@ def test_another_nets_parameters_are_refused_in_a_stream_too():
     assert "params" in refused(train, step, wide, 1, state=begun).wants
 
 
+@pytest.mark.slow
 def test_rows_of_a_stream_begin_anew_where_a_sequence_ends():
     """Where the number of its segment changes, which may be from one batch to the next."""
     step = dp.make_step(CELL, dp.regression(), optax.sgd(0.0))

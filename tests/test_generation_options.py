@@ -111,6 +111,7 @@ def test_rows_draw_by_keys_of_their_own_as_alone(options):
             assert together[i] == dp.sample(each[i], logits[i][None], **options)[0]
 
 
+@pytest.mark.slow
 def test_prompts_write_with_keys_what_they_write_alone():
     keys = jax.random.split(jax.random.key(3), 3)
     together = write(key=keys, temperature=1.5, top_k=4).tokens
@@ -181,6 +182,7 @@ def test_what_was_read_and_written_is_repeated_less():
     assert changed
 
 
+@pytest.mark.slow
 def test_beams_are_searched_by_what_the_scores_become():
     """A function of the last token alone is another table; padding of the prompt is no token."""
     table, other = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 5)), jnp.float32)
@@ -290,6 +292,7 @@ def test_what_was_written_has_its_scores():
 # Repeats that are written out.
 
 
+@pytest.mark.slow
 def test_a_program_that_reads_the_parameters_of_a_repeat_writes_as_it_reads():
     """By level, of a repeat in a repeat, and in beams."""
 

@@ -121,6 +121,7 @@ def test_what_stands_in_the_padding_has_no_gradient(filler):
                  slopes(jnp.where(mask, IDS, 3)))
 
 
+@pytest.mark.slow
 def test_a_translation_sees_the_true_beginning():
     """Teacher forcing: the loss is that of the net on all but the last, source and all."""
     net = dp.seq2seq(5, 7, width=4)

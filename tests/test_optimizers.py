@@ -85,6 +85,7 @@ def test_an_optimizer_is_handed_value_and_gradient_and_the_loss_as_a_function(na
                  state.params, wanted)
 
 
+@pytest.mark.slow
 def test_lbfgs_comes_down_in_a_few_steps():
     net = dp.linear(1, bias=False)
     x = np.array([[1.0, 0.0], [0.0, 10.0]], np.float32)  # as narrow a valley as is slow for sgd
@@ -120,6 +121,7 @@ def test_an_optimizer_of_ones_own_is_handed_what_it_names():
 # Where the net is looked at.
 
 
+@pytest.mark.slow
 def test_the_slow_parameters_of_lookahead_are_looked_at():
     fast, rate, share, period = NET.init(jax.random.split(KEY)[0], X)[0], 0.3, 0.5, 2
     slow = fast

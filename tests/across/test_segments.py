@@ -126,6 +126,7 @@ def test_episodes_begin_where_the_last_is_done():
     close(streamed(net, params, x, [0, 2, 3, 6], segments=episodes), y)
 
 
+@pytest.mark.slow
 def test_a_chunk_without_segments_goes_on_with_the_last():
     net, x = STREAMS["all"], jnp.asarray(drawn(2, 6, 4), jnp.float32)
     params, state = net.init(KEY, x)

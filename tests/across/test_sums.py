@@ -139,7 +139,8 @@ CELLS = {"simple_rnn": dp.simple_rnn(2, activation=lambda x: x), "gru": dp.gru(2
 @pytest.mark.parametrize("dtype", [
     pytest.param(BF16, id="bfloat16"),
     pytest.param(F16, id="float16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("gru", "lstm"))) for name in CELLS])
 def test_recurrences(name, dtype):
     """With weights of zero a gate is 1/2 and what is carried stays 0, in any dtype."""
     net = dp.recurrent(CELLS[name])
@@ -189,6 +190,7 @@ def test_a_memory_in_16_bits_without_mixed():
     assert jax.grad(run)(memory).tolist() == [[4096, 4096]]
 
 
+@pytest.mark.slow
 def test_a_child_called_many_times():
     """The calls of a program are as many uses as the entries of an array."""
     @dp.program(scale=dp.prelu())

@@ -59,6 +59,7 @@ def test_of_a_linear_layer_it_has_a_closed_form():
                  slopes, wanted)
 
 
+@pytest.mark.slow
 @in_float64
 def test_derivatives_are_those_of_200_unrolled_steps_and_of_finite_differences():
     x = jnp.asarray(drawn(3, 4))

@@ -21,6 +21,7 @@ def kept(net):
     return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
 
+@pytest.mark.slow
 def test_repeat_of_remat_and_remat_of_repeat_agree():
     plain = dp.repeat(3, BLOCK)
     params = params_of(plain)
