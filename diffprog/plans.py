@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -140,10 +141,12 @@ def remember(plan: Callable[..., T]) -> Callable[..., T]:
     return planned
 
 
-# How many plans this thread is in the midst of, one inside the other, and in what setting.
+# To how many frames of Python's stack the plans of this thread may go, and in what setting.
 _INSIDE: contextvars.ContextVar[tuple[int, Any]] = contextvars.ContextVar(
     "inside", default=(0, None))
-_AT_ONCE = 4  # each takes some forty frames of Python's stack
+_FRAMES = 500  # half of what Python allows by itself: what is run inside of a plan has the other
+_ROOM = 160  # of four plans, where the stack is deep already
+_ANEW = 50  # how often a plan is begun anew: in layers that it makes itself nothing stays noted
 
 
 class _Deeper(BaseException):
@@ -155,27 +158,49 @@ def step_by_step(evaluate: Callable[[], None]) -> None:
 
     So the stack does not grow with the depth of a net.
     """
-    setting, (depth, around) = _setting(), _INSIDE.get()
-    if depth == _AT_ONCE and setting == around:
+    setting, (most, around) = _setting(), _INSIDE.get()
+    if most and setting == around and _frames() > most:
         raise _Deeper(evaluate)
-    before = _INSIDE.set((depth + 1, around if depth else setting))
-    waiting = [evaluate]
+    before = _INSIDE.set((most, around) if most else (max(_FRAMES, _frames() + _ROOM), setting))
+    waiting, begun = [evaluate], [0]
     try:
         while waiting:
             try:
-                waiting[-1]()
+                if begun[-1] > _ANEW:
+                    _in_place(waiting[-1], setting)
+                else:
+                    waiting[-1]()
                 waiting.pop()
+                begun.pop()
             except _Deeper as deeper:
-                if depth:
+                if most:
                     raise
                 waiting.append(*deeper.args)
+                begun[-1:] = [begun[-1] + 1, 0]
             except Exception:
                 if len(waiting) == 1:
                     raise
-                del waiting[1:]  # what fails shall do so where it stands, with all its path
-                _INSIDE.set((-sys.maxsize, setting))
+                _in_place(evaluate, setting)  # what fails shall do so with all its path
+                return
     finally:
         _INSIDE.reset(before)
+
+
+def _in_place(evaluate: Callable[[], None], setting: Any) -> None:
+    """Run it with all that is inside, however deep."""
+    before = _INSIDE.set((sys.maxsize, setting))
+    try:
+        evaluate()
+    finally:
+        _INSIDE.reset(before)
+
+
+def _frames() -> int:
+    """How deep Python's stack is."""
+    frame, count = inspect.currentframe(), 0
+    while frame:
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 def _setting() -> Any:

@@ -8,6 +8,7 @@ import pytest
 from comparing import KEY, X
 
 import diffprog as dp
+from diffprog.plans import remember
 
 
 def leaf(log):
@@ -130,3 +131,11 @@ def test_a_plan_of_one_setting_is_not_that_of_another():
         with jax.default_prng_impl(impl):
             kinds.add(str(keeps.plan(x).state["key"].dtype))
     assert len(kinds) == 2
+
+
+def test_plans_of_what_a_plan_has_just_made_come_to_an_end():
+    """Nothing stays noted in it, so to begin anew does not help."""
+    def nested(times):
+        return remember(lambda x, side: 1 + nested(times - 1)(x, side) if times else 0)
+
+    assert nested(150)(X, {}) == 150
