@@ -192,11 +192,15 @@ class Pinned(NamedTuple):
     train: bool
 
 
+class Mapped:
+    """What `hyper` does: of its child ``target`` each leaf is an affine map in the trees."""
+
+
 class WrittenOut:
     """What `unrolled` does to a repeat: its children are the copies, whose trees were stacked."""
 
 
-Own = Computed | Expanded | Pinned | WrittenOut
+Own = Computed | Expanded | Pinned | Mapped | WrittenOut
 
 
 def merge(
@@ -352,6 +356,8 @@ def _plain(
         own, *inner = computed
         if isinstance(own, Pinned):
             return _plain(layer, inner, above, params, state, own.train)
+        if isinstance(own, Mapped):
+            return _plain(layer, inner, above, params, state, train)
         if isinstance(own, WrittenOut):
             copies, states = _plain(layer, inner, above, params, state, train)
             return _stacked(copies), _stacked(states)
@@ -443,6 +449,8 @@ def _replaced(
         own, *inner = computed
         if isinstance(own, Pinned):
             train = own.train
+        if isinstance(own, Mapped):
+            params = {**params, "target": _written(params.get("target", {}))}
         if isinstance(own, Computed):
             stacks = _stacks(layer, above)
             for path in own.found(params, stacks):
@@ -453,6 +461,13 @@ def _replaced(
     for name, child in layer.children.items():
         yield from _replaced(child, child.computed, params.get(name, {}), _path(at, name),
                              above + layer.stacks, train)
+
+
+def _written(maps: Params) -> Params:
+    """The leaves that `hyper` writes for its target, in shapes: those of the biases of its maps."""
+    is_map = lambda part: isinstance(part, dict) and part.keys() == {"kernel", "bias"} and (  # noqa: E731
+        not any(isinstance(a, dict) for a in part.values()))
+    return jax.tree.map(lambda part: part["bias"] if is_map(part) else part, maps, is_leaf=is_map)
 
 
 def _one(tree: Any, depth: int) -> Any:

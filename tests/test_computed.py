@@ -179,3 +179,12 @@ def test_small_trees_are_found_where_names_are_misleading():
     free = dp.trainable(dp.lora(net, 1, "**/kernel"), params)
     held = {path for path, trained in dp.tree.paths(free).items() if not trained}
     assert held == {"kernel/kernel/base", "base/down/kernel/base"}
+
+
+def test_what_hyper_writes_by_affine_maps_is_known_inside_of_it():
+    """A ``kernel`` of a map is none of the target's."""
+    net = dp.repeat(2, dp.hyper(dp.lora(dp.linear(2) >> jnp.tanh, 1), dp.linear(2)))
+    params = net.plan(jnp.ones((3, 2)), condition=jnp.ones((3, 2))).params
+    trained = dp.trainable(net, params)["target"]["linear_0"]
+    assert not any(trained["kernel"]["base"].values())
+    assert all(jax.tree.leaves([trained["bias"], trained["kernel"]["up"], trained["kernel"]["down"]]))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from diffprog import tree
 from diffprog.arguments import check_array, known
+from diffprog.computed import Mapped
 from diffprog.errors import LayerError, signed
 from diffprog.factories import factory
 from diffprog.guards import check_children, inputs
@@ -218,7 +219,7 @@ def hyper(target: Any, generator: Any, *, kernel_init: Initializer = _SMALL) -> 
         within=lambda f: hyper(f(target), f(generator), kernel_init=kernel_init),
         name="hyper", random=generator.random or target.random,
         side=frozenset(mine | target.side),
-        kept=frozenset(mine - target.side | target.kept), planner=planner,
+        kept=frozenset(mine - target.side | target.kept), planner=planner, computed=(Mapped(),),
     )
 
 

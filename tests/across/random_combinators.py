@@ -97,12 +97,6 @@ def _mixed(d, x, depth):
     return d.make(dp.mixed, d.net(x, depth), jnp.float32)
 
 
-def _pin(d, x, depth):
-    f = d.net(x, depth)
-    # At rest too, statistics of a batch would mix its examples.
-    return d.make(dp.pin, f, train=d.pick([True, False]) and not d.plan(f, x).state)
-
-
 def _linearize(d, x, depth):
     f = dp.serial(f=d.net(x, depth))
     averages = any("#ema" in path for path in dp.tree.paths(d.plan(f, x).state))
@@ -231,8 +225,8 @@ def _hyper(d, x, depth):
 
 
 COMBINATORS = dict.fromkeys([
-    _serial, _power, _residual, _normed, _branch, _repeat, _heads, _ensemble, _remat, _pin,
-    _replace, _tap, _computed, _hyper, _nested, _twice, _trained, _tied], anywhere)
+    _serial, _power, _residual, _normed, _branch, _repeat, _heads, _ensemble, _remat, _replace,
+    _tap, _computed, _hyper, _nested, _twice, _trained, _tied], anywhere)
 SPECIAL = {
     _mixed: lambda d, x: d.mixing,
     _fixed_point: lambda d, x: not d.mixing,  # in float32 two ways end further apart
