@@ -67,8 +67,9 @@ def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
-        layer = function(*args, **kwargs)
-        given = signature.bind(*args, **kwargs)
+        given = signature.bind(*map(plain_numbers, args), **{
+            name: plain_numbers(value) for name, value in kwargs.items()})
+        layer = function(*given.args, **given.kwargs)
         given.apply_defaults()
         return dataclasses.replace(layer, _call=bound(function, given.arguments), _made={})
 

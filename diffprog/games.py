@@ -121,10 +121,11 @@ def make_game(
         if idle := params.keys() - players.keys():
             raise LayerError("a player for every child with parameters", f"none for {listed(idle)}",
                              "add it to players: what never moves belongs into an objective")
-        # Copied as in `make_step`: a buffer can be donated only once.
-        opt = {name: jax.tree.map(jnp.copy, player.optimizer.init(params.get(name, {})))
+        opt = {name: player.optimizer.init(params.get(name, {}))
                for name, player in players.items()}
-        return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
+        # Copied as in `make_step`: a buffer can be donated only once.
+        trees = jax.tree.map(jnp.copy, (params, state, opt))
+        return TrainState(*trees, later, jnp.zeros((), jnp.int32))
 
     def move(name: str, now: TrainState, seen: TrainState, batches: Any, key: jax.Array) -> Any:
         """The turn of a player, begun from `now` against what is `seen`, and its metrics."""

@@ -92,7 +92,7 @@ def guarded_init(layer: Layer, raw: Any) -> Any:
             layer.plan(x, **side)  # whatever is wrong with x shows here, before anything is drawn
             x, side = inputs(x), inputs(taken(layer, side))
             with _explained(lambda known: known.of_init(layer, raw, x, side)):
-                return raw(key, x, **side)
+                return arrays(raw(key, x, **side))
 
     return _keeping(init, raw)
 

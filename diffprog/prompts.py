@@ -44,6 +44,7 @@ def begun(
 ) -> Begin:
     """Prompts as one array, padded to a length that many prompts share."""
     check_count("steps", steps)
+    steps = int(steps)  # a number of NumPy would overflow below
     side = {name: value for name, value in side.items() if value is not None}
     if wrong := side.keys() & _OF_CHUNKS:
         raise LayerError("side inputs that hold for all steps", listed(wrong), "give prompts of "

@@ -156,9 +156,10 @@ def make_step(
         if params and not any(jax.tree.leaves(trainable(net, params))):
             raise LayerError("a net with something to train", f"{net!r}, which is frozen",
                              "freeze less of it: name what trains by but=")
-        # Some optimizers keep the initial parameters; a buffer can be donated only once.
-        opt = jax.tree.map(jnp.copy, own.init(params))
-        return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
+        # Some optimizers keep the initial parameters, and an init may give an array that is not its
+        # own, such as a pretrained table; a buffer can be donated only once.
+        trees = jax.tree.map(jnp.copy, (params, state, own.init(params)))
+        return TrainState(*trees, later, jnp.zeros((), jnp.int32))
 
     def apply(now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         check(batch)
