@@ -58,6 +58,8 @@ def _meant(
     # Elsewhere the size of the input comes first, but of a norm in groups.
     own = args[: len(places)] if "groups" in places else args[len(args) - len(places) :]
     return (f"; write {name}({', '.join(map(str, own))}): init reads the size of the input off x")
+
+
 def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
     """Let the layers that `function` makes be known by that call, by which they are pickled.
 

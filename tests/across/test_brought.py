@@ -289,6 +289,8 @@ FOREIGN = {
     "linen": (lambda: linen.Dense(4), "from_linen"),
     "equinox": (lambda: eqx.nn.MLP(4, 4, 4, 1, key=KEY), "from_equinox"),
     "a method of equinox": (lambda: Dense(eqx.nn.Linear(4, 4, key=KEY)).encode, "from_equinox"),
+    "equinox over a batch": (lambda: jax.vmap(eqx.nn.Linear(4, 4, key=KEY)), "from_equinox"),
+    "nnx that is jitted": (lambda: functools.partial(jax.jit(Own().encode)), "from_nnx"),
     "haiku": (lambda: hk.transform(lambda x: x), "from_haiku"),
     "haiku with state": (lambda: hk.transform_with_state(lambda x: x), "from_haiku"),
 }
