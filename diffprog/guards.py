@@ -234,6 +234,9 @@ def check_composable(f: Any) -> None:
         raise LayerError("a layer, or a function without parameters of its own",
                          f"{type(owner).__name__} of another library",
                          f"write dp.interop.{by}(...): a function's parameters are never trained")
+    if isinstance(made, np.ufunc):
+        raise LayerError("a function that JAX can trace", f"np.{made.__name__}",
+                         f"write jnp.{made.__name__}")
     if isinstance(f, (tuple, list)):
         raise LayerError("a layer", show(f), "write serial(a, b) for a sequence of layers, "
                          "and Layer(init, apply) for a pair of functions")

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffprog.arguments import check_array, check_count
 from diffprog.errors import LayerError
+from diffprog.guards import taken
 from diffprog.layer import Layer
 from diffprog.notation import clip, listed, show
 from diffprog.plans import Params, State
@@ -56,6 +57,7 @@ def begun(
                    'net.children["encoder"](params["encoder"], source, mask=source_mask)')
         raise LayerError("memory in place of source", show(side["source"]),
                          f"encode it once: memory={encoded}, memory_mask=source_mask")
+    taken(net, side)  # before a program is handed what is no array
     state = {} if state is None else state
     ids, real = _padded(prompts)
     longest = ids.shape[1]

@@ -161,6 +161,11 @@ EXAMPLES = {
         ask(top_p=0.0),
     "wants top_p in (0, 1], got 1.1; pass a probability, or None to leave it out":
         ask(top_p=1.1),
+    "wants top_p in (0, 1], got float32[3]; pass a probability, or None to leave it out":
+        ask(top_p=jnp.full(3, 0.5)),
+    "wants only side inputs that it takes (attention_bias, attention_mask, mask, positions, "
+    "segments), got callback; leave it out, or add a layer that takes it":
+        search(callback=print),
     "wants top_k as an int of at least 1, got 0; pass 1 or more":
         ask(top_k=0),
     "wants top_k of at most 7, the vocabulary, got 8; lower it":
