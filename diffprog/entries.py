@@ -20,14 +20,20 @@ Reduction = Literal["mean", "sum", "none"]
 
 def is_soft(labels: jax.Array) -> bool:
     """Are labels probabilities of classes, rather than their numbers?"""
+    check_labels(labels)
+    return jnp.issubdtype(labels.dtype, jnp.floating)
+
+
+def check_labels(labels: Any) -> None:
+    """Raise unless they are one array, which a list is not."""
     if not is_array(labels):
         raise LayerError("labels as one array", show(labels), "convert them: jnp.asarray(labels)")
-    return jnp.issubdtype(labels.dtype, jnp.floating)
 
 
 def class_numbers(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Integer labels as int32; raise unless they fit the logits."""
     check_array(logits, 1, "(..., classes)")
+    check_labels(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
     if logits.shape[:-1] != labels.shape:

@@ -191,7 +191,7 @@ EXAMPLES = {
     "does it itself, and predictions are jax.nn.softmax(net(params, x))":
         asked(dp.classification(), DATA[0], dp.serial(NET, jax.nn.softmax)),
     "wants labels as one array, got [0, 1]; convert them: jnp.asarray(labels)":
-        lambda: dp.cross_entropy(jnp.ones((2, 3)), [0, 1]),
+        lambda: dp.accuracy(jnp.ones((2, 3)), [0, 1]),
     "wants targets y as one array, got (int32[], int32[], int32[]); convert them: np.asarray(y)":
         asked(dp.classification(), (XS[:3], (0, 1, 2))),
     "wants integer labels, got float32[12]; convert them: labels.astype(jnp.int32)":
