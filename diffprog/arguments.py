@@ -20,13 +20,23 @@ _NUMPY = (np.ndarray, np.generic)
 
 def check_array(x: Any, rank: int = 0, axes: str = "", *, floating: bool = True) -> None:
     """Raise unless x is one array with at least `rank` axes, of floats unless told otherwise."""
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
-        raise LayerError("one array", show(x), "pick one part of it with a lambda")
+    if not is_array(x):
+        remedy = "convert it: jnp.asarray(x)" if hasattr(x, "dtype") else (
+            "pick one part of it with a lambda")
+        raise LayerError("one array", show(x), remedy)
     if len(x.shape) < rank:
         wanted = "at least 1 axis" if rank == 1 else f"at least {rank} axes"
         raise LayerError(f"{wanted} {axes}".rstrip(), show(x), "add the missing axes")
     if floating and not jnp.issubdtype(x.dtype, jnp.floating):
         raise LayerError("floating-point input", show(x), "convert it: x.astype(jnp.float32)")
+
+
+def is_array(x: Any) -> bool:
+    """Has it a shape, and a dtype that JAX knows? That of a tensor of another library is none."""
+    try:
+        return hasattr(x, "shape") and jnp.issubdtype(x.dtype, np.generic)
+    except (AttributeError, TypeError):
+        return False
 
 
 def check_features(wanted: int, x: Any) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from diffprog.arguments import check_count
 from diffprog.entries import wide
 from diffprog.errors import LayerError
-from diffprog.generation import Adjust, Generation, adjusted, checked, shown
+from diffprog.generation import Adjust, Generation, adjusted, check_adjust, checked, shown
 from diffprog.layer import Layer
 from diffprog.meshes import settled
 from diffprog.plans import Params, State, grown, spec
@@ -64,6 +64,7 @@ def beam_search(
         raise LayerError("length_penalty in [0, 10]", repr(length_penalty),
                          "choose 0 to compare whole texts, 1 their tokens")
     begin = begun(net, params, state, prompts, steps, side)
+    check_adjust(adjust)
     return checked(_searched(
         begin, float(length_penalty), steps=steps, beams=beams, stop=as_stop(stop), adjust=adjust,
         net=net))

@@ -57,6 +57,11 @@ class Course:
         else:
             rest = resting(step.net, step.inputs, before.state.state, batch)
             tree.verify(step.net, before.state.params, x, state=rest, **side)
+            anew = jax.eval_shape(step.init, before.state.key, x, **side)
+            if jax.tree.structure(anew.opt_state) != jax.tree.structure(before.state.opt_state):
+                raise LayerError(
+                    "the state of this optimizer", "that of another one", "begin it anew: "
+                    "step.init(key, x)._replace(params=state.params, state=state.state)")
             now, best = jax.tree.map(jnp.copy, before[:2])
             before = Fit(now, best, [*before.history])
         self.now, self.best, self.history = before

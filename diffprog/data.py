@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -51,6 +51,10 @@ def batches(
     if epochs is not None:
         check_count("epochs", epochs)
     data = arrays(data)
+    for leaf in jax.tree.leaves(data, is_leaf=_is_list):
+        if isinstance(leaf, list):
+            raise LayerError("arrays with an axis of examples", show(leaf),
+                             "convert it: np.asarray(x)")
     length = examples_in(data)
     times = epochs if epochs or seed is not None else 1
     return Batches(jax.tree.map(np.asarray, data), batch_size, seed, times, length)
@@ -116,8 +120,17 @@ class Batches:
             yield rows
 
 
+def check_batches(name: str, data: Any) -> None:
+    """Raise for what is no iterable of batches; a dict is one batch, and its keys are none."""
+    if isinstance(data, Mapping) or not (
+            hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise LayerError(f"{name} as an iterable of batches", show(data),
+                         "write batches(data, 32), or [data] if it is one batch")
+
+
 def check_ends(name: str, data: Any) -> None:
-    """Raise for batches without end, which nothing can go through."""
+    """Raise for batches without end, which nothing can go through, and for what is none."""
+    check_batches(name, data)
     if isinstance(data, Batches) and data.count is None:
         raise LayerError(f"{name} that ends", "endless batches(..., seed=...)",
                          "write batches(..., epochs=1)")

@@ -121,8 +121,8 @@ def check_sampling(
                              "choose 0 for the likeliest token, 1 to draw as the net says")
     if top_k is not None:
         check_count("top_k", top_k)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise LayerError("top_p in (0, 1]", repr(top_p),
+    if top_p is not None and (np.shape(top_p) or not 0 < top_p <= 1):
+        raise LayerError("top_p in (0, 1]", show(top_p),
                          "pass a probability, or None to leave it out")
 
 

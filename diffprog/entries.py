@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import as_int32, check_array
+from diffprog.arguments import as_int32, check_array, is_array
 from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.masks import cleared, counted, widened
@@ -20,12 +20,20 @@ Reduction = Literal["mean", "sum", "none"]
 
 def is_soft(labels: jax.Array) -> bool:
     """Are labels probabilities of classes, rather than their numbers?"""
+    check_labels(labels)
     return jnp.issubdtype(labels.dtype, jnp.floating)
+
+
+def check_labels(labels: Any) -> None:
+    """Raise unless they are one array, which a list is not."""
+    if not is_array(labels):
+        raise LayerError("labels as one array", show(labels), "convert them: jnp.asarray(labels)")
 
 
 def class_numbers(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Integer labels as int32; raise unless they fit the logits."""
     check_array(logits, 1, "(..., classes)")
+    check_labels(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
     if logits.shape[:-1] != labels.shape:
@@ -51,6 +59,8 @@ def spread(mask: Any, shape: tuple[int, ...]) -> Any:
 
 def weighing(weights: Any, shape: tuple[int, ...]) -> Any:
     """Weights of leading axes of `shape` as those of all its axes, in float32 or wider; None stays.
+
+    One below 0 is none, and gives NaN: nothing stands so often in a batch.
     """
     if weights is None:
         return None
@@ -59,6 +69,7 @@ def weighing(weights: Any, shape: tuple[int, ...]) -> Any:
         raise LayerError(f"a sample_weight of the leading axes of {shape}", show(weights),
                          "give one number to each example, or to each of its entries")
     weights = wide(weights)
+    weights = jnp.where(weights < 0, jnp.nan, weights)
     return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)),
                             shape)
 

@@ -58,6 +58,8 @@ def _meant(
     # Elsewhere the size of the input comes first, but of a norm in groups.
     own = args[: len(places)] if "groups" in places else args[len(args) - len(places) :]
     return (f"; write {name}({', '.join(map(str, own))}): init reads the size of the input off x")
+
+
 def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
     """Let the layers that `function` makes be known by that call, by which they are pickled.
 
@@ -67,8 +69,9 @@ def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
-        layer = function(*args, **kwargs)
-        given = signature.bind(*args, **kwargs)
+        given = signature.bind(*map(plain_numbers, args), **{
+            name: plain_numbers(value) for name, value in kwargs.items()})
+        layer = function(*given.args, **given.kwargs)
         given.apply_defaults()
         return dataclasses.replace(layer, _call=bound(function, given.arguments), _made={})
 

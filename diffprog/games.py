@@ -19,6 +19,7 @@ import optax
 from diffprog.arguments import check_count
 from diffprog.averages import across, at_rest, averaged, counted, means, unless
 from diffprog.errors import LayerError
+from diffprog.guards import check_key
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed, show
 from diffprog.objectives import Metrics, Objective, explained
@@ -116,14 +117,16 @@ def make_game(
     parts = max(player.steps for player in players.values())
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
+        check_key(key)
         first, later = jax.random.split(key)
         params, state = net.init(first, x, **side)
         if idle := params.keys() - players.keys():
             raise LayerError("a player for every child with parameters", f"none for {listed(idle)}",
                              "add it to players: what never moves belongs into an objective")
-        # Copied as in `make_step`: a buffer can be donated only once.
-        opt = {name: jax.tree.map(jnp.copy, player.optimizer.init(params.get(name, {})))
+        opt = {name: player.optimizer.init(params.get(name, {}))
                for name, player in players.items()}
+        # Copied as in `make_step`: a buffer can be donated only once.
+        params, state, opt = jax.tree.map(jnp.copy, (params, state, opt))
         return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
 
     def move(name: str, now: TrainState, seen: TrainState, batches: Any, key: jax.Array) -> Any:

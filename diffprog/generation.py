@@ -31,7 +31,7 @@ from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.listening import Callback, heard, tell
 from diffprog.meshes import settled
-from diffprog.notation import show
+from diffprog.notation import code, show
 from diffprog.plans import Params, State
 from diffprog.prompts import NOTHING, Begin, Prompts, begun, prompted, written_out
 from diffprog.stops import Stop, as_stop, check_stop, ending
@@ -115,6 +115,7 @@ def generate(
     2020, arXiv:1904.09751, section 3.1; the penalty: Keskar et al. 2019, arXiv:1909.05858.
     """
     begin = begun(net, params, state, prompts, steps, side)
+    check_adjust(adjust)
     rows = begin.ids.shape[:1]
     check_sampling(temperature, top_k, top_p, rows)
     greedy = is_greedy(temperature)
@@ -185,6 +186,21 @@ def shown(begin: Begin) -> jax.Array:
     return ids if begin.mask is None else jnp.where(begin.mask, ids, NOTHING)
 
 
+def check_adjust(adjust: Any) -> None:
+    """Raise unless it is a function by which a program can be remembered."""
+    if adjust is None:
+        return
+    if not callable(adjust):
+        raise LayerError("adjust as a function (logits, text)", code(adjust),
+                         "pass lambda logits, text: logits / 2, for example")
+    try:
+        hash(adjust)
+    except TypeError:
+        raise LayerError("adjust as a function that has a hash", code(adjust),
+                         "write @dataclass(frozen=True), or pass a plain function: its program is "
+                         "remembered by it") from None
+
+
 def adjusted(
     adjust: Adjust | None, logits: jax.Array, prompt: jax.Array, written: jax.Array
 ) -> jax.Array:
@@ -204,6 +220,6 @@ def checked(found: Generation) -> Generation:
         return found
     if (wrong := np.isnan(found.scores).reshape(len(found.scores), -1).any(1)).any():
         raise LayerError("scores that are numbers", f"NaN for prompt {int(wrong.argmax())}",
-                         "look for ids outside the vocabulary, and for NaN in the parameters by "
-                         "tree.nonfinite(params)")
+                         "look for ids outside the vocabulary, for an adjust that leaves no token, "
+                         "and for NaN in the parameters by tree.nonfinite(params)")
     return found

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import arrays, check_kept, check_numbers, check_steps
+from diffprog.arguments import arrays, check_kept, check_numbers, check_steps, is_array
 from diffprog.dtypes import is_float
 from diffprog.errors import LayerError, signed
 from diffprog.notation import called, listed, name_of, show
@@ -88,11 +88,11 @@ def guarded_init(layer: Layer, raw: Any) -> Any:
     def init(key: jax.Array, x: Any = NOTHING, **side: Any) -> tuple[Params, State]:
         with signed(layer.__repr__, x):
             _check_given("init(key, x)", x)
-            _check_key(key)
+            check_key(key)
             layer.plan(x, **side)  # whatever is wrong with x shows here, before anything is drawn
             x, side = inputs(x), inputs(taken(layer, side))
             with _explained(lambda known: known.of_init(layer, raw, x, side)):
-                return raw(key, x, **side)
+                return arrays(raw(key, x, **side))
 
     return _keeping(init, raw)
 
@@ -185,7 +185,7 @@ def inputs(x: Any) -> Any:
         raise LayerError("an array or a jax.ShapeDtypeStruct", f"the shape {x}",
                          f"write jax.ShapeDtypeStruct({tuple(x)}, jnp.float32)")
     for leaf in jax.tree.leaves(x):
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        if not is_array(leaf):
             raise LayerError("arrays or jax.ShapeDtypeStructs", show(leaf), "use jnp.asarray")
         if isinstance(leaf, (np.ndarray, np.generic)):
             check_numbers(leaf)
@@ -227,17 +227,24 @@ def check_composable(f: Any) -> None:
     made = called(f)
     if re.search(r"\bLayer\b", str(getattr(made, "__annotations__", {}).get("return"))):
         raise LayerError("a layer", f"the function {name_of(f)}", f"call it: {name_of(f)}(...)")
+    while (inner := called(inspect.unwrap(made))) is not made:
+        made = inner  # of `jax.vmap(module)`
     owner = getattr(made, "__self__", made)  # of a method
     if by := _foreign(owner):
         raise LayerError("a layer, or a function without parameters of its own",
                          f"{type(owner).__name__} of another library",
                          f"write dp.interop.{by}(...): a function's parameters are never trained")
+    if isinstance(made, np.ufunc):
+        raise LayerError("a function that JAX can trace", f"np.{made.__name__}",
+                         f"write jnp.{made.__name__}")
     if isinstance(f, (tuple, list)):
         raise LayerError("a layer", show(f), "write serial(a, b) for a sequence of layers, "
                          "and Layer(init, apply) for a pair of functions")
     if not callable(f) or isinstance(f, type):
         raise LayerError("a layer or a function of one input", show(f),
                          "pass dp.linear(8) or jax.nn.relu, for example")
+
+
 def _foreign(made: Any) -> str:
     """What makes a layer of a module of another library; "" for what is none."""
     for home, kind, by in _FOREIGN:
@@ -316,7 +323,8 @@ def _check_own(layer: Layer) -> None:
             "on merge(net, params, state)")
 
 
-def _check_key(key: Any) -> None:
+def check_key(key: Any) -> None:
+    """Raise unless it is one key, such as `jax.random.key` makes."""
     dtype = getattr(key, "dtype", np.dtype(bool))
     typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
     raw = dtype == np.uint32 and key.shape in ((2,), (4,))  # as jax.random.PRNGKey makes them
@@ -339,7 +347,7 @@ def _check_call(
         if not isinstance(given, dict):
             raise LayerError(f"{kind} as a dict", show(given), "pass what init gave")
     if key is not None:
-        _check_key(key)
+        check_key(key)
     if layer.children:
         return  # a program answers for its children's names, and they for their own
     if layer.random and train and key is None:

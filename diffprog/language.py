@@ -139,6 +139,7 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
         net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
         mean: Callable[[jax.Array], jax.Array], given: dict[str, Any],
     ) -> Any:
+        check_logits(net)
         check_product(net)
         net.plan(x, **{name: given[name] for name in given.keys() & net.side})
         computed, _ = plain(net, params, state, given["train"])  # of the state before the call
@@ -203,6 +204,8 @@ def masked_language() -> Objective:
         if not isinstance(scores, (tuple, list)) or len(scores) != 2:
             raise LayerError("a net that scores a pair, tokens and what follows", show(scores),
                              "use bert_pretraining, for example")
+        for part in net.children.values() if net.name == "branch" else ():
+            check_logits(part)
         (tokens, follows), (labels, order) = scores, y
         (real, of_tokens), (pairs, of_pairs) = (
             real_targets(net, own, x, side, part.shape, lambda scores, i=i: scores[i])

@@ -14,6 +14,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from diffprog.errors import LayerError
+from diffprog.notation import code
+
 T = TypeVar("T")
 Callback = Callable[[int, np.ndarray], Any]
 
@@ -54,6 +57,9 @@ def heard(callback: Callback | None, run: Callable[[Any], T]) -> T:
     """
     if callback is None:
         return run(None)
+    if not callable(callback):
+        raise LayerError("callback as a function (step, tokens)", code(callback),
+                         "pass lambda step, tokens: print(tokens), for example")
     number = next(_COUNT)
     listener = _listeners[number] = _Listener(callback)
     traced = False

@@ -6,7 +6,8 @@ pair ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask``, ``target_mask
 leading axes of it. It goes to the net, if the net takes one, and to the loss too if the net keeps
 these axes. ``target_mask`` says which targets are real, over any leading axes of y, and goes to
 loss, metrics and counts alone. ``sample_weight``, numbers of at least 0 over such axes, says how
-much each counts: as if it stood so many times in the batch.
+much each counts in loss and metrics: as if it stood so many times in the batch. What the net makes
+of the batch, such as the statistics of `batch_norm`, does not heed it.
 
 Metrics are means over the real entries of the batch; ``count`` says over how many, or what their
 weights sum up to, and ``count/<name>`` what the mean of one metric was divided by, where that is
@@ -24,7 +25,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count, check_share
+from diffprog.arguments import check_array, check_count, check_share, is_array
 from diffprog.entries import (
     Mask,
     average,
@@ -64,8 +65,8 @@ def classification(
 
     A batch is ``(x, y)``, or a dict with ``x``, ``y``, optionally ``mask``, what is real of x,
     ``target_mask``, which targets are, and ``sample_weight``, how much each counts in all means:
-    numbers of at least 0 over leading axes of the targets, mostly (batch,), of which ``count`` is
-    then the sum. Side inputs of the net stand beside them under their names.
+    numbers of at least 0 (others give NaN) over leading axes of the targets, mostly (batch,), of
+    which ``count`` is then the sum. Side inputs of the net stand beside them under their names.
 
     Where labels are soft, the likeliest class counts as the true one in the metrics.
 
@@ -98,7 +99,7 @@ def classification(
         cross_entropy, smoothing=smoothing, class_weights=class_weights, ignore=ignore)
 
     def measure(logits: jax.Array, labels: jax.Array, mask: Mask, weights: Any) -> Metrics:
-        soft = is_soft(labels)
+        soft = is_soft(labels) and labels.shape == logits.shape
         given = labels
         labels = class_numbers(logits, labels.argmax(-1) if soft else labels)
         real = known(labels, mask, ignore)
@@ -209,6 +210,12 @@ def masked_as(side: Mapping[str, Any], x: Any, y: Any) -> Iterator[None]:
         raise
 
 
+def check_target(y: Any) -> None:
+    """Raise unless it is one array: a tuple of numbers is many."""
+    if not is_array(y):
+        raise LayerError("targets y as one array", show(y), "convert them: np.asarray(y)")
+
+
 def inputs(net: Layer, batch: Any) -> tuple[Any, dict[str, Any]]:
     """What the net is shown of a batch: x and side inputs."""
     x, _, side = parts(net, batch)
@@ -270,7 +277,8 @@ def check_logits(net: Layer) -> None:
     last = net
     while last.name == "serial" and last.children:
         last = [*last.children.values()][-1]
-    if any(called(last.settings.get("f")) is squash for squash in _SQUASHES):
+    own = inspect.unwrap(called(last.settings.get("f")))  # of `jax.jit(jax.nn.softmax)`
+    if any(own is inspect.unwrap(squash) for squash in _SQUASHES):
         raise LayerError("a net that gives logits", f"one that ends in {last!r}",
                          "leave it out: the loss does it itself, and predictions are "
                          f"{last!r}(net(params, x))")
@@ -280,14 +288,20 @@ def _check_loss(loss: Any) -> None:
     """Raise for a loss that cannot be told what is real."""
     if not callable(loss):
         raise LayerError("a loss as a function", show(loss), "pass dp.absolute_error, for example")
-    try:
-        inspect.signature(loss).bind(None, None, mask=None)
-    except TypeError:
+    if not _takes(loss, {"mask": None}):
         raise LayerError("a loss (output, target, *, mask)", code(loss),
-                         "let it take mask=None, which says what is real, and return a number"
-                         ) from None
+                         "let it take mask=None, which says what is real, and return a number")
+
+
+def _takes(loss: Callable[..., Any], given: Mapping[str, Any]) -> bool:
+    """Can a loss be called with these arguments?"""
+    try:
+        inspect.signature(loss).bind(None, None, **given)
+    except TypeError:
+        return False
     except ValueError:
         pass  # a signature that Python does not know
+    return True
 
 
 def _objective(
@@ -305,6 +319,7 @@ def _objective(
         if scored:
             check_logits(net)
         x, y, side = parts(net, batch)
+        check_target(y)
         with masked_as(side, x, y):
             output, state = net.apply(params, state, x, key=key, train=train, **side)
         check_array(output, features)
@@ -315,7 +330,7 @@ def _objective(
             mean = loss(output, y, mask=mask)
             whole = mean if reduction == "mean" else loss(output, y, mask=mask, reduction="sum")
         else:
-            each = loss(output, y, mask=mask, reduction="none")
+            each = unreduced(loss, output, y, mask, entries)
             whole = reduce(weights.astype(each.dtype) * each, mask, "sum")
             divisor = metrics.get("count/loss", metrics["count"])
             mean = whole / jnp.where(divisor == 0, 1, divisor).astype(whole.dtype)
@@ -325,6 +340,20 @@ def _objective(
     said: Any = objective
     said.inputs = inputs
     return said
+
+
+def unreduced(
+    loss: Callable[..., jax.Array], output: Any, y: Any, mask: Mask, entries: tuple[int, ...]
+) -> jax.Array:
+    """The loss of each entry; raise for one that takes the mean by itself."""
+    given = {"mask": mask, "reduction": "none"}
+    each = loss(output, y, **given) if _takes(loss, given) else None
+    if each is None or jnp.shape(each) != entries:
+        raise LayerError(f'a loss that gives one number for each entry, {entries}, with '
+                         'reduction="none"', code(loss) if each is None else show(each),
+                         'let it take reduction="mean", and return what it takes the mean of '
+                         'where that is "none"')
+    return each
 
 
 def real_targets(

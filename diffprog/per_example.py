@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count, held
+from diffprog.arguments import check_array, check_count
 from diffprog.computed import check_moves, computes, statistics, trained
 from diffprog.curvature import check_reaches
-from diffprog.data import examples_in
+from diffprog.data import as_batch, examples_in
 from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
@@ -35,9 +35,10 @@ def per_example_gradients(
     """The gradient of the objective on each example of a batch: ``g_i = grad loss(x_i, y_i)``.
 
     Of a loss that is a mean over examples their mean is the gradient of the batch; where a mask
-    leaves examples unlike numbers of real entries, each counts with its own. The operations are
-    those of one gradient of the batch. The memory is that of the result, batch times parameters:
-    `per_example_gradient_norms` needs less.
+    leaves examples unlike numbers of real entries, each counts with its own. A `sample_weight`
+    cancels in the mean over one example: the gradient of the batch is the mean that it weighs. The
+    operations are those of one gradient of the batch. The memory is that of the result, batch times
+    parameters: `per_example_gradient_norms` needs less.
 
     It is the gradient in what is `trainable`: what is frozen is left out of the result.
 
@@ -144,7 +145,7 @@ def tangent_kernel(
     Source: Jacot, Gabriel, Hongler 2018, arXiv:1806.07572; of the ways to compute it, "NTK-vector
     products" of Novak, Sohl-Dickstein, Schoenholz 2022, arXiv:2206.08720.
     """
-    x1, x2 = held((x1, x1 if x2 is None else x2))
+    x1, x2 = as_batch((x1, x1 if x2 is None else x2))
     n1, n2 = examples_in(x1), examples_in(x2)
     check_count("batch_size", batch_size)
     params, run = _of_trained(net, params, x1)
@@ -204,6 +205,7 @@ def _examples(
     net: Layer, batch: Any, state: State, key: jax.Array | None, train: bool
 ) -> tuple[Any, jax.Array | None]:
     """The batch and a key for each example; raise where these would not be as in the batch."""
+    batch = as_batch(batch)
     n = examples_in(batch)
     if mixing := statistics(net, state, train):
         if train:
@@ -213,7 +215,7 @@ def _examples(
         raise LayerError("a net whose statistics are those at rest",
                          f"{listed(paths(mixing))} of what is pinned to training",
                          "leave pin out: batch statistics mix the examples of a batch")
-    return held(batch), None if key is None else jax.random.split(key, n)
+    return batch, None if key is None else jax.random.split(key, n)
 
 
 def _batch_of_one(example: Any) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffprog.arguments import check_array, check_count
 from diffprog.errors import LayerError
+from diffprog.guards import taken
 from diffprog.layer import Layer
 from diffprog.notation import clip, listed, show
 from diffprog.plans import Params, State
@@ -44,6 +45,7 @@ def begun(
 ) -> Begin:
     """Prompts as one array, padded to a length that many prompts share."""
     check_count("steps", steps)
+    steps = int(steps)  # a number of NumPy would overflow below
     side = {name: value for name, value in side.items() if value is not None}
     if wrong := side.keys() & _OF_CHUNKS:
         raise LayerError("side inputs that hold for all steps", listed(wrong), "give prompts of "
@@ -55,6 +57,7 @@ def begun(
                    'net.children["encoder"](params["encoder"], source, mask=source_mask)')
         raise LayerError("memory in place of source", show(side["source"]),
                          f"encode it once: memory={encoded}, memory_mask=source_mask")
+    taken(net, side)  # before a program is handed what is no array
     state = {} if state is None else state
     ids, real = _padded(prompts)
     longest = ids.shape[1]

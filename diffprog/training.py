@@ -21,6 +21,7 @@ from diffprog.axes import check_examples
 from diffprog.computed import trainable
 from diffprog.data import arrays
 from diffprog.errors import LayerError
+from diffprog.guards import check_key
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, show
 from diffprog.objectives import Objective, explained
@@ -151,13 +152,15 @@ def make_step(
     own = of_net(net, optimizer)
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
+        check_key(key)
         first, later = jax.random.split(key)
         params, state = net.init(first, arrays(x), **arrays(side))
         if params and not any(jax.tree.leaves(trainable(net, params))):
             raise LayerError("a net with something to train", f"{net!r}, which is frozen",
                              "freeze less of it: name what trains by but=")
-        # Some optimizers keep the initial parameters; a buffer can be donated only once.
-        opt = jax.tree.map(jnp.copy, own.init(params))
+        # Some optimizers keep the initial parameters, and an init may give an array that is not its
+        # own, such as a pretrained table; a buffer can be donated only once.
+        params, state, opt = jax.tree.map(jnp.copy, (params, state, own.init(params)))
         return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
 
     def apply(now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -29,9 +29,11 @@ from diffprog.objectives import (
     Metrics,
     Objective,
     check_logits,
+    check_target,
     inputs,
     parts,
     real_targets,
+    unreduced,
 )
 
 __all__ = ["elbo", "gaussian_kl"]
@@ -84,11 +86,12 @@ def elbo(
         if called(loss) is binary_cross_entropy and "decoder" in net.children:
             check_logits(net.children["decoder"])
         x, y, side = parts(net, batch)
+        check_target(y)
         output, state = net.apply(params, state, x, key=key, train=train, **side)
         prediction, latent = _pair(output, "a pair, the prediction and (mean, log_variance)")
         mean, log_variance = _pair(latent, "a pair (mean, log_variance) beside the prediction")
         mask, weights = real_targets(net, batch, x, side, y.shape, lambda output: output[0])
-        surprise = _rows(loss(prediction, y, mask=mask, reduction="none")).sum(1)
+        surprise = _rows(unreduced(loss, prediction, y, mask, y.shape)).sum(1)
         real = None if mask is None else _rows(spread(mask, y.shape)).any(1)
         weights = None if weights is None else _of_examples(batch["sample_weight"], len(y))
         reconstruction = average(surprise, real, weights)

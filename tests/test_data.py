@@ -76,5 +76,5 @@ def test_what_cannot_be_cut_is_refused():
 
 
 def test_nested_lists_are_refused():
-    with pytest.raises(dp.LayerError, match="arrays of one length"):
+    with pytest.raises(dp.LayerError, match="arrays with an axis of examples"):
         dp.batches([[1.0, 2.0], [3.0, 4.0]], 1)

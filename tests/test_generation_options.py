@@ -11,6 +11,7 @@ from writing_nets import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
 
 import diffprog as dp
 from diffprog import generation
+from diffprog.prompts import begun
 
 GPT = NETS["gpt"]
 # A net of which nothing is asked but scores that are all alike, so that what is written is said by
@@ -45,6 +46,16 @@ def likeliest(prompt, steps=5):
     for _ in range(steps):
         row.append(int(TABLE[row[-1]].argmax()))
     return row[len(prompt):]
+
+
+def test_steps_may_be_a_number_of_numpy():
+    """What a net is known to take does not overflow."""
+    nets = [dp.program(table=dp.embedding(7, 7))(lambda layers, x, *, mask=None: layers.table(x))
+            for _ in range(2)]
+    params = {"table": {"embedding": jnp.asarray(TABLE)}}
+    one, other = (begun(net, params, None, PROMPTS, steps, {})
+                    for net, steps in zip(nets, (5, np.int64(5)), strict=True))
+    np.testing.assert_array_equal(one.mask, other.mask)
 
 
 # Where to end.

@@ -131,6 +131,23 @@ def test_noise_is_weighted():
     assert run([3, 0, 0, 1]) == pytest.approx((0.75 * alone[0][0] + 0.25 * alone[3][0], 20))
 
 
+@pytest.mark.parametrize("loss", [
+    lambda output, y, *, mask: jnp.square(output - y).mean(),
+    lambda output, y, **options: jnp.square(output - y).mean(),
+    lambda output, y, **options: jnp.square(output - y).mean(-1)], ids=range(3))
+def test_a_loss_that_cannot_be_weighed_is_refused(loss):
+    for objective, net in ((dp.regression(loss), dp.linear(5)), (dp.elbo(loss), LATENT)):
+        params, _ = net.init(KEY, X)
+        batch = {"x": X, "y": X, "sample_weight": WEIGHTS}
+        error = refused(objective, net, params, {}, batch, key=None, train=True)
+        assert "one number for each entry, (4, 5)" in error.wants
+
+
+def test_a_weight_below_nothing_is_none():
+    loss, _ = asked("classification")(batch_of("classification", sample_weight=-WEIGHTS))
+    assert np.isnan(loss)
+
+
 def test_weights_that_sum_up_to_nothing_are_no_nan():
     for name in ("classification", "elbo", "next token"):
         loss, (_, metrics) = asked(name)(batch_of(name, sample_weight=np.zeros(4)))
@@ -253,19 +270,29 @@ def test_a_loss_of_ones_own_broadcasts_nothing(own):
     dp.linear(3) >> jax.nn.softmax, dp.serial(a=dp.linear(3), b=jax.nn.sigmoid),
     dp.serial(dp.linear(3), dp.serial(jnp.tanh, functools.partial(jax.nn.softmax, axis=-1))),
     dp.mixed(dp.linear(3) >> jax.nn.softmax, jnp.bfloat16), dp.freeze(
-        dp.linear(3) >> jax.nn.softmax, "**/bias"), dp.remat(dp.linear(3) >> jax.nn.sigmoid)],
+        dp.linear(3) >> jax.nn.softmax, "**/bias"), dp.remat(dp.linear(3) >> jax.nn.sigmoid),
+    dp.linear(3) >> jax.jit(jax.nn.softmax)],
     ids=repr)
 @pytest.mark.parametrize("objective", [dp.classification(), dp.binary_classification(),
                                        dp.penalized(dp.classification(), dp.l2)])
 def test_probabilities_are_no_logits(net, objective):
     error = refused(objective, net, {}, {}, (X, LABELS), key=None, train=True)
     assert error.wants == "a net that gives logits"
-    assert any(name in error.got for name in ("jax.nn.softmax", "jax.nn.sigmoid"))
+    assert any(name in error.got for name in ("softmax", "sigmoid"))
 
 
 def test_other_objectives_of_logits_look_too():
     error = refused(dp.next_token(), SCORES >> jax.nn.softmax, {}, {}, IDS, key=None, train=True)
     assert "jax.nn.softmax" in error.got
+    whole = dp.serial(body=dp.embedding(7, 3), head=dp.linear(7, bias=False), p=jax.nn.softmax)
+    params, _ = whole.init(KEY, IDS)
+    chunked = dp.chunked_next_token("body", "head/kernel")
+    assert "softmax" in refused(chunked, whole, params, {}, IDS, key=None, train=True).got
+    pair = dp.branch(SCORES, dp.serial(SCORES, dp.collapse("mean"), jax.nn.softmax))
+    params, _ = pair.init(KEY, IDS)
+    batch = {"x": IDS, "y": (HIDDEN, np.array([0, 1, 1, 0]))}
+    assert "softmax" in refused(
+        dp.masked_language(), pair, params, {}, batch, key=None, train=True).got
     net = dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5) >> jax.nn.sigmoid)
     assert "sigmoid" in refused(dp.elbo(), net, {}, {}, (X, X), key=None, train=True).got
 

@@ -8,6 +8,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cases import CASES
 from flax import linen, nnx
@@ -87,6 +88,31 @@ def test_a_layer_of_ones_own_sees_arrays_of_jax():
     assert all(isinstance(a, jax.Array) for a in seen)
 
 
+def test_parameters_may_begin_as_arrays_of_numpy():
+    """An init may give them; a state too, which equals its plan then."""
+    own = dp.Layer(lambda key, x: ({"w": [np.ones(4)]}, {"seen": np.zeros(())}),
+                   lambda params, state, x, *, key=None, train=False: (
+                       x * params["w"][0], {"seen": state["seen"] + 1}))
+    for net in (own, dp.serial(own=own), dp.repeat(2, own)):
+        params, state = net.init(KEY, X)
+        assert all(isinstance(a, jax.Array) for a in jax.tree.leaves((params, state)))
+        dp.tree.verify(net, params, X, state=state)
+
+
+def test_parameters_that_begin_as_an_array_of_the_users_are_copied():
+    """A step takes the memory of what it was given, and must not take that of a pretrained table.
+    """
+    table = jnp.ones((5, 3))
+    own = dp.stateless(lambda key, x: {"table": table, "again": table},
+                       lambda params, x: params["table"][x] + params["again"][x])
+    batch = np.array([0, 3]), np.zeros((2, 3), np.float32)
+    for step in (dp.make_step(own, dp.regression(), optax.sgd(0.1)),
+                 dp.make_game(dp.serial(own=own), {"own": dp.Player(
+                     dp.regression(), optax.sgd(0.1))}, inputs=lambda batch: batch[0])):
+        step.apply(step.init(KEY, batch[0]), batch)
+        assert not table.is_deleted()
+
+
 # NumPy's numbers
 
 
@@ -105,6 +131,9 @@ MADE = {
                                              causal=np.True_),
     "rotary": lambda n: dp.self_attention(n(2), rotary=dp.rotary(
         base=np.float32(8), scaling=dp.linear_scaling(np.float32(2)))),
+    "dcgan_generator": lambda n: dp.dcgan_generator(n(8), n(1), width=n(2)),
+    "gpt": lambda n: dp.gpt(n(5), length=n(8), width=n(8), depth=n(1), heads=n(2),
+                            dropout=np.float32(0.5)),
 }
 
 
@@ -116,7 +145,7 @@ def python(n):
 def test_numbers_of_numpy_are_options(name):
     """They are those of Python from then on: a layer shows and computes what it would with them."""
     kinds = [MADE[name](kind) for kind in (np.int64, np.uint8, np.int32, python)]
-    assert len(set(map(repr, kinds))) == 1
+    assert len(set(kinds)) == len(set(map(repr, kinds))) == 1
     assert "np." not in repr(kinds[0]) and "array" not in repr(kinds[0])
 
 
@@ -260,6 +289,8 @@ FOREIGN = {
     "linen": (lambda: linen.Dense(4), "from_linen"),
     "equinox": (lambda: eqx.nn.MLP(4, 4, 4, 1, key=KEY), "from_equinox"),
     "a method of equinox": (lambda: Dense(eqx.nn.Linear(4, 4, key=KEY)).encode, "from_equinox"),
+    "equinox over a batch": (lambda: jax.vmap(eqx.nn.Linear(4, 4, key=KEY)), "from_equinox"),
+    "nnx that is jitted": (lambda: functools.partial(jax.jit(Own().encode)), "from_nnx"),
     "haiku": (lambda: hk.transform(lambda x: x), "from_haiku"),
     "haiku with state": (lambda: hk.transform_with_state(lambda x: x), "from_haiku"),
 }

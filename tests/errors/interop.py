@@ -3,6 +3,7 @@
 import equinox as eqx
 import haiku as hk
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 from jax.example_libraries import stax
@@ -48,6 +49,8 @@ EXAMPLES = {
     "serial(<Linear>): wants a layer, or a function without parameters of its own, got Linear of "
     "another library; write dp.interop.from_nnx(...): a function's parameters are never trained":
         lambda: dp.serial(nnx.Linear(4, 4, rngs=nnx.Rngs(0))),
+    "serial(tanh): wants a function that JAX can trace, got np.tanh; write jnp.tanh":
+        lambda: dp.serial(np.tanh),
     "wants a module of flax.linen, got Dense; call its class: nn.Dense(3)":
         lambda: interop.from_linen(nn.Dense),
     "wants call=, of a module that takes more than x, got BatchNorm, which takes mask, "

@@ -20,6 +20,13 @@ LAST = dp.stateless(None, lambda params, x: jnp.ones((len(x), 7)), name="last")
 NEVER = dp.serial(embed=dp.embedding(7, 4), look=dp.self_attention(2), head=dp.linear(7))
 
 
+class Penalty:
+    __hash__ = None
+
+    def __call__(self, logits, text):
+        return logits
+
+
 def drawn(net, **side):
     return params(net, IDS, **side)
 
@@ -154,6 +161,11 @@ EXAMPLES = {
         ask(top_p=0.0),
     "wants top_p in (0, 1], got 1.1; pass a probability, or None to leave it out":
         ask(top_p=1.1),
+    "wants top_p in (0, 1], got float32[3]; pass a probability, or None to leave it out":
+        ask(top_p=jnp.full(3, 0.5)),
+    "wants only side inputs that it takes (attention_bias, attention_mask, mask, positions, "
+    "segments), got callback; leave it out, or add a layer that takes it":
+        search(callback=print),
     "wants top_k as an int of at least 1, got 0; pass 1 or more":
         ask(top_k=0),
     "wants top_k of at most 7, the vocabulary, got 8; lower it":
@@ -211,7 +223,16 @@ EXAMPLES = {
     'memory=net.children["encoder"](params["encoder"], source, mask=source_mask), '
     "memory_mask=source_mask":
         ask([[1]], TRANSLATOR, drawn(TRANSLATOR, source=IDS), source=jnp.ones((1, 2), int)),
+    "wants adjust as a function (logits, text), got 1.2; pass lambda logits, text: logits / 2, for "
+    "example":
+        ask(adjust=1.2),
+    "wants adjust as a function that has a hash, got <Penalty>; write @dataclass(frozen=True), or "
+    "pass a plain function: its program is remembered by it":
+        search(adjust=Penalty()),
+    "wants callback as a function (step, tokens), got 3; pass lambda step, tokens: print(tokens), "
+    "for example":
+        ask(callback=3),
     "wants scores that are numbers, got NaN for prompt 0; look for ids outside the vocabulary, "
-    "and for NaN in the parameters by tree.nonfinite(params)":
+    "for an adjust that leaves no token, and for NaN in the parameters by tree.nonfinite(params)":
         ask([[1]], RAW, {"embedding": jnp.full((7, 7), jnp.nan)}),
 }

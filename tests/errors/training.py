@@ -115,6 +115,10 @@ def maskless(output, target):
     return ((output - target) ** 2).mean()
 
 
+def meaned(output, target, *, mask):
+    return ((output - target) ** 2).mean()
+
+
 GAME = dp.serial(one=NET, other=dp.batch_norm())
 PLAYER = dp.Player(dp.classification(), optax.sgd(0.1))
 FORM = ("return them: the new state of the net, and metrics by name, means over metrics['count'] "
@@ -186,6 +190,16 @@ EXAMPLES = {
     "wants a net that gives logits, got one that ends in jax.nn.softmax; leave it out: the loss "
     "does it itself, and predictions are jax.nn.softmax(net(params, x))":
         asked(dp.classification(), DATA[0], dp.serial(NET, jax.nn.softmax)),
+    "wants labels as one array, got [0, 1]; convert them: jnp.asarray(labels)":
+        lambda: dp.accuracy(jnp.ones((2, 3)), [0, 1]),
+    "wants targets y as one array, got (int32[], int32[], int32[]); convert them: np.asarray(y)":
+        asked(dp.classification(), (XS[:3], (0, 1, 2))),
+    "wants integer labels, got float32[12]; convert them: labels.astype(jnp.int32)":
+        asked(dp.classification(), (XS, YS.astype(jnp.float32))),
+    'wants a loss that gives one number for each entry, (12, 3), with reduction="none", got '
+    'meaned; let it take reduction="mean", and return what it takes the mean of where that is '
+    '"none"':
+        asked(dp.regression(meaned), {"x": XS, "y": jnp.ones((12, 3)), "sample_weight": YS}),
     # Objectives of one's own.
     f"wants an objective that returns loss, (state, metrics), got (float32[], {{}}); {FORM}":
         answering(lambda loss, state: (loss, state)),
@@ -196,11 +210,26 @@ EXAMPLES = {
     "batch, and side inputs in the dict":
         lambda: train(COMPARING, [{"z": XS}], 1),
     # Data.
+    "wants data as an iterable of batches, got {x: float32[12,4], y: int32[12]}; write "
+    "batches(data, 32), or [data] if it is one batch":
+        lambda: train(sgd(), {"x": XS, "y": YS}, 1),
+    "wants validation data as an iterable of batches, got 3; write batches(data, 32), or [data] "
+    "if it is one batch":
+        lambda: train(sgd(), DATA, 1, validation=3),
+    "wants a key, got 0; pass jax.random.key(seed), and map over several by vmap":
+        lambda: dp.fit(sgd(), DATA, key=0, steps=1),
+    "wants a TrainState or a Fit, got {bias: float32[3], kernel: float32[4,3]}; pass what fit or "
+    "step.init gave, step.init(key, x)._replace(params=params), for example":
+        lambda: train(sgd(), DATA, 1, state=state(sgd()).params),
+    "wants the state of this optimizer, got that of another one; begin it anew: "
+    "step.init(key, x)._replace(params=state.params, state=state.state)":
+        lambda: train(dp.make_step(NET, dp.classification(), optax.adam(0.1)), DATA, 1,
+                      state=state(sgd())),
     "wants arrays of one length along the first axis, got (float64[3], float64[4]); cut them to "
     "one length":
         lambda: dp.batches((np.ones(3), np.ones(4)), 2),
-    "wants arrays of one length along the first axis, got [[1.0, 2.0], [3.0, 4.0]]; cut them to "
-    "one length":
+    "wants arrays with an axis of examples, got [[1.0, 2.0], [3.0, 4.0]]; convert it: "
+    "np.asarray(x)":
         lambda: dp.batches([[1.0, 2.0], [3.0, 4.0]], 1),
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.batches(np.ones(3), 0),
