@@ -62,6 +62,11 @@ def test_no_entry_is_a_name_of_this_library():
     ("DataLoader", "dp.batches"), ("dropuot", "dp.dropout"), ("liner", "dp.linear"),
     ("self_atention", "dp.self_attention"), ("sinusoidal_position", "dp.sinusoidal_positions"),
     ("softmx", "jax.nn.softmax"), ("Sequentail", "dp.serial"),
+    ("jit", "jax.jit"), ("vmap", "jax.vmap"), ("no_grad", "jax.lax.stop_gradient"),
+    ("unfreeze", "the layer itself"), ("transform", "dp.program"), ("GEGLU", "dp.swiglu"),
+    ("ModelCheckpoint", "dp.fit(..., callback=f)"), ("EarlyStopping", "dp.fit(..., patience=n)"),
+    ("Bidirectional", "dp.recurrent(cell, bidirectional=True)"), ("FanOut", "dp.branch"),
+    ("FanInSum", "dp.add"), ("PRNGKey", "jax.random.key"), ("eval", "net.apply"),
 ])
 def test_names_that_one_may_know(name, use):
     assert said(name).startswith(use) and list(resolved(said(name))) is not None
