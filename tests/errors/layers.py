@@ -163,8 +163,11 @@ EXAMPLES = {
     "write linear(...) >> layer >> linear(...) for a layer with parameters":
         lambda: dp.ffn(4, dp.prelu()),
     "ffn(4, activation='relu'): wants an activation that is a function of an array, got 'relu'; "
-    "write linear(...) >> layer >> linear(...) for a layer with parameters":
+    "pass jax.nn.relu, for example":
         lambda: dp.ffn(4, "relu"),
+    "ffn(8, activation=32): wants an activation that is a function of an array, got 32; write "
+    "ffn(32): init reads the size of the input off x":
+        lambda: dp.ffn(8, 32),
     "ffn(4, dropout=1): wants dropout in [0, 1), got 1; pass a share, not a percentage":
         lambda: dp.ffn(4, dropout=1),
     "add_norm(ffn(4), dropout=10): wants dropout in [0, 1), got 10; pass a share, not a percentage":
