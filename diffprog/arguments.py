@@ -51,6 +51,14 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise LayerError(wanted, repr(value), f"pass {least} or more")
 
 
+def check_copies(n: Any) -> None:
+    """Raise unless a number of copies is a count; the layer comes after it."""
+    if callable(n):
+        raise LayerError("n as an int of at least 1", show(n),
+                         "give the number first, as in repeat(3, layer)")
+    check_count("n", n)
+
+
 def known(size: Any) -> bool:
     """Is a size a number? One that `jax.export` leaves open cannot be compared."""
     return isinstance(size, int)

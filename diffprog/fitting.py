@@ -14,10 +14,10 @@ import jax
 
 from diffprog.arguments import check_count, check_kept, donated
 from diffprog.courses import Course, Fit
-from diffprog.data import Batches, as_batch, check_ends
+from diffprog.data import Batches, as_batch, check_batches, check_ends
 from diffprog.errors import LayerError
 from diffprog.notation import code
-from diffprog.training import Step, TrainState, check_step
+from diffprog.training import Step, TrainState, check_state, check_step
 
 __all__ = ["Fit", "fit"]
 
@@ -89,7 +89,11 @@ def fit(
         check_count("patience", patience)
         if validation is None:
             raise LayerError("validation data for patience", "none", "pass validation=batches(...)")
-    check_ends("validation data", validation)
+    check_batches("data", data)
+    if validation is not None:
+        check_ends("validation data", validation)
+    if state is not None and not isinstance(state, Fit):
+        check_state(state)
     check_kept(state)
     stream = _endless(data, _place(data, data_from, state))
     batch = next(stream)

@@ -19,6 +19,7 @@ import optax
 from diffprog.arguments import check_count
 from diffprog.averages import across, at_rest, averaged, counted, means, unless
 from diffprog.errors import LayerError
+from diffprog.guards import check_key
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, listed, show
 from diffprog.objectives import Metrics, Objective, explained
@@ -116,6 +117,7 @@ def make_game(
     parts = max(player.steps for player in players.values())
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
+        check_key(key)
         first, later = jax.random.split(key)
         params, state = net.init(first, x, **side)
         if idle := params.keys() - players.keys():

@@ -88,7 +88,7 @@ def guarded_init(layer: Layer, raw: Any) -> Any:
     def init(key: jax.Array, x: Any = NOTHING, **side: Any) -> tuple[Params, State]:
         with signed(layer.__repr__, x):
             _check_given("init(key, x)", x)
-            _check_key(key)
+            check_key(key)
             layer.plan(x, **side)  # whatever is wrong with x shows here, before anything is drawn
             x, side = inputs(x), inputs(taken(layer, side))
             with _explained(lambda known: known.of_init(layer, raw, x, side)):
@@ -213,7 +213,8 @@ def check_short_form(x: Any, side: dict[str, Any]) -> None:
     """Refuse ``net(x)``, and training by ``net(params, x)``."""
     if x is NOTHING:
         raise LayerError("net(params, x)", "one argument",
-                         "call layers.<name>(x), the child, inside a program")
+                         "call layers.<name>(x), the child, inside a program, and "
+                         "net(params, x) outside of one")
     if side.pop("train", False):
         raise LayerError("net.apply for training", "train=True in the short form",
                          "call net.apply: the short form would lose the new state")
@@ -316,7 +317,8 @@ def _check_own(layer: Layer) -> None:
             "on merge(net, params, state)")
 
 
-def _check_key(key: Any) -> None:
+def check_key(key: Any) -> None:
+    """Raise unless it is one key, typed or raw."""
     dtype = getattr(key, "dtype", np.dtype(bool))
     typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
     raw = dtype == np.uint32 and key.shape in ((2,), (4,))  # as jax.random.PRNGKey makes them
@@ -337,9 +339,12 @@ def _check_call(
                          "unpack it: params, state = net.init(key, x)")
     for kind, given in (("params", params), ("state", state)):
         if not isinstance(given, dict):
-            raise LayerError(f"{kind} as a dict", show(given), "pass what init gave")
+            trained = hasattr(given, kind)  # a state of training
+            raise LayerError(f"{kind} as a dict", type(given).__name__ if trained else show(given),
+                             f"pass its own {kind}: state.{kind}" if trained else
+                             "pass what init gave")
     if key is not None:
-        _check_key(key)
+        check_key(key)
     if layer.children:
         return  # a program answers for its children's names, and they for their own
     if layer.random and train and key is None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffprog.arguments import check_array, check_count
 from diffprog.errors import LayerError
-from diffprog.layer import Layer
+from diffprog.layer import Layer, check_layer
 from diffprog.notation import clip, listed, show
 from diffprog.plans import Params, State
 from diffprog.transforms.unroll import unrolled
@@ -43,6 +43,7 @@ def begun(
     side: dict[str, Any],
 ) -> Begin:
     """Prompts as one array, padded to a length that many prompts share."""
+    check_layer(net, "generate(net, params, prompts, steps)")
     check_count("steps", steps)
     side = {name: value for name, value in side.items() if value is not None}
     if wrong := side.keys() & _OF_CHUNKS:

@@ -21,6 +21,7 @@ from diffprog.axes import check_examples
 from diffprog.computed import trainable
 from diffprog.data import arrays
 from diffprog.errors import LayerError
+from diffprog.guards import check_key
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, show
 from diffprog.objectives import Objective, explained
@@ -151,6 +152,7 @@ def make_step(
     own = of_net(net, optimizer)
 
     def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
+        check_key(key)
         first, later = jax.random.split(key)
         params, state = net.init(first, arrays(x), **arrays(side))
         if params and not any(jax.tree.leaves(trainable(net, params))):
@@ -205,7 +207,8 @@ class Compiled:
         self.lower, self.trace = self.jitted.lower, self.jitted.trace
 
     def __call__(self, state: TrainState, batch: Any, *more: Any, **named: Any) -> Any:
-        check_kept(getattr(state, "step", None))  # which is donated with all else
+        check_state(state)
+        check_kept(state.step)  # which is donated with all else
         try:
             return self.jitted(state, arrays(batch), *more, **named)
         except Exception:
@@ -236,6 +239,12 @@ def check_step(step: Any) -> None:
     """Raise unless it is a step."""
     if not isinstance(step, Step):
         raise LayerError("a Step", code(step), "pass make_step(net, objective, optimizer)")
+
+
+def check_state(state: Any) -> None:
+    """Raise unless it is a state of training."""
+    if not isinstance(state, TrainState):
+        raise LayerError("a TrainState", show(state), "pass fit.state, or what step.init gives")
 
 
 def check_objective(net: Layer, objective: Any) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_nets import KEY, NET, NOISY, assert_same, examples, noisy, numbers, sgd
+from training_nets import KEY, NET, NOISY, assert_same, examples, noisy, numbers, sgd, train
 
 import diffprog as dp
 
@@ -155,3 +155,12 @@ def test_a_state_that_changes_its_structure_is_refused():
     step = sgd(dp.serial(NET, grows))
     with pytest.raises(dp.LayerError, match="one structure"):
         step.apply(step.init(KEY, x), (x, y))
+
+
+@pytest.mark.parametrize("state", [{"kernel": 0}, ({}, {}), ()])
+def test_what_is_no_state_of_training_is_refused(state):
+    step, batch = sgd(), examples()
+    for call in (lambda: step.apply(state, batch), lambda: step.evaluate(state, batch),
+                 lambda: train(step, [batch], 1, state=state)):
+        with pytest.raises(dp.LayerError, match="a TrainState.*pass fit"):
+            call()

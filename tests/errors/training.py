@@ -293,6 +293,15 @@ EXAMPLES = {
     "wants metrics that are one number each, as each, got float32[3]; take its mean, or return its "
     "entries under names of their own":
         lambda: train(COUNTED, DATA, 1),
+    "wants data as batches, one after another, got (float32[12,4], int32[12]); pass "
+    "batches(data, batch_size), or [batch] for a single one":
+        lambda: train(sgd(), DATA[0], 1),
+    "wants validation data as batches, one after another, got <lambda training.py:300>":
+        lambda: train(sgd(), DATA, 1, validation=lambda: DATA),
+    "wants a net, as in predict(net, params, x), got {}; pass the layer that init was called of":
+        lambda: dp.predict({}, NET, XS),
+    "wants a key, got float32[12,4]; pass jax.random.key(seed), and map over several by vmap":
+        lambda: sgd().init(XS, KEY),
     "wants validation data that ends, got endless batches(..., seed=...); write "
     "batches(..., epochs=1)":
         lambda: train(sgd(), DATA, 1, validation=dp.batches(DATA[0], 4, seed=0)),
