@@ -24,7 +24,7 @@ from diffprog.errors import LayerError
 from diffprog.guards import check_key
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, show
-from diffprog.objectives import Objective, explained
+from diffprog.objectives import Objective, explained, inputs
 from diffprog.optimizers import check_optimizer, descend, looked_at, of_net
 from diffprog.parameters import fold
 from diffprog.plans import Params, State
@@ -254,6 +254,13 @@ def check_objective(net: Layer, objective: Any) -> None:
     except TypeError as error:
         raise LayerError("an objective (net, params, state, batch, *, key, train)", code(objective),
                          "pass dp.classification(), for example") from error
+    shown = getattr(objective, "inputs", inputs)
+    try:
+        inspect.signature(shown).bind(net, None)
+    except TypeError as error:
+        raise LayerError("objective.inputs as a function (net, batch)", code(shown),
+                         "write lambda net, batch: (x, {}), with the x that the net is shown, and "
+                         "side inputs in the dict") from error
 
 
 def _number(step: Any) -> str:

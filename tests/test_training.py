@@ -162,5 +162,5 @@ def test_what_is_no_state_of_training_is_refused(state):
     step, batch = sgd(), examples()
     for call in (lambda: step.apply(state, batch), lambda: step.evaluate(state, batch),
                  lambda: train(step, [batch], 1, state=state)):
-        with pytest.raises(dp.LayerError, match="a TrainState.*pass fit"):
+        with pytest.raises(dp.LayerError, match=r"a TrainState.*pass fit"):
             call()
