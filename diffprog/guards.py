@@ -143,6 +143,9 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
             _check_call(layer, params, state, x, None, False, side)
             params, state = arrays((params, state))
             carried = raw(params, state, x, length=length, **side)
+            if not isinstance(carried, dict):
+                raise LayerError("start to return a state, a dict", show(carried),
+                                 "give what is carried a name: {'carry': h}")
             return _distinct(carried, (params, state, x, side))
 
     return _keeping(start, raw)

@@ -120,7 +120,22 @@ def noise(**record):
     return dp.Layer(lambda key, x: ({}, {}), noisy_always, name="noise", **record)
 
 
+def counting(params, state, x, **side):
+    return x, {"count": state["count"] + 1}
+
+
+def counter(start):
+    return dp.Layer(lambda key, x, **side: ({}, {}), counting, start, name="counter")
+
+
 EXAMPLES = {
+    "at (counter): wants an apply that runs without a carry too, got one that reads it of {}; begin "
+    "it with carry = state or start(params, state, x, length=1), and return the state that came if "
+    "it is empty":
+        at(counter(lambda params, state, x, **side: {"count": jnp.zeros(2)}), X),
+    "counter: wants start to return a state, a dict, got float32[2]; give what is carried a name: "
+    "{'carry': h}":
+        lambda: counter(lambda params, state, x, **side: jnp.zeros(2)).start({}, {}, X, length=1),
     "noise: wants a layer that says that it draws, got random=False; pass Layer(init, apply, "
     "random=True): no other is given a key":
         lambda: noise().apply({}, {}, X, key=KEY, train=True),
