@@ -144,7 +144,7 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
             params, state = arrays((params, state))
             carried = raw(params, state, x, length=length, **side)
             if not isinstance(carried, dict):
-                raise LayerError("start to return a state, a dict", show(carried),
+                raise LayerError("a start that returns a dict", show(carried),
                                  "give what is carried a name: {'carry': h}")
             return _distinct(carried, (params, state, x, side))
 

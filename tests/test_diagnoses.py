@@ -70,7 +70,7 @@ def test_a_start_gives_a_carry_by_names():
     cell = dp.Layer(lambda key, x, **side: ({}, {}), lambda params, state, x, **side: (x, state),
                     lambda params, state, x, **side: jnp.zeros_like(x), name="own")
     error = refused(dp.recurrent(cell).init, KEY, jnp.ones((2, 3, 4)))
-    assert error.wants == "start to return a state, a dict" and "{'carry': h}" in error.remedy
+    assert error.wants == "a start that returns a dict" and "{'carry': h}" in error.remedy
 
 
 def test_another_mistake_is_told_as_it_is():

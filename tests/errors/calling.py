@@ -129,11 +129,11 @@ def counter(start):
 
 
 EXAMPLES = {
-    "at (counter): wants an apply that runs without a carry too, got one that reads it of {}; begin "
-    "it with carry = state or start(params, state, x, length=1), and return the state that came if "
-    "it is empty":
+    "at (counter): wants an apply that runs without a carry too, got one that reads it of {}; "
+    "begin it with carry = state or start(params, state, x, length=1), and return the state that "
+    "came if it is empty":
         at(counter(lambda params, state, x, **side: {"count": jnp.zeros(2)}), X),
-    "counter: wants start to return a state, a dict, got float32[2]; give what is carried a name: "
+    "counter: wants a start that returns a dict, got float32[2]; give what is carried a name: "
     "{'carry': h}":
         lambda: counter(lambda params, state, x, **side: jnp.zeros(2)).start({}, {}, X, length=1),
     "noise: wants a layer that says that it draws, got random=False; pass Layer(init, apply, "

@@ -92,7 +92,8 @@ EXAMPLES = {
         lambda: NORM.apply(*NORM.init(KEY, X), X[:1], train=True),
     "at (batch_norm()): wants a mask of booleans, got float32[4,3]":
         at(dp.batch_norm(), floats(4, 3, 2), mask=floats(4, 3)),
-    "at (batch_norm()): wants a mask of the leading axes of (4, 3, 2), got bool[3]":
+    "at (batch_norm()): wants a mask of the leading axes of (4, 3, 2), got bool[3]; give it an "
+    "axis of examples, as by jnp.broadcast_to(mask, (4, 3))":
         at(dp.batch_norm(), floats(4, 3, 2), mask=bools(3)),
     "group_norm(True): wants groups as an int of at least 1, got True; pass a Python int":
         lambda: dp.group_norm(True),
