@@ -112,9 +112,14 @@ def donated(state: Any) -> bool:
 def check_kept(state: Any) -> None:
     """Raise if a step was given this state, or that of which it is a part, and took its memory."""
     if donated(state):
-        raise LayerError("a state that is still there", "one that was donated to a later step",
-                         "keep a copy, jax.tree.map(jnp.copy, state), or go on from what the step "
-                         "returned: make_step(..., donate=False) keeps them all")
+        raise given_up()
+
+
+def given_up() -> LayerError:
+    """What is wrong with a state whose memory a step took."""
+    return LayerError("a state that is still there", "one that was donated to a later step",
+                      "keep a copy, jax.tree.map(jnp.copy, state), or go on from what the step "
+                      "returned: make_step(..., donate=False) keeps them all")
 
 
 def held(x: Any) -> Any:

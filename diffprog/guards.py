@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import arrays, check_kept, check_numbers, check_steps
+from diffprog.arguments import arrays, check_kept, check_numbers, check_steps, given_up
 from diffprog.dtypes import is_float
 from diffprog.errors import LayerError, signed
 from diffprog.notation import called, listed, name_of, show
@@ -164,6 +164,8 @@ def _explained(
     except LayerError:
         raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and "has been deleted" in str(error):
+            raise given_up() from error  # inside of jax.grad there is no array to be looked at
         from diffprog import diagnoses, meshes  # they serve errors alone
 
         if found := meshes.unplaced(error, given) or reason(diagnoses):

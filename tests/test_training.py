@@ -164,3 +164,17 @@ def test_what_is_no_state_of_training_is_refused(state):
                  lambda: train(step, [batch], 1, state=state)):
         with pytest.raises(dp.LayerError, match=r"a TrainState.*pass fit"):
             call()
+
+
+@pytest.mark.parametrize("ask", [
+    lambda params, x: jax.grad(lambda params: NET(params, x).sum())(params),
+    lambda params, x: jax.vmap(lambda x: NET(params, x))(x),
+    lambda params, x: jax.linearize(lambda params: NET(params, x), params),
+], ids=["grad", "vmap", "linearize"])
+def test_a_donated_state_is_told_inside_of_transformations(ask):
+    x, y = examples()
+    step = sgd()
+    state = step.init(KEY, x)
+    step.apply(state, (x, y))
+    with pytest.raises(dp.LayerError, match="donated to a later step; keep a copy"):
+        ask(state.params, jnp.asarray(x))
