@@ -61,6 +61,14 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise LayerError(wanted, repr(value), f"pass {least} or more")
 
 
+def check_copies(n: Any) -> None:
+    """Raise unless a number of copies is a count; the layer comes after it."""
+    if callable(n):
+        raise LayerError("n as an int of at least 1", show(n),
+                         "give the number first, as in repeat(3, layer)")
+    check_count("n", n)
+
+
 def known(size: Any) -> bool:
     """Is a size a number? One that `jax.export` leaves open cannot be compared."""
     return isinstance(size, int)
@@ -114,9 +122,14 @@ def donated(state: Any) -> bool:
 def check_kept(state: Any) -> None:
     """Raise if a step was given this state, or that of which it is a part, and took its memory."""
     if donated(state):
-        raise LayerError("a state that is still there", "one that was donated to a later step",
-                         "keep a copy, jax.tree.map(jnp.copy, state), or go on from what the step "
-                         "returned: make_step(..., donate=False) keeps them all")
+        raise given_up()
+
+
+def given_up() -> LayerError:
+    """What is wrong with a state whose memory a step took."""
+    return LayerError("a state that is still there", "one that was donated to a later step",
+                      "keep a copy, jax.tree.map(jnp.copy, state), or go on from what the step "
+                      "returned: make_step(..., donate=False) keeps them all")
 
 
 def held(x: Any) -> Any:

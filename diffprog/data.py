@@ -13,7 +13,7 @@ import numpy as np
 
 from diffprog.arguments import check_count, held
 from diffprog.errors import LayerError
-from diffprog.notation import show
+from diffprog.notation import code, show
 
 __all__ = ["batches"]
 
@@ -80,6 +80,10 @@ class Batches:
     epochs: int | None
     length: int
 
+    def __repr__(self) -> str:
+        return (f"batches({show(self.data)}, {self.batch_size}, seed={self.seed}, "
+                f"epochs={self.epochs})")
+
     def __iter__(self) -> Iterator[Any]:
         return self.begun(0)
 
@@ -121,15 +125,16 @@ class Batches:
 
 
 def check_batches(name: str, data: Any) -> None:
-    """Raise for what is no iterable of batches; a dict is one batch, and its keys are none."""
-    if isinstance(data, Mapping) or not (
-            hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
-        raise LayerError(f"{name} as an iterable of batches", show(data),
-                         "write batches(data, 32), or [data] if it is one batch")
+    """Raise for what is no series of batches: one of them alone, or what gives none."""
+    alone = isinstance(data, Mapping) or (
+        isinstance(data, tuple) and any(hasattr(part, "shape") for part in data))
+    if alone or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise LayerError(f"{name} as batches, one after another", show(data) if alone else
+                         code(data), "pass batches(data, batch_size), or [batch] for a single one")
 
 
 def check_ends(name: str, data: Any) -> None:
-    """Raise for batches without end, which nothing can go through, and for what is none."""
+    """Raise for batches without end, which nothing can go through."""
     check_batches(name, data)
     if isinstance(data, Batches) and data.count is None:
         raise LayerError(f"{name} that ends", "endless batches(..., seed=...)",

@@ -53,6 +53,12 @@ def of_apply(
     run = lambda key, given: apply(*given[:3], key=key, train=train, **given[3])  # noqa: E731
     if layer.children or key is not None or _evaluated(run, None, given):
         return None
+    if layer.start and not state:
+        carry = _evaluated(lambda given: layer.start(*given[:3], length=1, **given[3]), given)
+        if carry and _evaluated(run, None, (params, carry, x, dict(side))):
+            return LayerError("an apply that runs without a carry too", "one that reads it of {}",
+                              "begin it with carry = state or start(params, state, x, length=1), "
+                              "and return the state that came if it is empty")
     if not _evaluated(run, _key(), given):
         return None
     if not layer.random:

@@ -17,10 +17,10 @@ from diffprog.averages import averages, examples
 from diffprog.axes import check_examples, parts, sides_of_examples
 from diffprog.data import as_batch, check_ends
 from diffprog.errors import LayerError
-from diffprog.layer import Layer
+from diffprog.layer import Layer, check_layer
 from diffprog.notation import show
 from diffprog.plans import Params, State, grown
-from diffprog.training import Step, TrainState, check_step
+from diffprog.training import Step, TrainState, check_state, check_step
 
 __all__ = ["evaluate", "predict"]
 
@@ -53,9 +53,8 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
         ['accuracy', 'loss']
     """
     check_step(step)
+    check_state(state)
     check_ends("data", data)
-    if not isinstance(state, TrainState):
-        raise LayerError("a TrainState", show(state), "pass fit.state, or what step.init gives")
     metrics, first, size = [], 0, 0
     for batch in data:
         batch = as_batch(batch)
@@ -105,6 +104,7 @@ def predict(
     if isinstance(net, Step):
         raise LayerError("a net to predict by", "a Step",
                          "write predict(step.net, step.eval_params(state), x, state=state.state)")
+    check_layer(net, "predict(net, params, x)")
     check_kept((params, state))
     x, side = as_batch((x, {name: value for name, value in side.items() if value is not None}))
     apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept

@@ -25,12 +25,7 @@ def factory(function: Callable[P, Layer]) -> Callable[P, Layer]:
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            takes = ", ".join(signature.parameters)
-            raise TypeError(f"{function.__name__}, which takes {takes}: {error}"
-                            f"{_meant(function.__name__, signature, args, kwargs)}") from None
+        bound = _given(function, signature, args, kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
             bound.arguments[name] = plain_numbers(value)
@@ -40,24 +35,22 @@ def factory(function: Callable[P, Layer]) -> Callable[P, Layer]:
     return make
 
 
-def _meant(
-    name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> str:
-    """What may have been meant by arguments that a factory does not take; "" if nobody knows."""
-    from diffprog.synonyms import argument  # it serves errors alone
+def _given(
+    function: Callable[..., Any], signature: inspect.Signature, args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> inspect.BoundArguments:
+    """The arguments by name; what does not fit is told with what may have been meant."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        from diffprog.synonyms import arguments  # it serves errors alone
 
-    parameters = signature.parameters
-    if unknown := [other for other in kwargs if other not in parameters]:
-        known = argument(unknown[0], parameters)
-        return f"; {known}" if known else ""
-    places = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if len(args) <= len(places) or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
-        return ""
-    if not all(isinstance(a, int) and not isinstance(a, bool) for a in args):
-        return "; name the arguments behind the star"
-    # Elsewhere the size of the input comes first, but of a norm in groups.
-    own = args[: len(places)] if "groups" in places else args[len(args) - len(places) :]
-    return (f"; write {name}({', '.join(map(str, own))}): init reads the size of the input off x")
+        name, parameters = function.__name__, signature.parameters
+        star = next((p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY), None)
+        takes = ", ".join(f"*, {p}" if p == star else p for p in parameters)
+        remedy = arguments(name, parameters, args, kwargs)
+        raise TypeError(f"{name}, which takes {takes}: {error}"
+                        + (f"; {remedy}" if remedy else "")) from None
 
 
 def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
@@ -69,7 +62,7 @@ def known(function: Callable[P, Layer]) -> Callable[P, Layer]:
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Layer:
-        given = signature.bind(*map(plain_numbers, args), **{
+        given = _given(function, signature, tuple(map(plain_numbers, args)), {
             name: plain_numbers(value) for name, value in kwargs.items()})
         layer = function(*given.args, **given.kwargs)
         given.apply_defaults()

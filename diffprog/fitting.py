@@ -16,8 +16,8 @@ from diffprog.arguments import check_count, check_kept, donated
 from diffprog.courses import Course, Fit
 from diffprog.data import Batches, as_batch, check_batches, check_ends
 from diffprog.errors import LayerError
-from diffprog.notation import code, show
-from diffprog.training import Step, TrainState, check_step
+from diffprog.notation import code
+from diffprog.training import Step, TrainState, check_state, check_step
 
 __all__ = ["Fit", "fit"]
 
@@ -92,9 +92,8 @@ def fit(
     check_batches("data", data)
     if validation is not None:
         check_ends("validation data", validation)
-    if not isinstance(state, (TrainState, Fit, type(None))):
-        raise LayerError("a TrainState or a Fit", show(state), "pass what fit or step.init gave, "
-                         "step.init(key, x)._replace(params=params), for example")
+    if state is not None and not isinstance(state, Fit):
+        check_state(state)
     check_kept(state)
     stream = _endless(data, _place(data, data_from, state))
     batch = next(stream)

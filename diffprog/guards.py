@@ -17,7 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import arrays, check_kept, check_numbers, check_steps, is_array
+from diffprog.arguments import (
+    arrays,
+    check_kept,
+    check_numbers,
+    check_steps,
+    given_up,
+    is_array,
+)
 from diffprog.dtypes import is_float
 from diffprog.errors import LayerError, signed
 from diffprog.notation import called, listed, name_of, show
@@ -143,6 +150,9 @@ def guarded_start(layer: Layer, raw: Any) -> Any:
             _check_call(layer, params, state, x, None, False, side)
             params, state = arrays((params, state))
             carried = raw(params, state, x, length=length, **side)
+            if not isinstance(carried, dict):
+                raise LayerError("a start that returns a dict", show(carried),
+                                 "give what is carried a name: {'carry': h}")
             return _distinct(carried, (params, state, x, side))
 
     return _keeping(start, raw)
@@ -161,6 +171,8 @@ def _explained(
     except LayerError:
         raise
     except Exception as error:
+        if isinstance(error, (RuntimeError, ValueError)) and "has been deleted" in str(error):
+            raise given_up() from error  # inside of jax.grad there is no array to be looked at
         from diffprog import diagnoses, meshes  # they serve errors alone
 
         if found := meshes.unplaced(error, given) or reason(diagnoses):
@@ -213,7 +225,8 @@ def check_short_form(x: Any, side: dict[str, Any]) -> None:
     """Refuse ``net(x)``, and training by ``net(params, x)``."""
     if x is NOTHING:
         raise LayerError("net(params, x)", "one argument",
-                         "call layers.<name>(x), the child, inside a program")
+                         "call layers.<name>(x), the child, inside a program, and "
+                         "net(params, x) outside of one")
     if side.pop("train", False):
         raise LayerError("net.apply for training", "train=True in the short form",
                          "call net.apply: the short form would lose the new state")
@@ -324,7 +337,7 @@ def _check_own(layer: Layer) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Raise unless it is one key, such as `jax.random.key` makes."""
+    """Raise unless it is one key, typed or raw."""
     dtype = getattr(key, "dtype", np.dtype(bool))
     typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
     raw = dtype == np.uint32 and key.shape in ((2,), (4,))  # as jax.random.PRNGKey makes them
@@ -345,7 +358,10 @@ def _check_call(
                          "unpack it: params, state = net.init(key, x)")
     for kind, given in (("params", params), ("state", state)):
         if not isinstance(given, dict):
-            raise LayerError(f"{kind} as a dict", show(given), "pass what init gave")
+            trained = hasattr(given, kind)  # a state of training
+            raise LayerError(f"{kind} as a dict", type(given).__name__ if trained else show(given),
+                             f"pass its own {kind}: state.{kind}" if trained else
+                             "pass what init gave")
     if key is not None:
         check_key(key)
     if layer.children:

@@ -19,7 +19,7 @@ from diffprog import guards, notation
 from diffprog.arguments import check_count
 from diffprog.calls import Called
 from diffprog.computed import Own
-from diffprog.errors import signed
+from diffprog.errors import LayerError, signed
 from diffprog.factories import bound, described, view
 from diffprog.plans import Params, Plan, State
 from diffprog.streams import carrying
@@ -230,6 +230,13 @@ def stateless(
         side=notation.keyword_only(forward), casts=casts,
         _call=again,
     )
+
+
+def check_layer(net: Any, call: str) -> None:
+    """Raise unless it is a layer, which is the first argument of `call`."""
+    if not isinstance(net, Layer):
+        raise LayerError(f"a net, as in {call}", notation.code(net),
+                         "pass the layer that init was called of")
 
 
 def as_layer(f: Any) -> Layer:

@@ -39,11 +39,15 @@ def widened(
         raise LayerError("a mask of booleans", show(mask),
                          "make it boolean: True marks what is real")
     if not 1 <= mask.ndim <= reach or mask.shape != shape[: mask.ndim]:
-        raise LayerError(f"a mask of the leading axes of {shape}", show(mask),
-                         "give it an entry for each position: who sees whom is attention_mask, "
-                         "and which targets are real target_mask"
-                         if mask.ndim > reach else "name mask in a program where the time axis "
-                         "changes length, and pass on the new one")
+        remedy = ("name mask in a program where the time axis changes length, and pass on the new "
+                  "one")
+        if mask.ndim > reach:
+            remedy = ("give it an entry for each position: who sees whom is attention_mask, and "
+                      "which targets are real target_mask")
+        elif mask.ndim and mask.shape == shape[1 : 1 + mask.ndim]:
+            whole = shape[: 1 + mask.ndim]
+            remedy = f"give it an axis of examples, as by jnp.broadcast_to(mask, {whole})"
+        raise LayerError(f"a mask of the leading axes of {shape}", show(mask), remedy)
     return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
 
 

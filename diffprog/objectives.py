@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -138,6 +139,7 @@ def binary_classification() -> Objective:
     """
 
     def measure(logits: jax.Array, targets: jax.Array, mask: Mask, weights: Any) -> Metrics:
+        check_alike(logits, targets)
         real = spread(mask, targets.shape)
         hits = (logits > 0) == (wide(targets) > 0.5)
         return {"accuracy": average(hits.astype(jnp.float32), real, weights),
@@ -182,9 +184,11 @@ def parts(net: Layer, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
     if isinstance(batch, Mapping):
         rest = {name: value for name, value in batch.items() if name not in ("x", "y")}
         if not {"x", "y"} <= batch.keys() or rest.keys() - net.side - {*OF_TARGETS}:
+            lacks = [name for name in ("x", "y") if name not in batch]
             raise LayerError(f"a batch with x, y, {', '.join(OF_TARGETS)} and side inputs of the "
                              f"net ({listed(net.side)})", listed(batch),
-                             "rename or remove the rest")
+                             f"add {' and '.join(lacks)}" if lacks and batch.keys() <= {"x", "y"}
+                             else "rename or remove the rest")
         return batch["x"], batch["y"], {n: v for n, v in rest.items() if n in net.side}
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise LayerError("a batch (x, y), or a dict with x and y", show(batch), "pass one of them")
@@ -255,6 +259,10 @@ def explained(objective: Objective) -> Any:
                     "metrics['count'] entries, or over the examples where it gives no count")
         if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
             raise LayerError("a loss that is one float", show(loss), "take its mean")
+        for name, value in metrics.items():
+            if not (hasattr(value, "dtype") or isinstance(value, numbers.Number)):
+                raise LayerError(f"metrics that are one number each, as {name}", show(value),
+                                 "leave out what is none")
         return loss, (after, {"loss": loss, **metrics})
 
     def shown(net: Layer, batch: Any) -> tuple[Any, dict[str, Any]]:
@@ -319,6 +327,9 @@ def _objective(
         if scored:
             check_logits(net)
         x, y, side = parts(net, batch)
+        if y is None:
+            raise LayerError("a batch with targets", show(batch),
+                             "pass (x, y), y being what the net is to give")
         check_target(y)
         with masked_as(side, x, y):
             output, state = net.apply(params, state, x, key=key, train=train, **side)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog import tree
+from diffprog.arguments import is_number
 from diffprog.computed import plain
 from diffprog.dtypes import joint
 from diffprog.errors import LayerError
@@ -88,6 +89,9 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
         >>> sorted(metrics)
         ['accuracy', 'count', 'loss', 'penalty']
     """
+    if not callable(penalty):
+        raise LayerError("a penalty as a function of params", show(penalty),
+                         "write lambda params: rate * dp.l2(params)")
 
     @like(objective)  # what the net is shown stays as it is
     def total(
@@ -104,5 +108,8 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
 
 
 def _sum(f: Callable[[jax.Array], jax.Array], params: Params, patterns: tuple[str, ...]) -> Any:
+    if is_number(params):
+        raise LayerError("params of a net", show(params),
+                         "write lambda params: rate * dp.l2(params) for a penalty with a rate")
     leaves = tree.select(params, *(patterns or ("**/kernel",))).values()
     return sum(f(w.astype(joint(w.dtype, jnp.float32))).sum() for w in leaves)

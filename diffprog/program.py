@@ -17,7 +17,7 @@ import jax
 from diffprog.arguments import check_names
 from diffprog.children import Child, Children, named_side, slot_of
 from diffprog.computed import joined, reader
-from diffprog.errors import LayerError
+from diffprog.errors import LayerError, signed
 from diffprog.guards import check_children, checked_result
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import listed, name_of, show
@@ -118,7 +118,8 @@ def wire(
         params, state = {}, {}
         for name, seen, side in planner(x, given).calls:
             if name not in params:
-                params[name], state[name] = children[name].init(fold(key, name), seen, **side)
+                with signed(children[name].__repr__, seen, name):  # some fail on values alone
+                    params[name], state[name] = children[name].init(fold(key, name), seen, **side)
         return _full(params), _full(state)
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,

@@ -14,7 +14,7 @@ import numpy as np
 from diffprog.arguments import check_array, check_count
 from diffprog.errors import LayerError
 from diffprog.guards import taken
-from diffprog.layer import Layer
+from diffprog.layer import Layer, check_layer
 from diffprog.notation import clip, listed, show
 from diffprog.plans import Params, State
 from diffprog.transforms.unroll import unrolled
@@ -44,6 +44,7 @@ def begun(
     side: dict[str, Any],
 ) -> Begin:
     """Prompts as one array, padded to a length that many prompts share."""
+    check_layer(net, "generate(net, params, prompts, steps)")
     check_count("steps", steps)
     steps = int(steps)  # a number of NumPy would overflow below
     side = {name: value for name, value in side.items() if value is not None}

@@ -7,7 +7,9 @@ Names are compared without case and underscores, so that one entry serves `Conv2
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -57,8 +59,18 @@ _MEANT = {
     **dict.fromkeys(["scan", "vmaplayer"], "dp.repeat(n, layer), or dp.ensemble(n, layer)"),
     **dict.fromkeys(["skip", "skipconnection", "shortcut", "residualblock"],
                     "dp.residual(body)"),
-    **dict.fromkeys(["concat", "cat"], "dp.concatenate"),
-    **dict.fromkeys(["checkpoint", "rematerialize"], "dp.remat(layer)"),
+    **dict.fromkeys(["concat", "cat", "faninconcat"], "dp.concatenate"),
+    **dict.fromkeys(["fanout", "parallelbranches"], "dp.branch(a, b)"),
+    **dict.fromkeys(["faninsum", "eltwiseadd"], "dp.add"),
+    **dict.fromkeys(["bidirectional", "birnn"], "dp.recurrent(cell, bidirectional=True)"),
+    "timedistributed": "the layer itself, such as dp.linear(features): leading axes stay",
+    "masking": "mask=, a side input of net.apply", "metric": "dp.accuracy, for example",
+    **dict.fromkeys(["input", "inputlayer"], "net.init(key, x), which reads the shape off x"),
+    **dict.fromkeys(["geglu", "reglu"], "dp.swiglu(features), or dp.glu(features)"),
+    "densegeneral": "dp.linear(features) >> dp.reshape(shape)",
+    "einsum": "jnp.einsum in the forward of dp.stateless(init, forward)",
+    **dict.fromkeys(["checkpoint", "rematerialize"],
+                    "dp.remat(layer), or orbax.checkpoint to save"),
     **dict.fromkeys(["onehot", "onehotencoding"], "dp.one_hot(classes)"),
     **dict.fromkeys(["view", "unflatten"], "dp.reshape(shape)"),
     **dict.fromkeys(["module", "model"],
@@ -88,6 +100,12 @@ _MEANT = {
         "lion", "nadam", "radam", "lbfgs")},
     **dict.fromkeys(["momentum", "optimizer", "optim"],
                     "an optimizer of optax, such as optax.sgd(0.1, momentum=0.9)"),
+    **dict.fromkeys(["earlystopping", "reducelronplateau"], "dp.fit(..., patience=n)"),
+    **dict.fromkeys(["modelcheckpoint", "checkpointmanager"],
+                    "dp.fit(..., callback=f), with orbax.checkpoint in it"),
+    **dict.fromkeys(["clipgradnorm", "clipbyglobalnorm"], "optax.clip_by_global_norm(norm)"),
+    **dict.fromkeys(["warmup", "warmupcosinedecayschedule", "learningrate", "lrscheduler"],
+                    "a schedule of optax, such as optax.warmup_cosine_decay_schedule"),
     **dict.fromkeys(["save", "load", "savecheckpoint", "loadcheckpoint", "savestate", "statedict"],
                     "orbax.checkpoint or safetensors: parameters are a pytree, whose leaves "
                     "dp.tree.paths names"),
@@ -97,10 +115,24 @@ _MEANT = {
     **dict.fromkeys(["tabulate", "printmodel"], "dp.summary(net, x)"),
     **dict.fromkeys(["init", "initialize"], "net.init(key, x)"),
     **dict.fromkeys(["apply", "forward", "call"], "net.apply(params, state, x)"),
-    **dict.fromkeys(["grad", "vmap", "jit"], "JAX's own, such as jax.grad"),
+    **{name: f"jax.{name}" for name in ("jit", "vmap", "pmap", "grad")},
+    **dict.fromkeys(["valueandgrad", "filtergrad", "filtervalueandgrad"],
+                    "jax.value_and_grad over params"),
+    "filterjit": "jax.jit over functions of params", "treemap": "jax.tree.map",
+    **dict.fromkeys(["transform", "transformwithstate", "withoutapplyrng"],
+                    "dp.program(name=layer) over a function"),
+    **dict.fromkeys(["nograd", "detach"], "jax.lax.stop_gradient"),
+    **dict.fromkeys(["eval", "evalmode", "inferencemode"],
+                    "net.apply without train=True: a net is at rest by itself"),
+    **dict.fromkeys(["prngkey", "rngs", "manualseed", "seed"], "jax.random.key(seed)"),
     # transformations
     **dict.fromkeys(["exponentialmovingaverage", "polyakaverage"], "dp.ema(layer)"),
     **dict.fromkeys(["stopgradient", "frozen"], "dp.freeze(layer)"),
+    "unfreeze": "the layer itself, without dp.freeze around it",
+    **dict.fromkeys(["glorotuniform", "xavieruniform"],
+                    "jax.nn.initializers.glorot_uniform(), as kernel_init="),
+    **dict.fromkeys(["kaimingnormal", "henormal"],
+                    "jax.nn.initializers.he_normal(), as kernel_init="),
     **dict.fromkeys(["autocast", "halfprecision"], "dp.mixed(layer, jnp.bfloat16)"),
     **dict.fromkeys(["hypernetwork", "hypernet"], "dp.hyper(target, generator)"),
     **dict.fromkeys(["deq", "equilibrium", "implicit"], "dp.fixed_point(f)"),
@@ -109,16 +141,24 @@ _MEANT = {
 
 # Argument -> what is written here.
 _ARGUMENTS = {
-    **dict.fromkeys(["use_bias", "with_bias"], "bias"), "use_scale": "scale",
+    **dict.fromkeys(["use_bias", "with_bias"], "bias"), "use_scale": "scale", "r": "rank",
     **dict.fromkeys(["out_features", "output_size", "hidden_size", "out_channels", "embedding_dim",
                      "units"], "features"),
     **dict.fromkeys(["num_heads", "n_heads", "nhead"], "heads"),
     **dict.fromkeys(["kernel_size", "window_shape", "filter_size"], "size"),
     "strides": "stride", "kernel_dilation": "dilation", "feature_group_count": "groups",
-    **dict.fromkeys(["epsilon", "norm_eps"], "eps"), **dict.fromkeys(["p", "drop_rate"], "rate"),
+    **dict.fromkeys(["epsilon", "norm_eps"], "eps"),
+    **dict.fromkeys(["p", "drop_rate", "drop_prob"], "rate"),
     **dict.fromkeys(["num_embeddings", "vocab_size", "vocab"], "vocabulary"),
+    **dict.fromkeys(["num_classes", "n_classes"], "classes"),
     **dict.fromkeys(["num_groups", "n_groups"], "groups"),
-    **dict.fromkeys(["num_layers", "n_layers", "layers"], "depth"),
+    **dict.fromkeys(["num_layers", "n_layers", "n_layer", "layers"], "depth"),
+    **dict.fromkeys(["n_head", "num_attention_heads"], "heads"),
+    **dict.fromkeys(["n_embd", "hidden_dim", "d_model", "embed_dim"], "width"),
+    **dict.fromkeys(["dim_feedforward", "d_ff", "mlp_dim", "intermediate_size"], "hidden"),
+    **dict.fromkeys(["block_size", "max_len", "max_length", "n_positions"], "length"),
+    **dict.fromkeys(["scale_factor", "upscale_factor"], "factor"), "mode": "method",
+    **dict.fromkeys(["w_init", "weight_init"], "kernel_init"), "b_init": "bias_init",
     **dict.fromkeys(["is_causal", "causal_mask"], "causal"),
     **dict.fromkeys(["dropout_rate", "drop"], "dropout"),
 }
@@ -126,6 +166,24 @@ _ARGUMENTS = {
 _OF_INPUTS = frozenset({
     "in_features", "in_channels", "input_size", "input_dim", "num_features", "num_channels",
     "normalized_shape", "embed_dim", "d_model", "channels_in"})
+
+
+# Argument -> what is done instead, whatever the layer.
+_INSTEAD = {
+    **dict.fromkeys(["activation", "act", "nonlinearity"],
+                    "compose it, as in linear(8) >> jax.nn.relu"),
+    **dict.fromkeys(["dtype", "param_dtype"],
+                    "leave it out: a layer computes in the dtype of x, and mixed(net, dtype) says "
+                    "another"),
+    **dict.fromkeys(["key", "rng", "rngs", "seed"], "give it to init: net.init(key, x)"),
+    "name": "name the layer where it stands, as in serial(head=linear(8))",
+    **dict.fromkeys(["deterministic", "training", "train", "use_running_average", "is_training",
+                     "inference"], "give train= to apply: it reaches every layer"),
+    **dict.fromkeys(["affine", "elementwise_affine"], "write scale=, bias="),
+    "return_sequences": "take the last step after it: net >> (lambda y: y[:, -1])",
+    "padding_idx": "leave it out: mask=, a side input of apply, says what is real",
+    **dict.fromkeys(["inplace", "device", "batch_first"], "leave it out"),
+}
 
 
 def meant(name: str, public: Iterable[str]) -> str:
@@ -140,15 +198,78 @@ def meant(name: str, public: Iterable[str]) -> str:
     return known.get(plain) or (known[near[0]] if near else "")
 
 
+def arguments(
+    factory: str, parameters: Mapping[str, inspect.Parameter], args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> str:
+    """What to do with arguments that a factory does not take; "" if nobody knows."""
+    if unknown := [other for other in kwargs if other not in parameters]:
+        return "; ".join(filter(None, (argument(other, parameters) for other in unknown)))
+    places = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(args) <= len(places) or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        return ""
+    sizes = all(isinstance(a, int | tuple) for a in args) and type(args[0]) is not bool
+    own = _own(factory, places, parameters, args) if sizes else None
+    if own is None:
+        return "name the arguments behind the star"
+    remedy = f"write {factory}({', '.join(own)})"
+    if len(own) == len(args) or places == ["shape"]:
+        return remedy
+    remedy = f"{remedy}: init reads the size of the input off x"
+    if len(args) == 3 and "stride" in parameters and type(args[1]) is int:
+        # The third is the stride in Keras, the size in PyTorch.
+        remedy += f"; or {factory}({args[0]}, {args[1]}, stride={args[2]}), if that is the stride"
+    return remedy
+
+
+def _own(
+    factory: str, places: list[str], parameters: Mapping[str, inspect.Parameter],
+    args: Sequence[Any],
+) -> list[str] | None:
+    """What stands in the call of a factory, given what other libraries give by position.
+
+    There the size of the input comes first, but of norms in groups, and of what has none.
+    """
+    first = places[0] if places else ""
+    match first:
+        case "features" if "stride" in parameters:
+            own = args[0 if isinstance(args[1], tuple) else 1 :]  # a tuple is a size
+            return [*map(repr, own[:2]), *_named(own[2:])]
+        case "features" if type(args[1]) is int:
+            return [repr(args[2 if factory == "bilinear" and len(args) > 2 else 1])]
+        case "heads" if not any(isinstance(a, tuple) for a in args):
+            return [repr(min(args))]  # no width is smaller
+        case "size" if "multiplier" not in parameters:
+            return [repr(args[0]), *_named(args[1:])]
+        case "hidden" if len(args) > 2:
+            return [repr(tuple(args[1:-1])), repr(args[-1])]
+        case "shape":
+            return [repr(tuple(args))]
+        case "groups" | "length":
+            return [repr(args[0])]
+        case "":
+            return []
+    return None
+
+
+def _named(values: Sequence[Any]) -> list[str]:
+    """What convolutions and pools are given after the size, by name."""
+    pairs = zip(("stride", "padding"), values, strict=False)
+    return [f"{name}={value!r}" for name, value in pairs]
+
+
 def argument(name: str, taken: Iterable[str]) -> str:
     """What to do with an argument that is none of those that are taken; "" if nobody knows."""
     names = [*taken]
+    other = _ARGUMENTS.get(name, "")
+    if other in names:
+        return f"write {other}="
     if name in _OF_INPUTS:
         return f"leave {name} out: init reads the size of the input off x"
+    if name in _INSTEAD:
+        return _INSTEAD[name]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    other = _ARGUMENTS.get(name, "")
-    known = other if other in names else near[0] if near else ""
-    return f"write {known}=" if known else ""
+    return f"write {near[0]}=" if near else ""
 
 
 def _plain(name: str) -> str:

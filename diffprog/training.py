@@ -24,7 +24,7 @@ from diffprog.errors import LayerError
 from diffprog.guards import check_key
 from diffprog.layer import Layer, as_layer
 from diffprog.notation import code, show
-from diffprog.objectives import Objective, explained
+from diffprog.objectives import Objective, explained, inputs
 from diffprog.optimizers import check_optimizer, descend, looked_at, of_net
 from diffprog.parameters import fold
 from diffprog.plans import Params, State
@@ -208,7 +208,8 @@ class Compiled:
         self.lower, self.trace = self.jitted.lower, self.jitted.trace
 
     def __call__(self, state: TrainState, batch: Any, *more: Any, **named: Any) -> Any:
-        check_kept(getattr(state, "step", None))  # which is donated with all else
+        check_state(state)
+        check_kept(state.step)  # which is donated with all else
         try:
             return self.jitted(state, arrays(batch), *more, **named)
         except Exception:
@@ -241,6 +242,12 @@ def check_step(step: Any) -> None:
         raise LayerError("a Step", code(step), "pass make_step(net, objective, optimizer)")
 
 
+def check_state(state: Any) -> None:
+    """Raise unless it is a state of training."""
+    if not isinstance(state, TrainState):
+        raise LayerError("a TrainState", show(state), "pass fit.state, or what step.init gives")
+
+
 def check_objective(net: Layer, objective: Any) -> None:
     """Raise unless it can be called as an objective is."""
     try:
@@ -248,6 +255,13 @@ def check_objective(net: Layer, objective: Any) -> None:
     except TypeError as error:
         raise LayerError("an objective (net, params, state, batch, *, key, train)", code(objective),
                          "pass dp.classification(), for example") from error
+    shown = getattr(objective, "inputs", inputs)
+    try:
+        inspect.signature(shown).bind(net, None)
+    except TypeError as error:
+        raise LayerError("objective.inputs as a function (net, batch)", code(shown),
+                         "write lambda net, batch: (x, {}), with the x that the net is shown, and "
+                         "side inputs in the dict") from error
 
 
 def _number(step: Any) -> str:

@@ -51,6 +51,28 @@ def test_a_layer_needs_no_key_at_rest(wrap):
     assert (right({}, X, key=KEY) != X).any()
 
 
+def test_a_cell_runs_without_its_carry_too():
+    def apply(params, state, x, **side):
+        h = state["h"] + x
+        return h, {"h": h}
+
+    def start(params, state, x, **side):
+        return {"h": jnp.zeros(x.shape)}
+
+    cell = dp.Layer(lambda key, x, **side: ({}, {}), apply, start, name="own")
+    for net in (cell, dp.serial(at=cell), dp.recurrent(cell)):
+        error = refused(net.init, KEY, jnp.ones((2, 3, 4)))
+        assert error.wants == "an apply that runs without a carry too"
+        assert "carry = state or start(" in error.remedy
+
+
+def test_a_start_gives_a_carry_by_names():
+    cell = dp.Layer(lambda key, x, **side: ({}, {}), lambda params, state, x, **side: (x, state),
+                    lambda params, state, x, **side: jnp.zeros_like(x), name="own")
+    error = refused(dp.recurrent(cell).init, KEY, jnp.ones((2, 3, 4)))
+    assert error.wants == "a start that returns a dict" and "{'carry': h}" in error.remedy
+
+
 def test_another_mistake_is_told_as_it_is():
     def wrong(params, state, x, *, key=None, train=False):
         return x + undefined, state  # noqa: F821
@@ -70,7 +92,8 @@ def test_another_mistake_is_told_as_it_is():
     lambda key, x: {"w": x.mean(0)}, lambda key, x: {"w": jnp.std(x, axis=0)},
     lambda key, x: {"w": x[0]}, lambda key, x: {"w": jnp.ones(x.shape[-1]) + x.sum()},
     lambda key, x: {"w": np.asarray(x).mean(0)}, lambda key, x: {"w": jax.nn.softmax(x)[0]},
-], ids=range(6))
+    lambda key, x: {"w": jnp.linalg.norm(x, axis=0)},  # which fails outside of a trace alone
+], ids=range(7))
 @pytest.mark.parametrize("wrap", AROUND, ids=range(4))
 def test_an_init_computes_with_shapes(init, wrap):
     net = wrap(dp.stateless(init, lambda params, x: params["w"] * x, name="own"))

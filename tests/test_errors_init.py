@@ -56,7 +56,8 @@ def test_a_layer_from_outside_called_in_a_program():
         return lin(x)
 
     expect("a", "a (linear(3)): wants net(params, x), got one argument; call layers.<name>(x), "
-           "the child, inside a program", dp.serial(a=f).init, KEY, X)
+           "the child, inside a program, and net(params, x) outside of one",
+           dp.serial(a=f).init, KEY, X)
 
 
 # What init itself is given.

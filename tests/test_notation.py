@@ -149,7 +149,7 @@ def test_a_program_shows_its_children():
 
 
 def test_a_wrong_argument_is_told_with_those_that_there_are():
-    with pytest.raises(TypeError, match=r"^linear, which takes features, bias, kernel_init, "
+    with pytest.raises(TypeError, match=r"^linear, which takes features, \*, bias, kernel_init, "
                        r"bias_init: got an unexpected keyword argument 'use_bias'; write bias=$"):
         dp.linear(3, use_bias=False)
 

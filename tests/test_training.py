@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_nets import KEY, NET, NOISY, assert_same, examples, noisy, numbers, sgd
+from training_nets import KEY, NET, NOISY, assert_same, examples, noisy, numbers, sgd, train
 
 import diffprog as dp
 
@@ -155,3 +155,26 @@ def test_a_state_that_changes_its_structure_is_refused():
     step = sgd(dp.serial(NET, grows))
     with pytest.raises(dp.LayerError, match="one structure"):
         step.apply(step.init(KEY, x), (x, y))
+
+
+@pytest.mark.parametrize("state", [{"kernel": 0}, ({}, {}), ()])
+def test_what_is_no_state_of_training_is_refused(state):
+    step, batch = sgd(), examples()
+    for call in (lambda: step.apply(state, batch), lambda: step.evaluate(state, batch),
+                 lambda: train(step, [batch], 1, state=state)):
+        with pytest.raises(dp.LayerError, match=r"a TrainState.*pass fit"):
+            call()
+
+
+@pytest.mark.parametrize("ask", [
+    lambda params, x: jax.grad(lambda params: NET(params, x).sum())(params),
+    lambda params, x: jax.vmap(lambda x: NET(params, x))(x),
+    lambda params, x: jax.linearize(lambda params: NET(params, x), params),
+], ids=["grad", "vmap", "linearize"])
+def test_a_donated_state_is_told_inside_of_transformations(ask):
+    x, y = examples()
+    step = sgd()
+    state = step.init(KEY, x)
+    step.apply(state, (x, y))
+    with pytest.raises(dp.LayerError, match="donated to a later step; keep a copy"):
+        ask(state.params, jnp.asarray(x))

@@ -62,8 +62,12 @@ def ffn(
     check_count("hidden", hidden)
     check_share("dropout", dropout)
     if isinstance(activation, Layer) or not callable(activation):
-        raise LayerError("an activation that is a function of an array", show(activation),
-                         "write linear(...) >> layer >> linear(...) for a layer with parameters")
+        remedy = "pass jax.nn.relu, for example"
+        if isinstance(activation, Layer):
+            remedy = "write linear(...) >> layer >> linear(...) for a layer with parameters"
+        elif isinstance(activation, int):
+            remedy = f"write ffn({activation}): init reads the size of the input off x"
+        raise LayerError("an activation that is a function of an array", show(activation), remedy)
     check_composable(activation)
     drop = dropping(dropout)
 

@@ -9,6 +9,7 @@ import jax
 from diffprog.arguments import check_count
 from diffprog.combinators import serial
 from diffprog.errors import LayerError
+from diffprog.factories import known
 from diffprog.layer import Layer
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import linear
@@ -17,6 +18,7 @@ from diffprog.notation import show
 __all__ = ["mlp"]
 
 
+@known
 def mlp(
     hidden: Sequence[int], features: int, *,
     activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, dropout: float = 0.0,

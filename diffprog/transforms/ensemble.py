@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffprog.arguments import check_count
+from diffprog.arguments import check_copies
 from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
 from diffprog.transforms.stacking import side_by_side
@@ -35,6 +35,6 @@ def ensemble(n: int, layer: Any) -> Layer:
 
     Source: Lakshminarayanan, Pritzel, Blundell 2017, arXiv:1612.01474, section 2.4.
     """
-    check_count("n", n)
+    check_copies(n)
     layer = as_layer(layer)
     return side_by_side(n, layer, lambda y: y, lambda layer: ensemble(n, layer))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count
+from diffprog.arguments import check_array, check_copies
 from diffprog.factories import factory
 from diffprog.layer import Layer, as_layer
 from diffprog.transforms.stacking import side_by_side
@@ -40,7 +40,7 @@ def heads(n: int, layer: Any) -> Layer:
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
     """
-    check_count("n", n)
+    check_copies(n)
     layer = as_layer(layer)
 
     def join(y: Any) -> jax.Array:

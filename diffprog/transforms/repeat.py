@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count
+from diffprog.arguments import check_copies, check_count
 from diffprog.dtypes import outside
 from diffprog.errors import LayerError
 from diffprog.factories import around, factory
@@ -53,7 +53,7 @@ def repeat(
         >>> params["body"]["kernel"].shape
         (12, 4, 4)
     """
-    check_count("n", n)
+    check_copies(n)
     check_count("unroll", unroll)
     layer = body = as_layer(layer)
     if remat:

@@ -120,7 +120,22 @@ def noise(**record):
     return dp.Layer(lambda key, x: ({}, {}), noisy_always, name="noise", **record)
 
 
+def counting(params, state, x, **side):
+    return x, {"count": state["count"] + 1}
+
+
+def counter(start):
+    return dp.Layer(lambda key, x, **side: ({}, {}), counting, start, name="counter")
+
+
 EXAMPLES = {
+    "at (counter): wants an apply that runs without a carry too, got one that reads it of {}; "
+    "begin it with carry = state or start(params, state, x, length=1), and return the state that "
+    "came if it is empty":
+        at(counter(lambda params, state, x, **side: {"count": jnp.zeros(2)}), X),
+    "counter: wants a start that returns a dict, got float32[2]; give what is carried a name: "
+    "{'carry': h}":
+        lambda: counter(lambda params, state, x, **side: jnp.zeros(2)).start({}, {}, X, length=1),
     "noise: wants a layer that says that it draws, got random=False; pass Layer(init, apply, "
     "random=True): no other is given a key":
         lambda: noise().apply({}, {}, X, key=KEY, train=True),
@@ -292,6 +307,8 @@ EXAMPLES = {
     "serial(lin=linear(4), body=serial(norm=batch_norm())): wants params as a dict, got "
     "float32[2,4]; pass what init gave":
         lambda: NET.apply(X, trees()[1], trees()[0]),
+    "linear(3): wants params as a dict, got TrainState; pass its own params: state.params":
+        lambda: LINEAR(dp.TrainState({}, {}, (), KEY, jnp.zeros((), int)), X),
     "body/norm (batch_norm()): wants state mean, var, got none; pass state=, as init gave it":
         lambda: NET(trees()[0], X),
     "batch_norm(): wants state mean, var, got none; pass state=, as init gave it":

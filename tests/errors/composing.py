@@ -122,6 +122,9 @@ EXAMPLES = {
         lambda: dp.repeat(0, LINEAR),
     "repeat(True, linear(3)): wants n as an int of at least 1, got True; pass a Python int":
         lambda: dp.repeat(True, LINEAR),
+    "repeat(linear(3), 2): wants n as an int of at least 1, got linear(3); give the number first, "
+    "as in repeat(3, layer)":
+        lambda: dp.repeat(LINEAR, 2),
     "repeat(2, linear(3), unroll=0): wants unroll as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.repeat(2, LINEAR, unroll=0),
     "heads(0, linear(3)): wants n as an int of at least 1, got 0; pass 1 or more":

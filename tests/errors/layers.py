@@ -92,7 +92,8 @@ EXAMPLES = {
         lambda: NORM.apply(*NORM.init(KEY, X), X[:1], train=True),
     "at (batch_norm()): wants a mask of booleans, got float32[4,3]":
         at(dp.batch_norm(), floats(4, 3, 2), mask=floats(4, 3)),
-    "at (batch_norm()): wants a mask of the leading axes of (4, 3, 2), got bool[3]":
+    "at (batch_norm()): wants a mask of the leading axes of (4, 3, 2), got bool[3]; give it an "
+    "axis of examples, as by jnp.broadcast_to(mask, (4, 3))":
         at(dp.batch_norm(), floats(4, 3, 2), mask=bools(3)),
     "group_norm(True): wants groups as an int of at least 1, got True; pass a Python int":
         lambda: dp.group_norm(True),
@@ -163,8 +164,11 @@ EXAMPLES = {
     "write linear(...) >> layer >> linear(...) for a layer with parameters":
         lambda: dp.ffn(4, dp.prelu()),
     "ffn(4, activation='relu'): wants an activation that is a function of an array, got 'relu'; "
-    "write linear(...) >> layer >> linear(...) for a layer with parameters":
+    "pass jax.nn.relu, for example":
         lambda: dp.ffn(4, "relu"),
+    "ffn(8, activation=32): wants an activation that is a function of an array, got 32; write "
+    "ffn(32): init reads the size of the input off x":
+        lambda: dp.ffn(8, 32),
     "ffn(4, dropout=1): wants dropout in [0, 1), got 1; pass a share, not a percentage":
         lambda: dp.ffn(4, dropout=1),
     "add_norm(ffn(4), dropout=10): wants dropout in [0, 1), got 10; pass a share, not a percentage":

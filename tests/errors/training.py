@@ -10,6 +10,7 @@ from refusing import X
 from training_nets import KEY, NET, examples, sgd, train
 
 import diffprog as dp
+from diffprog.objectives import explained
 from errors.composing import GROWS
 from errors.given import bools, params
 
@@ -64,6 +65,17 @@ class Tensor:
 
     def __array__(self, dtype=None, copy=None):
         return np.array(["a", "b"])
+
+
+def worded(net, params, state, batch, *, key, train):
+    return params["bias"].sum(), (state, {"kind": "good"})
+
+
+def shows_batch(net, params, state, batch, *, key, train):
+    return params["bias"].sum(), (state, {})
+
+
+shows_batch.inputs = lambda batch: batch
 
 
 def reusing():
@@ -147,6 +159,20 @@ EXAMPLES = {
     "wants a batch with x, y, mask, target_mask, sample_weight and side inputs of the net (none), "
     "got weight, x, y; rename or remove the rest":
         asked(dp.classification(), {"x": XS, "y": YS, "weight": X}),
+    "wants a batch with x, y, mask, target_mask, sample_weight and side inputs of the net (none), "
+    "got x; add y":
+        asked(dp.classification(), {"x": XS}),
+    "wants a batch with targets, got (float32[12,4], None); pass (x, y), y being what the net is "
+    "to give":
+        asked(dp.classification(), (XS, None)),
+    "wants a target of the prediction's shape (12, 3), got int32[12]; give both one shape: "
+    "broadcasting would compare every pair":
+        asked(dp.binary_classification(), DATA[0]),
+    "wants metrics that are one number each, as kind, got 'good'; leave out what is none":
+        asked(explained(worded), DATA[0]),
+    "wants objective.inputs as a function (net, batch), got <lambda training.py:78>; write "
+    "lambda net, batch: (x, {}), with the x that the net is shown, and side inputs in the dict":
+        lambda: dp.make_step(NET, shows_batch, optax.sgd(0.1)),
     "wants a batch (x, y), or a dict with x and y, got (float32[2,4]); pass one of them":
         asked(dp.classification(), (X,)),
     "wants a mask of axes of x that the net keeps, got bool[12,5]; name it target_mask if it says "
@@ -161,6 +187,11 @@ EXAMPLES = {
     "wants a target of the prediction's shape (12, 1), got int32[12]; drop the prediction's last "
     "axis: y[..., 0]":
         asked(dp.regression(), (XS, YS), dp.linear(1)),
+    "wants a penalty as a function of params, got 0.1; write lambda params: rate * dp.l2(params)":
+        lambda: dp.penalized(dp.classification(), 0.1),
+    "wants params of a net, got 0.1; write lambda params: rate * dp.l2(params) for a penalty with "
+    "a rate":
+        lambda: dp.l2(0.1),
     "wants a penalty that is one number, got float32[3]; sum it":
         asked(dp.penalized(dp.classification(), lambda p: p["bias"]), DATA[0]),
     "wants a pattern that matches a path (head/kernel), got '**/kernels'":
@@ -210,16 +241,16 @@ EXAMPLES = {
     "batch, and side inputs in the dict":
         lambda: train(COMPARING, [{"z": XS}], 1),
     # Data.
-    "wants data as an iterable of batches, got {x: float32[12,4], y: int32[12]}; write "
-    "batches(data, 32), or [data] if it is one batch":
+    "wants data as batches, one after another, got {x: float32[12,4], y: int32[12]}; pass "
+    "batches(data, batch_size), or [batch] for a single one":
         lambda: train(sgd(), {"x": XS, "y": YS}, 1),
-    "wants validation data as an iterable of batches, got 3; write batches(data, 32), or [data] "
-    "if it is one batch":
+    "wants validation data as batches, one after another, got 3; pass batches(data, batch_size), "
+    "or [batch] for a single one":
         lambda: train(sgd(), DATA, 1, validation=3),
     "wants a key, got 0; pass jax.random.key(seed), and map over several by vmap":
         lambda: dp.fit(sgd(), DATA, key=0, steps=1),
-    "wants a TrainState or a Fit, got {bias: float32[3], kernel: float32[4,3]}; pass what fit or "
-    "step.init gave, step.init(key, x)._replace(params=params), for example":
+    "wants a TrainState, got {bias: float32[3], kernel: float32[4,3]}; pass fit.state, or what "
+    "step.init gives":
         lambda: train(sgd(), DATA, 1, state=state(sgd()).params),
     "wants the state of this optimizer, got that of another one; begin it anew: "
     "step.init(key, x)._replace(params=state.params, state=state.state)":
@@ -322,6 +353,15 @@ EXAMPLES = {
     "wants metrics that are one number each, as each, got float32[3]; take its mean, or return its "
     "entries under names of their own":
         lambda: train(COUNTED, DATA, 1),
+    "wants data as batches, one after another, got (float32[12,4], int32[12]); pass "
+    "batches(data, batch_size), or [batch] for a single one":
+        lambda: train(sgd(), DATA[0], 1),
+    "wants validation data as batches, one after another, got <lambda training.py:360>":
+        lambda: train(sgd(), DATA, 1, validation=lambda: DATA),
+    "wants a net, as in predict(net, params, x), got {}; pass the layer that init was called of":
+        lambda: dp.predict({}, NET, XS),
+    "wants a key, got float32[12,4]; pass jax.random.key(seed), and map over several by vmap":
+        lambda: sgd().init(XS, KEY),
     "wants validation data that ends, got endless batches(..., seed=...); write "
     "batches(..., epochs=1)":
         lambda: train(sgd(), DATA, 1, validation=dp.batches(DATA[0], 4, seed=0)),
