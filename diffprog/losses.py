@@ -143,7 +143,8 @@ def linear_cross_entropy(
     rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
     held, inside = outside(rows)  # its gradient is summed over the chunks
     dtype = joint(x.dtype, jnp.float32)
-    scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
+    with standard_promotion():  # kernel and bias may be in unlike dtypes
+        scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
 
     @jax.checkpoint  # keeps no chunk for the gradient
     def step(carry: Any, part: Any) -> tuple[Any, None]:
@@ -155,7 +156,7 @@ def linear_cross_entropy(
         if bias is not None:
             scores += weights[None, :, -1].astype(dtype)
         here = jax.lax.stop_gradient(scores.max(-1))
-        best = jnp.where(here > top, (first + scores.argmax(-1)).astype(best.dtype), best)
+        best = jnp.where(here > top, first + scores.argmax(-1).astype(best.dtype), best)
         new = jnp.maximum(here, top)
         finite = jnp.maximum(new, jnp.finfo(dtype).min)  # as long as all classes are impossible
         summed = summed * jnp.exp(top - finite) + jnp.exp(scores - finite[:, None]).sum(-1)
@@ -169,7 +170,7 @@ def linear_cross_entropy(
     whole = classes // chunk
     if whole:
         parts = scoring[: whole * chunk].reshape(whole, chunk, -1)
-        xs = (chunk * jnp.arange(whole), parts)
+        xs = (chunk * jnp.arange(whole, dtype=jnp.int32), parts)
         carry = settled(lambda carry, part: step(carry, part)[0], carry, xs)
         carry, _ = jax.lax.scan(step, carry, xs)
     if whole * chunk < classes:

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_share
+from diffprog.dtypes import joint
 from diffprog.entries import (
     Mask,
     average,
@@ -112,8 +113,10 @@ def classification(
         metrics["count"] = total(labels.shape, real, weights)
         if class_weights is not None and not soft:
             each = jnp.take(jnp.asarray(class_weights), labels, mode="clip")
-            metrics["count/loss"] = total(
-                labels.shape, real, each if weights is None else each * weights)
+            if weights is not None:
+                dtype = joint(each.dtype, weights.dtype)
+                each = each.astype(dtype) * weights.astype(dtype)
+            metrics["count/loss"] = total(labels.shape, real, each)
         return metrics
 
     return _objective(loss, measure, features=1, reduction=reduction, scored=True)

@@ -88,7 +88,7 @@ def _appended(state: State, chunk: State) -> tuple[Pattern, State, State]:
     whole = {name: jax.lax.dynamic_update_slice_in_dim(
         beside(state[name], chunk[name]), beside(chunk[name], state[name]), index, axis)
              for name, axis in _TIME.items()}
-    orders = (index + jnp.arange(steps), jnp.arange(slots))
+    orders = (index + jnp.arange(steps, dtype=index.dtype), jnp.arange(slots, dtype=index.dtype))
     pattern = Pattern(causal=steps != 1, orders=orders)  # nothing stands behind a single step yet
     return pattern, whole, whole | {"index": index + steps}
 
