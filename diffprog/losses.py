@@ -164,7 +164,7 @@ def linear_cross_entropy(
         own = jnp.take_along_axis(scores, at[:, None], -1, mode="clip")[:, 0]
         return (new, best, summed, jnp.where((at >= 0) & (at < len(weights)), own, true)), None
 
-    count = len(rows)
+    count = rows.shape[0]
     carry: Any = (jnp.full(count, -jnp.inf, dtype), jnp.zeros(count, jnp.int32),
                   jnp.zeros(count, dtype), jnp.full(count, jnp.nan, dtype))
     whole = classes // chunk
@@ -342,7 +342,7 @@ def ctc(
     """
     check_array(logits)
     whole = jnp.issubdtype(labels.dtype, jnp.integer)
-    if logits.ndim != 3 or labels.ndim != 2 or len(labels) != len(logits) or not whole:
+    if logits.ndim != 3 or labels.ndim != 2 or labels.shape[0] != logits.shape[0] or not whole:
         raise LayerError("logits (batch, time, classes) and integer labels (batch, n)",
                          show((logits, labels)), "give each example one row of labels")
     classes = logits.shape[-1]
