@@ -27,7 +27,7 @@ from diffprog.entries import (
     wide,
 )
 from diffprog.errors import LayerError
-from diffprog.meshes import settled
+from diffprog.meshes import beside, placed, settled
 from diffprog.notation import show
 
 __all__ = ["absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber",
@@ -87,7 +87,8 @@ def cross_entropy(
     classes = logits.shape[-1]
     valid = (labels >= 0) & (labels < classes)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    each = None if class_weights is None else _of_classes(class_weights, logits)[labels]
+    each = None if class_weights is None else _of_classes(class_weights, logits).at[labels].get(
+        out_sharding=placed(labels, labels.ndim, 0))
     if each is not None:
         losses = _weighed(each, losses)
     if smoothing:
@@ -167,6 +168,7 @@ def linear_cross_entropy(
     count = rows.shape[0]
     carry: Any = (jnp.full(count, -jnp.inf, dtype), jnp.zeros(count, jnp.int32),
                   jnp.zeros(count, dtype), jnp.full(count, jnp.nan, dtype))
+    carry = jax.tree.map(lambda a: beside(a, rows), carry)
     whole = classes // chunk
     if whole:
         parts = scoring[: whole * chunk].reshape(whole, chunk, -1)

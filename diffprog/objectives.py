@@ -42,6 +42,7 @@ from diffprog.entries import (
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import binary_cross_entropy, check_alike, cross_entropy, squared_error
+from diffprog.meshes import placed
 from diffprog.metrics import accuracy, top_k_accuracy
 from diffprog.notation import called, code, listed, show
 from diffprog.plans import spec
@@ -112,7 +113,8 @@ def classification(
         metrics = {name: average(values, real, weights) for name, values in entries.items()}
         metrics["count"] = total(labels.shape, real, weights)
         if class_weights is not None and not soft:
-            each = jnp.take(jnp.asarray(class_weights), labels, mode="clip")
+            each = jnp.asarray(class_weights).at[labels].get(
+                mode="clip", out_sharding=placed(labels, labels.ndim, 0))
             if weights is not None:
                 dtype = joint(each.dtype, weights.dtype)
                 each = each.astype(dtype) * weights.astype(dtype)

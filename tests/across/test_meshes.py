@@ -189,6 +189,43 @@ def test_a_step_is_traced_for_any_batch_and_length(name):
         assert jax.tree.structure(found) == jax.tree.structure(jax.eval_shape(f, state, few))
 
 
+TOLD = dp.Layer(
+    lambda key, x, **_: ({"scale": jnp.ones(())}, {}),
+    lambda params, state, x, *, time, condition, **_: (
+        params["scale"] * x * (time + condition).astype(x.dtype)[:, None], state),
+    side=frozenset({"time", "condition"}))
+ON_MESH = {
+    "weights": (dp.linear(3), dp.classification(class_weights=jnp.ones(3)), {
+        "x": floats(2, 5), "y": jax.ShapeDtypeStruct((2,), jnp.int32)}),
+    "text by chunks": (dp.serial(trunk=dp.embedding(11, 4), head=dp.linear(11)),
+                       dp.chunked_next_token("trunk", "head/kernel", chunk=4),
+                       {"x": jax.ShapeDtypeStruct((2, 5), jnp.int32)}),
+    "vae": (dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5)), dp.elbo(), {
+        "x": floats(2, 5), "y": floats(2, 5)}),
+    "diffusion": (TOLD, dp.denoising(dp.linear_schedule(4), null_class=3), {
+        "x": floats(2, 4), "condition": jax.ShapeDtypeStruct((2,), jnp.int32)}),
+}
+
+
+@pytest.mark.parametrize("name", ON_MESH)
+def test_a_step_runs_on_an_explicit_mesh(name):
+    net, objective, batch = ON_MESH[name]
+    step = dp.make_step(net, objective, optax.sgd(0.1))
+    x, side = step.inputs(jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), batch))
+    state = jax.eval_shape(step.init, KEY, x, **side)
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+            a.shape, a.dtype, sharding=NamedSharding(mesh, P("data"))), batch)
+        jax.eval_shape(step.apply, state, given)
+        if name != "diffusion":  # which is measured example by example, each with a row of a table
+            jax.eval_shape(step.evaluate, state, given)
+        else:
+            jax.eval_shape(lambda x, classes: dp.ddpm(
+                net, {"scale": jnp.ones(())}, x, dp.linear_schedule(4), key=KEY, steps=2,
+                guidance=2.0, null_class=3, condition=classes), given["x"], given["condition"])
+
+
 def test_losses_and_metrics_are_traced_for_any_size():
     b, t = export.symbolic_shape("b, t")
     logits, ids = floats(b, t, 7), jax.ShapeDtypeStruct((b, t), jnp.int32)
