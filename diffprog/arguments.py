@@ -74,6 +74,14 @@ def known(size: Any) -> bool:
     return isinstance(size, int)
 
 
+def at_most(size: Any, most: Any) -> bool:
+    """Is a size surely no larger, whatever its open parts are?"""
+    try:
+        return bool(size <= most)
+    except jax.errors.InconclusiveDimensionOperation:
+        return False
+
+
 def check_steps(length: Any) -> None:
     """Raise unless a stream's `length` is a count, or a size that `jax.export` leaves open."""
     from jax.export import is_symbolic_dim  # would make the import of diffprog heavy

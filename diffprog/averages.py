@@ -17,6 +17,7 @@ from diffprog.axes import sides_of_examples
 from diffprog.entries import wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
+from diffprog.meshes import beside
 from diffprog.notation import show
 from diffprog.objectives import Metrics, Objective, parts
 from diffprog.plans import Params, State
@@ -66,6 +67,7 @@ def at_rest(
         return run(jax.tree.unflatten(structure, one), key)
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
+    keys = beside(keys, next(a for a, own in zip(leaves, cut, strict=True) if own))
     return averaged(jax.vmap(alone, ([0 if own else None for own in cut], 0))(leaves, keys))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.arguments import known
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.mixing import mixes
@@ -63,12 +64,14 @@ def sides_of_examples(
 def check_examples(net: Layer, x: Any, side: dict[str, Any], *, cut: bool = False) -> None:
     """Raise for a net whose outputs at rest are of several examples, and for channels first.
 
-    What cannot be planned, or has no axis of examples, is not judged here. Nor is a number beside
-    the outputs, such as how evenly experts are used, unless the examples are `cut` in parts.
+    What cannot be planned, is of open sizes, or has no axis of examples, is not judged here. Nor is
+    a number beside the outputs, such as how evenly experts are used, unless the examples are `cut`
+    in parts.
     """
     x, side = spec((x, side))
     lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(x)}
-    if len(lengths) != 1 or lengths <= {(), (0,)}:
+    if len(lengths) != 1 or lengths <= {(), (0,)} or not all(
+            known(size) for leaf in jax.tree.leaves((x, side)) for size in leaf.shape):
         return
     at = (cut, *jax.tree.leaves((x, side)), jax.tree.structure((x, side)))
     passed = _passed.setdefault(net, set())

@@ -81,7 +81,7 @@ def _searched(
     axes = _batch_axes(net, begin, steps)
     batch, vocabulary = logits.shape
     check_stop(stop, vocabulary)
-    rows = beams * jnp.arange(batch)[:, None]
+    rows = beams * jnp.arange(batch, dtype=jnp.int32)[:, None]
 
     def of_beams(tree: Any, beam: jax.Array, axes: Any) -> Any:
         """Of each leaf the rows of these beams, along its axis of texts."""

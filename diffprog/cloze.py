@@ -70,11 +70,11 @@ def mask_tokens(
     free = ~jnp.isin(ids, jnp.asarray(special_tokens, ids.dtype))  # none of them: all are free
     if mask is not None:
         free &= spread(mask, ids.shape)
-    count = free.sum(1, keepdims=True)
+    count = free.sum(1, keepdims=True, dtype=jnp.int32)
     wanted = jnp.round(rate * count.astype(float)).astype(jnp.int32)
     count = jnp.clip(wanted, jnp.minimum(count, 1), count)
     lots = jnp.where(free, jax.random.uniform(order, ids.shape), 2.0)  # what is kept comes last
-    ranks = jnp.argsort(jnp.argsort(lots, axis=1), axis=1)
+    ranks = jnp.argsort(jnp.argsort(lots, axis=1), axis=1).astype(jnp.int32)
     chosen = ranks < count
     share = jax.random.uniform(how, ids.shape)
     other = jax.random.randint(drawn, ids.shape, 0, vocabulary, ids.dtype)

@@ -33,10 +33,10 @@ def of_init(
     layer: Layer, init: Callable[..., Any], x: Any, side: Mapping[str, Any]
 ) -> LayerError | None:
     """Why an init failed on shapes, if it does not on arrays."""
-    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), x)
+    zeros = lambda: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), x)  # noqa: E731
     if layer.children or not (
             _evaluated(lambda key, x: init(key, x, **side), _key(), x)
-            or _evaluated(lambda key: init(key, zeros, **side), _key())):
+            or _evaluated(lambda key: init(key, zeros(), **side), _key())):
         return None
     return LayerError(
         "an init that reads shapes and dtypes of x alone", "one that computes with x",

@@ -23,6 +23,7 @@ from diffprog.entries import average, spread, total, wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import squared_error
+from diffprog.meshes import beside, placed, reshaped
 from diffprog.notation import listed, show
 from diffprog.objectives import OF_TARGETS, Metrics, Objective, real_targets
 
@@ -166,12 +167,13 @@ def denoising(
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         x, side = _images(net, batch)
         own, *keys = jax.random.split(jax.random.key(0) if key is None else key, 4)
-        time = jax.random.randint(keys[0], x.shape[:1], 0, len(schedule))
+        time = beside(jax.random.randint(keys[0], x.shape[:1], 0, len(schedule)), x)
         noise = jax.random.normal(keys[1], x.shape, wide(x).dtype)  # with tails, in 16 bits too
+        noise = beside(noise, x)
         if train and (none := untold(side, null_class, null)):
-            dropped = jax.random.bernoulli(keys[2], rate, x.shape[:1])
+            dropped = beside(jax.random.bernoulli(keys[2], rate, x.shape[:1]), x)
             side = side | jax.tree.map(lambda none, own: jnp.where(
-                dropped.reshape(-1, *[1] * (own.ndim - 1)), none, own),
+                reshaped(dropped, 1, *[1] * (own.ndim - 1)), beside(none, own), own),
                 none, {name: side[name] for name in none})
         seen = add_noise(x, noise, schedule, time)
         y, state = net.apply(params, state, seen, time=time, train=train,
@@ -225,11 +227,13 @@ def check_predict(predict: str) -> None:
 
 def shares(schedule: Any, time: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What image and noise are multiplied by at these steps; axes as x, float32 or wider."""
-    share = np.stack([np.sqrt(schedule), np.sqrt(1 - schedule)])
-    own = jnp.asarray(share, wide(x).dtype).at[:, time].get(
-        mode="fill", fill_value=np.nan, wrap_negative_indices=False)
-    signal, spread = own.reshape(2, *time.shape, *(1,) * (x.ndim - time.ndim))
-    return signal, spread
+    def own(share: np.ndarray) -> jax.Array:
+        found = jnp.asarray(share, wide(x).dtype).at[time].get(
+            mode="fill", fill_value=np.nan, wrap_negative_indices=False,
+            out_sharding=placed(time, time.ndim, 0))
+        return reshaped(found, time.ndim, *(1,) * (x.ndim - time.ndim))
+
+    return own(np.sqrt(schedule)), own(np.sqrt(1 - np.asarray(schedule)))
 
 
 def image_and_noise(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from diffprog import arguments
 from diffprog.arguments import as_int32, check_array, is_array
 from diffprog.dtypes import joint
 from diffprog.errors import LayerError
@@ -122,4 +123,6 @@ def total(shape: tuple[int, ...], real: Mask, each: jax.Array | None = None) -> 
     if real is not None:
         return counted(real)
     entries = math.prod(shape)
+    if not arguments.known(entries):
+        return jnp.asarray(entries).astype(float)
     return jnp.asarray(entries if entries < 2**31 else float(entries))

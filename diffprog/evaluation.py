@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count, check_kept
+from diffprog.arguments import check_count, check_kept, known
 from diffprog.averages import averages, examples
 from diffprog.axes import check_examples, parts, sides_of_examples
 from diffprog.data import as_batch, check_ends
@@ -115,7 +115,7 @@ def predict(
         raise LayerError("arrays of one length along the first axis", show(x),
                          "give each an axis of examples")
     ((length,),) = lengths
-    if length <= batch_size:
+    if not known(length) or length <= batch_size:
         check_examples(net, x, side)
         return apply(params, state or {}, x, **side)[0]
 

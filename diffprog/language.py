@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog import tree
+from diffprog import arguments, tree
 from diffprog.arguments import check_array, check_count, check_share
 from diffprog.computed import Expanded, plain
 from diffprog.entries import Mask, average, known, spread, total, weighed, weighing
@@ -282,9 +282,13 @@ def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any], A
                          listed(given), "rename or remove the rest: x holds inputs and targets")
     ids = given["x"]
     check_array(ids, rank=2, axes="(batch, time + 1)", floating=False)
-    if ids.ndim != 2 or ids.shape[1] < 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+    size = ids.shape[1] if ids.ndim == 2 else 0
+    if (arguments.known(size) and size < 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise LayerError("ids as ints (batch, time + 1), at least two tokens", show(ids),
                          "give at least two to each row: all but the first are asked for")
+    if not (arguments.at_most(2, size) and arguments.at_most(0, ids.shape[0] * (size - 1))):
+        raise LayerError("ids with an open size of the form t + 1", show(ids),
+                         'write jax.export.symbolic_shape("b, t + 1"): t are shown to the net')
     weights = weighing(rest.pop("sample_weight", None), ids[:, 1:].shape)
     real = spread(rest.pop("asked", None), ids.shape)
     real = None if real is None else real[:, 1:]

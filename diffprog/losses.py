@@ -27,7 +27,7 @@ from diffprog.entries import (
     wide,
 )
 from diffprog.errors import LayerError
-from diffprog.meshes import settled
+from diffprog.meshes import beside, placed, settled
 from diffprog.notation import show
 
 __all__ = ["absolute_error", "binary_cross_entropy", "cross_entropy", "ctc", "huber",
@@ -87,7 +87,8 @@ def cross_entropy(
     classes = logits.shape[-1]
     valid = (labels >= 0) & (labels < classes)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    each = None if class_weights is None else _of_classes(class_weights, logits)[labels]
+    each = None if class_weights is None else _of_classes(class_weights, logits).at[labels].get(
+        out_sharding=placed(labels, labels.ndim, 0))
     if each is not None:
         losses = _weighed(each, losses)
     if smoothing:
@@ -143,7 +144,8 @@ def linear_cross_entropy(
     rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
     held, inside = outside(rows)  # its gradient is summed over the chunks
     dtype = joint(x.dtype, jnp.float32)
-    scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
+    with standard_promotion():  # kernel and bias may be in unlike dtypes
+        scoring = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
 
     @jax.checkpoint  # keeps no chunk for the gradient
     def step(carry: Any, part: Any) -> tuple[Any, None]:
@@ -155,7 +157,7 @@ def linear_cross_entropy(
         if bias is not None:
             scores += weights[None, :, -1].astype(dtype)
         here = jax.lax.stop_gradient(scores.max(-1))
-        best = jnp.where(here > top, (first + scores.argmax(-1)).astype(best.dtype), best)
+        best = jnp.where(here > top, first + scores.argmax(-1).astype(best.dtype), best)
         new = jnp.maximum(here, top)
         finite = jnp.maximum(new, jnp.finfo(dtype).min)  # as long as all classes are impossible
         summed = summed * jnp.exp(top - finite) + jnp.exp(scores - finite[:, None]).sum(-1)
@@ -163,13 +165,14 @@ def linear_cross_entropy(
         own = jnp.take_along_axis(scores, at[:, None], -1, mode="clip")[:, 0]
         return (new, best, summed, jnp.where((at >= 0) & (at < len(weights)), own, true)), None
 
-    count = len(rows)
+    count = rows.shape[0]
     carry: Any = (jnp.full(count, -jnp.inf, dtype), jnp.zeros(count, jnp.int32),
                   jnp.zeros(count, dtype), jnp.full(count, jnp.nan, dtype))
+    carry = jax.tree.map(lambda a: beside(a, rows), carry)
     whole = classes // chunk
     if whole:
         parts = scoring[: whole * chunk].reshape(whole, chunk, -1)
-        xs = (chunk * jnp.arange(whole), parts)
+        xs = (chunk * jnp.arange(whole, dtype=jnp.int32), parts)
         carry = settled(lambda carry, part: step(carry, part)[0], carry, xs)
         carry, _ = jax.lax.scan(step, carry, xs)
     if whole * chunk < classes:
@@ -341,7 +344,7 @@ def ctc(
     """
     check_array(logits)
     whole = jnp.issubdtype(labels.dtype, jnp.integer)
-    if logits.ndim != 3 or labels.ndim != 2 or len(labels) != len(logits) or not whole:
+    if logits.ndim != 3 or labels.ndim != 2 or labels.shape[0] != logits.shape[0] or not whole:
         raise LayerError("logits (batch, time, classes) and integer labels (batch, n)",
                          show((logits, labels)), "give each example one row of labels")
     classes = logits.shape[-1]

@@ -44,7 +44,7 @@ def accuracy(
         0.5
     """
     labels = class_numbers(logits, labels)
-    hits = jnp.asarray(logits).argmax(-1) == labels
+    hits = jnp.asarray(logits).argmax(-1).astype(jnp.int32) == labels
     return reduce(hits.astype(jnp.float32), known(labels, mask, ignore), reduction)
 
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.arguments import check_array, check_count, check_share, is_array
+from diffprog.dtypes import joint
 from diffprog.entries import (
     Mask,
     average,
@@ -43,6 +44,7 @@ from diffprog.entries import (
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
 from diffprog.losses import binary_cross_entropy, check_alike, cross_entropy, squared_error
+from diffprog.meshes import placed
 from diffprog.metrics import accuracy, top_k_accuracy
 from diffprog.notation import called, code, listed, show
 from diffprog.plans import spec
@@ -113,9 +115,12 @@ def classification(
         metrics = {name: average(values, real, weights) for name, values in entries.items()}
         metrics["count"] = total(labels.shape, real, weights)
         if class_weights is not None and not soft:
-            each = jnp.take(jnp.asarray(class_weights), labels, mode="clip")
-            metrics["count/loss"] = total(
-                labels.shape, real, each if weights is None else each * weights)
+            each = jnp.asarray(class_weights).at[labels].get(
+                mode="clip", out_sharding=placed(labels, labels.ndim, 0))
+            if weights is not None:
+                dtype = joint(each.dtype, weights.dtype)
+                each = each.astype(dtype) * weights.astype(dtype)
+            metrics["count/loss"] = total(labels.shape, real, each)
         return metrics
 
     return _objective(loss, measure, features=1, reduction=reduction, scored=True)

@@ -98,7 +98,7 @@ def descend(
         updates, opt = optimizer.update(grads, opt_state, params, value=value,
                                         value_fn=value_fn, obj_fn=value_fn)
         moved: Any = optax.apply_updates(params, updates)
-    skipped = _skipped(opt, updates)
+    skipped = _skipped(opt_state, opt, updates)
     if skipped is not None:
         after = jax.tree.map(functools.partial(jnp.where, skipped), state, after)
     if gathered := [part.mini_step if isinstance(part, optax.MultiStepsState) else part.count
@@ -140,6 +140,9 @@ def _begin(optimizer: Any, params: Params) -> Any:
         raise LayerError("an optimizer of one gradient a step", *_OTHER_STEPS[type(part)])
     if next(_parts(state, optax.LookaheadState), None) is None:
         return state
+    if next(_parts(state, optax.contrib.ScheduleFreeState), None) is not None:
+        raise LayerError("one slow average", "those of lookahead and of schedule_free",
+                         "leave out one of them: the net is looked at in one place")
     return Ahead(optimizer.init(optax.LookaheadParams.init_synced(params)), params)
 
 
@@ -152,6 +155,8 @@ def _update(optimizer: Any, grads: Any, state: Any, params: Params, **extra: Any
         both = optax.LookaheadParams(params, state.slow)
         try:
             both, inner = _asked(optimizer, grads, state.inner, both, extra)
+        except LayerError:
+            raise
         except (TypeError, ValueError, AttributeError) as error:
             raise LayerError("lookahead around all other optimizers", "one around it or beside it",
                              "write optax.lookahead(optax.chain(...), ...), with what gathers, "
@@ -169,9 +174,20 @@ def _asked(optimizer: Any, grads: Any, state: Any, params: Any, extra: dict[str,
         extra = {name: value for name, value in extra.items() if name in taken}
     try:
         return optimizer.update(grads, state, params, **extra)
+    except ValueError as error:
+        if "MaskedNode" not in str(error):
+            raise
+        raise LayerError("a gradient masked as the updates are",
+                         "masked or partition around a line search, which compares the two",
+                         "pass mask_compatible_extra_args=True to it") from error
     except TypeError as error:
         if "keyword" not in str(error):
             raise
+        if isinstance(state, optax.LookaheadState):
+            raise LayerError("in lookahead what asks for the gradient alone",
+                             f"an optimizer that answers {str(error)!r}",
+                             "leave out lookahead: optax hands what is in it nothing more"
+                             ) from error
         raise LayerError("an optimizer that takes value, grad and value_fn beside the gradient",
                          f"one that answers {str(error)!r}",
                          "take a step of your own: jax.grad of the objective, optimizer.update, "
@@ -198,15 +214,21 @@ def _parts(opt_state: Any, *kinds: type) -> Iterator[Any]:
     for part in jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, kinds)):
         if isinstance(part, kinds):
             yield part
+            yield from _parts(tuple(part), *kinds)
 
 
-def _skipped(opt_state: Any, updates: Any) -> jax.Array | None:
-    """Did the optimizer leave the step out? None, if it is none that may."""
+def _skipped(before: Any, after: Any, updates: Any) -> jax.Array | None:
+    """Did the optimizer leave the step out? None, if it is none that may.
+
+    What stands inside of one that gathers is not asked at every step, so it must have counted one.
+    """
     found = []
-    for part in _parts(opt_state, optax.ApplyIfFiniteState, optax.MultiStepsState):
+    kinds = optax.ApplyIfFiniteState, optax.MultiStepsState
+    for old, part in zip(_parts(before, *kinds), _parts(after, *kinds), strict=True):
         if isinstance(part, optax.ApplyIfFiniteState):
             finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates)]
-            found.append(~part.last_finite & jnp.stack(finite).all())  # else it gave up
+            refused = part.total_notfinite != old.total_notfinite
+            found.append(refused & jnp.stack(finite).all())  # else it gave up
         elif isinstance(part.skip_state, dict) and "should_skip" in part.skip_state:
             found.append(part.skip_state["should_skip"])
     return jnp.stack(found).any() if found else None

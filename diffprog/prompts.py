@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffprog.arguments import check_array, check_count
 from diffprog.errors import LayerError
@@ -94,6 +95,10 @@ def begun(
 
 def _padded(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     """Ids (batch, time), ragged rows padded on the left, and which of them are real."""
+    if any(isinstance(row, Tracer) for row in (prompts, *jax.tree.leaves(prompts))):
+        raise LayerError("prompts of ids that are known", show(prompts),
+                         "call it outside of jax.jit: it is one compiled program itself, and to "
+                         "be exported are net.start and net.apply")
     rows = [np.asarray(row) for row in prompts]
     if not rows or any(row.ndim != 1 for row in rows):
         raise LayerError("prompts as ints (batch, time) or a list of lists of ints",

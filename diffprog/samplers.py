@@ -30,7 +30,7 @@ from diffprog.dtypes import outside
 from diffprog.entries import wide
 from diffprog.errors import LayerError
 from diffprog.layer import Layer
-from diffprog.meshes import settled
+from diffprog.meshes import beside, settled
 from diffprog.plans import Params, State
 
 __all__ = ["ddim", "ddpm"]
@@ -200,14 +200,14 @@ def _scanned(
         params, state, side, none = inside(held)
         ask = _asking(net, params, state, side, none, guidance)
         time, w = now
-        y = ask(seen.astype(x.dtype), jnp.full(x.shape[:1], time))
+        y = ask(seen.astype(x.dtype), beside(jnp.full(x.shape[:1], time), x))
         check_prediction(y, x)
         image, noise = image_and_noise(wide(y), seen, w["signal"], w["spread"], predict)
         mean = w["image"] * image + w["x"] * seen + w["noise"] * noise
         if key is None:
             return mean, None
         fresh = jax.random.normal(jax.random.fold_in(key, time), x.shape, seen.dtype)
-        return mean + w["fresh"] * fresh, None
+        return mean + w["fresh"] * beside(fresh, x), None
 
     begun = settled(lambda seen, now: step(seen, now)[0], wide(x), (times, each))
     return jax.lax.scan(step, begun, (times, each))[0].astype(x.dtype)
@@ -226,7 +226,7 @@ def _asking(
         return ask
 
     def both(x: jax.Array, time: jax.Array) -> jax.Array:
-        pairs = jax.tree.map(lambda own, none: jnp.stack([own, none]),
+        pairs = jax.tree.map(lambda own, none: jnp.stack([own, beside(none, own)]),
                              {name: side[name] for name in none}, none)
         told, free = jax.vmap(lambda own: ask(x, time, **own))(pairs)
         return free + guidance * (told - free)

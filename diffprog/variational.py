@@ -93,7 +93,7 @@ def elbo(
         mask, weights = real_targets(net, batch, x, side, y.shape, lambda output: output[0])
         surprise = _rows(unreduced(loss, prediction, y, mask, y.shape)).sum(1)
         real = None if mask is None else _rows(spread(mask, y.shape)).any(1)
-        weights = None if weights is None else _of_examples(batch["sample_weight"], len(y))
+        weights = None if weights is None else _of_examples(batch["sample_weight"], y.shape[0])
         reconstruction = average(surprise, real, weights)
         latent = gaussian_kl(_rows(mean), _rows(log_variance), mask=real, reduction="none")
         kl = average(latent, real, weights)
@@ -157,4 +157,4 @@ def _of_examples(weights: Any, count: int) -> Any:
 
 def _rows(a: jax.Array) -> jax.Array:
     """One row for each example."""
-    return a.reshape(len(a), math.prod(a.shape[1:]))
+    return a.reshape(a.shape[0], math.prod(a.shape[1:]))

@@ -232,6 +232,13 @@ def test_fit_believes_an_optimizer_that_skipped():
     assert train(step, [BATCH, NAN, BATCH], 2, every=1).history[1] == {"step": 2, "skipped": 1.0}
 
 
+def test_what_is_skipped_inside_of_what_gathers_is_a_step():
+    """The second of two halves is where it is asked; that of a step before stands there yet."""
+    step = make(optax.MultiSteps(optax.apply_if_finite(optax.sgd(0.1), 3), 2), MOVING)
+    _, metrics = taken(step, [BATCH, NAN, BATCH])
+    assert [float(read["skipped"]) for read in metrics] == [0, 1, 0]
+
+
 def test_an_optimizer_that_gave_up_is_an_error():
     step = make(optax.apply_if_finite(optax.sgd(0.1), 1), NET)
     assert refused(train, step, [BATCH, NAN, NAN, NAN], 4).step == 3
@@ -294,6 +301,39 @@ def test_an_argument_that_nobody_gives_is_named():
     step = make(optax.chain(own, optax.sgd(0.1)))
     error = refused(jax.eval_shape, step.apply, step.init(KEY, X), BATCH)
     assert "curvature" in error.got
+
+
+def weights(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+@pytest.mark.parametrize("around", [
+    lambda **more: optax.masked(optax.lbfgs(), weights, **more),
+    lambda **more: optax.partition({True: optax.lbfgs(), False: optax.adam(0.1)}, weights, **more)],
+    ids=["masked", "partition"])
+def test_a_line_search_for_a_part_is_told_the_gradient_of_that_part(around):
+    step, told = make(around()), make(around(mask_compatible_extra_args=True))
+    state = jax.eval_shape(step.init, KEY, X)
+    error = refused(jax.eval_shape, step.apply, state, BATCH)
+    assert "mask_compatible_extra_args=True" in error.remedy
+    jax.eval_shape(told.apply, state, BATCH)
+
+
+@pytest.mark.parametrize("inner", [
+    optax.lbfgs(), optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())],
+    ids=["lbfgs", "plateau"])
+def test_what_lookahead_hands_too_little_is_told_so(inner):
+    step = make(optax.lookahead(inner, 2, 0.5))
+    error = refused(jax.eval_shape, step.apply, jax.eval_shape(step.init, KEY, X), BATCH)
+    assert "value" in error.got and "lookahead" in error.remedy
+
+
+@pytest.mark.parametrize("optimizer", [
+    optax.lookahead(optax.contrib.schedule_free_sgd(0.1), 2, 0.5),
+    optax.contrib.schedule_free(optax.lookahead(optax.sgd(0.1), 2, 0.5), 0.1)],
+    ids=["inside", "around"])
+def test_one_net_has_one_slow_average(optimizer):
+    assert refused(jax.eval_shape, make(optimizer).init, KEY, X).wants == "one slow average"
 
 
 @pytest.mark.parametrize("around", [

@@ -112,7 +112,7 @@ def batch_norm(
         real = real_count = None
         if mask is not None:
             real = widened(mask, x.shape)
-            real_count = counted(real, entries // real.size)
+            real_count = counted(real, entries // real.size).astype(wide.dtype)
             real = real_entries(real, axes)
         wide, factor = tamed(wide, axes)
         mean = wide.mean(axes, where=real)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import known
+from diffprog.arguments import at_most, known
 from diffprog.errors import LayerError
 from diffprog.layers.dot_product import Pattern
 from diffprog.masks import NONE, last_real, real_before
@@ -81,14 +81,18 @@ def overrun(state: State, steps: int) -> jax.Array | None:
 def _appended(state: State, chunk: State) -> tuple[Pattern, State, State]:
     """Write the chunk behind the past, in place: the pattern, what is seen, what is kept."""
     steps, slots = chunk["segments"].shape[-1], state["segments"].shape[-1]
-    if known(steps) and known(slots) and steps > slots:
-        raise LayerError(f"a chunk of at most length={slots} steps", f"{steps}",
-                         "start with a larger length, or pass on fewer steps at a time")
+    if not at_most(steps, slots):
+        said = known(steps) and known(slots)
+        raise LayerError(f"a chunk of at most length={slots} steps",
+                         f"{steps}" if said else f"{steps}, which may be more",
+                         "start with a larger length, or pass on fewer steps at a time" if said
+                         else "say so where the size is made: jax.export.symbolic_shape(..., "
+                         f'constraints=["{steps} <= {slots}"])')
     index = state["index"]
     whole = {name: jax.lax.dynamic_update_slice_in_dim(
         beside(state[name], chunk[name]), beside(chunk[name], state[name]), index, axis)
              for name, axis in _TIME.items()}
-    orders = (index + jnp.arange(steps), jnp.arange(slots))
+    orders = (index + jnp.arange(steps, dtype=index.dtype), jnp.arange(slots, dtype=index.dtype))
     pattern = Pattern(causal=steps != 1, orders=orders)  # nothing stands behind a single step yet
     return pattern, whole, whole | {"index": index + steps}
 

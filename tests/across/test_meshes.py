@@ -11,12 +11,14 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from cases import CASES, FIXED, floats
 from comparing import KEY, close
 from jax import export
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from refusing import refused
 
 import diffprog as dp
 from diffprog.layer import as_layer
@@ -165,6 +167,95 @@ def test_every_case_is_exported_for_any_batch_and_length(case, of_any):
             numbers = lambda *given, use=use: [  # noqa: E731
                 leaf for leaf in jax.tree.leaves(use(*given)) if leaf.dtype != jax.dtypes.float0]
             assert export.export(jax.jit(numbers))(*of_any(case)).in_avals
+
+
+STEPPED = {
+    "classes": (dp.serial(dp.linear(4), dp.batch_norm(), dp.linear(3)), dp.classification(top_k=2),
+                lambda b, t: (floats(b, 5), jax.ShapeDtypeStruct((b,), jnp.int32))),
+    "text": (dp.embedding(11, 4) >> dp.recurrent(dp.gru(11)), dp.next_token(),
+             lambda b, t: jax.ShapeDtypeStruct((b, t + 1), jnp.int32)),
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_step_is_traced_for_any_batch_and_length(name):
+    net, objective, batch = STEPPED[name]
+    step = dp.make_step(net, objective, optax.sgd(0.1))
+    few = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), batch(2, 4))
+    any_size = batch(*export.symbolic_shape("b, t"))
+    state = jax.eval_shape(step.init, KEY, step.inputs(few)[0])
+    for f in (step.apply, step.evaluate):
+        found = jax.eval_shape(f, state, any_size)
+        assert jax.tree.structure(found) == jax.tree.structure(jax.eval_shape(f, state, few))
+
+
+TOLD = dp.Layer(
+    lambda key, x, **_: ({"scale": jnp.ones(())}, {}),
+    lambda params, state, x, *, time, condition, **_: (
+        params["scale"] * x * (time + condition).astype(x.dtype)[:, None], state),
+    side=frozenset({"time", "condition"}))
+ON_MESH = {
+    "weights": (dp.linear(3), dp.classification(class_weights=jnp.ones(3)), {
+        "x": floats(2, 5), "y": jax.ShapeDtypeStruct((2,), jnp.int32)}),
+    "text by chunks": (dp.serial(trunk=dp.embedding(11, 4), head=dp.linear(11)),
+                       dp.chunked_next_token("trunk", "head/kernel", chunk=4),
+                       {"x": jax.ShapeDtypeStruct((2, 5), jnp.int32)}),
+    "vae": (dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5)), dp.elbo(), {
+        "x": floats(2, 5), "y": floats(2, 5)}),
+    "diffusion": (TOLD, dp.denoising(dp.linear_schedule(4), null_class=3), {
+        "x": floats(2, 4), "condition": jax.ShapeDtypeStruct((2,), jnp.int32)}),
+}
+
+
+@pytest.mark.parametrize("name", ON_MESH)
+def test_a_step_runs_on_an_explicit_mesh(name):
+    net, objective, batch = ON_MESH[name]
+    step = dp.make_step(net, objective, optax.sgd(0.1))
+    x, side = step.inputs(jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), batch))
+    state = jax.eval_shape(step.init, KEY, x, **side)
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+            a.shape, a.dtype, sharding=NamedSharding(mesh, P("data"))), batch)
+        jax.eval_shape(step.apply, state, given)
+        if name != "diffusion":  # which is measured example by example, each with a row of a table
+            jax.eval_shape(step.evaluate, state, given)
+        else:
+            jax.eval_shape(lambda x, classes: dp.ddpm(
+                net, {"scale": jnp.ones(())}, x, dp.linear_schedule(4), key=KEY, steps=2,
+                guidance=2.0, null_class=3, condition=classes), given["x"], given["condition"])
+
+
+def test_losses_and_metrics_are_traced_for_any_size():
+    b, t = export.symbolic_shape("b, t")
+    logits, ids = floats(b, t, 7), jax.ShapeDtypeStruct((b, t), jnp.int32)
+    few = jax.ShapeDtypeStruct((b, 2), jnp.int32)
+    found = jax.eval_shape(lambda logits, ids, few: (
+        dp.cross_entropy(logits, ids), dp.accuracy(logits, ids), dp.squared_error(logits, logits),
+        dp.ctc(logits, few), *dp.linear_cross_entropy(logits, jnp.ones((7, 8)), ids, chunk=3)),
+        logits, ids, few)
+    assert [a.shape for a in found] == [()] * 5 + [(b, t)]
+
+
+def test_what_an_open_size_leaves_unsaid_is_asked_for():
+    b, t = export.symbolic_shape("b, t")
+    ids, net = jax.ShapeDtypeStruct((b, t), jnp.int32), dp.embedding(11, 4) >> dp.self_attention(
+        2, causal=True) >> dp.linear(11)
+    plan = net.plan(jnp.ones((1, 5), jnp.int32))
+    params, state = plan.params, plan.state
+
+    def stream(params, x):
+        return net.apply(params, net.start(params, state, x, length=9), x)
+
+    remedy = refused(jax.eval_shape, stream, params, ids).remedy
+    assert 'constraints=["t <= 9"]' in remedy
+    size, time = export.symbolic_shape("b, t", constraints=["t <= 9"])
+    jax.eval_shape(stream, params, jax.ShapeDtypeStruct((size, time), jnp.int32))
+    objective = dp.next_token()
+    asked = lambda x: objective(net, params, {}, x, key=None, train=True)[0]  # noqa: E731
+    assert '"b, t + 1"' in refused(jax.eval_shape, asked, ids).remedy
+    assert "net.start" in refused(jax.eval_shape, lambda x: dp.generate(
+        net, params, x, 3).tokens, ids).remedy
 
 
 def test_many_cases_are_tried_in_every_row():

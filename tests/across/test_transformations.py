@@ -244,6 +244,27 @@ def test_every_tool_joins_shapes_and_dtypes_in_words(use, dtype):
         jax.eval_shape(functools.partial(USES[use], dtype))
 
 
+@pytest.mark.parametrize("use", [
+    pytest.param(use, marks=[pytest.mark.slow] * (use not in ("metrics", "losses", "merging")))
+    for use in USES])
+@pytest.mark.parametrize("dtype", [
+    jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)], ids=lambda t: t.__name__)
+def test_every_tool_counts_in_words_where_64_bits_are_allowed(use, dtype):
+    """What is counted is of 64 bits there, unless it is said, and ids are of 32."""
+    with in_words(), jax.enable_x64(True):
+        jax.eval_shape(functools.partial(USES[use], dtype))
+
+
+@pytest.mark.parametrize("name", [
+    "batch_norm, masked", "self_attention, streaming",
+    pytest.param(None, id="all", marks=pytest.mark.slow)])
+def test_cases_count_in_words_where_64_bits_are_allowed(name):
+    with jax.enable_x64(True):
+        for case in CASES:
+            if name in (None, case.name):
+                strict(given(case), whole=not case.slow)
+
+
 # Values.
 
 COMPILED = ["cells", "recurrent with segments", "self_attention, window", "repeat with state",

@@ -46,7 +46,7 @@ def shapes(tree, dtype=None, more=()):
 def total(y):
     """The sum of the floats of an output, of any dtypes."""
     floats = [leaf.sum(dtype=jnp.float32) for leaf in jax.tree.leaves(y) if is_float(leaf)]
-    return sum(floats, jnp.zeros(()))
+    return sum(floats, jnp.zeros((), jnp.float32))
 
 
 def training(layer):

@@ -74,6 +74,10 @@ EXAMPLES = {
     "wants ids as ints (batch, time + 1), at least two tokens, got float32[2,3]; give at least "
     "two to each row: all but the first are asked for":
         learn(dp.next_token(), jnp.ones((2, 3))),
+    "wants ids with an open size of the form t + 1, got int32[2,t]; write "
+    'jax.export.symbolic_shape("b, t + 1"): t are shown to the net':
+        lambda: jax.eval_shape(lambda ids: learn(dp.next_token(), ids)(), jax.ShapeDtypeStruct(
+            (2, *jax.export.symbolic_shape("t")), jnp.int32)),
     "wants a batch with x and side inputs of the net (none), got x, y; rename or remove the rest: "
     "x holds inputs and targets":
         learn(dp.next_token(), {"x": IDS, "y": IDS}),
@@ -210,6 +214,9 @@ EXAMPLES = {
     "look (self_attention(2)): wants causal=True for a stream, got causal=False; set it: without "
     "it every position sees later ones":
         ask(net=NEVER, own=drawn(NEVER)),
+    "wants prompts of ids that are known, got int32[1,2]; call it outside of jax.jit: it is "
+    "one compiled program itself, and to be exported are net.start and net.apply":
+        lambda: jax.eval_shape(lambda ids: ask(ids)(), jnp.ones((1, 2), jnp.int32)),
     "wants prompts of one length, for a net without mask, got lengths [3, 1, 4]; write to one "
     "prompt at a time":
         ask(net=RAW, own=drawn(RAW)),

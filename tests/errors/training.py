@@ -110,6 +110,11 @@ STACKED = dp.make_step(dp.repeat(4, dp.linear(4)), dp.regression(), optax.statel
     lambda updates, params: jax.tree.map(lambda g: g.mean(0), updates)))
 GATHERED = dp.make_step(NET, dp.classification(), optax.MultiSteps(
     optax.lookahead(optax.sgd(0.1), 2, 0.5), 2))
+ASKING = dp.make_step(NET, dp.classification(), optax.lookahead(optax.polyak_sgd(), 2, 0.5))
+MASKED = dp.make_step(NET, dp.classification(), optax.masked(
+    optax.lbfgs(), lambda params: jax.tree.map(lambda a: a.ndim > 1, params)))
+AVERAGED = dp.make_step(NET, dp.classification(), optax.lookahead(
+    optax.contrib.schedule_free_sgd(0.1), 2, 0.5))
 COUNTED = dp.make_step(NET, lambda net, params, state, batch, *, key, train: (
     params["bias"].sum(), (state, {"loss": params["bias"].sum(), "each": params["bias"]})),
     optax.sgd(0.1))
@@ -341,6 +346,14 @@ EXAMPLES = {
     "wants lookahead around all other optimizers, got one around it or beside it; write "
     "optax.lookahead(optax.chain(...), ...), with what gathers, skips or decays inside":
         lambda: jax.eval_shape(GATHERED.apply, state(GATHERED), DATA[0]),
+    "wants in lookahead what asks for the gradient alone, got an optimizer that answers \"...":
+        lambda: jax.eval_shape(ASKING.apply, state(ASKING), DATA[0]),
+    "wants one slow average, got those of lookahead and of schedule_free; leave out one of them: "
+    "the net is looked at in one place":
+        lambda: state(AVERAGED),
+    "wants a gradient masked as the updates are, got masked or partition around a line search, "
+    "which compares the two; pass mask_compatible_extra_args=True to it":
+        lambda: jax.eval_shape(MASKED.apply, state(MASKED), DATA[0]),
     "wants a state that is still there, got one that was donated to a later step; keep a copy, "
     "jax.tree.map(jnp.copy, state), or go on from what the step returned: "
     "make_step(..., donate=False) keeps them all":
