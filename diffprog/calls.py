@@ -91,7 +91,7 @@ def compared(value: Any, within: tuple[Any, ...] = ()) -> Any:
     if isinstance(value, Called):
         return value
     if isinstance(value, functools.partial):
-        return kind, inside(value.func), inside(value.args), inside(value.keywords)
+        return kind, inside(value.func), inside(value.args), inside(tuple(value.keywords.items()))
     if isinstance(value, types.FunctionType):
         return _of_function(value, within)
     if isinstance(value, types.MethodType):

@@ -120,6 +120,8 @@ def test_what_differs_in_one_thing_is_not_equal(one, other):
     lambda: float("nan"), lambda: np.arange(3), lambda: jnp.arange(3), lambda: jax.random.key(3),
     lambda: NORMAL(0.02), lambda: jax.nn.initializers.variance_scaling(1, "fan_in", "normal"),
     lambda: functools.partial(identity, np.ones(2)), lambda: [1, (2, {"a": 3})],
+    lambda: scaling_by(functools.partial(jax.nn.gelu, approximate=False)),
+    lambda: dp.program(up=dp.linear(8), down=dp.linear(4))(functools.partial(feed)),
     lambda: dp.rotary(scaling=dp.linear_scaling(2.0)), lambda: frozenset({1, 2}),
 ])
 def test_what_is_made_alike_is_equal(make):
