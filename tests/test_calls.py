@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import cloudpickle
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,21 +215,9 @@ def test_what_no_module_has_by_name_is_refused_and_told_what_takes_it():
            "module", pickle.dumps, dp.serial(local))
     with pytest.raises(dp.LayerError, match="use cloudpickle"):
         pickle.dumps(dp.repeat(2, dp.serial(dp.linear(4), lambda x: x)))
-
-
-IN_ANOTHER_PROCESS = """
-import pathlib, pickle, sys
-import jax
-import numpy as np
-folder = pathlib.Path(sys.argv[1])
-nets, x, ids = pickle.loads((folder / "nets").read_bytes())
-told = {}
-for name, net in nets.items():
-    params, state = net.init(jax.random.key(0), ids if name == "gpt" else x)
-    y = net(params, ids if name == "gpt" else x, state=state)
-    told[name] = [np.asarray(leaf) for leaf in jax.tree.leaves((params, state, y))]
-(folder / "told").write_bytes(pickle.dumps(told))
-"""
+    module = nn.Dense(3, kernel_init=NORMAL(0.5))  # an object that holds such a function
+    with pytest.raises(dp.LayerError, match="got <Dense>; use cloudpickle"):
+        pickle.dumps(dp.interop.from_linen(module))
 
 
 # The small net has all that is pickled in another way each.
