@@ -38,11 +38,13 @@ class Called:
     def __eq__(self, other: Any) -> bool:
         if not isinstance(other, Called):
             return NotImplemented
-        return self is other or (hash(self) == hash(other) and _key(self) == _key(other))
+        with signed(self.__repr__):
+            return self is other or (hash(self) == hash(other) and _key(self) == _key(other))
 
     def __hash__(self) -> int:
         if "_hash" not in vars(self):
-            vars(self)["_hash"] = hash(_key(self))
+            with signed(self.__repr__):
+                vars(self)["_hash"] = hash(_key(self))
         return vars(self)["_hash"]
 
     def __copy__(self) -> Any:
