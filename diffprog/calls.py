@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import pickle
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -37,11 +38,13 @@ class Called:
     def __eq__(self, other: Any) -> bool:
         if not isinstance(other, Called):
             return NotImplemented
-        return self is other or (hash(self) == hash(other) and _key(self) == _key(other))
+        with signed(self.__repr__):
+            return self is other or (hash(self) == hash(other) and _key(self) == _key(other))
 
     def __hash__(self) -> int:
         if "_hash" not in vars(self):
-            vars(self)["_hash"] = hash(_key(self))
+            with signed(self.__repr__):
+                vars(self)["_hash"] = hash(_key(self))
         return vars(self)["_hash"]
 
     def __copy__(self) -> Any:
@@ -91,7 +94,7 @@ def compared(value: Any, within: tuple[Any, ...] = ()) -> Any:
     if isinstance(value, Called):
         return value
     if isinstance(value, functools.partial):
-        return kind, inside(value.func), inside(value.args), inside(value.keywords)
+        return kind, inside(value.func), inside(value.args), inside(tuple(value.keywords.items()))
     if isinstance(value, types.FunctionType):
         return _of_function(value, within)
     if isinstance(value, types.MethodType):
@@ -185,7 +188,7 @@ def _packed(value: Any) -> Any:
     if type(value) is dict:
         return {name: _packed(part) for name, part in value.items()}
     if not callable(value) or not hasattr(value, "__name__"):
-        return value
+        return value if _takes_functions() else _tried(value)
     for module in _PUBLIC:
         for name, public in vars(sys.modules[module]).items():
             if public is value:
@@ -193,10 +196,25 @@ def _packed(value: Any) -> Any:
     if (name := _name(value)) and _found(*name) is value:
         return value if isinstance(value, types.FunctionType) else _Pickled(_named, name)
     if not _takes_functions():
-        raise LayerError("functions that a module has by name, to be pickled", code(value),
-                         "use cloudpickle, which holds functions themselves, or define it by def "
-                         "in a module")
+        raise _nameless(value)
     return value
+
+
+def _tried(value: Any) -> Any:
+    """A value of another kind, if pickle takes it: there may be functions in it too."""
+    if isinstance(value, (int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)):
+        return value
+    try:
+        pickle.dumps(value)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise _nameless(value) from error
+    return value
+
+
+def _nameless(value: Any) -> LayerError:
+    return LayerError("functions that a module has by name, to be pickled", code(value),
+                      "use cloudpickle, which holds functions themselves, or define it by def in a "
+                      "module")
 
 
 def _name(value: Any) -> tuple[str, str] | None:

@@ -76,7 +76,7 @@ def keyword_only(function: Callable[..., Any]) -> frozenset[str]:
     names = frozenset(p.name for p in inspect.signature(function).parameters.values()
                       if p.kind is p.KEYWORD_ONLY)
     while isinstance(function, functools.partial):
-        names, function = names - function.keywords.keys(), function.func
+        names, function = names.difference(function.keywords), function.func
     return names
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import cloudpickle
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +121,8 @@ def test_what_differs_in_one_thing_is_not_equal(one, other):
     lambda: float("nan"), lambda: np.arange(3), lambda: jnp.arange(3), lambda: jax.random.key(3),
     lambda: NORMAL(0.02), lambda: jax.nn.initializers.variance_scaling(1, "fan_in", "normal"),
     lambda: functools.partial(identity, np.ones(2)), lambda: [1, (2, {"a": 3})],
+    lambda: scaling_by(functools.partial(jax.nn.gelu, approximate=False)),
+    lambda: dp.program(up=dp.linear(8), down=dp.linear(4))(functools.partial(feed)),
     lambda: dp.rotary(scaling=dp.linear_scaling(2.0)), lambda: frozenset({1, 2}),
 ])
 def test_what_is_made_alike_is_equal(make):
@@ -212,21 +215,9 @@ def test_what_no_module_has_by_name_is_refused_and_told_what_takes_it():
            "module", pickle.dumps, dp.serial(local))
     with pytest.raises(dp.LayerError, match="use cloudpickle"):
         pickle.dumps(dp.repeat(2, dp.serial(dp.linear(4), lambda x: x)))
-
-
-IN_ANOTHER_PROCESS = """
-import pathlib, pickle, sys
-import jax
-import numpy as np
-folder = pathlib.Path(sys.argv[1])
-nets, x, ids = pickle.loads((folder / "nets").read_bytes())
-told = {}
-for name, net in nets.items():
-    params, state = net.init(jax.random.key(0), ids if name == "gpt" else x)
-    y = net(params, ids if name == "gpt" else x, state=state)
-    told[name] = [np.asarray(leaf) for leaf in jax.tree.leaves((params, state, y))]
-(folder / "told").write_bytes(pickle.dumps(told))
-"""
+    module = nn.Dense(3, kernel_init=NORMAL(0.5))  # an object that holds such a function
+    with pytest.raises(dp.LayerError, match="got <Dense>; use cloudpickle"):
+        pickle.dumps(dp.interop.from_linen(module))
 
 
 # The small net has all that is pickled in another way each.
