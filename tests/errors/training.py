@@ -369,7 +369,7 @@ EXAMPLES = {
     "wants data as batches, one after another, got (float32[12,4], int32[12]); pass "
     "batches(data, batch_size), or [batch] for a single one":
         lambda: train(sgd(), DATA[0], 1),
-    "wants validation data as batches, one after another, got <lambda training.py:360>":
+    "wants validation data as batches, one after another, got <lambda training.py...":
         lambda: train(sgd(), DATA, 1, validation=lambda: DATA),
     "wants a net, as in predict(net, params, x), got {}; pass the layer that init was called of":
         lambda: dp.predict({}, NET, XS),
