@@ -65,6 +65,7 @@ def test_one_beam_is_greedy():
         NETS["gpt"], params, PROMPTS, 5, state=state).tokens.tolist()
 
 
+@pytest.mark.slow
 def test_more_beams_than_texts():
     written = search("gpt", [[3]], 1, beams=VOCABULARY + 2)
     assert sorted(written.tokens[0, :VOCABULARY, 0].tolist()) == list(range(VOCABULARY))
@@ -74,6 +75,7 @@ def test_more_beams_than_texts():
     assert written.lengths[0].tolist() == [1] * VOCABULARY + [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (4,), (2, 1, 4)])
 def test_side_inputs_of_texts_and_of_all(shape):
     """One beam takes them as `generate` does."""

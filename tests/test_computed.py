@@ -37,7 +37,9 @@ def alone(f):
     return f
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [pytest.param(name, marks=[pytest.mark.slow] * (name in (
+    "around repeat", "around copies of copies", "in a fixed point", "in a recurrence")))
+    for name in PLACES])
 @pytest.mark.parametrize("way", NEUTRAL)
 def test_merge_gives_what_the_plain_net_takes_and_unmerge_turns_it_round(way, place):
     if place == "in a recurrence" and way != "lora":

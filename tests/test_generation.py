@@ -66,6 +66,7 @@ def test_a_handful_of_programs_serves_all_prompts():
     assert generation._generated._cache_size() - before == 4
 
 
+@pytest.mark.slow
 def test_a_refusal_for_another_reason_is_forgotten():
     """A call that lacked memory says nothing of how far the net can go."""
     net = dp.seq2seq(5, VOCABULARY, width=6)

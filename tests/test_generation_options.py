@@ -111,7 +111,8 @@ def test_beams_end_with_several_tokens(beams):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"top_k": 3}, {"top_p": 0.8, "temperature": 2.0}], ids=str)
+    {}, pytest.param({"top_k": 3}, marks=pytest.mark.slow),
+    pytest.param({"top_p": 0.8, "temperature": 2.0}, marks=pytest.mark.slow)], ids=str)
 def test_rows_draw_by_keys_of_their_own_as_alone(options):
     logits = jax.random.normal(KEY, (2, 3, 7))
     keys = jax.random.split(KEY, (2, 3))

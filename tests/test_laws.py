@@ -427,7 +427,8 @@ VARIANTS = {"another axis": ((2, 4, 2, 3), lambda f: f), "another size": ((3, 5,
             "in repeat": ((2, 4, 3), lambda f: dp.repeat(2, f))}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [pytest.param(
+    name, marks=[pytest.mark.slow] * (name == "in repeat")) for name in VARIANTS])
 @pytest.mark.parametrize("fault", EIGHT)
 def test_what_once_passed_every_law_is_caught(fault, variant):
     shape, place = VARIANTS[variant]

@@ -51,6 +51,7 @@ def test_gradients_are_those_of_one_example_at_a_time(net):
     close(jax.tree.map(lambda g: g.mean(0), gradients), whole)
 
 
+@pytest.mark.slow
 def test_masked_examples_count_with_their_real_entries():
     mask = jnp.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1], [0, 1, 1]], bool)
     batch = {"x": jnp.stack([X, X**2, -X], 1), "y": jnp.arange(15).reshape(5, 3) % 3, "mask": mask}

@@ -59,6 +59,7 @@ def test_a_restarted_row_has_the_memory_that_is_given():
                        net(params, x, memory=one)))
 
 
+@pytest.mark.slow
 def test_a_gradient_ends_where_a_row_begins_anew():
     net, x = NETS["lstm"], drawn(3, 4, 4)
     params, rest = net.init(KEY, x)

@@ -67,6 +67,7 @@ def dead(x):
     return jax.nn.relu(x - 100)
 
 
+@pytest.mark.slow
 def test_the_root_of_adam_has_no_derivative_at_zero():
     """sqrt(v) at v = 0 gives NaN, which names what broke; `eps_root` moves the root away from 0."""
     net = dp.serial(dp.linear(3), dp.branch(dead, jnp.tanh, merge=dp.concatenate), dp.linear(1))

@@ -75,6 +75,7 @@ def plain(params, state, x):
     return linear(params["linear_1"], x)
 
 
+@pytest.mark.slow
 def test_a_net_has_exactly_the_equations_of_plain_jax():
     trees = NET.init(KEY, IMAGE)
     ours = lambda params, state, x: NET(params, x, state=state)  # noqa: E731
@@ -99,6 +100,7 @@ def instructions(f, *given):
     return len(re.findall(r"^\s+(?:ROOT )?%?[\w.-]+ = ", text, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_layer_norm_compiles_to_less_than_that_of_its_formula():
     def formula(p, x):
         x, factor = tamed(x)

@@ -44,6 +44,7 @@ def both(f):
     return jax.jit(lambda: [f(train) for train in (False, True)])()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_merged_trees_are_those_of_the_plain_net_in_both_modes(way):
     net = WAYS[way](NET)
@@ -152,6 +153,7 @@ def test_the_next_token_in_chunks_reads_the_table_that_the_net_reads(way):
     close(found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ema", "spectral_norm", "weight_norm", "lora", "quantize of ema"])
 def test_a_penalty_speaks_of_what_the_net_computes_with(way):
     net = WAYS[way](NET)

@@ -37,7 +37,8 @@ def test_every_case_lowers_for_all_platforms(case):
     assert lowered(case.layer, case.x, case.side).platforms == PLATFORMS
 
 
-@pytest.mark.parametrize("model", ["convnet", "mlp", "resnet"])
+@pytest.mark.parametrize("model", ["convnet", "mlp", pytest.param(
+    "resnet", marks=pytest.mark.slow)])
 def test_the_networks_of_the_example_lower_for_all_platforms(model):
     path = pathlib.Path(__file__).parents[2] / "examples" / "digits.py"
     found = importlib.util.spec_from_file_location("digits", path)

@@ -209,6 +209,7 @@ DERIVATIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [
     "causal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("right", "left"))])
 def test_every_derivative_is_that_of_the_formula(pattern, kernel):

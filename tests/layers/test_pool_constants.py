@@ -75,6 +75,7 @@ def test_the_mean_slides_over_no_ones():
     assert traced.count("reduce_window") == 1 and "iota" in traced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "shape"), [
     (dp.avg_pool((2, 3), stride=(3, 2), padding=((1, 0), (2, 1))), (1, 5, 4, 2)),
     (dp.avg_pool(3, dims=1, stride=2, padding="SAME"), (2, 6, 1)),

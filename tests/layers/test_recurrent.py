@@ -67,7 +67,8 @@ def looped(cell, params, x, mask=None, *, backwards=False):
     return y
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [pytest.param(
+    name, marks=[pytest.mark.slow] * (name in ("copies", "shared"))) for name in CELLS])
 def test_it_equals_a_loop_over_the_real_steps_of_each_row(name):
     net, cell = dp.recurrent(CELLS[name]), CELLS[name]
     params = params_of(net, SERIES)
@@ -114,6 +115,7 @@ def agree(one, other, params_of_one, params_of_other):
         params_of_one, params_of_other, SERIES))
 
 
+@pytest.mark.slow
 def test_layers_in_one_recurrence_equal_recurrences_in_sequence():
     a, b = dp.lstm(4), dp.gru(3)
     joined, stacked = dp.recurrent(a >> b), dp.recurrent(a) >> dp.recurrent(b)

@@ -63,6 +63,7 @@ def test_a_place_is_a_row_beside_a_column():
     assert len(np.unique(places.reshape(15, 8).round(6), axis=0)) == 15
 
 
+@pytest.mark.slow
 def test_it_looks_at_time_and_class_and_takes_images_of_any_size():
     net = dp.dit(1, classes=3, **NET)
     params = filled(net.plan(X, time=TIME).params)

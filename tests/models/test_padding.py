@@ -77,6 +77,7 @@ def test_no_gradient_comes_out_of_the_padding(name):
         close(*(slope(params, *padded(side, fill)) for fill in (0, 7)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "seq2seq", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_translation_streams_from_its_memory(name):

@@ -69,6 +69,7 @@ def test_a_block_in_numpy():
     computes(net, {"block": params}, x, y[:, None, None])
 
 
+@pytest.mark.slow
 def test_it_looks_at_time_class_and_the_coarse_grid():
     net = dp.unet(1, classes=3, **SMALL)
     params = filled(net.plan(X, time=TIME).params)

@@ -140,6 +140,7 @@ def test_a_large_example_does_not_decide_for_a_small_one(name):
             np.testing.assert_allclose(row, np.full(row.shape, z), rtol=exact)
 
 
+@pytest.mark.slow
 def test_nor_do_the_derivatives_of_one():
     """dz/dx is ``1 / (1 - 0.9 cos z)``, whatever else is pulled back or pushed on beside it."""
     x = jnp.asarray(FAR, jnp.float32)[:, None]
@@ -224,6 +225,7 @@ def test_an_example_that_is_not_found_keeps_no_other_from_being_found(bad):
         assert np.isfinite(other).all()
 
 
+@pytest.mark.slow
 def test_examples_that_f_mixes_come_to_rest_together():
     """One is at rest before the other, and moves on with it; the reference is a linear system."""
     mixing = np.array([[0.95, 0.0, 0.0], [0.5, 0.1, 0.0], [1e-4, 1e-4, 0.0]])

@@ -155,6 +155,7 @@ def test_the_generator_may_have_state_and_side_inputs():
     assert np.abs(first[1]["generator"]["batch_norm_0"]["mean"]).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_side_inputs_of_the_target_go_with_their_examples():
     mask = jnp.array([[True, True, False], [True, False, False]])
     x, conditions = jax.random.normal(KEY, (2, 3, 4)), CONDITION[:2]
@@ -164,6 +165,7 @@ def test_side_inputs_of_the_target_go_with_their_examples():
         close(row(y, i), net(params, row(x, i), condition=conditions[i], mask=row(mask, i)))
 
 
+@pytest.mark.slow
 def test_one_hypernetwork_may_write_another():
     params, net = tried(dp.hyper(dp.hyper(dp.linear(3), dp.linear(2)), lambda z: z))
     assert "target/target/kernel/kernel/kernel" in dp.tree.paths(params)
@@ -188,6 +190,7 @@ def test_a_stream_writes_the_parameters_once():
         assert not seen
 
 
+@pytest.mark.slow
 def test_under_mixed_the_weights_are_written_narrow():
     net = dp.mixed(NET, jnp.bfloat16)
     params, run = tried(net)

@@ -68,6 +68,7 @@ def test_kernels_of_any_size(dtype, size):
                                atol=3 * max(float(jnp.finfo(dtype).eps), 1e-5))
 
 
+@pytest.mark.slow
 def test_a_kernel_of_zeros_stays_and_learns():
     net = dp.spectral_norm(dp.linear(3, bias=False, kernel_init="zeros"))
     params, state = net.init(KEY, X)
