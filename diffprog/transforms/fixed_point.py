@@ -42,7 +42,9 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
 
     z is found by Anderson acceleration from zeros, and differentiated by the implicit function
     theorem, in both modes and to any order: memory is that of one application. All applications
-    share one key, so that with dropout too there is one function to be at rest in.
+    share one key, so that with dropout too there is one function to be at rest in. Within a loop,
+    such as that of `repeat`, JAX refuses the gradient of a gradient; `jax.jvp` of a gradient goes,
+    and so does ``repeat(n, ..., unroll=n)``.
 
     **Each example is solved for itself**: one that has come to rest stays as it is while the others
     go on, so none decides for another how exactly it is solved; f is applied as often as the

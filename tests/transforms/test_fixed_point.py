@@ -357,3 +357,17 @@ def test_it_is_differentiated_under_remat_repeat_and_vmap():
     close(gradient(dp.remat(plain), params), gradient(plain, params))
     one = jax.vmap(lambda x: NET(params_of(NET), x))
     close(jax.jit(one)(X), NET(params_of(NET), X))
+
+
+@pytest.mark.slow
+def test_second_derivatives_in_a_loop_go_forwards_over_the_gradient_or_without_the_loop():
+    def slope(net):
+        params, state = net.init(KEY, X)
+        return jax.grad(lambda x: jnp.sum(jnp.sin(net(params, x, state=state))))
+
+    loop, written_out = (slope(dp.repeat(2, NET, unroll=unroll)) for unroll in (1, 2))
+    forwards = jax.jvp(loop, (X,), (jnp.cos(X),))[1]
+    backwards = jax.grad(lambda x: jnp.vdot(written_out(x), jnp.cos(X)))(X)
+    close(forwards, backwards)
+    with pytest.raises(ValueError, match="while_loop"):  # once JAX can, the docstring may say so
+        jax.grad(lambda x: jnp.vdot(loop(x), jnp.cos(X)))(X)
