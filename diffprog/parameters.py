@@ -23,6 +23,9 @@ from diffprog.dtypes import joint
 from diffprog.errors import LayerError
 from diffprog.notation import listed, show
 
+# What is jitted so is written into a program that calls it: since jax 0.12 `True` leaves it to XLA.
+INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # type: ignore[attr-defined]
+
 Initializer = str | Callable[..., jax.Array]
 
 _KINDS = jax.nn.initializers
@@ -146,7 +149,7 @@ class _Itself:
         return id(self.value)
 
 
-@functools.partial(jax.jit, inline=True)  # one dispatch for both folds, and no call in a trace
+@functools.partial(jax.jit, inline=INLINE)  # one dispatch for both folds, and no call in a trace
 def _folded(key: jax.Array, high: Any, low: Any) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, high), low)
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from diffprog.meshes import settled
+from diffprog.parameters import INLINE
 
 # What was told while this thread traced; None where nobody listens.
 _TOLD: contextvars.ContextVar[set[Hashable] | None] = contextvars.ContextVar("told", default=None)
@@ -69,7 +70,7 @@ def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
 
     # What is written into a program is written into an eager gradient too, and so compiled anew.
     alone, inside = (jax.jit(heard, static_argnames=static, inline=inline)
-                     for inline in (False, True))
+                     for inline in (False, INLINE))
 
     def run(*given: Any, **named: Any) -> Any:
         staged = any(map(_is_staged, jax.tree.leaves((given, named))))
