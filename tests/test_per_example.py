@@ -107,8 +107,9 @@ def test_the_memory_of_norms_is_that_of_the_examples_at_a_time():
     every, few = (memory(lambda params, batch_size=batch_size: dp.per_example_gradient_norms(
         net, OBJECTIVE, params, {}, (x, y), batch_size=batch_size), params)
         for batch_size in (None, 4))
-    assert 32 < every / (4 * dp.tree.count(params)) < 40
-    assert 4 < few / (4 * dp.tree.count(params)) < 8
+    one = 4 * dp.tree.count(params)  # a gradient; XLA may hold the squares of all beside them
+    assert 32 * one < every < 2 * 40 * one
+    assert 7 < every / few < 9
 
 
 # The tangent kernel.
