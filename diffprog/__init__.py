@@ -10,79 +10,78 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from diffprog import tree
-from diffprog.combinators import branch, parallel, residual, serial
-from diffprog.errors import LayerError
-from diffprog.layer import Layer, stateless
-from diffprog.merging import add, concatenate
-from diffprog.program import program
+from diffprog.core.errors import LayerError
+from diffprog.core.layer import Layer, stateless
+from diffprog.wiring.combinators import branch, parallel, residual, serial
+from diffprog.wiring.merging import add, concatenate
+from diffprog.wiring.program import program
 
 if TYPE_CHECKING:
     from diffprog import interop
-    from diffprog.beams import beam_search
-    from diffprog.checks import check
-    from diffprog.cloze import mask_tokens, sentence_pairs
-    from diffprog.computed import merge, trainable, unmerge
-    from diffprog.curvature import fisher_product, gauss_newton_product, hessian_product
-    from diffprog.data import batches
-    from diffprog.derivatives import check_gradients
-    from diffprog.diagrams import diagram
-    from diffprog.diffusion import add_noise, cosine_schedule, denoising, linear_schedule
-    from diffprog.drawing import sample
-    from diffprog.evaluation import evaluate, predict
-    from diffprog.fitting import Fit, fit
-    from diffprog.flows import gradient_flow
-    from diffprog.games import Player, make_game
-    from diffprog.generation import Generation, generate
-    from diffprog.language import chunked_next_token, masked_language, next_token
+    from diffprog.core.nets import merge, trainable, unmerge
+    from diffprog.data.batches import batches
+    from diffprog.diffusion.denoising import denoising
+    from diffprog.diffusion.process import add_noise, cosine_schedule, linear_schedule
+    from diffprog.diffusion.samplers import ddim, ddpm
+    from diffprog.gradients.agreement import check_gradients
+    from diffprog.gradients.curvature import fisher_product, gauss_newton_product, hessian_product
+    from diffprog.gradients.per_example import (
+        per_example_gradient_norms,
+        per_example_gradients,
+        tangent_kernel,
+    )
+    from diffprog.inspection.diagrams import diagram
+    from diffprog.inspection.flows import gradient_flow
+    from diffprog.inspection.summaries import summary
+    from diffprog.laws.checks import check
     from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
-    from diffprog.layers.adaptive import adaptive_avg_pool, adaptive_max_pool
-    from diffprog.layers.attention import attention_head, cross_attention, self_attention
-    from diffprog.layers.batch_norm import batch_norm
-    from diffprog.layers.cells import gru, lstm, simple_rnn
+    from diffprog.layers.attention.attention import attention_head, cross_attention, self_attention
     from diffprog.layers.collapse import collapse
-    from diffprog.layers.conv import conv, conv_transpose, depthwise_conv
     from diffprog.layers.dropout import dropout, spatial_dropout, stochastic_depth
     from diffprog.layers.embedding import attend, embedding
     from diffprog.layers.linear import bilinear, linear
     from diffprog.layers.masking import hide
-    from diffprog.layers.norm import group_norm, instance_norm, layer_norm, rms_norm
-    from diffprog.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
-    from diffprog.layers.position import learned_positions, sinusoidal_positions
-    from diffprog.layers.recurrent import recurrent
-    from diffprog.layers.reshape import flatten, one_hot, reshape
-    from diffprog.layers.resize import patches, pixel_shuffle, upsample
-    from diffprog.layers.rotary import rotary
-    from diffprog.layers.sampling import (
-        gaussian_sample,
-        gumbel_softmax,
-        score_function,
-        straight_through,
-    )
-    from diffprog.layers.scaling import (
+    from diffprog.layers.norms.batch_norm import batch_norm
+    from diffprog.layers.norms.norm import group_norm, instance_norm, layer_norm, rms_norm
+    from diffprog.layers.positions.absolute import learned_positions, sinusoidal_positions
+    from diffprog.layers.positions.rotary import rotary
+    from diffprog.layers.positions.scaling import (
         linear_scaling,
         llama3_scaling,
         longrope_scaling,
         ntk_scaling,
         yarn_scaling,
     )
+    from diffprog.layers.recurrence.cells import gru, lstm, simple_rnn
+    from diffprog.layers.recurrence.recurrent import recurrent
+    from diffprog.layers.reshape import flatten, one_hot, reshape
+    from diffprog.layers.sampling import (
+        gaussian_sample,
+        gumbel_softmax,
+        score_function,
+        straight_through,
+    )
+    from diffprog.layers.spatial.adaptive import adaptive_avg_pool, adaptive_max_pool
+    from diffprog.layers.spatial.conv import conv, conv_transpose, depthwise_conv
+    from diffprog.layers.spatial.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
+    from diffprog.layers.spatial.resize import patches, pixel_shuffle, upsample
     from diffprog.layers.sublayer import add_norm, ffn, pre_norm
-    from diffprog.losses import (
-        absolute_error,
+    from diffprog.losses.classes import (
         binary_cross_entropy,
         cross_entropy,
         ctc,
-        huber,
         kl_divergence,
         linear_cross_entropy,
-        squared_error,
     )
-    from diffprog.metrics import (
+    from diffprog.losses.metrics import (
         accuracy,
         bits_per_character,
         confusion_matrix,
         perplexity,
         top_k_accuracy,
     )
+    from diffprog.losses.penalties import l1, l2
+    from diffprog.losses.values import absolute_error, gaussian_kl, huber, squared_error
     from diffprog.models.alexnet import alexnet
     from diffprog.models.bert import bert, bert_pretraining
     from diffprog.models.dit import dit
@@ -102,18 +101,20 @@ if TYPE_CHECKING:
     from diffprog.models.unet import unet
     from diffprog.models.vae import vae
     from diffprog.models.vit import vit
-    from diffprog.objectives import binary_classification, classification, regression
-    from diffprog.penalties import l1, l2, penalized
-    from diffprog.per_example import (
-        per_example_gradient_norms,
-        per_example_gradients,
-        tangent_kernel,
-    )
-    from diffprog.restarting import restart
-    from diffprog.samplers import ddim, ddpm
-    from diffprog.scoring import log_probabilities
-    from diffprog.summaries import summary
-    from diffprog.training import Step, TrainState, make_step
+    from diffprog.text.beams import beam_search
+    from diffprog.text.cloze import mask_tokens, sentence_pairs
+    from diffprog.text.generation import Generation, generate
+    from diffprog.text.objectives import chunked_next_token, masked_language, next_token
+    from diffprog.text.sampling import sample
+    from diffprog.text.scoring import log_probabilities
+    from diffprog.training.evaluation import evaluate, predict
+    from diffprog.training.games import Player, make_game
+    from diffprog.training.loop import Fit, fit
+    from diffprog.training.objectives import binary_classification, classification, regression
+    from diffprog.training.penalized import penalized
+    from diffprog.training.restarting import restart
+    from diffprog.training.step import Step, TrainState, make_step
+    from diffprog.training.variational import elbo
     from diffprog.transforms.ema import ema
     from diffprog.transforms.ensemble import ensemble
     from diffprog.transforms.fixed_point import fixed_point
@@ -132,7 +133,6 @@ if TYPE_CHECKING:
     from diffprog.transforms.spectral_norm import spectral_norm
     from diffprog.transforms.tap import tap
     from diffprog.transforms.weight_norm import weight_norm
-    from diffprog.variational import elbo, gaussian_kl
 
 __version__ = "0.1.0"
 
@@ -144,37 +144,41 @@ _HOMES = {
     # transformations
     "ensemble": "transforms.ensemble", "fixed_point": "transforms.fixed_point",
     "heads": "transforms.heads", "hyper": "transforms.hyper",
-    "linearize": "transforms.linearize", "mixed": "transforms.mixed", "pin": "transforms.pinned",
-    "remat": "transforms.remat", "repeat": "transforms.repeat", "replace": "transforms.replace",
-    "tap": "transforms.tap",
+    "linearize": "transforms.linearize", "mixed": "transforms.mixed",
+    "pin": "transforms.pinned", "remat": "transforms.remat", "repeat": "transforms.repeat",
+    "replace": "transforms.replace", "tap": "transforms.tap",
     # computed parameters
     "ema": "transforms.ema", "freeze": "transforms.freeze", "lora": "transforms.lora",
     "quantize": "transforms.quantize", "reparam": "transforms.reparam",
     "spectral_norm": "transforms.spectral_norm", "weight_norm": "transforms.weight_norm",
-    "merge": "computed", "trainable": "computed", "unmerge": "computed",
+    "merge": "core.nets", "trainable": "core.nets", "unmerge": "core.nets",
     # layers
-    "bilinear": "layers.linear", "linear": "layers.linear", "conv": "layers.conv",
-    "conv_transpose": "layers.conv", "depthwise_conv": "layers.conv",
-    "adaptive_avg_pool": "layers.adaptive", "adaptive_max_pool": "layers.adaptive",
-    "avg_pool": "layers.pool", "global_avg_pool": "layers.pool", "global_max_pool": "layers.pool",
-    "max_pool": "layers.pool", "batch_norm": "layers.batch_norm", "group_norm": "layers.norm",
-    "instance_norm": "layers.norm", "layer_norm": "layers.norm", "rms_norm": "layers.norm",
-    "attention_head": "layers.attention", "cross_attention": "layers.attention",
-    "self_attention": "layers.attention", "add_norm": "layers.sublayer", "ffn": "layers.sublayer",
-    "pre_norm": "layers.sublayer",
-    "dropout": "layers.dropout", "spatial_dropout": "layers.dropout",
-    "stochastic_depth": "layers.dropout", "hide": "layers.masking", "flatten": "layers.reshape",
-    "one_hot": "layers.reshape", "reshape": "layers.reshape", "patches": "layers.resize",
-    "pixel_shuffle": "layers.resize", "upsample": "layers.resize",
+    "bilinear": "layers.linear", "linear": "layers.linear", "conv": "layers.spatial.conv",
+    "conv_transpose": "layers.spatial.conv", "depthwise_conv": "layers.spatial.conv",
+    "adaptive_avg_pool": "layers.spatial.adaptive",
+    "adaptive_max_pool": "layers.spatial.adaptive", "avg_pool": "layers.spatial.pool",
+    "global_avg_pool": "layers.spatial.pool", "global_max_pool": "layers.spatial.pool",
+    "max_pool": "layers.spatial.pool", "batch_norm": "layers.norms.batch_norm",
+    "group_norm": "layers.norms.norm", "instance_norm": "layers.norms.norm",
+    "layer_norm": "layers.norms.norm", "rms_norm": "layers.norms.norm",
+    "attention_head": "layers.attention.attention",
+    "cross_attention": "layers.attention.attention",
+    "self_attention": "layers.attention.attention", "add_norm": "layers.sublayer",
+    "ffn": "layers.sublayer", "pre_norm": "layers.sublayer", "dropout": "layers.dropout",
+    "spatial_dropout": "layers.dropout", "stochastic_depth": "layers.dropout",
+    "hide": "layers.masking", "flatten": "layers.reshape", "one_hot": "layers.reshape",
+    "reshape": "layers.reshape", "patches": "layers.spatial.resize",
+    "pixel_shuffle": "layers.spatial.resize", "upsample": "layers.spatial.resize",
     "attend": "layers.embedding", "embedding": "layers.embedding",
-    "learned_positions": "layers.position", "sinusoidal_positions": "layers.position",
-    "rotary": "layers.rotary", "linear_scaling": "layers.scaling",
-    "llama3_scaling": "layers.scaling", "longrope_scaling": "layers.scaling",
-    "ntk_scaling": "layers.scaling", "yarn_scaling": "layers.scaling",
-    "binary_step": "layers.activation", "gelu": "layers.activation", "glu": "layers.activation",
-    "prelu": "layers.activation", "swiglu": "layers.activation",
-    "collapse": "layers.collapse", "gru": "layers.cells", "lstm": "layers.cells",
-    "recurrent": "layers.recurrent", "simple_rnn": "layers.cells",
+    "learned_positions": "layers.positions.absolute",
+    "sinusoidal_positions": "layers.positions.absolute", "rotary": "layers.positions.rotary",
+    "linear_scaling": "layers.positions.scaling", "llama3_scaling": "layers.positions.scaling",
+    "longrope_scaling": "layers.positions.scaling", "ntk_scaling": "layers.positions.scaling",
+    "yarn_scaling": "layers.positions.scaling", "binary_step": "layers.activation",
+    "gelu": "layers.activation", "glu": "layers.activation", "prelu": "layers.activation",
+    "swiglu": "layers.activation", "collapse": "layers.collapse",
+    "gru": "layers.recurrence.cells", "lstm": "layers.recurrence.cells",
+    "recurrent": "layers.recurrence.recurrent", "simple_rnn": "layers.recurrence.cells",
     "gaussian_sample": "layers.sampling", "gumbel_softmax": "layers.sampling",
     "score_function": "layers.sampling", "straight_through": "layers.sampling",
     # models
@@ -186,33 +190,40 @@ _HOMES = {
     "transformer_decoder": "models.transformer", "transformer_encoder": "models.transformer",
     "unet": "models.unet", "vae": "models.vae", "vit": "models.vit",
     # losses and metrics
-    "absolute_error": "losses", "binary_cross_entropy": "losses", "cross_entropy": "losses",
-    "ctc": "losses", "gaussian_kl": "variational", "huber": "losses", "kl_divergence": "losses",
-    "linear_cross_entropy": "losses", "squared_error": "losses", "accuracy": "metrics",
-    "bits_per_character": "metrics", "confusion_matrix": "metrics", "perplexity": "metrics",
-    "top_k_accuracy": "metrics",
+    "absolute_error": "losses.values", "binary_cross_entropy": "losses.classes",
+    "cross_entropy": "losses.classes", "ctc": "losses.classes", "gaussian_kl": "losses.values",
+    "huber": "losses.values", "kl_divergence": "losses.classes",
+    "linear_cross_entropy": "losses.classes", "squared_error": "losses.values",
+    "accuracy": "losses.metrics", "bits_per_character": "losses.metrics",
+    "confusion_matrix": "losses.metrics", "perplexity": "losses.metrics",
+    "top_k_accuracy": "losses.metrics",
     # objectives and training
-    "binary_classification": "objectives", "classification": "objectives",
-    "regression": "objectives", "chunked_next_token": "language", "masked_language": "language",
-    "next_token": "language", "mask_tokens": "cloze", "sentence_pairs": "cloze",
-    "elbo": "variational", "penalized": "penalties", "l1": "penalties", "l2": "penalties",
-    "batches": "data", "Fit": "fitting", "Step": "training", "TrainState": "training",
-    "evaluate": "evaluation", "fit": "fitting", "make_step": "training", "predict": "evaluation",
-    "Player": "games", "make_game": "games",
+    "binary_classification": "training.objectives", "classification": "training.objectives",
+    "regression": "training.objectives", "chunked_next_token": "text.objectives",
+    "masked_language": "text.objectives", "next_token": "text.objectives",
+    "mask_tokens": "text.cloze", "sentence_pairs": "text.cloze", "elbo": "training.variational",
+    "penalized": "training.penalized", "l1": "losses.penalties", "l2": "losses.penalties",
+    "batches": "data.batches", "Fit": "training.loop", "Step": "training.step",
+    "TrainState": "training.step", "evaluate": "training.evaluation", "fit": "training.loop",
+    "make_step": "training.step", "predict": "training.evaluation", "Player": "training.games",
+    "make_game": "training.games",
     # diffusion
-    "add_noise": "diffusion", "cosine_schedule": "diffusion", "ddim": "samplers",
-    "ddpm": "samplers", "denoising": "diffusion", "linear_schedule": "diffusion",
+    "add_noise": "diffusion.process", "cosine_schedule": "diffusion.process",
+    "ddim": "diffusion.samplers", "ddpm": "diffusion.samplers",
+    "denoising": "diffusion.denoising", "linear_schedule": "diffusion.process",
     # writing
-    "Generation": "generation", "beam_search": "beams", "generate": "generation",
-    "log_probabilities": "scoring", "sample": "drawing",
-    "restart": "restarting",
+    "Generation": "text.generation", "beam_search": "text.beams", "generate": "text.generation",
+    "log_probabilities": "text.scoring", "sample": "text.sampling",
+    "restart": "training.restarting",
     # second order, and example by example
-    "fisher_product": "curvature", "gauss_newton_product": "curvature",
-    "hessian_product": "curvature", "per_example_gradient_norms": "per_example",
-    "per_example_gradients": "per_example", "tangent_kernel": "per_example",
+    "fisher_product": "gradients.curvature", "gauss_newton_product": "gradients.curvature",
+    "hessian_product": "gradients.curvature",
+    "per_example_gradient_norms": "gradients.per_example",
+    "per_example_gradients": "gradients.per_example", "tangent_kernel": "gradients.per_example",
     # seeing and checking
-    "check": "checks", "check_gradients": "derivatives", "diagram": "diagrams",
-    "gradient_flow": "flows", "summary": "summaries",
+    "check": "laws.checks", "check_gradients": "gradients.agreement",
+    "diagram": "inspection.diagrams", "gradient_flow": "inspection.flows",
+    "summary": "inspection.summaries",
 }
 
 __all__ = [
@@ -268,7 +279,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"diffprog.{name}")
     if name not in _HOMES:
-        from diffprog.synonyms import meant
+        from diffprog.core.synonyms import meant
 
         known = meant(name, __all__)
         raise AttributeError(f"module 'diffprog' has no attribute {name!r}"

@@ -19,10 +19,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from cases import CASES
 
-from diffprog.dtypes import is_float
-from diffprog.errors import LayerError
-from diffprog.layer import as_layer
-from diffprog.tree import paths
+from diffprog.core.dtypes import is_float
+from diffprog.core.errors import LayerError
+from diffprog.core.layer import as_layer
+from diffprog.core.paths import paths
 
 FILE = pathlib.Path(__file__).with_name("fingerprints.json")
 

@@ -13,7 +13,7 @@ import sys
 from typing import NamedTuple
 
 import diffprog as dp
-from diffprog import notation
+from diffprog.core import notation
 
 
 class Name(NamedTuple):

@@ -12,7 +12,7 @@ from jax.example_libraries import stax
 
 import diffprog as dp
 from diffprog import interop
-from diffprog.parameters import fold
+from diffprog.core.parameters import fold
 
 
 class Linen(nn.Module):

@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError
-from diffprog.factories import described
+from diffprog.core.errors import LayerError
+from diffprog.core.layer import Layer
+from diffprog.core.plans import Params, State
 from diffprog.interop.foreign import foreign, library, named, plain, unnamed
-from diffprog.layer import Layer
-from diffprog.plans import Params, State
 
 __all__ = ["from_equinox"]
 
@@ -99,7 +98,7 @@ def from_equinox(
         return y, state if after is None else named((arrays, split(whole, after)[1][1]), names)
 
     layer = foreign("equinox", draw, apply, random=random)
-    return described(layer, from_equinox, {"make": make, "random": random, "axis_name": axis_name})
+    return layer.described(from_equinox, {"make": make, "random": random, "axis_name": axis_name})
 
 
 def _is_array(leaf: Any, kind: Any = None) -> bool:

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_names
-from diffprog.dtypes import cast, is_float, joint
-from diffprog.errors import LayerError
-from diffprog.layer import Layer
-from diffprog.notation import show
-from diffprog.plans import Params, State, blank, remember
+from diffprog.core.arguments import check_names
+from diffprog.core.dtypes import cast, is_float, joint
+from diffprog.core.errors import LayerError
+from diffprog.core.layer import Layer
+from diffprog.core.notation import show
+from diffprog.core.plans import Params, State, blank, remember
 
 Names = Callable[[Any], tuple[str, ...]]  # of one leaf, from its path as jax.tree_util gives it
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 
-from diffprog.errors import LayerError
-from diffprog.factories import described
+from diffprog.core.errors import LayerError
+from diffprog.core.layer import Layer
+from diffprog.core.notation import code
+from diffprog.core.plans import Params, State
 from diffprog.interop.foreign import foreign, kind, library, named, on_x, plain
-from diffprog.layer import Layer
-from diffprog.notation import code
-from diffprog.plans import Params, State
 
 __all__ = ["from_haiku"]
 
@@ -62,7 +61,7 @@ def from_haiku(
         return y, named(new, _names)
 
     layer = foreign("haiku", draw, apply, random=random)
-    return described(layer, from_haiku, {"net": kind(net), "call": call, "random": random})
+    return layer.described(from_haiku, {"net": kind(net), "call": call, "random": random})
 
 
 def _names(path: Any) -> tuple[str, ...]:

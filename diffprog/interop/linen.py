@@ -8,13 +8,12 @@ from typing import Any
 
 import jax
 
-from diffprog.errors import LayerError
-from diffprog.factories import described
+from diffprog.core.errors import LayerError
+from diffprog.core.layer import Layer
+from diffprog.core.notation import code, listed, show
+from diffprog.core.parameters import fold
+from diffprog.core.plans import Params, State
 from diffprog.interop.foreign import foreign, kind, library, named, on_x
-from diffprog.layer import Layer
-from diffprog.notation import code, listed, show
-from diffprog.parameters import fold
-from diffprog.plans import Params, State
 
 __all__ = ["from_linen"]
 
@@ -63,7 +62,7 @@ def from_linen(
         return y, _in_dicts(unbox(new))
 
     layer = foreign("linen", draw, apply, random=bool(streams))
-    return described(layer, from_linen, {"net": kind(net), "call": call, "streams": streams})
+    return layer.described(from_linen, {"net": kind(net), "call": call, "streams": streams})
 
 
 def _keys(streams: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError
-from diffprog.factories import described
+from diffprog.core.errors import LayerError
+from diffprog.core.layer import Layer
+from diffprog.core.parameters import fold
+from diffprog.core.plans import Params, State
 from diffprog.interop.foreign import foreign, library, named, on_x, plain, unnamed
-from diffprog.layer import Layer
-from diffprog.parameters import fold
-from diffprog.plans import Params, State
 
 __all__ = ["from_nnx"]
 
@@ -72,7 +71,7 @@ def from_nnx(make: Callable[[Any], Any], *, call: Callable[..., Any] | None = No
         return y, named(new, _names)
 
     layer = foreign("nnx", draw, apply, random=random)
-    return described(layer, from_nnx, {"make": make, "call": call})
+    return layer.described(from_nnx, {"make": make, "call": call})
 
 
 def _begun(streams: Any, key: jax.Array | None) -> Any:

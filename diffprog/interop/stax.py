@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.errors import LayerError
-from diffprog.factories import factory
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.notation import code, listed
+from diffprog.core.plans import Params, State, remember, spec
 from diffprog.interop.foreign import foreign, named, plain, unnamed
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import code, listed
-from diffprog.plans import Params, State, remember, spec
 
 __all__ = ["from_stax", "to_stax"]
 

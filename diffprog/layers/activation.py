@@ -16,14 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_leaves
-from diffprog.dtypes import along
-from diffprog.factories import described, factory
-from diffprog.layer import Layer, stateless
+from diffprog.core.arguments import check_array, check_leaves
+from diffprog.core.dtypes import along
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, stateless
+from diffprog.core.parameters import Initializer, parameter
+from diffprog.core.plans import Params
 from diffprog.layers.linear import linear
-from diffprog.parameters import Initializer, parameter
-from diffprog.plans import Params
-from diffprog.program import Children, wire
+from diffprog.wiring.children import Children
+from diffprog.wiring.program import wire
 
 __all__ = ["binary_step", "gelu", "glu", "prelu", "swiglu"]
 
@@ -183,6 +184,6 @@ def _gated(
     def build(children: Mapping[str, Layer]) -> Layer:
         layer = wire(flow, children, name=made_by.__name__, rebuild=build)
         # After surgery the settings would no longer be true, and repr shows the children.
-        return described(layer, made_by, settings) if children == ways else layer
+        return layer.described(made_by, settings) if children == ways else layer
 
     return build(ways)

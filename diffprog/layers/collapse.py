@@ -8,17 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_features, check_leaves
-from diffprog.dtypes import joint
-from diffprog.errors import LayerError
-from diffprog.factories import factory
-from diffprog.layer import Layer
-from diffprog.layers.pool import maximum, mean
-from diffprog.layers.window import cannot_stream, takes
-from diffprog.masks import cleared, over_steps, refuse_segments
-from diffprog.notation import listed, show
-from diffprog.parameters import Initializer, parameter
-from diffprog.plans import Params, State
+from diffprog.core.arguments import check_array, check_features, check_leaves
+from diffprog.core.dtypes import joint
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer
+from diffprog.core.masks import cleared, over_steps, refuse_segments
+from diffprog.core.notation import listed, show
+from diffprog.core.parameters import Initializer, parameter
+from diffprog.core.plans import Params, State
+from diffprog.layers.spatial.pool import maximum, mean
+from diffprog.layers.spatial.window import cannot_stream, takes
 
 __all__ = ["collapse"]
 

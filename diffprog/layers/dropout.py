@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count, check_share
-from diffprog.factories import factory
-from diffprog.layer import Layer
-from diffprog.layers.window import AXES
-from diffprog.meshes import beside
-from diffprog.plans import Params, State
+from diffprog.core.arguments import check_array, check_count, check_share
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer
+from diffprog.core.meshes import beside
+from diffprog.core.plans import Params, State
+from diffprog.layers.spatial.window import AXES
 
 __all__ = ["dropout", "spatial_dropout", "stochastic_depth"]
 

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.arguments import as_int32, check_array, check_count, check_features
-from diffprog.dtypes import along
-from diffprog.errors import LayerError
-from diffprog.factories import factory
-from diffprog.layer import Layer, stateless
-from diffprog.meshes import beside, placed
-from diffprog.notation import show
-from diffprog.parameters import Initializer, parameter
-from diffprog.plans import Params
+from diffprog.core.arguments import as_int32, check_array, check_count, check_features
+from diffprog.core.dtypes import along
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, stateless
+from diffprog.core.meshes import beside, placed
+from diffprog.core.notation import show
+from diffprog.core.parameters import Initializer, parameter
+from diffprog.core.plans import Params
 
 __all__ = ["attend", "embedding"]
 

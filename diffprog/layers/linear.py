@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count, check_features, check_leaves
-from diffprog.dtypes import along
-from diffprog.errors import LayerError
-from diffprog.factories import factory
-from diffprog.layer import Layer, stateless
-from diffprog.notation import show
-from diffprog.parameters import Initializer, parameter
-from diffprog.plans import Params
+from diffprog.core.arguments import check_array, check_count, check_features, check_leaves
+from diffprog.core.dtypes import along
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, stateless
+from diffprog.core.notation import show
+from diffprog.core.parameters import Initializer, parameter
+from diffprog.core.plans import Params
 
 __all__ = ["bilinear", "linear"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from diffprog.arguments import check_array
-from diffprog.factories import factory
-from diffprog.layer import Layer, stateless
-from diffprog.masks import cleared
+from diffprog.core.arguments import check_array
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, stateless
+from diffprog.core.masks import cleared
 
 __all__ = ["hide"]
 

@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count
-from diffprog.dtypes import joint
-from diffprog.errors import LayerError
-from diffprog.factories import factory
-from diffprog.layer import Layer, stateless
-from diffprog.layers.window import cannot_stream
-from diffprog.masks import refuse_segments
-from diffprog.meshes import reshaped
-from diffprog.notation import show
-from diffprog.parameters import parameter_dtype
+from diffprog.core.arguments import check_array, check_count
+from diffprog.core.dtypes import joint
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, stateless
+from diffprog.core.masks import refuse_segments
+from diffprog.core.meshes import reshaped
+from diffprog.core.notation import show
+from diffprog.core.parameters import parameter_dtype
+from diffprog.layers.spatial.window import cannot_stream
 
 __all__ = ["flatten", "one_hot", "reshape"]
 

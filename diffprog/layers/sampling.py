@@ -16,14 +16,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array
-from diffprog.dtypes import joint
-from diffprog.errors import LayerError
-from diffprog.factories import factory
-from diffprog.layer import Layer
-from diffprog.notation import show
-from diffprog.parameters import parameter_dtype
-from diffprog.plans import Params, State
+from diffprog.core.arguments import check_array
+from diffprog.core.dtypes import joint
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer
+from diffprog.core.notation import show
+from diffprog.core.parameters import parameter_dtype
+from diffprog.core.plans import Params, State
 
 __all__ = ["gaussian_sample", "gumbel_softmax", "score_function", "straight_through"]
 

@@ -8,18 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count, check_share
-from diffprog.errors import LayerError
-from diffprog.factories import described, factory
-from diffprog.guards import check_composable
-from diffprog.layer import Layer, as_layer
+from diffprog.core.arguments import check_array, check_count, check_share
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.guards import check_composable
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.notation import show
+from diffprog.core.parameters import Initializer, fold, parameter
+from diffprog.core.plans import Params, State, spec
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import affine
-from diffprog.layers.norm import layer_norm
-from diffprog.notation import show
-from diffprog.parameters import Initializer, fold, parameter
-from diffprog.plans import Params, State, spec
-from diffprog.program import Children, wire
+from diffprog.layers.norms.norm import layer_norm
+from diffprog.wiring.children import Children
+from diffprog.wiring.program import wire
 
 __all__ = ["add_norm", "ffn", "pre_norm"]
 
@@ -162,7 +163,7 @@ def _around(
         layer = wire(flow, children, name=made_by.__name__, rebuild=build)
         norm = None if children["norm"] is usual else children["norm"]
         settings = {"body": children["body"], "norm": norm, "dropout": dropout}
-        return described(layer, made_by, settings)
+        return layer.described(made_by, settings)
 
     children = {"body": as_layer(body), "norm": usual if norm is None else as_layer(norm)}
     return build(children | {"drop": drop} if dropout else children)

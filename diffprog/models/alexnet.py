@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from diffprog.layer import Layer
-from diffprog.layers.conv import conv
+from diffprog.core.layer import Layer
 from diffprog.layers.linear import linear
-from diffprog.layers.pool import max_pool
 from diffprog.layers.reshape import flatten
+from diffprog.layers.spatial.conv import conv
+from diffprog.layers.spatial.pool import max_pool
 
 __all__ = ["alexnet"]
 

@@ -11,21 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.combinators import serial
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
+from diffprog.core.notation import show
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
 from diffprog.layers.linear import linear, shift
 from diffprog.layers.masking import hide
-from diffprog.layers.norm import layer_norm
-from diffprog.layers.position import learned_positions
+from diffprog.layers.norms.norm import layer_norm
+from diffprog.layers.positions.absolute import learned_positions
 from diffprog.models.transformer import transformer_encoder
-from diffprog.notation import show
-from diffprog.program import Children, program
+from diffprog.wiring.children import Children
+from diffprog.wiring.combinators import serial
+from diffprog.wiring.program import program
 
 __all__ = ["bert", "bert_pretraining"]
 

@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_count
-from diffprog.errors import LayerError
-from diffprog.layer import Layer
+from diffprog.core.arguments import check_array, check_count
+from diffprog.core.errors import LayerError
+from diffprog.core.layer import Layer
+from diffprog.core.notation import show
 from diffprog.layers.embedding import embedding
-from diffprog.layers.position import sinusoidal_positions
+from diffprog.layers.positions.absolute import sinusoidal_positions
 from diffprog.models.mlp import mlp
-from diffprog.notation import show
-from diffprog.program import Children, program
+from diffprog.wiring.children import Children
+from diffprog.wiring.program import program
 
 __all__ = ["check_images", "time_and_class", "waves"]
 

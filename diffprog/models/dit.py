@@ -11,19 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer
-from diffprog.layers.attention import self_attention
+from diffprog.core.arguments import check_count
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
+from diffprog.layers.attention.attention import self_attention
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import linear
-from diffprog.layers.norm import layer_norm
-from diffprog.layers.resize import patches
+from diffprog.layers.norms.norm import layer_norm
+from diffprog.layers.spatial.resize import patches
 from diffprog.layers.sublayer import ffn
 from diffprog.models.denoiser import check_images, time_and_class, waves
-from diffprog.program import Children, program
 from diffprog.transforms.repeat import repeat
+from diffprog.wiring.children import Children
+from diffprog.wiring.program import program
 
 __all__ = ["dit"]
 

@@ -14,15 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count
-from diffprog.combinators import serial
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer
-from diffprog.layers.batch_norm import batch_norm
-from diffprog.layers.conv import conv, conv_transpose
+from diffprog.core.arguments import check_count
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
 from diffprog.layers.linear import linear
+from diffprog.layers.norms.batch_norm import batch_norm
 from diffprog.layers.reshape import flatten, reshape
+from diffprog.layers.spatial.conv import conv, conv_transpose
+from diffprog.wiring.combinators import serial
 
 __all__ = ["dcgan_discriminator", "dcgan_generator"]
 

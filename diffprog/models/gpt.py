@@ -10,14 +10,15 @@ from typing import Any
 
 import jax
 
-from diffprog.factories import known
-from diffprog.layer import Layer
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding
 from diffprog.layers.masking import hide
-from diffprog.layers.position import learned_positions
+from diffprog.layers.positions.absolute import learned_positions
 from diffprog.models.transformer import Activation, transformer_decoder
-from diffprog.program import Children, program
+from diffprog.wiring.children import Children
+from diffprog.wiring.program import program
 
 __all__ = ["gpt"]
 

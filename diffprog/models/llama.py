@@ -10,20 +10,21 @@ from typing import Any
 
 import jax
 
-from diffprog.combinators import serial
-from diffprog.factories import known
-from diffprog.layer import Layer
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
 from diffprog.layers.activation import swiglu
-from diffprog.layers.attention import self_attention
+from diffprog.layers.attention.attention import self_attention
 from diffprog.layers.embedding import attend, embedding
 from diffprog.layers.linear import linear
 from diffprog.layers.masking import hide
-from diffprog.layers.norm import rms_norm
-from diffprog.layers.rotary import Rotary
-from diffprog.layers.rotary import rotary as turning
+from diffprog.layers.norms.norm import rms_norm
+from diffprog.layers.positions.rotary import Rotary
+from diffprog.layers.positions.rotary import rotary as turning
 from diffprog.layers.sublayer import pre_norm
-from diffprog.program import Children, program
 from diffprog.transforms.repeat import repeat
+from diffprog.wiring.children import Children
+from diffprog.wiring.combinators import serial
+from diffprog.wiring.program import program
 
 __all__ = ["llama"]
 

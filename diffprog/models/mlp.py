@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from diffprog.arguments import check_count
-from diffprog.combinators import serial
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer
+from diffprog.core.arguments import check_count
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
+from diffprog.core.notation import show
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import linear
-from diffprog.notation import show
+from diffprog.wiring.combinators import serial
 
 __all__ = ["mlp"]
 

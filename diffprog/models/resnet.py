@@ -12,17 +12,17 @@ from typing import Any
 
 import jax
 
-from diffprog.arguments import check_count
-from diffprog.combinators import residual, serial
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer, as_layer
-from diffprog.layers.batch_norm import batch_norm
-from diffprog.layers.conv import conv
+from diffprog.core.arguments import check_count
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.parameters import Initializer
 from diffprog.layers.linear import linear
-from diffprog.layers.pool import global_avg_pool, max_pool
-from diffprog.parameters import Initializer
+from diffprog.layers.norms.batch_norm import batch_norm
+from diffprog.layers.spatial.conv import conv
+from diffprog.layers.spatial.pool import global_avg_pool, max_pool
 from diffprog.transforms.repeat import repeat
+from diffprog.wiring.combinators import residual, serial
 
 __all__ = ["basic", "bottleneck", "image_stem", "resnet", "stages"]
 

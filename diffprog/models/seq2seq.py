@@ -11,20 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count
-from diffprog.combinators import serial
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer
-from diffprog.layers.attention import cross_attention
-from diffprog.layers.cells import lstm
+from diffprog.core.arguments import check_count
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
+from diffprog.layers.attention.attention import cross_attention
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding, scaled
 from diffprog.layers.linear import linear
 from diffprog.layers.masking import hide
-from diffprog.layers.recurrent import recurrent
+from diffprog.layers.recurrence.cells import lstm
+from diffprog.layers.recurrence.recurrent import recurrent
 from diffprog.models.transformer import encoder_decoder
-from diffprog.program import Children, program
+from diffprog.wiring.children import Children
+from diffprog.wiring.combinators import serial
+from diffprog.wiring.program import program
 
 __all__ = ["seq2seq"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffprog.arguments import check_count
-from diffprog.combinators import serial
-from diffprog.factories import known
-from diffprog.layer import Layer
+from diffprog.core.arguments import check_count
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
 from diffprog.layers.collapse import collapse
 from diffprog.layers.embedding import embedding
 from diffprog.layers.linear import linear
 from diffprog.layers.masking import hide
+from diffprog.wiring.combinators import serial
 
 __all__ = ["sequence_classifier"]
 

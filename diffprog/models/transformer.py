@@ -12,20 +12,21 @@ from typing import Any
 
 import jax
 
-from diffprog.combinators import serial
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer
-from diffprog.layers.attention import cross_attention, self_attention
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
+from diffprog.core.notation import show
+from diffprog.layers.attention.attention import cross_attention, self_attention
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import attend, embedding, scaled
 from diffprog.layers.masking import hide
-from diffprog.layers.norm import layer_norm
-from diffprog.layers.position import sinusoidal_positions
+from diffprog.layers.norms.norm import layer_norm
+from diffprog.layers.positions.absolute import sinusoidal_positions
 from diffprog.layers.sublayer import add_norm, ffn, pre_norm
-from diffprog.notation import show
-from diffprog.program import Children, program
 from diffprog.transforms.repeat import repeat
+from diffprog.wiring.children import Children
+from diffprog.wiring.combinators import serial
+from diffprog.wiring.program import program
 
 __all__ = ["encoder_decoder", "transformer", "transformer_decoder", "transformer_encoder"]
 

@@ -12,21 +12,22 @@ from typing import Any
 
 import jax
 
-from diffprog.arguments import check_count
-from diffprog.combinators import serial
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer
-from diffprog.layers.attention import self_attention
-from diffprog.layers.conv import conv
+from diffprog.core.arguments import check_count
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
+from diffprog.core.notation import show
+from diffprog.layers.attention.attention import self_attention
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.linear import linear
-from diffprog.layers.norm import group_norm
-from diffprog.layers.resize import upsample
-from diffprog.merging import concatenate
+from diffprog.layers.norms.norm import group_norm
+from diffprog.layers.spatial.conv import conv
+from diffprog.layers.spatial.resize import upsample
 from diffprog.models.denoiser import check_images, time_and_class
-from diffprog.notation import show
-from diffprog.program import Children, program
+from diffprog.wiring.children import Children
+from diffprog.wiring.combinators import serial
+from diffprog.wiring.merging import concatenate
+from diffprog.wiring.program import program
 
 __all__ = ["unet"]
 

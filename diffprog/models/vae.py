@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 
-from diffprog.factories import known
-from diffprog.layer import Layer
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer
 from diffprog.layers.sampling import gaussian_sample
-from diffprog.program import Children, program
+from diffprog.wiring.children import Children
+from diffprog.wiring.program import program
 
 __all__ = ["vae"]
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import jax
 
-from diffprog.arguments import check_array, check_count
-from diffprog.combinators import serial
-from diffprog.errors import LayerError
-from diffprog.factories import known
-from diffprog.layer import Layer, stateless
+from diffprog.core.arguments import check_array, check_count
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import known
+from diffprog.core.layer import Layer, stateless
+from diffprog.core.notation import show
+from diffprog.core.plans import Params
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
-from diffprog.layers.conv import conv
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import leading_token
 from diffprog.layers.linear import linear
-from diffprog.layers.position import learned_positions
+from diffprog.layers.positions.absolute import learned_positions
+from diffprog.layers.spatial.conv import conv
 from diffprog.models.transformer import transformer_encoder
-from diffprog.notation import show
-from diffprog.plans import Params
+from diffprog.wiring.combinators import serial
 
 __all__ = ["vit"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_share
-from diffprog.computed import Computed, Patterns
-from diffprog.factories import factory
-from diffprog.layer import Layer, as_layer
+from diffprog.core.arguments import check_share
+from diffprog.core.computed import Computed, Patterns
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
 from diffprog.transforms.reparam import reparametrized
 
 __all__ = ["ema"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffprog.arguments import check_copies
-from diffprog.factories import factory
-from diffprog.layer import Layer, as_layer
+from diffprog.core.arguments import check_copies
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
 from diffprog.transforms.stacking import side_by_side
 
 __all__ = ["ensemble"]

@@ -17,17 +17,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog import tree
-from diffprog.arguments import check_array, check_count, is_number
-from diffprog.dtypes import joint
-from diffprog.errors import LayerError
-from diffprog.factories import around, factory
-from diffprog.layer import Layer, as_layer
-from diffprog.meshes import settled
-from diffprog.notation import listed, show
-from diffprog.plans import Params, Plan, State, blank, example_axes, remember, spec
-from diffprog.streams import note_of, noted, recalled, without
-from diffprog.transforms.loops import once
+from diffprog.core.arguments import check_array, check_count, is_number
+from diffprog.core.dtypes import joint
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, around, as_layer
+from diffprog.core.loops import once
+from diffprog.core.meshes import settled
+from diffprog.core.notation import listed, show
+from diffprog.core.paths import paths
+from diffprog.core.plans import Params, Plan, State, blank, example_axes, remember, spec
+from diffprog.core.streams import note_of, noted, recalled, without
 from diffprog.transforms.tap import is_output
 
 __all__ = ["fixed_point"]
@@ -95,7 +95,7 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
             check_array(leaf)
         plan = layer.plan((x, x), **side)
         # What `tap` reads off is no state: it is that of the solution.
-        if held := [path for path in tree.paths(plan.state)
+        if held := [path for path in paths(plan.state)
                     if not any(map(is_output, path.split("/")))]:
             raise LayerError("a layer without state", listed(held),
                              "use layer_norm for batch_norm: a step of the solver is no call")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffprog.computed import Computed, Patterns
-from diffprog.factories import factory
-from diffprog.layer import Layer, as_layer
+from diffprog.core.computed import Computed, Patterns
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
 from diffprog.transforms.reparam import reparametrized
 
 __all__ = ["freeze"]

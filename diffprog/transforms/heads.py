@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_array, check_copies
-from diffprog.factories import factory
-from diffprog.layer import Layer, as_layer
+from diffprog.core.arguments import check_array, check_copies
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
 from diffprog.transforms.stacking import side_by_side
 
 __all__ = ["heads"]

@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffprog import tree
-from diffprog.arguments import check_array, known
-from diffprog.computed import Mapped
-from diffprog.errors import LayerError, signed
-from diffprog.factories import factory
-from diffprog.guards import check_children, inputs
-from diffprog.layer import Layer, as_layer
-from diffprog.meshes import beside
-from diffprog.notation import listed, show
-from diffprog.parameters import Initializer, fold, parameter
-from diffprog.plans import Call, Params, Plan, State, remember
-from diffprog.transforms.loops import convolves
+from diffprog.core.arguments import check_array, known
+from diffprog.core.computed import Mapped
+from diffprog.core.errors import LayerError, signed
+from diffprog.core.factories import factory
+from diffprog.core.guards import check_children, inputs
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.loops import convolves
+from diffprog.core.meshes import beside
+from diffprog.core.notation import listed, show
+from diffprog.core.parameters import Initializer, fold, parameter
+from diffprog.core.paths import paths
+from diffprog.core.plans import Call, Params, Plan, State, remember
 
 __all__ = ["hyper"]
 
@@ -111,7 +111,7 @@ def hyper(target: Any, generator: Any, *, kernel_init: Initializer = _SMALL) -> 
         with signed(target.__repr__, x, "target"):
             plan = target.plan(x, **beside)
             if plan.state:
-                raise LayerError("a target without state", listed(tree.paths(plan.state)),
+                raise LayerError("a target without state", listed(paths(plan.state)),
                                  "put a layer without running statistics in its place")
             if examples is not None and any(a.shape[:1] != (1,) for a in jax.tree.leaves(plan.y)):
                 raise LayerError("a target that keeps the axis of examples", show(plan.y),
@@ -260,7 +260,7 @@ def _maps(part: _Parts) -> Params:
 
 def _check_maps(planned: Params, given: Params) -> None:
     """Raise unless paths and shapes are as planned: a bias of one number would be broadcast."""
-    want, have = ({path: a.shape for path, a in tree.paths(t).items()} for t in (planned, given))
+    want, have = ({path: a.shape for path, a in paths(t).items()} for t in (planned, given))
     if want != have:
         raise LayerError(f"target params {show(planned)}", show(given),
                          "pass what init gave on input of this shape")

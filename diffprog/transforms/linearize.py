@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.computed import Expanded, idle
-from diffprog.errors import LayerError
-from diffprog.factories import computing, factory
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import listed
-from diffprog.plans import Params, Plan, State, difference, spec
+from diffprog.core.computed import Expanded
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer, computing
+from diffprog.core.nets import idle
+from diffprog.core.notation import listed
+from diffprog.core.plans import Params, Plan, State, difference, spec
 from diffprog.transforms.tap import is_output
 
 __all__ = ["linearize"]

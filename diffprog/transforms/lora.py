@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count
-from diffprog.computed import Computed, Patterns
-from diffprog.errors import LayerError
-from diffprog.factories import factory
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import show
-from diffprog.parameters import parameter
+from diffprog.core.arguments import check_count
+from diffprog.core.computed import Computed, Patterns
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.notation import show
+from diffprog.core.parameters import parameter
 from diffprog.transforms.reparam import reparametrized
 
 __all__ = ["lora"]

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.dtypes import cast, is_float, joint
-from diffprog.errors import LayerError
-from diffprog.factories import factory, rebuilt
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import code
-from diffprog.plans import Params, Plan, State, remember
+from diffprog.core.dtypes import cast, is_float, joint
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.notation import code
+from diffprog.core.plans import Params, Plan, State, remember
 
 __all__ = ["mixed"]
 
@@ -85,7 +85,7 @@ def mixed(layer: Any, dtype: Any) -> Layer:
 
     return dataclasses.replace(
         layer, apply=apply, start=layer.start and start, planner=planner,
-        rebuild=lambda children: mixed(rebuilt(layer, children), dtype),
+        rebuild=lambda children: mixed(layer.rebuilt(children), dtype),
         within=lambda f: mixed(layer, dtype),  # in another `mixed` it keeps to its own dtype
     )
 

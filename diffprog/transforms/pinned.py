@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from diffprog.computed import Pinned
-from diffprog.errors import LayerError
-from diffprog.factories import around, factory
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import code
-from diffprog.plans import Params, State
+from diffprog.core.computed import Pinned
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, around, as_layer
+from diffprog.core.notation import code
+from diffprog.core.plans import Params, State
 
 __all__ = ["pin"]
 

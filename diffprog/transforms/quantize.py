@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_count
-from diffprog.computed import Computed, Patterns
-from diffprog.dtypes import joint
-from diffprog.errors import LayerError
-from diffprog.factories import factory
-from diffprog.layer import Layer, as_layer
+from diffprog.core.arguments import check_count
+from diffprog.core.computed import Computed, Patterns
+from diffprog.core.dtypes import joint
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
 from diffprog.transforms.reparam import check_kernel, reparametrized
 
 __all__ = ["quantize"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 
-from diffprog.errors import LayerError
-from diffprog.factories import around, factory
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import listed
-from diffprog.plans import Params, State
-from diffprog.transforms.loops import once
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, around, as_layer
+from diffprog.core.loops import once
+from diffprog.core.notation import listed
+from diffprog.core.plans import Params, State
 
 __all__ = ["remat"]
 

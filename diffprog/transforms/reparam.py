@@ -9,14 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.computed import Computed, Patterns, stacks_at, trainable
-from diffprog.dtypes import joint
-from diffprog.errors import LayerError
-from diffprog.factories import computing, factory
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import listed, show
-from diffprog.plans import Params, Plan, State, remember
-from diffprog.tree import paths
+from diffprog.core.computed import Computed, Patterns
+from diffprog.core.dtypes import joint
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer, computing
+from diffprog.core.nets import stacks_at, trainable
+from diffprog.core.notation import listed, show
+from diffprog.core.paths import paths
+from diffprog.core.plans import Params, Plan, State, remember
 
 __all__ = ["reparam"]
 

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.arguments import check_copies, check_count
-from diffprog.dtypes import outside
-from diffprog.errors import LayerError
-from diffprog.factories import around, factory
-from diffprog.layer import Layer, as_layer
-from diffprog.meshes import beside, settled
-from diffprog.notation import show
-from diffprog.plans import Params, Plan, State, remember, spec
-from diffprog.transforms.loops import convolves, once, scan
+from diffprog.core.arguments import check_copies, check_count
+from diffprog.core.dtypes import outside
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, around, as_layer
+from diffprog.core.loops import convolves, once, scan
+from diffprog.core.meshes import beside, settled
+from diffprog.core.notation import show
+from diffprog.core.plans import Params, Plan, State, remember, spec
 from diffprog.transforms.remat import Policy
 from diffprog.transforms.remat import remat as recomputed
 from diffprog.transforms.stacking import init_copies, key_of_copy, stacked

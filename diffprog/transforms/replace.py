@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from diffprog import tree
-from diffprog.errors import LayerError, signed
-from diffprog.factories import rebuilt
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import code, listed
+from diffprog.core.errors import LayerError, signed
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.notation import code, listed
+from diffprog.core.patterns import matches
 
 __all__ = ["replace"]
 
@@ -60,14 +59,14 @@ def edited(net: Layer, pattern: str, new: Callable[[str, Layer], Layer]) -> Laye
             below = f"{path}/{name}" if path else name
             seen.append(below)
             children[name] = edit(child, below)
-            if tree.matches(below, pattern):
+            if matches(below, pattern):
                 children[name] = new(below, children[name])
         same = all(children[name] is child for name, child in inside.items())
         with signed(layer.__repr__, name=path):
-            return layer if same else rebuilt(layer, children)
+            return layer if same else layer.rebuilt(children)
 
     whole = edit(as_layer(net), "")
-    if not any(tree.matches(path, pattern) for path in seen):
+    if not any(matches(path, pattern) for path in seen):
         raise LayerError(f"a pattern that matches a layer ({listed(seen)})", repr(pattern),
                          "correct it: * is one level, ** any number")
     return whole

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.factories import around
-from diffprog.layer import Layer
-from diffprog.plans import Params, Plan, State, remember
+from diffprog.core.layer import Layer, around
+from diffprog.core.plans import Params, Plan, State, remember
 
 
 def stacked(n: int, tree: Any) -> Any:

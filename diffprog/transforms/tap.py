@@ -15,13 +15,14 @@ from typing import Any
 
 import jax
 
-from diffprog.errors import LayerError
-from diffprog.factories import around, factory
-from diffprog.layer import Layer, as_layer
-from diffprog.notation import listed
-from diffprog.plans import Params, Plan, State, blank, remember, spec, visits
-from diffprog.streams import note_of, noted, recalled, without
-from diffprog.transforms.loops import listening, tell
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, around, as_layer
+from diffprog.core.loops import listening, tell
+from diffprog.core.nets import visits
+from diffprog.core.notation import listed
+from diffprog.core.plans import Params, Plan, State, blank, remember, spec
+from diffprog.core.streams import note_of, noted, recalled, without
 from diffprog.transforms.replace import edited
 
 __all__ = ["tap"]

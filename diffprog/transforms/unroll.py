@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 
-from diffprog.computed import WrittenOut
-from diffprog.factories import rebuilt
-from diffprog.layer import Layer, as_layer
+from diffprog.core.computed import WrittenOut
+from diffprog.core.layer import Layer, as_layer
 from diffprog.transforms.repeat import repeat
 
 Split = Callable[[Any], Any]
@@ -52,4 +51,4 @@ def unrolled(layer: Layer) -> tuple[Layer, Split]:
         # "name@1" is the state of the second call of a child.
         return {name: parts[name.split("@")[0]][1](part) for name, part in tree.items()}
 
-    return rebuilt(layer, {name: part[0] for name, part in parts.items()}), split_each
+    return layer.rebuilt({name: part[0] for name, part in parts.items()}), split_each

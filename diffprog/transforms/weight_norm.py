@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.computed import Computed, Patterns
-from diffprog.dtypes import joint
-from diffprog.factories import factory
-from diffprog.layer import Layer, as_layer
+from diffprog.core.computed import Computed, Patterns
+from diffprog.core.dtypes import joint
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer, as_layer
 from diffprog.transforms.reparam import check_kernel, length, reparametrized
 
 __all__ = ["weight_norm"]

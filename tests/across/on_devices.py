@@ -21,8 +21,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import diffprog as dp
-from diffprog.dtypes import is_float
-from diffprog.layer import as_layer
+from diffprog.core.dtypes import is_float
+from diffprog.core.layer import as_layer
 
 jax.config.update("jax_disable_most_optimizations", True)
 

@@ -15,7 +15,7 @@ from flax import linen, nnx
 from refusing import KEY, X, refused
 
 import diffprog as dp
-from diffprog.layer import as_layer
+from diffprog.core.layer import as_layer
 
 # NumPy's arrays
 

@@ -7,7 +7,7 @@ import pytest
 from cases import CASES
 
 import diffprog as dp
-from diffprog.layer import as_layer
+from diffprog.core.layer import as_layer
 
 KEY = jax.random.key(0)
 LOOPS = (" scan[", " while[", " cond[", " remat", " checkpoint", "custom_root")

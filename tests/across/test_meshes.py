@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 from refusing import refused
 
 import diffprog as dp
-from diffprog.layer import as_layer
-from diffprog.meshes import unplaced, varying
+from diffprog.core.layer import as_layer
+from diffprog.core.meshes import unplaced, varying
 
 TIMED = ("mask", "positions", "segments", "token_types")  # side inputs of each step
 # Copies of convolutions: `jax.vmap` makes one in groups of them, by a reshape that does not say

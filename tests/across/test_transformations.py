@@ -17,7 +17,7 @@ from comparing import same
 from tracing import KEY, PRECISIONS, given, gradient, shapes, trace, trace_forward, training
 
 import diffprog as dp
-from diffprog.dtypes import cast
+from diffprog.core.dtypes import cast
 
 
 def rank(of, whole):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 import diffprog as dp
-from diffprog.dtypes import is_float
-from diffprog.layer import as_layer
+from diffprog.core.dtypes import is_float
+from diffprog.core.layer import as_layer
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 TIMED = ("mask", "positions", "segments", "token_types")  # side inputs that are cut with x

@@ -9,7 +9,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AxisType
 
 import diffprog as dp
-from diffprog.layers.dot_product import Pattern, choose, dot_product
+from diffprog.layers.attention.dot_product import Pattern, choose, dot_product
 from errors.given import at, bools, floats, ints, params, zeros
 
 X, MEMORY = jnp.ones((2, 5, 12)), jnp.ones((2, 7, 3))

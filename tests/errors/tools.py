@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from refusing import KEY, X
 
 import diffprog as dp
-from diffprog.laws import LAWS
-from diffprog.trials import Options, Trial
+from diffprog.laws.laws import LAWS
+from diffprog.laws.trial import Options, Trial
 from errors.given import bools, floats, ints, traced
 
 LOGITS, LABELS, ROW = floats(2, 3), ints(2), floats(2, 4)

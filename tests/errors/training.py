@@ -10,7 +10,7 @@ from refusing import X
 from training_nets import KEY, NET, examples, sgd, train
 
 import diffprog as dp
-from diffprog.objectives import explained
+from diffprog.training.objectives import explained
 from errors.composing import GROWS
 from errors.given import bools, params
 

@@ -7,7 +7,7 @@ import pytest
 from refusing import KEY, expect
 
 import diffprog as dp
-from diffprog.masks import cleared, widened
+from diffprog.core.masks import cleared, widened
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 MASK = np.array([[True, False, True], [False, False, True]])

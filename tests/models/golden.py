@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import diffprog as dp
-from diffprog.notation import show
+from diffprog.core.notation import show
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 IMAGE = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)

@@ -10,7 +10,7 @@ from counting import count, linear
 from golden import MODELS
 
 import diffprog as dp
-from diffprog.parameters import fold
+from diffprog.core.parameters import fold
 
 KEY = jax.random.key(0)
 

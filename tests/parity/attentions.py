@@ -11,7 +11,7 @@ import numpy as np
 from reference import CASES, arrays
 
 import diffprog as dp
-from diffprog.layers.dot_product import Pattern, dot_product
+from diffprog.layers.attention.dot_product import Pattern, dot_product
 
 HEADS, HIDDEN = 3, 17
 ATTENTION = [case for case in CASES if case.startswith(("MHA", "sdpa", "Transformer"))]

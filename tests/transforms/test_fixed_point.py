@@ -9,7 +9,7 @@ import pytest
 from comparing import KEY, X, close, drawn, gradient, identity, names, params_of, same
 
 import diffprog as dp
-from diffprog.derivatives import widened
+from diffprog.gradients.agreement import widened
 
 SMALL = jax.nn.initializers.normal(0.2)
 PAIR = dp.parallel(dp.linear(4, kernel_init=SMALL), dp.linear(4)) >> dp.add

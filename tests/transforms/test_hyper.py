@@ -10,8 +10,8 @@ import pytest
 from comparing import KEY, close, computes, drawn, same, spy
 
 import diffprog as dp
-from diffprog.costs import flops
-from diffprog.parameters import fold
+from diffprog.core.parameters import fold
+from diffprog.inspection.costs import flops
 from diffprog.transforms.unroll import unrolled
 
 X = jax.random.normal(jax.random.key(1), (5, 2))

@@ -10,7 +10,7 @@ import pytest
 from comparing import KEY, X, gradient, params_of, same, spy
 
 import diffprog as dp
-from diffprog.plans import spec
+from diffprog.core.plans import spec
 
 BF16 = jnp.bfloat16
 BODY = dp.residual(dp.serial(dp.linear(6), jnp.tanh, dp.linear(4)))

@@ -1,0 +1,1 @@
+"""The layer and what every call of one needs: records, plans, paths, checks, errors."""

@@ -1,0 +1,197 @@
+"""What layers ask of their arguments and inputs, each demand in the same words everywhere."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from diffprog.core.errors import LayerError
+from diffprog.core.notation import show
+
+_FORBIDDEN = "/*@~#"  # they mean something in paths
+_NUMPY = (np.ndarray, np.generic)
+
+
+def check_array(x: Any, rank: int = 0, axes: str = "", *, floating: bool = True) -> None:
+    """Raise unless x is one array with at least `rank` axes, of floats unless told otherwise."""
+    if not is_array(x):
+        remedy = "convert it: jnp.asarray(x)" if hasattr(x, "dtype") else (
+            "pick one part of it with a lambda")
+        raise LayerError("one array", show(x), remedy)
+    if len(x.shape) < rank:
+        wanted = "at least 1 axis" if rank == 1 else f"at least {rank} axes"
+        raise LayerError(f"{wanted} {axes}".rstrip(), show(x), "add the missing axes")
+    if floating and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise LayerError("floating-point input", show(x), "convert it: x.astype(jnp.float32)")
+
+
+def is_array(x: Any) -> bool:
+    """Has it a shape, and a dtype that JAX knows? That of a tensor of another library is none."""
+    try:
+        return hasattr(x, "shape") and jnp.issubdtype(x.dtype, np.generic)
+    except (AttributeError, TypeError):
+        return False
+
+
+def check_features(wanted: int, x: Any) -> None:
+    """Raise unless the last axis of x has the size that the parameters were made for."""
+    if x.shape[-1] != wanted:
+        raise LayerError(f"{_features(wanted)} on the last axis, as init saw", show(x),
+                         "init anew on input of this shape, or mend the layer before")
+
+
+def check_leaves(params: Any, features: int) -> None:
+    """Raise unless every leaf has `features` on its last axis: a single one would broadcast."""
+    if any(leaf.shape[-1] != features for leaf in params.values()):
+        raise LayerError(f"params of {_features(features)}", show(params), "pass what init gave")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is an int, of Python or NumPy, of at least `least`."""
+    wanted = f"{name} as an int of at least {least}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise LayerError(wanted, show(value), "pass a Python int")
+    if int(value) < least:
+        raise LayerError(wanted, repr(value), f"pass {least} or more")
+
+
+def check_copies(n: Any) -> None:
+    """Raise unless a number of copies is a count; the layer comes after it."""
+    if callable(n):
+        raise LayerError("n as an int of at least 1", show(n),
+                         "give the number first, as in repeat(3, layer)")
+    check_count("n", n)
+
+
+def known(size: Any) -> bool:
+    """Is a size a number? One that `jax.export` leaves open cannot be compared."""
+    return isinstance(size, int)
+
+
+def at_most(size: Any, most: Any) -> bool:
+    """Is a size surely no larger, whatever its open parts are?"""
+    try:
+        return bool(size <= most)
+    except jax.errors.InconclusiveDimensionOperation:
+        return False
+
+
+def check_steps(length: Any) -> None:
+    """Raise unless a stream's `length` is a count, or a size that `jax.export` leaves open."""
+    from jax.export import is_symbolic_dim  # would make the import of diffprog heavy
+
+    if not is_symbolic_dim(length):
+        check_count("length", length)
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise unless `value` is a number, of Python or NumPy, in [0, 1)."""
+    if not is_number(value):
+        raise LayerError(f"{name} in [0, 1)", show(value), "pass a number, a Python float")
+    if not 0 <= value < 1:
+        raise LayerError(f"{name} in [0, 1)", repr(value), "pass a share, not a percentage")
+
+
+def is_number(value: Any) -> bool:
+    """Is it a real number, of Python or NumPy? An array of JAX is none, and may be traced."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def plain_numbers(value: Any) -> Any:
+    """An option whose NumPy scalars, also those in tuples, are Python's.
+
+    A NumPy scalar has a dtype, which would widen x in 16 bits.
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    return tuple(map(plain_numbers, value)) if type(value) is tuple else value
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise for a name that a path pattern could not tell from its own signs."""
+    for name in names:
+        if not name or name.startswith("_") or any(sign in name for sign in _FORBIDDEN):
+            raise LayerError(f"a name without leading _ and {' '.join(_FORBIDDEN)}", repr(name),
+                             "rename it: these signs mean something in paths")
+
+
+def donated(state: Any) -> bool:
+    """Has an array of a tree been given up to a step?"""
+    return any(isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and
+               leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def check_kept(state: Any) -> None:
+    """Raise if a step was given this state, or that of which it is a part, and took its memory."""
+    if donated(state):
+        raise given_up()
+
+
+def given_up() -> LayerError:
+    """What is wrong with a state whose memory a step took."""
+    return LayerError("a state that is still there", "one that was donated to a later step",
+                      "keep a copy, jax.tree.map(jnp.copy, state), or go on from what the step "
+                      "returned: make_step(..., donate=False) keeps them all")
+
+
+def held(x: Any) -> Any:
+    """A pytree whose NumPy numbers have the dtypes that JAX will hold; ints are the nearest ones.
+
+    A float64 that JAX makes a float32 would mislead who goes by the dtype of x, as tolerances do.
+    And JAX takes an id of 2**32 + 3 as 3, another class or another row of a table, where it has 32
+    bits alone. The largest int is none, and gives NaN, as every id out of range does. This is seen
+    before JAX has the array: a jitted function of one's own is handed the 3.
+    """
+    return jax.tree.map(_held, x)
+
+
+def arrays(tree: Any) -> Any:
+    """The pytree with JAX's arrays in the place of NumPy's, whose numbers are `held`.
+
+    NumPy's have no `at`, and give NumPy's again: a layer computes with JAX's alone.
+    """
+    def array(a: Any) -> Any:
+        if not isinstance(a, _NUMPY):
+            return a
+        check_numbers(a)
+        return jnp.asarray(_held(a))
+
+    numpy = any(isinstance(leaf, _NUMPY) for leaf in jax.tree.leaves(tree))
+    return jax.tree.map(array, tree) if numpy else tree  # a dict keeps its order
+
+
+def check_numbers(a: np.ndarray[Any, Any] | np.generic) -> None:
+    """Raise for a NumPy array of text, dates, objects or records."""
+    if a.dtype.names or a.dtype.hasobject or a.dtype.kind in "SUMm":
+        raise LayerError("an array of numbers", show(a),
+                         "convert it: number what is text, and stack the columns of a table")
+
+
+def as_int32(ids: Any) -> jax.Array:
+    """Ints as int32, or the nearest ones there."""
+    ids = _held(ids)
+    kind, least, most = jnp.iinfo(ids.dtype), -(2**31), 2**31 - 1
+    if kind.min < least or kind.max > most:
+        ids = jnp.clip(ids, max(kind.min, least), min(kind.max, most))
+    return jnp.asarray(ids, jnp.int32)
+
+
+def _held(a: Any) -> Any:
+    if not isinstance(a, _NUMPY) or not np.issubdtype(a.dtype, np.number):
+        return a
+    dtype = jax.dtypes.canonicalize_dtype(a.dtype)
+    if dtype == a.dtype:
+        return a
+    if np.issubdtype(dtype, np.integer):
+        a = np.clip(a, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return a.astype(dtype)
+
+
+def _features(count: int) -> str:
+    return "1 feature" if count == 1 else f"{count} features"

@@ -1,0 +1,212 @@
+"""Parameters that are computed from others: a leaf is replaced in place by a small tree.
+
+What `reparam` does to a layer is kept in its record, so that the trees of a whole net can be
+turned into those of the net without it (`merge`) and back (`unmerge`), however deep it stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from diffprog.core.errors import LayerError
+from diffprog.core.notation import listed, show
+from diffprog.core.parameters import fold
+from diffprog.core.paths import joined, level, part_at, paths, put, select
+from diffprog.core.patterns import matches
+from diffprog.core.plans import Params, State, reaches, remember, spec
+
+Patterns = str | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computed:
+    """How the leaves of a layer that match a pattern are computed from small trees.
+
+    Attributes:
+        make: ``(key, leaf) -> tree``, what stands in the place of the leaf.
+        use: ``tree -> leaf``; with `carry`, ``(tree, carried, train) -> (leaf, carried)``.
+        pattern, but: of the paths of leaves that are meant, and of those that are not.
+        carry: ``tree -> carried``, what the state holds for the leaf; None for nothing.
+        constant: the pattern of the paths inside a tree that no gradient reaches; "" for none.
+        mark: the name in the state under which all that is carried stands, at the paths of the
+            leaves; it begins with #, as no name of a child or leaf does.
+    """
+
+    make: Callable[[jax.Array, Any], Any]
+    use: Callable[..., Any]
+    pattern: Patterns
+    but: Patterns = ()
+    carry: Callable[[Any], Any] | None = None
+    constant: str = ""
+    mark: str = "#reparam"
+    _found: dict[tuple[int, ...], Any] = dataclasses.field(init=False, default_factory=dict)
+
+    def choose(self, params: Params) -> list[str]:
+        """The paths of the leaves that are replaced; what a tool has marked is none of them."""
+        if self.but:
+            select(params, *_several(self.but))
+        if not (chosen := [*filter(self._means, select(params, *_several(self.pattern)))]):
+            raise LayerError("a leaf that is not left out", f"but={self.but!r}, which leaves out "
+                             "all", "name fewer of them")
+        return chosen
+
+    def made(
+        self, key: jax.Array, params: Params, state: State, stacks: Callable[[str], int]
+    ) -> tuple[Params, State]:
+        """The trees with small trees in the places of the leaves, and what these carry."""
+        held: State = {}
+        for path in self.choose(params):
+            leaf, depth = part_at(params, path), stacks(path)
+            keys = jax.random.split(fold(key, f"make {path}"), leaf.shape[:depth])
+            tree = _over(self.make, depth)(keys, leaf)
+            params = put(params, path, tree)
+            if self.carry:
+                held = put(held, path, _over(self.carry, depth)(tree))
+        return params, {**state, self.mark: held} if held else state
+
+    def found(self, params: Params, stacks: Callable[[str], int]) -> tuple[str, ...]:
+        """The paths of the small trees, which are known by themselves.
+
+        One is what `make` gives for the leaf that `use` gives for it, in structure and shapes.
+        """
+        depths = tuple(map(stacks, paths(params)))
+        if depths not in self._found:
+            self._found[depths] = remember(lambda params: (
+                tuple(self._find(params, stacks)) or self.choose(params)))
+        return self._found[depths](spec(params))
+
+    def leaf(self, tree: Any, carried: Any = None) -> Any:
+        """The leaf of a small tree at rest; of one that is new if it carries nothing yet."""
+        if not self.carry:
+            return self.use(tree)
+        return self.use(tree, self.carry(tree) if carried is None else carried, False)[0]
+
+    def leaves(self, params: Params, stacks: Callable[[str], int]) -> Params:
+        """The parameters with leaves in the places of small trees that are new."""
+        for path in self.found(params, stacks):
+            params = put(params, path, _over(self.leaf, stacks(path))(part_at(params, path)))
+        return params
+
+    def plain(
+        self, params: Params, state: State, stacks: Callable[[str], int], train: bool = False,
+        at: Sequence[str] | None = None,
+    ) -> tuple[Params, State, State]:
+        """The trees without it, and apart from them what it carries after the call.
+
+        `at` are the paths of the small trees, if they are known.
+        """
+        held, after = state.get(self.mark, {}), {}
+        rest = {name: part for name, part in state.items() if name != self.mark}
+        for path in self.found(params, stacks) if at is None else at:
+            tree = part_at(params, path)
+            tree = jax.tree.map(lambda held, leaf: jax.lax.stop_gradient(leaf) if held else leaf,
+                                self.held(tree), tree)
+            if self.carry:
+                if (carried := part_at(held, path)) is None:
+                    raise LayerError(f"state with {self.mark}/{path}", listed(paths(state)),
+                                     "pass state=, as init gave it")
+                use = _over(lambda tree, carried: self.use(tree, carried, train), stacks(path))
+                leaf, carried = use(tree, carried)
+                after = put(after, path, carried)
+            else:
+                leaf = _over(self.use, stacks(path))(tree)
+            params = put(params, path, leaf)
+        return params, rest, {self.mark: after} if after else {}
+
+    def held(self, tree: Any) -> Any:
+        """The mask of a small tree that is True where no gradient goes."""
+        held = [bool(self.constant) and matches(at, f"{self.constant}/**") for at in paths(tree)]
+        return jax.tree.unflatten(jax.tree.structure(tree), held)
+
+    def moves(self, tree: Any) -> bool:
+        """Has the leaf of a small tree a gradient in it at rest? An average has none."""
+        moves: list[bool] = []
+
+        def evaluate(tree: Any) -> None:
+            carried = self.carry(tree) if self.carry else None
+            leaf, pull = jax.vjp(lambda tree: self.leaf(tree, carried), tree)
+            moves.append(reaches(pull, leaf))
+
+        jax.eval_shape(evaluate, tree)
+        return moves[0]
+
+    def _means(self, path: str) -> bool:
+        """Is the leaf at a path meant?"""
+        meant, but = (any(matches(path, pattern) for pattern in _several(patterns))
+                      for patterns in (self.pattern, self.but))
+        return meant and not but and "#" not in path
+
+    def _find(self, params: Any, stacks: Callable[[str], int], at: str = "") -> Iterator[str]:
+        """The paths of the small trees; a leaf that should be one is refused."""
+        for name, tree in level(params)[0].items():
+            path = joined(at, name)
+            one = one_copy(tree, stacks(path))
+            if self._means(path) and self._is_made(one):
+                yield path
+            elif level(tree)[0]:
+                yield from self._find(tree, stacks, path)
+            elif self._means(path) and hasattr(tree, "shape"):
+                form = self._form(one)
+                raise LayerError(f"{path} with {listed(paths(form))}" if isinstance(form, dict) else
+                                 f"{path} as one array", show(tree),
+                                 "pass the parameters of the reparametrized net: these are merged "
+                                 "already, or of another one")
+
+    def _form(self, leaf: Any) -> Any:
+        """The shapes of the small tree of one leaf."""
+        return jax.eval_shape(lambda leaf: self.make(jax.random.key(0), leaf), leaf)
+
+    def _is_made(self, tree: Any) -> bool:
+        """Is this one small tree, in shapes?"""
+        try:
+            leaf = jax.eval_shape(self.leaf, tree)
+            again = self._form(leaf)
+        except Exception:
+            return False  # it is a level above them, or a leaf
+        forms = [(jax.tree.structure(a), [leaf.shape for leaf in jax.tree.leaves(a)])
+                 for a in (again, tree)]
+        return hasattr(leaf, "shape") and forms[0] == forms[1]
+
+
+class Expanded:
+    """What `linearize` does: all that is inside is computed at the origin, which is in the state,
+    and along the straight line from there to the parameters."""
+
+    mark = "origin"
+
+
+class Pinned(NamedTuple):
+    """What `pin` does: all that is inside is computed in this mode, in training or at rest."""
+
+    train: bool
+
+
+class Mapped:
+    """What `hyper` does: of its child ``target`` each leaf is an affine map in the trees."""
+
+
+class WrittenOut:
+    """What `unrolled` does to a repeat: its children are the copies, whose trees were stacked."""
+
+
+Own = Computed | Expanded | Pinned | Mapped | WrittenOut
+
+
+def _several(patterns: Patterns) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else patterns
+
+
+def _over(function: Callable[..., Any], depth: int) -> Callable[..., Any]:
+    """The function of one copy, mapped over the leading axes of stacked ones."""
+    for _ in range(depth):
+        function = jax.vmap(function)
+    return function
+
+
+def one_copy(tree: Any, depth: int) -> Any:
+    """The shapes of one copy of a tree that is stacked so often."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[depth:], a.dtype), tree)

@@ -1,0 +1,294 @@
+"""A layer is a pair of pure functions over a tree of parameters; nothing else exists.
+
+``init(key, x)`` makes ``(params, state)``; ``apply(params, state, x)`` gives ``(y, state)``. Every
+layer has this signature, so what is made of layers is one, and `jax.jit`, `jax.grad` and `jax.vmap`
+work on it unwrapped. The record around the pair says how the layer is called, what is in it, and
+what it may be given; `guards` checks each call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+
+from diffprog.core import guards, notation
+from diffprog.core.arguments import check_count
+from diffprog.core.calls import Called
+from diffprog.core.computed import Own
+from diffprog.core.errors import LayerError, signed
+from diffprog.core.factories import bound
+from diffprog.core.notation import listed
+from diffprog.core.plans import Params, Plan, State
+from diffprog.core.streams import carrying
+
+# What a record says of its functions, and what it says where they were replaced.
+_OF_FUNCTIONS = {
+    "planner": None, "rebuild": None, "within": None, "factory": None, "settings": {}}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Layer(Called):
+    """A pair of pure functions; ``init, apply = layer``.
+
+    Equal calls of a factory make equal layers, so a function that is jitted with the net as a
+    static argument is compiled once for them. A layer is pickled as its call; a lambda in it, or a
+    function defined in another, takes `cloudpickle`.
+
+    Attributes:
+        init: ``(key, x, **side) -> (params, state)``; x is a pytree of arrays or
+            `jax.ShapeDtypeStruct`, of which only shapes and dtypes are read.
+        apply: ``(params, state, x, *, key=None, train=False, **side) -> (y, state)``.
+        start: ``(params, state, x, *, length, **side) -> state``, what streaming carries; None
+            promises that the layer does not mix positions in time.
+        children: the layers inside, under the names that their parameters have in the trees.
+        rebuild: ``(children) -> Layer``, the same layer made of other children.
+        name: the kind; unnamed children are numbered by it.
+        settings: argument -> value, for `repr`, errors and summaries; never in the trees.
+        bare: True of what never has parameters or state.
+        random: may `apply` use a key?
+        side: the names of the side inputs that the layer takes.
+        kept: those of them that a stream keeps from its `start`, so that they need not be passed
+            again; all others belong to the chunk with which they are given.
+        planner: ``(x, side) -> Plan`` of layers made of layers; None evaluates the pair.
+        computed: what `reparam` did to its trees, and `pin` to the mode in which they are read, the
+            outermost first; wrappers hand it on.
+        stacks: how many leading axes its trees have for copies of what it wraps.
+        choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
+        casts: does it cast parameters where it uses them? Then `mixed` hands them to it as they
+            are stored; to others it hands them in its dtype.
+        within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for what
+            hands parameters on as they come.
+        dtype: in which a program that reads this child's parameters sees them; None is as stored.
+        lent: the layer of which this one is a view, as a layer that computes its parameters shows
+            its children: to be looked at, and composed anew, but not to be called on parameters
+            that are not computed yet. None is a layer of its own, as an edited view is.
+        factory: the function whose call `repr` shows.
+
+    `dataclasses.replace` makes a record with other functions. What the old one said of its own,
+    planner, rebuild, within, settings and factory, is not true of these: it is left out, unless it
+    is given anew.
+
+    Example:
+        >>> net = dp.linear(3)
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        >>> net(params, jnp.ones((2, 4))).shape
+        (2, 3)
+    """
+
+    init: Callable[..., tuple[Params, State]]
+    apply: Callable[..., tuple[Any, State]]
+    start: Callable[..., State] | Any = None
+    children: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
+    rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
+    name: str = "layer"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bare: bool = False
+    random: bool = False
+    side: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    planner: Callable[[Any, dict[str, Any]], Plan] | None = None
+    computed: tuple[Own, ...] = ()
+    stacks: int = 0
+    choice: Callable[[Any, dict[str, Any]], str] | None = None
+    casts: bool = False
+    within: Callable[[Callable[[Layer], Layer]], Layer] | None = None
+    dtype: Any = None
+    lent: Layer | None = None
+    factory: Callable[..., Layer] | None = None
+    _call: Callable[[], Layer] | None = None
+    _made: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)
+    _shaped: Callable[[Any, dict[str, Any]], tuple[Params, State]] = dataclasses.field(init=False)
+    _carried: Callable[..., State] = dataclasses.field(init=False)
+
+    chain: ClassVar[Callable[..., Layer]]  # what ``>>`` and ``**`` mean is wiring, so it is
+    serial: ClassVar[Callable[..., Layer]]  # `combinators` that says it
+
+    def __post_init__(self) -> None:
+        # A record made by `dataclasses.replace` holds the checked functions of the old one.
+        said = self._said()
+        init, apply, start = functions = (said["init"], said["apply"], said["start"])
+        made = self._made or said
+        stale = functions != (made["init"], made["apply"], made["start"])
+        vars(self).update({name: nothing for name, nothing in _OF_FUNCTIONS.items()
+                           if stale and getattr(self, name) is made[name]}, _made=made)
+        if self.lent and (stale or self._differs(self.lent)):
+            vars(self).update(lent=None)  # an edited view is a layer of its own
+        planned, shaped = guards.guarded_plans(self, self.planner, init, apply)
+        checked = {
+            "init": guards.guarded_init(self, init),
+            "apply": guards.guarded_apply(self, apply),
+            "start": start and guards.guarded_start(self, start),
+            "_planned": planned, "_shaped": shaped, "_carried": carrying(start),
+        }
+        vars(self).update(checked)  # the fields are frozen from here on
+
+    def call(self) -> functools.partial[Layer]:
+        """The call that makes an equal layer: of its factory, of `program`, or of `Layer`."""
+        if self.lent:
+            return functools.partial(view, self.lent)
+        said = self._said()
+        if all(value is self._made[name] for name, value in said.items()):
+            if self._call:
+                return functools.partial(self._call)
+            if self.factory:
+                return bound(self.factory, self.settings)
+        return functools.partial(Layer, **{
+            name: value for name, value in said.items() if value is not _UNSAID[name]})
+
+    def described(self, function: Callable[..., Layer], settings: Mapping[str, Any]) -> Layer:
+        """The layer with the call ``function(**settings)`` as its description."""
+        name = function.__name__ if self.name == "layer" else self.name
+        made_by = inspect.unwrap(function)
+        return dataclasses.replace(
+            self, name=name, factory=made_by, settings=settings, _made={}, _call=None)
+
+    def known_by(self, call: Callable[[], Layer]) -> Layer:
+        """The layer as the call makes it, by which it is compared and pickled."""
+        return dataclasses.replace(self, _call=call, _made={})
+
+    def rebuilt(self, children: Mapping[str, Layer]) -> Layer:
+        """The layer with other children; one whose children stay, or that has none, stays as it is.
+        """
+        children = {name: child.lent or child for name, child in children.items()}
+        if self.rebuild:
+            return self.rebuild(children)
+        changed = [name for name, child in self.children.items() if children[name] is not child]
+        if changed:
+            raise LayerError(f"rebuild, to make it anew with another {listed(changed)}", "none",
+                             "pass rebuild=lambda children: ...: dataclasses.replace leaves it out "
+                             "with other functions, unless it is given anew")
+        return self
+
+    def _said(self) -> dict[str, Any]:
+        """All fields, with the functions that were given."""
+        said = {name: getattr(self, name) for name in _UNSAID}
+        return {name: getattr(f, "raw", f) if name in ("init", "apply", "start") else f
+                for name, f in said.items()}
+
+    def _differs(self, other: Layer) -> bool:
+        """Does the record say anything else than the other one, but for functions and children?"""
+        own = {"init", "apply", "start", "children", "lent"}
+        return any(getattr(self, field.name) is not getattr(other, field.name)
+                   for field in dataclasses.fields(self)
+                   if field.name[0] != "_" and field.name not in own)
+
+    def plan(self, x: Any, **side: Any) -> Plan:
+        """Shapes and dtypes of parameters, state and output on x, by abstract evaluation.
+
+        Example:
+            >>> dp.linear(3).plan(jax.ShapeDtypeStruct((2, 4), jnp.float32)).y.shape
+            (2, 3)
+        """
+        return self._planned(x, side)
+
+    def __call__(
+        self, params: Params, x: Any = guards.NOTHING, *, state: State | None = None,
+        key: jax.Array | None = None, **side: Any,
+    ) -> Any:
+        """Inference, y alone: ``apply(params, state, x)[0]``."""
+        with signed(self.__repr__):
+            guards.check_short_form(x, side)
+        return self.apply(params, {} if state is None else state, x, key=key, **side)[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.init, self.apply))
+
+    def __rshift__(self, other: Any) -> Layer:
+        return Layer.chain(self, other)
+
+    def __rrshift__(self, other: Any) -> Layer:
+        return Layer.chain(other, self)
+
+    def __pow__(self, times: int) -> Layer:
+        check_count("the exponent of a layer", times)
+        return Layer.serial(*[self] * times)
+
+    def __repr__(self) -> str:
+        own = vars(self) if self.factory or self.settings else self._made
+        factory, settings = own["factory"], own["settings"]
+        with signed(lambda: self.name):
+            if factory is as_layer:
+                return notation.code(settings["f"])
+            if factory:
+                return notation.call(factory, settings)
+            shown = settings or self.children
+            return f"{self.name}({', '.join(notation.keywords(shown))})" if shown else self.name
+
+
+# The fields, and what they are where nothing is said.
+_UNSAID = {field.name: field.default for field in dataclasses.fields(Layer)
+           if field.name[0] != "_"}
+
+
+def stateless(
+    init: Callable[[jax.Array, Any], Params] | None, forward: Callable[..., Any], *,
+    name: str | None = None, casts: bool = False,
+) -> Layer:
+    """The short form of authors: ``y = forward(params, x)`` with ``params = init(key, x)``.
+
+    Args:
+        init: ``(key, x) -> params``, where x has shapes and dtypes alone; None for no parameters.
+        forward: ``(params, x) -> y``; its keyword-only arguments are the side inputs it takes.
+        name: the kind; the name of `forward` if not given.
+        casts: does `forward` cast parameters to the dtype of x itself? See `mixed`.
+
+    Example:
+        >>> def forward(params, x):
+        ...     return params["scale"] * x
+        >>> scaling = dp.stateless(lambda key, x: {"scale": jnp.ones(x.shape[-1])}, forward)
+        >>> params, state = scaling.init(jax.random.key(0), jnp.ones((2, 3)))
+        >>> scaling(params, jnp.ones((2, 3))).shape
+        (2, 3)
+    """
+    again = functools.partial(stateless, init, forward, name=name, casts=casts)
+    return Layer(
+        init=lambda key, x, **side: ({} if init is None else init(key, x), {}),
+        apply=lambda params, state, x, *, key=None, train=False, **side: (
+            forward(params, x, **side), state),
+        name=name or notation.name_of(forward),
+        bare=init is None,
+        side=notation.keyword_only(forward), casts=casts,
+        _call=again,
+    )
+
+
+def check_layer(net: Any, call: str) -> None:
+    """Raise unless it is a layer, which is the first argument of `call`."""
+    if not isinstance(net, Layer):
+        raise LayerError(f"a net, as in {call}", notation.code(net),
+                         "pass the layer that init was called of")
+
+
+def as_layer(f: Any) -> Layer:
+    """A layer as it is, of a view what it shows; a plain function as the layer ``y = f(x)``."""
+    if isinstance(f, Layer):
+        return f.lent or f
+    guards.check_composable(f)
+    plain = stateless(None, lambda params, x: f(x), name=notation.name_of(f))
+    return plain.described(as_layer, {"f": f})
+
+
+def around(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
+    """The fields by which a wrapper is made again: `again` wraps a layer as this one was wrapped.
+    """
+    return {"rebuild": lambda children: again(layer.rebuilt(children)),
+            "within": lambda f: again(f(layer))}
+
+
+def computing(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
+    """`around` for a wrapper that computes the parameters of the layer; it shows views of children.
+    """
+    return {**around(layer, again),
+            "children": {name: view(child) for name, child in layer.children.items()}}
+
+
+def view(layer: Layer) -> Layer:
+    """The layer to be looked at, as one shows it that computes its parameters."""
+    children = {name: view(child) for name, child in layer.children.items()}
+    return dataclasses.replace(layer, lent=layer.lent or layer, children=children)

@@ -1,0 +1,161 @@
+"""A leaf is drawn from a key of its own, which depends on its path alone.
+
+So inserting a layer disturbs no sibling, and the same key gives the same network everywhere. What
+it is drawn from is an initializer: a function ``(key, shape, dtype) -> array`` as those of
+`jax.nn.initializers`, or the name of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from diffprog.core.dtypes import joint
+from diffprog.core.errors import LayerError
+from diffprog.core.notation import listed, show
+
+# What is jitted so is written into a program that calls it: since jax 0.12 `True` leaves it to XLA.
+INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # type: ignore[attr-defined]
+
+Initializer = str | Callable[..., jax.Array]
+
+_KINDS = jax.nn.initializers
+INITIALIZERS: dict[str, Callable[..., jax.Array]] = {
+    "zeros": _KINDS.zeros, "ones": _KINDS.ones,
+    "normal": _KINDS.normal(0.02), "truncated_normal": _KINDS.truncated_normal(0.02),
+    "lecun_normal": _KINDS.lecun_normal(), "lecun_uniform": _KINDS.lecun_uniform(),
+    "glorot_normal": _KINDS.glorot_normal(), "glorot_uniform": _KINDS.glorot_uniform(),
+    "he_normal": _KINDS.he_normal(), "he_uniform": _KINDS.he_uniform(),
+    "orthogonal": _KINDS.orthogonal(), "delta_orthogonal": _KINDS.delta_orthogonal(),
+}
+
+
+def fold(key: jax.Array, name: str) -> jax.Array:
+    """The key of the child `name`: it depends on the name alone, so siblings never disturb it."""
+    return _folded(key, *_words(name))
+
+
+def parameter(
+    key: jax.Array, name: str, initializer: Initializer, shape: tuple[int, ...], x: Any
+) -> jax.Array:
+    """Draw the leaf `name` for input x: float64 if x is, else float32, from its own key.
+
+    The draw is jitted, so that it compiles once for all initializers that do the same and a shape,
+    and gives the same bits whether the caller is eager, jitted, mapped or sharded. Its key is found
+    by a program of its own, the same for all leaves: as a part of each draw it would take a third
+    of its compiling.
+    """
+    draw = INITIALIZERS.get(initializer) if isinstance(initializer, str) else initializer
+    if not callable(draw):
+        raise LayerError(f"{name}_init as a function (key, shape, dtype) or a name "
+                         f"({listed(INITIALIZERS)})", show(initializer),
+                         "pass jax.nn.initializers.normal(0.02), for example")
+    try:
+        alike = _Alike(_contents(draw), draw)
+    except TypeError:  # it depends on what is being traced
+        return draw(fold(key, name), shape, parameter_dtype(x))
+    return _drawing(alike, shape, parameter_dtype(x))(fold(key, name))
+
+
+def parameter_dtype(x: Any) -> Any:
+    """The dtype of parameters and statistics for input x: float64 if x is, else float32."""
+    return joint(x.dtype, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Alike:
+    """An initializer, equal to all that do the same: ``normal(0.02)`` is another one each time."""
+
+    contents: Any
+    draw: Callable[..., jax.Array] = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=256)  # what is forgotten takes its program with it
+def _drawing(alike: _Alike, shape: Any, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    """The draw of a leaf, jitted: one for all initializers that are alike."""
+
+    def draw(key: jax.Array) -> jax.Array:
+        return alike.draw(key, shape, dtype)
+
+    return jax.jit(draw)
+
+
+def _contents(value: Any, around: tuple[int, ...] = ()) -> Any:
+    """What a value is, to be compared: of a function its code and what it reads, of an array its
+    numbers. Two functions made by one call are alike; what cannot be looked into is itself alone.
+    """
+    if id(value) in around:
+        return around.index(id(value))  # it holds itself
+    each = functools.partial(_contents, around=(*around, id(value)))
+    if isinstance(value, Tracer):
+        raise TypeError("a value that is being traced")
+    if isinstance(value, types.FunctionType):
+        return (value.__code__, each(value.__defaults__), each(value.__kwdefaults__),
+                tuple(each(cell.cell_contents) for cell in value.__closure__ or ()),
+                tuple(_read(value.__code__, value.__globals__, each)))
+    if isinstance(value, types.MethodType):
+        return types.MethodType, each(value.__func__), each(value.__self__)
+    if isinstance(value, functools.partial):
+        return functools.partial, each(value.func), each(value.args), each(value.keywords)
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return str(value.dtype), each(jax.random.key_data(value))
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        digest = hashlib.blake2b(np.asarray(value).tobytes(), digest_size=16).digest()
+        return type(value), str(value.dtype), value.shape, digest
+    if type(value) in (tuple, list):
+        return type(value), *map(each, value)
+    if type(value) is dict:
+        return dict, *((each(name), each(part)) for name, part in value.items())
+    if type(value) in (int, bool, float, complex, str, bytes):
+        return type(value), repr(value)  # which tells 0.0 from -0.0
+    try:
+        hash(value)
+    except TypeError:
+        return _Itself(value)
+    return type(value), value
+
+
+def _read(code: types.CodeType, names: dict[str, Any], each: Callable[[Any], Any]) -> Iterator[Any]:
+    """The global values that a function reads; functions and modules count as themselves."""
+    for name in code.co_names:
+        value = names.get(name)
+        plain = isinstance(value, (int, float, complex, str, bytes, tuple, list, dict, jax.Array,
+                                   np.ndarray, np.generic))
+        yield each(value) if plain else _Itself(value)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _read(constant, names, each)
+
+
+class _Itself:
+    """A value that equals itself alone; it is kept, so that no other one takes its id."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+@functools.partial(jax.jit, inline=INLINE)  # one dispatch for both folds, and no call in a trace
+def _folded(key: jax.Array, high: Any, low: Any) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, high), low)
+
+
+@functools.cache
+def _words(name: str) -> tuple[np.uint32, np.uint32]:
+    """A hash of the name, the same everywhere: of 64 bits, since names collide in 32."""
+    high, low = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8).digest(), "<u4")
+    return high, low

@@ -1,0 +1,152 @@
+"""Parameters and state are nested dicts; a path such as ``blocks/attend/kernel`` names a leaf.
+
+Patterns address many leaves at once. One scheme serves every tool that speaks of some parameters:
+weight decay, freezing, partial loading, sharding. A pattern that matches nothing is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.core.errors import LayerError
+from diffprog.core.notation import listed
+from diffprog.core.patterns import matches
+
+__all__ = ["count", "mask", "nonfinite", "paths", "select"]
+
+
+def paths(tree: Any) -> dict[str, Any]:
+    """Every leaf of a tree under its path.
+
+    Example:
+        >>> dp.tree.paths({"head": {"kernel": 1, "bias": 2}})
+        {'head/bias': 2, 'head/kernel': 1}
+    """
+    found: dict[str, Any] = {}
+    for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = jax.tree_util.keystr(at, simple=True, separator="/")
+        if path in found:
+            raise LayerError("a path for each leaf alone", f"two leaves at {path}",
+                             "rename one of them: / parts the levels")
+        found[path] = leaf
+    return found
+
+
+def select(tree: Any, *patterns: str) -> dict[str, Any]:
+    """The leaves whose path matches one of the patterns, under their paths.
+
+    Args:
+        tree: any pytree, mostly parameters.
+        patterns: paths in which ``*`` is one level and ``**`` any number, none included; one that
+            matches nothing is an error.
+
+    Example:
+        >>> params = {"body": {"up": {"kernel": 1, "bias": 2}}, "head": {"kernel": 3}}
+        >>> dp.tree.select(params, "**/kernel")
+        {'body/up/kernel': 1, 'head/kernel': 3}
+        >>> dp.tree.select(params, "*/kernel")
+        {'head/kernel': 3}
+    """
+    leaves = paths(tree)
+    for pattern in patterns:
+        if not any(matches(path, pattern) for path in leaves):
+            raise LayerError(f"a pattern that matches a path ({listed(leaves)})", repr(pattern),
+                             "correct it: * is one level, ** any number")
+    return {path: leaf for path, leaf in leaves.items()
+            if any(matches(path, pattern) for pattern in patterns)}
+
+
+def mask(tree: Any, *patterns: str) -> Any:
+    """The tree of booleans that is True where `select` finds a leaf: what optax calls a mask.
+
+    Args:
+        tree, patterns: as in `select`.
+
+    Example:
+        >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+        >>> dp.tree.mask(params, "**/kernel")
+        {'bias': False, 'kernel': True}
+        >>> decay = optax.add_decayed_weights(1e-4, mask=lambda p: dp.tree.mask(p, "**/kernel"))
+    """
+    chosen = select(tree, *patterns)
+    return jax.tree.unflatten(jax.tree.structure(tree), [path in chosen for path in paths(tree)])
+
+
+def count(tree: Any) -> int:
+    """How many numbers the leaves of a tree hold; abstract leaves count as well.
+
+    Example:
+        >>> dp.tree.count({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+        9
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def nonfinite(tree: Any) -> list[str]:
+    """The paths of the leaves that hold a NaN or an infinity: which layer broke the gradient.
+
+    It waits for the values, so it belongs outside `jax.jit`.
+
+    Example:
+        >>> dp.tree.nonfinite({"body": {"kernel": jnp.array([1.0, jnp.nan])}, "bias": jnp.ones(2)})
+        ['body/kernel']
+    """
+    floats = {p: a for p, a in paths(tree).items() if jnp.issubdtype(a.dtype, jnp.inexact)}
+    finite = jax.device_get({path: jnp.isfinite(leaf).all() for path, leaf in floats.items()})
+    return [path for path, fine in finite.items() if not fine]
+
+
+def both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts with the parts of both."""
+    shared = {name: both(one[name], other[name]) for name in one.keys() & other.keys()}
+    return {**one, **other, **shared}
+
+
+def joined(at: str, path: str) -> str:
+    """The path below another one; "" is the whole tree."""
+    return f"{at}/{path}" if at and path else at or path
+
+
+def part_at(tree: Any, path: str) -> Any:
+    """What stands at a path of a tree; None for nothing."""
+    if not path:
+        return tree
+    for name, part in level(tree)[0].items():
+        if (rest := _behind(name, path)) is not None and (found := part_at(part, rest)) is not None:
+            return found
+    return None
+
+
+def put(tree: Any, path: str, value: Any) -> Any:
+    """The tree with another value at a path; what is empty is left out of nested dicts."""
+    if not path:
+        return value
+    parts, again = level(tree)
+    there = (name for name, part in parts.items() if (rest := _behind(name, path)) is not None
+             and part_at(part, rest) is not None)
+    name = next(there, path.partition("/")[0])
+    below = put(parts.get(name, {}), path[len(name) + 1 :], value)
+    if not isinstance(tree, dict):
+        return again(parts | {name: below})
+    if below is None or (isinstance(below, dict) and not below):
+        return {other: part for other, part in tree.items() if str(other) != name}
+    return {**tree, {str(other): other for other in tree}.get(name, name): below}
+
+
+def level(tree: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
+    """The parts of a tree by name, one level deep, and what makes it anew of others."""
+    found, form = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)
+    names = [jax.tree_util.keystr(at, simple=True) for at, _ in found]
+    if names == [""]:
+        return {}, lambda parts: tree  # a leaf
+    return (dict(zip(names, (part for _, part in found), strict=True)),
+            lambda parts: form.unflatten([parts[name] for name in names]))
+
+
+def _behind(name: str, path: str) -> str | None:
+    """What is left of a path behind a name, which may hold / itself; None for another name."""
+    return path[len(name) + 1 :] if f"{path}/".startswith(f"{name}/") else None

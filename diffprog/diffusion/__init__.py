@@ -1,0 +1,1 @@
+"""Diffusion: the process, the objective, samplers."""

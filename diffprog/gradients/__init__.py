@@ -1,0 +1,1 @@
+"""Derivatives: curvature, gradients of single examples, agreement of three ways."""

@@ -1,0 +1,183 @@
+"""Second-order products: a matrix as large as the square of the parameters, times one vector.
+
+No matrix is made. A product is itself a tree like the parameters, so that conjugate gradients
+(`jax.scipy.sparse.linalg.cg`), power iteration and Lanczos take it as it is. A loss of the library
+becomes a function of the parameters alone by a lambda::
+
+    loss = lambda params: objective(net, params, state, batch, key=None, train=False)[0]
+
+Costs are counted in operations, of which a gradient takes three times those of the function: one
+time forward, two times backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.core.arguments import check_array
+from diffprog.core.errors import LayerError
+from diffprog.core.guards import inputs
+from diffprog.core.notation import listed, show
+from diffprog.core.plans import difference, reaches
+from diffprog.losses.entries import Mask, clear, reduce, spread, wide
+
+__all__ = ["fisher_product", "gauss_newton_product", "hessian_product"]
+
+# Of each exponential family, the log-partition function of its natural parameters, entry by entry.
+_LOG_PARTITION: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "bernoulli": jax.nn.softplus,
+    "categorical": lambda logits: jax.nn.logsumexp(logits, axis=-1),
+    "gaussian": lambda mean: jnp.square(mean) / 2,
+}
+
+
+def hessian_product(loss: Callable[[Any], jax.Array], params: Any, vector: Any) -> Any:
+    """The Hessian of a loss times a vector: ``H v``, with ``H = d^2 loss / d params^2``.
+
+    It is the derivative of the gradient along the vector: forward mode over reverse mode. It costs
+    at most three gradients, with the memory of two. Where a layer has a kink, as ReLU does, the
+    kink itself counts for nothing.
+
+    Args:
+        loss: ``params -> number``.
+        params: a tree of floating-point arrays.
+        vector: a tree like `params`.
+
+    Raises:
+        LayerError: the vector is not like the parameters; the loss is no single number, or does
+            not depend on them.
+
+    Example:
+        >>> params, vector = jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])
+        >>> dp.hessian_product(lambda p: p[0] ** 2 * p[1], params, vector).tolist()
+        [4.0, 2.0]
+
+    Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian", Neural Computation 6.
+    """
+    _check_vector(params, vector)
+    value, pull = jax.vjp(_number(loss), params)
+    check_reaches(pull, value)
+    return jax.jvp(jax.grad(_number(loss)), (params,), (vector,))[1]
+
+
+def gauss_newton_product(
+    forward: Callable[[Any], Any], loss: Callable[[Any], jax.Array], params: Any, vector: Any
+) -> Any:
+    """The Gauss-Newton matrix times a vector: ``G v = J^T H_loss J v``.
+
+    J is the Jacobian of the outputs in the parameters, H_loss the Hessian of the loss in the
+    outputs. G is the Hessian of ``loss(forward(params))`` without the curvature of the net itself.
+    Where the loss is convex in the outputs, G has no negative eigenvalue. It costs five thirds of a
+    gradient: one evaluation, once forward and once backward along its derivative.
+
+    Args:
+        forward: ``params -> outputs``, an array or a tree of them; forward mode must get through.
+        loss: ``outputs -> number``.
+        params, vector: as in `hessian_product`.
+
+    Raises:
+        LayerError: as `hessian_product` does.
+
+    Example:
+        >>> x, y = jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])
+        >>> dp.gauss_newton_product(
+        ...     lambda slope: slope * x, lambda f: jnp.sum((f - y) ** 2), jnp.array(3.0),
+        ...     jnp.array(1.0)).item()
+        10.0
+
+    Source: Schraudolph 2002, "Fast curvature matrix-vector products for second-order gradient
+    descent", Neural Computation 14.
+    """
+    _check_vector(params, vector)
+    outputs, push = jax.linearize(forward, params)
+    check_reaches(push, vector)
+    pull = jax.linear_transpose(push, params)
+    return pull(jax.jvp(jax.grad(_number(loss)), (outputs,), (push(vector),))[1])[0]
+
+
+def fisher_product(
+    forward: Callable[[Any], jax.Array], params: Any, vector: Any, *,
+    distribution: Literal["bernoulli", "categorical", "gaussian"], mask: Mask = None,
+) -> Any:
+    """The Fisher information times a vector: ``F v = E[g g^T] v``, with ``g = grad log p(y)``.
+
+    The expectation is over targets y of the distribution that the net itself predicts, and the mean
+    over the real entries of the batch. It is exact, nothing is drawn, and asks for no targets: with
+    the *empirical* Fisher matrix, which puts the gradients of the given targets in their place, it
+    agrees only where the net predicts those.
+
+    The outputs being natural parameters of the distribution, F is the Gauss-Newton matrix of its
+    log-partition function, and of the loss: that of `cross_entropy` for "categorical", of
+    `binary_cross_entropy` for "bernoulli", of half the `squared_error` for "gaussian". So it costs
+    what `gauss_newton_product` does.
+
+    Shapes:
+        outputs: (..., classes) of "categorical", whose entries are (...); otherwise each number is
+        an entry. mask: leading axes of the entries, True where real.
+
+    Args:
+        forward: ``params -> outputs``: logits, or means.
+        params, vector: as in `hessian_product`.
+        distribution: of the target that an output predicts: a "categorical" one by logits of the
+            classes, a "bernoulli" one by one logit, a "gaussian" one of variance 1 by its mean.
+        mask: entries where it is False are not real.
+
+    Raises:
+        LayerError: as `hessian_product` does; the distribution is unknown; the output is not one
+            array.
+
+    Example:
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+        >>> dp.fisher_product(lambda p: x @ p, jnp.zeros(2), jnp.ones(2),
+        ...                   distribution="bernoulli").tolist()
+        [0.125, 0.5]
+
+    Source: Martens 2020, arXiv:1412.1193; on the empirical matrix Kunstner, Balles, Hennig 2019,
+    arXiv:1905.12558.
+    """
+    if distribution not in _LOG_PARTITION:
+        raise LayerError(f"distribution out of {listed(_LOG_PARTITION)}", repr(distribution),
+                         "choose one of them")
+    features = 1 if distribution == "categorical" else 0
+
+    def log_partition(outputs: jax.Array) -> jax.Array:
+        check_array(outputs, features)
+        real = spread(mask, outputs.shape[: outputs.ndim - features])
+        values = _LOG_PARTITION[distribution](clear(wide(outputs), real))
+        return reduce(values, real, "mean")
+
+    return gauss_newton_product(forward, log_partition, params, vector)
+
+
+def check_reaches(derivative: Callable[[Any], Any], given: Any) -> None:
+    """Raise if a derivative is zero whatever it is given: then so is all that is made of it."""
+    if not reaches(derivative, given):
+        raise LayerError("something that depends on the parameters", "a derivative of zero",
+                         "make the loss train=True, or differentiate the plain net at "
+                         "dp.merge(net, params, state): at rest ema computes with averages, and "
+                         "what is frozen has no gradient")
+
+
+def _check_vector(params: Any, vector: Any) -> None:
+    """Raise unless the vector has the paths, shapes and dtypes of the parameters."""
+    remedy = "make it like params, as jax.tree.map(jnp.zeros_like, params) is"
+    if wrong := difference("vector", inputs(params), inputs(vector), remedy):
+        raise wrong
+
+
+def _number(loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The loss, which is found to be one number."""
+
+    def checked(at: Any) -> Any:
+        value = loss(at)
+        floating = jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating)
+        if not floating or value.shape != ():
+            raise LayerError("a loss that is one floating-point number", show(value),
+                             "take its mean, or of a pair (loss, rest) the first: f(params)[0]")
+        return value
+
+    return checked

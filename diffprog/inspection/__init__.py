@@ -1,0 +1,1 @@
+"""Looking at a net: tables, diagrams, costs."""

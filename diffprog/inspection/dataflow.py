@@ -1,0 +1,198 @@
+"""What a layer made of layers does between the calls of its children, found by tracing it.
+
+The children are silenced: each becomes one equation of the traced program, and the equations
+between them are what the layer itself computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+
+from diffprog.core.layer import Layer
+from diffprog.core.paths import paths
+from diffprog.core.plans import Call, blank, spec
+
+_MARK = "#call "  # begins the name of the equation that a child becomes
+_SYMBOLS = {"add": "+", "add_any": "+", "sub": "\N{MINUS SIGN}", "mul": "\N{MULTIPLICATION SIGN}",
+            "div": "÷", "dot_general": "@"}
+_MOVES = frozenset({  # primitives that change no number
+    "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "convert_element_type",
+    "copy", "copy_p", "optimization_barrier", "sharding_constraint", "stop_gradient"})
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """An array inside a layer; `of` is the array that it is, moved about, if it is another.
+
+    `params` is the path of the parameter that it is, if it is one; `place` belongs to who draws.
+    """
+
+    params: str = ""
+    of: Value | None = None
+    place: Any = None
+
+    @property
+    def root(self) -> Value:
+        """The array before it was moved about."""
+        return self if self.of is None else self.of.root
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """A call of a child; or operations, of which all but the last are used by these alone.
+
+    Attributes:
+        taken: the arrays that go in, each with the shape in which it does; None for constants.
+        given: the arrays that come out.
+        call: the call of the child; None of operations.
+        names: those of the operations, each once.
+    """
+
+    taken: Sequence[tuple[Value | None, Any]]
+    given: list[Value | None]
+    call: Call | None = None
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def roots(self) -> set[Value]:
+        """The arrays that go in, before they were moved about."""
+        return {value.root for value, _ in self.taken if value}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wiring:
+    """Arrays that go into a layer, steps in their order, and arrays that come out."""
+
+    x: list[Value]
+    side: dict[str, list[Value]]
+    steps: list[Step]
+    y: list[Value | None]
+
+
+def wiring(layer: Layer, x: Any, side: dict[str, Any]) -> Wiring:
+    """How the children of a layer are wired, in a call at rest on inputs of these shapes."""
+    plan = layer.plan(x, **side)
+    calls: list[Call] = []
+
+    def silent(name: str, child: Layer) -> Layer:
+        def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
+                  **side: Any) -> tuple[Any, Any]:
+            y = child.plan(x, **side).y
+
+            def called(x: Any, side: Any) -> Any:
+                return blank(y)
+
+            called.__name__ = f"{_MARK}{len(calls)}"
+            calls.append(Call(name, spec(x), spec(side)))
+            return jax.jit(called)(x, side), state
+
+        return dataclasses.replace(
+            child, apply=apply, planner=lambda x, side: child.plan(x, **side))
+
+    def run(params: Any, state: Any, x: Any, side: Any) -> Any:
+        return quiet.apply(params, state, x, **side)[0]
+
+    quiet = layer.rebuilt({name: silent(name, child) for name, child in layer.children.items()})
+    traced = jax.make_jaxpr(run)(plan.params, plan.state, x, side)
+    own = [Value(path) for path in paths(plan.params)]
+    state = [None for _ in jax.tree.leaves(plan.state)]
+    xs = [Value() for _ in jax.tree.leaves(x)]
+    sides = {name: [Value() for _ in jax.tree.leaves(side[name])] for name in sorted(side)}
+    steps: list[Step] = []
+    inputs = [*own, *state, *xs, *(value for values in sides.values() for value in values)]
+    y = _steps(traced.jaxpr, inputs, calls, steps)
+    return Wiring(xs, sides, _grouped(steps, y), y)
+
+
+def _steps(
+    jaxpr: Any, inputs: list[Value | None], calls: list[Call], steps: list[Step]
+) -> list[Value | None]:
+    """Add the steps of a traced program; its results. Programs around a call are entered."""
+    known: dict[Any, Value | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+    read = lambda v: None if isinstance(v, Literal) else known.get(v)  # noqa: E731
+    for equation in jaxpr.eqns:
+        taken = [(read(v), jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype))
+                 for v in equation.invars]
+        around = next((inner for inner in _inside(equation) if _calls(inner)), None)
+        sources = {value.root for value, _ in taken if value}
+        given: list[Value | None]
+        if (at := _call(equation)) is not None:
+            given = [Value() for _ in equation.outvars]
+            steps.append(Step(taken, given, calls[at]))
+        elif around is not None:
+            # What comes first and is not passed on is an index or belongs to a condition.
+            passed = [value for value, _ in taken[len(taken) - len(around.invars):]]
+            given = [value and Value(value.params, value) for value in
+                     _steps(around, passed, calls, steps)]
+        elif not sources:
+            given = [None for _ in equation.outvars]
+        elif not (names := _operations(equation)) and len(sources) == 1:
+            (source,) = sources
+            given = [Value(source.params, source) for _ in equation.outvars]
+        else:
+            given = [Value() for _ in equation.outvars]
+            steps.append(Step(taken, given, names=names or [equation.primitive.name]))
+        known.update(zip(equation.outvars, given, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _grouped(steps: list[Step], y: list[Value | None]) -> list[Step]:
+    """The steps, operations joined to the one that alone uses them; what is not used is dropped."""
+    users: dict[Value, set[Step | None]] = {value.root: {None} for value in y if value}
+    parts: dict[Step, list[Step]] = {}
+    for step in reversed(steps):
+        uses = set[Step | None]().union(*(users.get(v, ()) for v in step.given if v))
+        if not step.call and not uses:
+            continue
+        only = next(iter(uses)) if len(uses) == 1 and not step.call else None
+        group = only if only and not only.call else step
+        parts.setdefault(group, []).insert(0, step)
+        for root in step.roots:
+            users.setdefault(root, set()).add(group)
+    return [step if step.call else _joined(parts[step]) for step in steps if step in parts]
+
+
+def _joined(steps: list[Step]) -> Step:
+    """Operations as one step."""
+    inside = {value for step in steps for value in step.given}
+    taken = [(value, shape) for step in steps for value, shape in step.taken
+             if value and value.root not in inside]
+    return Step(taken, steps[-1].given, names=list(dict.fromkeys(
+        name for step in steps for name in step.names)))
+
+
+def _operations(equation: Any) -> list[str]:
+    """What an equation computes, by symbols and names; nothing if it moves numbers about."""
+    name = equation.primitive.name
+    if name in _MOVES:
+        return []
+    if name in ("scan", "while", "cond") or not (inside := list(_inside(equation))):
+        return [_SYMBOLS.get(name, name)]
+    found = [part for inner in inside for below in inner.eqns for part in _operations(below)]
+    named = equation.params.get("name", "<").strip("_")
+    return found if not found or named.startswith("<") else [named]
+
+
+def _inside(equation: Any) -> Iterator[Any]:
+    """The programs that an equation runs."""
+    for part in jax.tree.leaves(list(equation.params.values())):
+        if hasattr(getattr(part, "jaxpr", part), "eqns"):
+            yield getattr(part, "jaxpr", part)
+
+
+def _call(equation: Any) -> int | None:
+    """The number of the call that an equation is."""
+    name = equation.params.get("name")
+    marked = isinstance(name, str) and name.startswith(_MARK)
+    return int(name.removeprefix(_MARK)) if marked else None
+
+
+def _calls(jaxpr: Any) -> bool:
+    """Is there a call in this program?"""
+    return any(_call(equation) is not None or any(map(_calls, _inside(equation)))
+               for equation in jaxpr.eqns)

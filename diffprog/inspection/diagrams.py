@@ -1,0 +1,230 @@
+"""A net as a diagram: who gives what to whom, as the wiring really does it.
+
+An arrow stands where one layer's input was computed from another's output, whatever code lies
+between them, and what that code does beside moving numbers about is a node of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any, NamedTuple
+
+import jax
+
+from diffprog.core.arguments import check_count
+from diffprog.core.dtypes import cast
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.notation import clip, show
+from diffprog.core.plans import spec
+from diffprog.inspection.dataflow import Step, Value, Wiring, wiring
+from diffprog.inspection.flowcharts import Box, Flowchart, Node, Place
+
+__all__ = ["diagram"]
+
+
+def diagram(net: Layer, x: Any, *, levels: int | None = None, **side: Any) -> str:
+    """Draw a net as Mermaid text: its layers, and arrows with the shapes that pass between them.
+
+    What stands between two layers is found by tracing, not by their order: a residual sum is a node
+    "+" with two arrows, other code between layers a node with the names of its operations. Layers
+    under names of your own and copies (`repeat`, `heads`, `ensemble`) are boxes, in which shapes
+    are those of one copy. Dotted arrows are side inputs, and parameters that others read. A layer
+    that is called twice is drawn twice, the second time as "again": with the same parameters. The
+    call is one at rest; nothing is computed. GitHub draws what stands in a block ``mermaid``.
+
+    Args:
+        net: any layer.
+        x: its input, or `jax.ShapeDtypeStruct`s of it.
+        levels: how many boxes are opened inside each other; what lies deeper is a single node. None
+            opens all; large nets want 1 or 2.
+        side: its side inputs.
+
+    Raises:
+        LayerError: as the net does.
+
+    Example:
+        >>> net = dp.residual(dp.linear(4) >> jnp.tanh)
+        >>> print(dp.diagram(net, jax.ShapeDtypeStruct((2, 4), jnp.float32)))
+        flowchart TD
+            n0(["x"])
+            n1["linear(4)"]
+            n2["jax.nn.tanh"]
+            n3(("#43;"))
+            n4(["y"])
+            n0 -->|"float32[2,4]"| n1
+            n1 -->|"float32[2,4]"| n2
+            n0 -->|"float32[2,4]"| n3
+            n2 -->|"float32[2,4]"| n3
+            n3 -->|"float32[2,4]"| n4
+    """
+    if levels is not None:
+        check_count("levels", levels)
+    y = net.plan(x, **side).y
+    given = spec({name: value for name, value in side.items() if value is not None})
+    chart = Flowchart()
+    begins = {name: chart.sheet.node([name], "end") for name in ("x", *given)}
+    call = _Call("", net, spec(x), given)
+    places = _Artist(chart).draw(
+        call, _each(begins.pop("x"), x), {name: _each(begins[name], given[name]) for name in given},
+        chart.sheet, levels)
+    end = chart.sheet.node(["y"], "end")
+    for place, leaf in zip(places, jax.tree.leaves(y), strict=True):
+        chart.arrow(place, end, show(leaf))
+    return str(chart)
+
+
+Places = list[Place | None]  # where the arrays of an input come from; None of constants
+
+
+class _Call(NamedTuple):
+    """A call of a layer: where, which, and on what.
+
+    `name` is what it is called there, if that says more than its `repr`; `again` says that it was
+    called before.
+    """
+
+    path: str
+    layer: Layer
+    x: Any
+    side: dict[str, Any]
+    name: str = ""
+    again: bool = False
+
+
+class _Artist:
+    """Goes through a net in the order of the calls, and draws what it sees."""
+
+    def __init__(self, chart: Flowchart) -> None:
+        self.chart = chart
+        self.drawn: dict[str, Place] = {}  # path -> where it was drawn first
+
+    def draw(
+        self, call: _Call, xs: Places, sides: dict[str, Places], box: Box, levels: int | None
+    ) -> Places:
+        """Draw a layer into the box; where its outputs come from."""
+        y = jax.tree.leaves(call.layer.plan(call.x, **call.side).y)
+        core = _core(call)
+        made = core.layer.children and core.layer.rebuild
+        inside = wiring(core.layer, core.x, core.side) if made else None
+        if inside and not any(step.call for step in inside.steps):
+            inside = None  # its children are called where no trace shows it
+        words = [*filter(None, [call.name]), *core.copies]
+        if not words and inside and call.path and core.layer.factory is None:
+            words = [core.layer.name]  # a program of the user's
+        title = ": ".join(words) + " (again)" * (call.again and bool(words))
+        if not inside or (title and levels == 0):
+            if core.copies and not inside and levels != 0:
+                box, title = box.box(title), ""
+            text = "" if inside else clip(f"{core.layer!r}{core.note}", 60)
+            node = box.node([*filter(None, [title, text])], "closed" if inside else "layer")
+            self.drawn.setdefault(call.path, node)
+            self._enter("", xs, call.x, node)
+            for name, places in sides.items():
+                self._enter(name, places, call.side[name], node)
+            return [node for _ in y]
+        if title:
+            box, levels = box.box(title), None if levels is None else levels - 1
+            self.drawn.setdefault(call.path, box)
+        for name in sorted(sides.keys() - core.side.keys()):  # what a copy does not see
+            self._enter(name, sides[name], call.side[name], box)
+        found = self._wire(call.path, core, inside, xs, sides, box, levels)
+        more = itertools.repeat(found[-1])  # a tap gives more than what it wraps
+        return [place for place, _ in zip(itertools.chain(found, more), y, strict=False)]
+
+    def _wire(
+        self, path: str, core: _Core, inside: Wiring, xs: Places, sides: dict[str, Places],
+        box: Box, levels: int | None,
+    ) -> Places:
+        """Draw what is between the input and the output of a layer made of layers."""
+        for values, places in [(inside.x, xs), *((inside.side[n], sides[n]) for n in core.side)]:
+            for value, place in zip(values, places, strict=True):
+                value.place = place
+        called = set[str]()
+        for step in inside.steps:
+            begins = [self._place(path, value) for value, _ in step.taken]
+            if step.call:
+                name, x, side = step.call
+                child = core.layer.children[name]
+                shown = "" if _says_nothing(name, child, core.layer) else name
+                below = f"{path}/{name}" if path else name
+                given = iter(begins)
+                own = [next(given) for _ in jax.tree.leaves(x)]
+                beside = {n: [next(given) for _ in jax.tree.leaves(side[n])] for n in sorted(side)}
+                ends = self.draw(_Call(below, child, x, side, shown, name in called), own, beside,
+                                 box, levels)
+                called.add(name)
+            else:
+                ends = [self._operations(step, begins, box)] * len(step.given)
+            for value, place in zip(step.given, ends, strict=True):
+                if value:
+                    value.place = place
+        return [self._place(path, value) for value in inside.y]
+
+    def _operations(self, step: Step, begins: Places, box: Box) -> Node:
+        """Draw what is computed between calls: a symbol, or the names of at most three."""
+        shown = step.names if len(step.names) < 4 else [*step.names[:3], "..."]
+        symbol = len(shown) == 1 and not shown[0].isidentifier()
+        node = box.node([", ".join(shown)], "symbol" if symbol else "operation")
+        for place, (value, shape) in zip(begins, step.taken, strict=True):
+            role = "params" if value and value.root.params else ""
+            self.chart.arrow(place, node, show(shape), role)
+        return node
+
+    def _place(self, path: str, value: Value | None) -> Place | None:
+        """Where an array of the layer at this path comes from."""
+        if value is None or not value.root.params:
+            return value and value.root.place
+        parts = [*filter(None, [path]), *value.root.params.split("/")]
+        above = ["/".join(parts[:i]) for i in range(len(parts), 0, -1)]
+        return next((self.drawn[p] for p in above if p in self.drawn), None)
+
+    def _enter(self, name: str, begins: Places, given: Any, end: Place) -> None:
+        """Draw what enters a layer, as a side input of this name or as x."""
+        for place, shape in zip(begins, jax.tree.leaves(given), strict=True):
+            named = isinstance(place, Node) and place.label == [name]  # where it begins
+            self.chart.arrow(place, end, show(shape), name, named)
+
+
+class _Core(NamedTuple):
+    """What wrappers wrap, what it is given, how it is copied, and a note for its `repr`."""
+
+    layer: Layer
+    x: Any
+    side: dict[str, Any]
+    copies: list[str]
+    note: str
+
+
+def _core(call: _Call) -> _Core:
+    layer, x, side, copies, note = call.layer, call.x, call.side, list[str](), ""
+    while True:
+        given = layer.settings
+        if "layer" in given:  # as every wrapper calls it
+            if "n" in given:
+                copies.append(f"{layer.name} \N{MULTIPLICATION SIGN} {given['n']}")
+            if "dtype" in given:
+                dtype = given["dtype"]
+                x, side = jax.eval_shape(lambda inputs, dtype=dtype: cast(inputs, dtype), (x, side))
+                note = f" in {jax.numpy.dtype(dtype).name}"
+            layer = as_layer(given["layer"])
+        elif layer.name == "recurrent" and as_layer(given.get("cell", layer)).children and not (
+                given["bidirectional"]):
+            copies.append("recurrent")
+            x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+                (*a.shape[:1], *a.shape[2:]), a.dtype), x)
+            side = {name: value for name, value in side.items()
+                    if name not in ("mask", "segments")}
+            layer = as_layer(given["cell"])
+        else:
+            return _Core(layer, x, side, copies, note)
+
+
+def _says_nothing(name: str, layer: Layer, parent: Layer) -> bool:
+    """Is a child's name that of its kind, or of an argument of its parent?"""
+    numbered = re.fullmatch(rf"{re.escape(layer.name)}[_~]\d+", name)
+    return bool(numbered) or name == layer.name or name in parent.settings
+
+
+def _each(place: Place, tree: Any) -> Places:
+    return [place for _ in jax.tree.leaves(tree)]

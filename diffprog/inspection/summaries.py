@@ -1,0 +1,319 @@
+"""A net as a table: what goes in and out of every layer, what it holds and what it costs.
+
+Everything is read off shapes: a net of a billion parameters is summarized without allocating one
+of them, and nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+
+from diffprog.core.dtypes import cast
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.notation import show
+from diffprog.core.paths import count
+from diffprog.core.plans import blank, spec, step_by_step
+from diffprog.inspection.costs import flops
+from diffprog.inspection.receptive import Field, Reach, Ways, behind, is_window, repeated
+from diffprog.inspection.tables import table
+from diffprog.transforms.ema import ema
+from diffprog.transforms.fixed_point import fixed_point
+from diffprog.transforms.freeze import freeze
+from diffprog.transforms.remat import remat
+from diffprog.transforms.tap import tap
+
+__all__ = ["summary"]
+
+
+_Calls = tuple[tuple[str, int], ...]  # names of children, each with how often it was called
+
+
+class Row(NamedTuple):
+    """One call of a layer.
+
+    Attributes:
+        path: where it stands; a layer called twice has two rows.
+        layer: the layer.
+        input: what goes in, in shapes.
+        output: what comes out.
+        parameters: how many numbers are trained in it; 0 in all calls but the first.
+        bytes: memory of its parameters and state.
+        flops: floating-point operations at rest, over all copies and repetitions.
+        field: of a convolution or a pool, how many places of the net's input one output sees, and
+            how many places apart two neighbouring outputs look; None elsewhere.
+        choice: how it is computed, of a layer that chooses by platform, shape and dtype, such as
+            attention; empty elsewhere.
+    """
+
+    path: str
+    layer: Layer
+    input: Any
+    output: Any
+    parameters: int
+    bytes: int
+    flops: float
+    field: Field | None
+    choice: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text; of a layer made of layers only the kind is shown."""
+        copies = _copies(self.layer)
+        kind = f"{self.layer.name} x {copies}" if copies > 1 else self.layer.name
+        return (
+            self.path, kind if self.layer.children else repr(self.layer),
+            show(self.input), show(self.output),
+            "" if self.layer.bare else f"{self.parameters:,}",
+            "" if self.layer.bare else _short(self.bytes, "B"), _short(self.flops),
+            *(map(_sides, self.field) if self.field else ("", "")), self.choice,
+        )
+
+
+class Kind(NamedTuple):
+    """All layers of one kind, without what is in them: calls, parameters, operations."""
+
+    calls: int
+    parameters: int
+    flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The rows of a net, in the order of the calls; prints as a table.
+
+    Attributes:
+        rows: one for the net and for every call of a layer in it, with subtotals.
+        kinds: kind of layer -> what all layers of that kind hold and cost.
+        parameters: how many numbers the parameters hold, frozen ones too.
+        state: how many numbers are carried from call to call.
+        bytes: memory that parameters and state take.
+        flops: floating-point operations of one call at rest, on this input, as XLA counts them.
+    """
+
+    rows: list[Row]
+    kinds: dict[str, Kind]
+    parameters: int
+    state: int
+    bytes: int
+    flops: float
+
+    def __str__(self) -> str:
+        titles = ("path", "layer", "input", "output", "parameters", "bytes", "FLOPs", "field",
+                  "stride", "computed by")
+        lines = table([titles, *(row.cells() for row in self.rows)], left=4)
+        kinds = [("kind", "calls", "parameters", "FLOPs")]
+        kinds += [(name, f"{kind.calls}", f"{kind.parameters:,}", _short(kind.flops))
+                  for name, kind in self.kinds.items()]
+        rule = "-" * max(map(len, lines))
+        total = (f"parameters {self.parameters:,}   state {self.state:,}   "
+                 f"memory {_short(self.bytes, 'B')}   FLOPs {_short(self.flops)}")
+        return "\n".join([lines[0], rule, *lines[1:], rule, *table(kinds, left=1), rule, total])
+
+
+def summary(net: Layer, x: Any, **side: Any) -> Summary:
+    """Path, layer, input, output, parameters and cost of everything in a net, and totals.
+
+    FLOPs are those of a call at rest as XLA counts them before it optimizes: a product and a sum
+    are two, the body of a scan counts as often as it runs, and transcendental functions are left
+    out. Of branches the dearest counts, of those by platform that of the default backend, and of
+    `fixed_point` one application. The receptive field and the total stride of convolutions and
+    pools are in places of the net's input; where ways meet, it is what they see together.
+
+    Args:
+        net: any layer.
+        x: its input, or `jax.ShapeDtypeStruct`s of it.
+        side: its side inputs.
+
+    Example:
+        >>> net = dp.serial(dp.linear(3), jax.nn.relu)
+        >>> print(dp.summary(net, jax.ShapeDtypeStruct((2, 4), jnp.float32)))
+        path      layer        input         output        parameters  bytes  FLOPs
+        ---------------------------------------------------------------------------
+                  serial       float32[2,4]  float32[2,3]          15   60 B     60
+        linear_0  linear(3)    float32[2,4]  float32[2,3]          15   60 B     54
+        relu~0    jax.nn.relu  float32[2,3]  float32[2,3]                         6
+        ---------------------------------------------------------------------------
+        kind    calls  parameters  FLOPs
+        linear      1          15     54
+        relu        1           0      6
+        ---------------------------------------------------------------------------
+        parameters 15   state 0   memory 60 B   FLOPs 60
+    """
+    plan = net.plan(x, **side)
+    reader = _Reader()
+    rows, _ = reader.read((), net, spec(x), spec(side), (plan.params, plan.state), Reach(), 1)
+    kinds = {name: kind for name, kind in reader.kinds.items() if kind.parameters or kind.flops}
+    return Summary(rows, kinds, count(plan.params), count(plan.state),
+                   rows[0].bytes, rows[0].flops)
+
+
+class _Reader:
+    """Goes through a net once, in the order of the calls.
+
+    The children of a program are silenced: instead of computing they add their own rows, so that
+    what is left of the program is its own arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, Kind] = {}
+        self._read: dict[_Calls, tuple[list[Row], Reach | None]] = {}
+
+    def read(self, calls: _Calls, *given: Any) -> tuple[list[Row], Reach | None]:
+        """The rows of a layer and of all in it, and what a place behind it sees.
+
+        `calls` are those that lead to it: a deep net is read in steps, and each of them once.
+        """
+        if calls not in self._read:
+            def evaluate() -> None:
+                self._read[calls] = self._rows(calls, *given)
+
+            step_by_step(evaluate)
+        return self._read[calls]
+
+    def _rows(
+        self, calls: _Calls, layer: Layer, x: Any, side: dict[str, Any], trees: tuple[Any, Any],
+        reach: Reach | None, times: int,
+    ) -> tuple[list[Row], Reach | None]:
+        """`trees` have the axes of every `repeat` around the layer, `times` is their product."""
+        inner, narrow, beside, runs, depth, timed, around = _core(layer, x, side)
+        own = times * around
+        times *= runs
+        one = inner.plan(narrow, **beside)
+        ways = Ways(reach)
+        below: list[list[Row]] = []
+        called: list[str] = []
+
+        def alike(name: str, x: Any) -> int:
+            """How often a child does this at once: of `hyper` the target, for each example."""
+            if inner.name != "hyper" or name != "target":
+                return 1
+            whole, part = (jax.tree.leaves(given)[0].size for given in (narrow, x))
+            return whole // max(part, 1)
+
+        def silent(name: str, child: Layer) -> Layer:
+            def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
+                      **side: Any) -> tuple[Any, Any]:
+                own, carried = ({} if name in called else t.get(name, {}) for t in trees)
+                called.append(name)
+                rows, after = self.read(
+                    (*calls, (name, called.count(name))), child, spec(x), spec(side),
+                    (own, carried), ways.get(x), times * alike(name, x))
+                below.append(rows)
+                # Else neither what is done to zeros nor what makes an input, for which nothing
+                # else asks, is counted.
+                y, _ = jax.lax.optimization_barrier((blank(rows[0].output), (params, x, side)))
+                ways.put(y, after)
+                return y, state
+
+            return dataclasses.replace(
+                child, apply=apply, planner=lambda x, side: child.plan(x, **side))
+
+        def run(params: Any, state: Any, x: Any, side: Any) -> Any:
+            nonlocal reach
+            ways.put(x, reach)
+            y, state = quiet.apply(params, state, x, **side)
+            if inner.children:
+                reach = repeated(reach, ways.get(y), depth)
+            return y, state
+
+        children = {name: silent(name, child) for name, child in inner.children.items()
+                    if inner.rebuild}
+        quiet = inner.rebuilt(children) if children else inner
+        own += times * flops(run, one.params, one.state, narrow, beside)
+        if not children:
+            reach = repeated(reach, behind(inner, narrow, one.y, reach), depth)
+        self._count(inner.name, 0 if children else count(trees[0]), own)
+        row = Row(
+            "/".join(name for name, _ in calls), layer, x, layer.plan(x, **side).y,
+            count(trees[0]),
+            sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees)),
+            own + sum(rows[0].flops for rows in below),
+            reach.field if reach and is_window(inner) else None,
+            inner.choice(narrow, beside) if inner.choice else "")
+        behind_all_time = None if timed and layer.start else reach
+        return [row, *itertools.chain(*below)], behind_all_time
+
+    def _count(self, name: str, parameters: int, own: float) -> None:
+        kind = self.kinds.get(name, Kind(0, 0, 0.0))
+        self.kinds[name] = Kind(kind.calls + 1, kind.parameters + parameters, kind.flops + own)
+
+
+class _Core(NamedTuple):
+    """What wrappers wrap, and how one call of the whole runs it.
+
+    It is run `runs` times on inputs of these shapes, `depth` of them one on the result of the
+    other, and along time if `timed`; `around` are the operations of the wrappers themselves, such
+    as those that compute parameters.
+    """
+
+    layer: Layer
+    x: Any
+    side: dict[str, Any]
+    runs: int
+    depth: int
+    timed: bool
+    around: float
+
+
+# Wrappers that compute nothing themselves; others are counted to know what they do.
+_TRANSPARENT = tuple(map(inspect.unwrap, (ema, freeze, remat, tap)))
+
+
+def _core(layer: Layer, x: Any, side: dict[str, Any]) -> _Core:
+    runs, depth, timed, around = 1, 1, False, 0.0
+    while inner := _wrapped(layer):
+        given = layer.settings
+        if "cell" in given:
+            timed, runs = True, runs * jax.tree.leaves(x)[0].shape[1]
+            x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+                (*a.shape[:1], *a.shape[2:]), a.dtype), x)
+            # Recurrence keeps these for itself.
+            side = {name: side[name] for name in side.keys() - {"mask", "segments"}}
+        elif layer.factory is inspect.unwrap(fixed_point):
+            x = (x, x)  # one application counts: how many there are depends on the numbers
+        elif "dtype" in given:
+            x, side = jax.eval_shape(functools.partial(cast, dtype=given["dtype"]), (x, side))
+        elif "n" in given:
+            runs *= given["n"]
+            depth *= given["n"] if layer.name == "repeat" else 1
+        elif layer.factory not in _TRANSPARENT:
+            around += runs * (_at_rest(layer, x, side) - _at_rest(inner, x, side))
+        layer = inner
+    return _Core(layer, x, side, runs, depth, timed, around)
+
+
+def _wrapped(layer: Layer) -> Layer | None:
+    """The layer that a wrapper wraps."""
+    if layer.name == "recurrent" and layer.settings.get("bidirectional") is False:
+        return as_layer(layer.settings["cell"])
+    return as_layer(layer.settings["layer"]) if "layer" in layer.settings else None
+
+
+def _copies(layer: Layer) -> int:
+    """How many copies wrappers make of what they wrap."""
+    inner = _wrapped(layer)
+    return layer.settings.get("n", 1) * _copies(inner) if inner else 1
+
+
+def _at_rest(layer: Layer, x: Any, side: dict[str, Any]) -> float:
+    plan = layer.plan(x, **side)
+    return flops(lambda params, state, x, side: layer.apply(params, state, x, **side)[0],
+                 plan.params, plan.state, x, side)
+
+
+def _short(number: float, unit: str = "") -> str:
+    """Three digits and a prefix: ``1.23 M``; whole numbers below a thousand as they are."""
+    prefixes = iter(" kMGTPE")
+    prefix = next(prefixes)
+    while abs(number) >= 999.5:
+        number, prefix = number / 1000, next(prefixes)
+    return f"{number:.3g} {prefix.strip()}{unit}".rstrip()
+
+
+def _sides(sides: tuple[int, ...]) -> str:
+    return "x".join(map(str, sides if len(set(sides)) > 1 else sides[:1]))

@@ -1,0 +1,1 @@
+"""Attention, from the formula to the layers."""

@@ -1,0 +1,187 @@
+"""Attention layers: what each position takes of all, weighed by the softmax of their likeness."""
+
+from __future__ import annotations
+
+from diffprog.core.arguments import check_count
+from diffprog.core.factories import factory
+from diffprog.core.layer import Layer
+from diffprog.core.parameters import Initializer
+from diffprog.layers.attention.multihead import Multihead
+from diffprog.layers.positions.rotary import Rotary
+
+__all__ = ["attention_head", "cross_attention", "self_attention"]
+
+
+@factory
+def self_attention(
+    heads: int, *, head_dim: int | None = None, value_dim: int | None = None,
+    kv_heads: int | None = None, causal: bool = False, window: int | None = None,
+    rotary: Rotary | None = None, bias: bool = True, dropout: float = 0.0,
+    scale: float | None = None, implementation: str | None = None,
+    kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
+) -> Layer:
+    """Every position asks all positions: ``y = concatenate(head_1(x), ..., head_h(x)) @ W + b``.
+
+    ``head_i(x) = softmax(scale * q_i @ k_i^T) @ v_i`` with linear maps q, k and v of x. A causal
+    one streams: it keeps the keys and values of the past. In a stream `mask`, `segments` and
+    `positions` are those of the chunk; one without segments goes on with the last segment, one
+    without positions counts on from the last real step of each row.
+
+    Shapes:
+        x: (..., T, D) -> (..., T, D), in the dtype of x.
+        mask: booleans (batch, time) or (batch,), True = real. Nothing is taken from other
+            positions; one that may take nothing gives zeros before the output map, so that y there
+            is its bias.
+        segments: ints (batch, time); a position takes from its own segment alone.
+        attention_mask: booleans (batch, heads or 1, query, key), True = attend; any axis may be
+            1, which broadcasts. A key that no query may see is cleared, as by mask, though not its
+            own query; NaN in one that some may see, or in another segment, reaches the others too,
+            as 0 * NaN.
+        attention_bias: floats of the same shape, added to the scores.
+        positions, with rotary: ints (batch, time); if absent, the real steps of each segment are
+            counted from 0.
+        params: ``query`` (D, heads * head_dim), ``key`` (D, kv_heads * head_dim), ``value``
+            (D, kv_heads * value_dim) and ``out`` (heads * value_dim, D), each a ``kernel`` of this
+            shape and a ``bias``.
+        streaming state: ``key`` (..., kv_heads, P, head_dim), ``value`` (..., kv_heads, P,
+            value_dim) and ``segments`` (..., P), P being `length`, or window - 1; ``segment``
+            (...,), in which the last step stands; ``index``, how many are written, without a
+            window; ``next`` (...,), the position of the next step, with rotary.
+
+    Args:
+        heads: how many; positive.
+        head_dim: features of a query and a key; ``D / heads`` if None.
+        value_dim: features of a value; head_dim if None.
+        kv_heads: heads of keys and values, each shared by ``heads / kv_heads`` neighbouring heads
+            of queries; heads if None.
+        causal: positions take nothing from later ones.
+        window: a causal position takes from itself and the window - 1 real positions before.
+        rotary: how queries and keys are turned by their positions, a `rotary(...)`.
+        bias: False leaves all biases out.
+        dropout: share of the weights that is dropped in training, in [0, 1).
+        scale: factor of the scores; ``1 / sqrt(head_dim)`` if None.
+        implementation: "xla", one product; "blocks", four blocks of queries, which saves a causal
+            one 3/8 of the work; "cudnn", the kernel for NVIDIA GPUs, in 16 bits, with the formula
+            for derivatives beyond the gradient, and for padding that is not behind the real steps
+            of each row; None chooses by platform, dtype and shape, and `summary` reports it.
+        kernel_init, bias_init: initializers, of all maps; ``lecun_normal`` keeps variances.
+
+    Raises:
+        LayerError: heads do not divide D, or kv_heads not heads; a window without causal; a mask of
+            another dtype or shape; streaming without causal, with an attention_mask or an
+            attention_bias, or in chunks longer than `length`. Beyond `length` a stream gives NaN.
+
+    Example:
+        >>> net, x = dp.self_attention(4, causal=True), jnp.ones((2, 10, 16))
+        >>> params, state = net.init(jax.random.key(0), x)
+        >>> state = net.start(params, state, x, length=12)
+        >>> y, state = net.apply(params, state, x)  # all of the prompt
+        >>> y, state = net.apply(params, state, x[:, :1])  # one step more
+        >>> y.shape
+        (2, 1, 16)
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2; kv_heads: Ainslie et al. 2023,
+    arXiv:2305.13245; window: Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
+    """
+    check_count("heads", heads)
+    return Multihead(
+        heads=heads, head_dim=head_dim, value_dim=value_dim, kv_heads=kv_heads, causal=causal,
+        window=window, rotary=rotary, bias=bias, dropout=dropout, scale=scale,
+        implementation=implementation, kernel_init=kernel_init, bias_init=bias_init, joined=True,
+        source="x",
+    ).layer()
+
+
+@factory
+def cross_attention(
+    heads: int, *, head_dim: int | None = None, value_dim: int | None = None,
+    kv_heads: int | None = None, bias: bool = True, dropout: float = 0.0,
+    scale: float | None = None, implementation: str | None = None,
+    kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
+) -> Layer:
+    """Every position asks a memory: ``y = concatenate(head_1, ..., head_h) @ W + b``.
+
+    ``head_i = softmax(scale * q_i @ k_i^T) @ v_i`` with linear maps q of x, k and v of `memory`. It
+    streams: `start` computes keys and values once, and memory need not be passed again. Passing it
+    again replaces it and its mask: without a `memory_mask` all of the new one is real.
+
+    Shapes:
+        x: (..., T, D) -> (..., T, D), in the dtype of x.
+        memory: (..., S, M), or a pair of which the first makes keys and the second values.
+        memory_mask: booleans (batch, S) or (batch,), True = real; with nothing real, y is zero
+            before the output map.
+        attention_mask, attention_bias: as in `self_attention`.
+        params: as in `self_attention`, with M rows in ``key`` and ``value``.
+        streaming state: ``key`` (..., kv_heads, S, head_dim), ``value`` (..., kv_heads, S,
+            value_dim), ``real`` (..., S).
+
+    Args:
+        heads, head_dim, value_dim, kv_heads, bias, dropout, scale, implementation, kernel_init,
+            bias_init: as in `self_attention`.
+
+    Raises:
+        LayerError: memory is missing, or has other leading axes than x; and as `self_attention`.
+
+    Example:
+        >>> net, x, memory = dp.cross_attention(4), jnp.ones((2, 10, 16)), jnp.ones((2, 7, 5))
+        >>> params, state = net.init(jax.random.key(0), x, memory=memory)
+        >>> net(params, x, memory=memory).shape
+        (2, 10, 16)
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
+    """
+    check_count("heads", heads)
+    return Multihead(
+        heads=heads, head_dim=head_dim, value_dim=value_dim, kv_heads=kv_heads, bias=bias,
+        dropout=dropout, scale=scale, implementation=implementation, kernel_init=kernel_init,
+        bias_init=bias_init, joined=True, source="memory",
+    ).layer()
+
+
+@factory
+def attention_head(
+    features: int, value_features: int | None = None, scale: float | None = None, *,
+    causal: bool = False, window: int | None = None, rotary: Rotary | None = None,
+    bias: bool = True, dropout: float = 0.0, implementation: str | None = None,
+    kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
+) -> Layer:
+    """One head: ``y = softmax(scale * q @ k^T) @ v``, q of x, k and v of memory, or of x itself.
+
+    ``q = x @ W_q + b_q``, ``k = m @ W_k + b_k``, ``v = m @ W_v + b_v``, where m is `memory` if it
+    is given, else x. ``heads(h, attention_head(d)) >> linear(m)`` is multi-head attention, which
+    `self_attention` and `cross_attention` compute faster.
+
+    Shapes:
+        x: (..., T, D) -> (..., T, value_features), in the dtype of x.
+        memory: (..., S, M), or a pair of which the first makes keys and the second values.
+        mask, memory_mask, segments, attention_mask, attention_bias, positions, streaming: as in
+            `self_attention` and `cross_attention`, with one head. With memory nothing is taken from
+            x, and mask says nothing.
+        params: ``query``, ``key`` and ``value``, each a ``kernel`` and a ``bias``.
+
+    Args:
+        features: size of queries and keys; positive.
+        value_features: size of values; that of keys if None.
+        scale: factor of the scores; ``1 / sqrt(features)`` if None.
+        causal, window, rotary, bias, dropout, implementation: as in `self_attention`.
+        kernel_init, bias_init: initializers, of all maps.
+
+    Raises:
+        LayerError: as `self_attention` does; memory for a head that is causal or has rotary, and
+            memory with segments.
+
+    Example:
+        >>> net = dp.heads(4, dp.attention_head(8)) >> dp.linear(16)
+        >>> net.plan(jnp.ones((2, 10, 16))).y.shape
+        (2, 10, 16)
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    """
+    check_count("features", features)
+    if value_features is not None:
+        check_count("value_features", value_features)
+    return Multihead(
+        heads=1, head_dim=features, value_dim=value_features, causal=causal, window=window,
+        rotary=rotary, bias=bias, dropout=dropout, scale=scale, implementation=implementation,
+        kernel_init=kernel_init, bias_init=bias_init, joined=False, source="either",
+    ).layer()

@@ -1,0 +1,1 @@
+"""Where a token stands: learned, sinusoidal and rotary positions."""

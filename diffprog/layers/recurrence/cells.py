@@ -1,0 +1,250 @@
+"""A cell is one time step: it takes what comes in and what it carries, and gives what goes on.
+
+It is a streaming layer like any other, whose streaming state is the carry. Called without that
+state it makes one step from a carry of zeros. `recurrent` carries it along time; the leading axes
+of a cell's input are all of them examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.core.arguments import check_array, check_count, check_leaves
+from diffprog.core.dtypes import along, check_chunk
+from diffprog.core.errors import LayerError
+from diffprog.core.factories import factory
+from diffprog.core.guards import check_composable
+from diffprog.core.layer import Layer
+from diffprog.core.meshes import beside
+from diffprog.core.notation import show
+from diffprog.core.parameters import Initializer, fold, parameter
+from diffprog.core.plans import Params, State
+from diffprog.layers.linear import affine
+
+__all__ = ["gru", "lstm", "simple_rnn"]
+
+Carry = dict[str, jax.Array]
+
+
+def forget_ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Zeros, but ones for the second of four gates: an `lstm` begins by forgetting little."""
+    return jnp.repeat(jnp.asarray([0, 1, 0, 0], dtype), shape[-1] // 4)
+
+
+@factory
+def simple_rnn(
+    features: int, *, activation: Callable[[Any], Any] = jnp.tanh, bias: bool = True,
+    kernel_init: Initializer = "lecun_normal", hidden_init: Initializer = "orthogonal",
+    bias_init: Initializer = "zeros",
+) -> Layer:
+    """One step of a simple recurrent cell: ``h = activation(x @ W + b + h @ U)``; y is h.
+
+    Shapes:
+        x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
+            examples: for a sequence wrap the cell in `recurrent`.
+        params: ``input`` has the ``kernel`` W (D, features) and the ``bias`` b (features,);
+            ``hidden`` has the ``kernel`` U (features, features).
+        state while streaming: ``hidden`` (..., features), zeros at the start.
+
+    Args:
+        features: size of the last axis of y; positive.
+        activation: a plain function.
+        bias: False leaves the bias out.
+        kernel_init: initializer of W; ``lecun_normal`` keeps the variance of x.
+        hidden_init: initializer of U; an orthogonal matrix neither shrinks nor blows up what is
+            carried (Saxe, McClelland, Ganguli 2013, arXiv:1312.6120).
+        bias_init: initializer of b; zeros.
+
+    Raises:
+        LayerError: x is no floating-point array of at least one axis, or the carry is not that of
+            x.
+
+    Example:
+        >>> net = dp.recurrent(dp.simple_rnn(3))
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 5, 4)))
+        >>> net(params, jnp.ones((2, 5, 4))).shape
+        (2, 5, 3)
+
+    Source: Elman 1990, Cognitive Science 14, 179-211.
+    """
+    if not callable(activation):
+        raise LayerError("activation as a function", show(activation), "pass jnp.tanh, for example")
+    check_composable(activation)
+
+    def step(params: Params, carry: Carry, given: jax.Array, held: jax.Array) -> Carry:
+        return {"hidden": activation(given + held)}
+
+    init = _initializer(features, ["hidden"], bias, kernel_init, hidden_init, bias_init)
+    return _cell(features, 1, ["hidden"], init, step)
+
+
+@factory
+def lstm(
+    features: int, *, bias: bool = True, kernel_init: Initializer = "lecun_normal",
+    hidden_init: Initializer = "orthogonal", bias_init: Initializer = forget_ones,
+) -> Layer:
+    """One step of an LSTM: ``c = s(f) * c + s(i) * tanh(g)``, ``h = s(o) * tanh(c)``; y is h.
+
+    The gates are ``(i, f, g, o) = x @ W + b + h @ U``, and s is the logistic sigmoid. There is one
+    bias, where cuDNN and PyTorch have two that are only ever added.
+
+    Shapes:
+        x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
+            examples: for a sequence wrap the cell in `recurrent`.
+        params: ``input`` has the ``kernel`` W (D, 4 * features) and the ``bias`` b
+            (4 * features,); ``hidden`` has the ``kernel`` U (features, 4 * features).
+        state while streaming: ``hidden`` h and ``cell`` c, each (..., features), zeros at the
+            start.
+
+    Args:
+        features: size of the last axis of y; positive.
+        bias: False leaves the bias out.
+        kernel_init: initializer of W; ``lecun_normal`` keeps the variance of x.
+        hidden_init: initializer of U, called for the square matrix of each gate; orthogonal (Saxe,
+            McClelland, Ganguli 2013, arXiv:1312.6120).
+        bias_init: initializer of b; zeros, but ones for f, so that what is carried is kept at
+            first (Jozefowicz, Zaremba, Sutskever 2015, ICML).
+
+    Raises:
+        LayerError: x is no floating-point array of at least one axis, or the carry is not that of
+            x.
+
+    Example:
+        >>> net = dp.recurrent(dp.lstm(3))
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 5, 4)))
+        >>> params["input"]["kernel"].shape, params["input"]["bias"].tolist()[:6]
+        ((4, 12), [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+
+    Source: Hochreiter and Schmidhuber 1997, Neural Computation 9, 1735-1780, with the forget gate
+    of Gers, Schmidhuber, Cummins 2000, Neural Computation 12, 2451-2471.
+    """
+
+    def step(params: Params, carry: Carry, given: jax.Array, held: jax.Array) -> Carry:
+        i, f, g, o = jnp.split(given + held, 4, axis=-1)
+        cell = jax.nn.sigmoid(f) * carry["cell"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return {"hidden": jax.nn.sigmoid(o) * jnp.tanh(cell), "cell": cell}
+
+    init = _initializer(features, "ifgo", bias, kernel_init, hidden_init, bias_init)
+    return _cell(features, 4, ["hidden", "cell"], init, step)
+
+
+@factory
+def gru(
+    features: int, *, bias: bool = True, kernel_init: Initializer = "lecun_normal",
+    hidden_init: Initializer = "orthogonal", bias_init: Initializer = "zeros",
+) -> Layer:
+    """One step of a gated recurrent unit: ``h = (1 - z) * n + z * h``; y is h.
+
+    The reset and update gates are ``(r, z) = sigmoid(x @ W + b + h @ U)``, the candidate is
+    ``n = tanh(x @ W_n + b_n + r * (h @ U_n + c_n))``: the reset gate comes after the product, as in
+    the first version of the paper, in cuDNN and in PyTorch, so that all gates share two products.
+
+    Shapes:
+        x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
+            examples: for a sequence wrap the cell in `recurrent`.
+        params: ``input`` has the ``kernel`` (D, 3 * features) and the ``bias`` (3 * features,) of
+            r, z and n in this order; ``hidden`` has the ``kernel`` (features, 3 * features) and the
+            ``bias`` (features,) c_n of the candidate alone.
+        state while streaming: ``hidden`` (..., features), zeros at the start.
+
+    Args:
+        features, kernel_init, hidden_init: as in `lstm`.
+        bias: False leaves both biases out.
+        bias_init: initializer of both biases; zeros.
+
+    Raises:
+        LayerError: x is no floating-point array of at least one axis, or the carry is not that of
+            x.
+
+    Example:
+        >>> net = dp.recurrent(dp.gru(3))
+        >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 5, 4)))
+        >>> params["hidden"]["kernel"].shape, params["hidden"]["bias"].shape
+        ((3, 9), (3,))
+
+    Source: Cho et al. 2014, arXiv:1406.1078v1, section 2.3.
+    """
+
+    def step(params: Params, carry: Carry, given: jax.Array, held: jax.Array) -> Carry:
+        r, z, n = jnp.split(given, 3, axis=-1)
+        held_r, held_z, held_n = jnp.split(held, 3, axis=-1)
+        if "bias" in params["hidden"]:
+            check_leaves({"bias": params["hidden"]["bias"]}, features)
+            held_n = held_n + along(params["hidden"]["bias"], held_n)
+        z = jax.nn.sigmoid(z + held_z)
+        n = jnp.tanh(n + jax.nn.sigmoid(r + held_r) * held_n)
+        return {"hidden": (1 - z) * n + z * carry["hidden"]}
+
+    whole = _initializer(features, "rzn", bias, kernel_init, hidden_init, bias_init)
+
+    def init(key: jax.Array, x: Any) -> tuple[Params, State]:
+        params, state = whole(key, x)
+        if bias:
+            own = parameter(fold(key, "hidden"), "bias", bias_init, (features,), x)
+            params["hidden"]["bias"] = own
+        return params, state
+
+    return _cell(features, 3, ["hidden"], init, step)
+
+
+def _initializer(
+    features: int, gates: Sequence[str], bias: bool, kernel_init: Initializer,
+    hidden_init: Initializer, bias_init: Initializer,
+) -> Callable[[jax.Array, Any], tuple[Params, State]]:
+    """The `init` of a cell: one product for the input, one for what is carried, one bias."""
+    check_count("features", features)
+    square, wide = (features, features), features * len(gates)
+
+    def init(key: jax.Array, x: Any) -> tuple[Params, State]:
+        check_array(x, rank=1, axes="(..., features)")
+        inside, beside = fold(key, "input"), fold(key, "hidden")
+        given = {"kernel": parameter(inside, "kernel", kernel_init, (x.shape[-1], wide), x)}
+        if bias:
+            given["bias"] = parameter(inside, "bias", bias_init, (wide,), x)
+        held = [parameter(fold(beside, gate), "hidden", hidden_init, square, x) for gate in gates]
+        return {"input": given, "hidden": {"kernel": jnp.concatenate(held, -1)}}, {}
+
+    return init
+
+
+def _cell(
+    features: int, gates: int, names: list[str], init: Callable[..., Any],
+    step: Callable[[Params, Carry, jax.Array, jax.Array], Carry],
+) -> Layer:
+    """The layer of ``step(params, carry, x @ W + b, h @ U) -> carry``; y is its "hidden"."""
+    wide = features * gates
+
+    def zeros(x: jax.Array) -> Carry:
+        check_array(x, rank=1, axes="(..., features)")
+        return {name: jnp.zeros((*x.shape[:-1], features), x.dtype) for name in names}
+
+    def apply(
+        params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
+    ) -> tuple[jax.Array, State]:
+        check_array(x, rank=1, axes="(..., features)")
+        check_leaves({"kernel": params["hidden"]["kernel"]}, wide)
+        _check_carry(state, names, (*x.shape[:-1], features), x)
+        carry = {name: beside(leaf, x).astype(x.dtype)
+                 for name, leaf in (state or zeros(x)).items()}
+        given = affine(params["input"], x, wide)
+        held = carry["hidden"] @ params["hidden"]["kernel"].astype(x.dtype)
+        new = step(params, carry, given, held)
+        return new["hidden"], {name: new[name].astype(leaf.dtype) for name, leaf in state.items()}
+
+    def start(params: Params, state: State, x: jax.Array, *, length: int) -> State:
+        return zeros(x)
+
+    return Layer(init, apply, start, casts=True)
+
+
+def _check_carry(state: State, names: list[str], shape: tuple[int, ...], x: Any) -> None:
+    """Raise unless the state is empty or the carry of x: another one would be broadcast."""
+    if state and (state.keys() != set(names) or any(a.shape != shape for a in state.values())):
+        raise LayerError(f"a carry of {' and '.join(names)} of shape {shape}", show(state),
+                         "start anew on input of this shape")
+    for leaf in state.values():
+        check_chunk(leaf, x)

@@ -1,0 +1,1 @@
+"""Layers over axes of space: convolution, pooling, resizing."""

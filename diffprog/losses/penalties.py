@@ -1,0 +1,69 @@
+"""A penalty is a number made of the parameters alone, added to what training makes small.
+
+Decay of weights belongs to the optimizer (`optax.adamw`, with `tree.mask`); a penalty is for what
+has no such form, or is to be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.core.arguments import is_number
+from diffprog.core.dtypes import joint
+from diffprog.core.errors import LayerError
+from diffprog.core.notation import show
+from diffprog.core.paths import select
+from diffprog.core.plans import Params
+from diffprog.losses.values import magnitude
+
+__all__ = ["l1", "l2"]
+
+
+def l1(params: Params, *patterns: str) -> jax.Array:
+    """``sum |w|`` over the leaves that the patterns find, in float32 or wider; slope 0 at 0.
+
+    Args:
+        params: parameters of a net; of one with computed parameters pass what `merge` gives, for
+            here they are taken as they are.
+        patterns: paths as `tree.select` takes them; all kernels if there are none.
+
+    Raises:
+        LayerError: a pattern matches nothing.
+
+    Example:
+        >>> params = {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([9.0])}
+        >>> float(dp.l1(params))
+        7.0
+    """
+    return _sum(magnitude, params, patterns)
+
+
+def l2(params: Params, *patterns: str) -> jax.Array:
+    """``sum w**2`` over the leaves that the patterns find, in float32 or wider; no factor 1/2.
+
+    The gradient of ``rate * l2(params)`` is thus ``2 * rate * w``.
+
+    Args:
+        params, patterns: as in `l1`.
+
+    Raises:
+        LayerError: as `l1` does.
+
+    Example:
+        >>> params = {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([9.0])}
+        >>> float(dp.l2(params)), float(dp.l2(params, "**"))
+        (25.0, 106.0)
+    """
+    return _sum(jnp.square, params, patterns)
+
+
+def _sum(f: Callable[[jax.Array], jax.Array], params: Params, patterns: tuple[str, ...]) -> Any:
+    if is_number(params):
+        raise LayerError("params of a net", show(params),
+                         "write lambda params: rate * dp.l2(params) for a penalty with a rate")
+    leaves = select(params, *(patterns or ("**/kernel",))).values()
+    return sum(f(w.astype(joint(w.dtype, jnp.float32))).sum() for w in leaves)

@@ -1,0 +1,1 @@
+"""What touches disk, devices or a terminal."""

@@ -1,0 +1,1 @@
+"""Language models: objectives, prompts, sampling, generation."""

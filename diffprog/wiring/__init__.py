@@ -1,0 +1,1 @@
+"""What composes layers: programs, combinators, merging."""

@@ -1,0 +1,142 @@
+"""What tools promise of every layer: `summary` counts its operations, `predict` may cut its batch.
+
+These are laws as those of `dp.check`, but of a tool: a layer cannot break them by itself.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, floats
+from comparing import KEY, close
+from jax.interpreters.partial_eval import dce_jaxpr
+
+import diffprog as dp
+from diffprog.core.layer import as_layer
+from diffprog.inspection.costs import flops
+from diffprog.inspection.summaries import summary
+from diffprog.training.evaluation import predict
+
+_COUNTED = 0.05  # by which two counts of operations may differ
+
+
+def products(jaxpr):
+    """The operations of all products of matrices; None where a loop or a choice hides them."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("while", "cond"):
+            return None
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            total += 2.0 * eqn.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        for part in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(part, "jaxpr", part)
+            if not hasattr(inner, "eqns"):
+                continue
+            found = products(inner)
+            if found is None:
+                return None
+            total += found * eqn.params.get("length", 1)
+    return total
+
+
+def counts(layer, x, side):
+    """Assert that `summary` counts no less than the products, and no more than XLA sees.
+
+    Gives the reason why it cannot be told, or None.
+    """
+    if not (layer.children or layer.computed):
+        return "it is one layer, and XLA itself counts those"
+    plan = layer.plan(x, **side)
+    given = plan.params, plan.state, x, side
+    run = lambda params, state, x, side: layer.apply(params, state, x, **side)  # noqa: E731
+    traced = jax.make_jaxpr(run)(*given).jaxpr
+    least = products(traced)
+    if least is None:
+        return "nobody knows how often a loop runs"
+    read = products(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
+    most, got = flops(run, *given), summary(layer, x, **side).flops
+    # XLA leaves out what nobody reads, as the variance of a draw at inference; `summary` does not.
+    dead, least = read != least, min(least, most)
+    if not least:
+        return "it has no product of matrices"
+    # What is no product may be counted once for all copies, or once for each.
+    limit = (1 + _COUNTED) * most if least > most / 2 and not dead else math.inf
+    assert (1 - _COUNTED) * least <= got <= limit + most - least
+    return None
+
+
+def values(leaf):
+    """Random numbers in the place of shapes; what is given stays."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype)
+    return leaf
+
+
+def shapes(tree):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+LEAF = "it is one layer, and XLA itself counts those"
+UNMULTIPLIED = "it has no product of matrices"
+ENDLESS = "nobody knows how often a loop runs"
+UNCOUNTED = {
+    **dict.fromkeys([
+        "residual", "repeat with state", "heads, streaming", "ensemble, averaged",
+        "ensemble, streaming", "mixed in repeat", "pin to training, of statistics", "replace",
+        "weight_norm"], UNMULTIPLIED),
+    **dict.fromkeys([
+        "repeat of convolutions", "repeat, streaming", "remat of repeat", "linearize in repeat",
+        "mixed, streaming", "hyper, streaming", "fixed_point", "fixed_point, randomly",
+        "fixed_point, streaming", "pin, streaming", "tap in remat of repeat", "ema, streaming"],
+        ENDLESS),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_summary_counts_what_is_computed(case):
+    reason = counts(as_layer(case.layer), *shapes((case.x, case.side)))
+    assert reason == UNCOUNTED.get(case.name) or reason == LEAF
+
+
+def test_most_of_what_is_made_of_layers_is_counted():
+    made = [case for case in CASES if as_layer(case.layer).children]
+    assert len(made) > 4 * len(UNCOUNTED) and UNCOUNTED.keys() <= {case.name for case in CASES}
+
+
+CUT = [case for case in CASES if (case.options or {}).get("batched", True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CUT, ids=lambda case: case.name)
+def test_predict_gives_the_same_however_it_cuts(case):
+    net, x = as_layer(case.layer), jax.tree.map(values, case.x)
+    params, state = net.init(KEY, x, **case.side)
+    count = len(jax.tree.leaves(x)[0])
+    wanted = net.apply(params, state, x, **case.side)[0]
+    assert count > 1
+    got = predict(net, params, x, state=state, batch_size=count - 1, **case.side)
+    close(got, wanted)
+
+
+def test_a_layer_that_shows_less_than_it_computes_is_caught():
+    inner = dp.serial(dp.linear(3))
+
+    def apply(params, state, x, *, key=None, train=False):
+        y, state = inner.apply(params, state, x)
+        return y + x @ jnp.ones((3, 30), x.dtype) @ jnp.ones((30, 3), x.dtype), state
+
+    hiding = dp.Layer(inner.init, apply, children=inner.children, rebuild=inner.rebuild)
+    for layer in (hiding, dp.repeat(2, hiding), dp.program(inner=hiding)(lambda layers, x: (
+            layers.inner(x)))):
+        with pytest.raises(AssertionError):
+            counts(layer, floats(3, 2, 3), {})
+
+
+def test_a_layer_whose_batch_cannot_be_cut_is_caught():
+    net, x = as_layer(lambda x: x / len(x)), np.ones((3, 2), np.float32)
+    with pytest.raises(AssertionError):
+        close(predict(net, {}, x, batch_size=2), net({}, x))
