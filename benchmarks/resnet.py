@@ -103,7 +103,8 @@ def plain_step(state: Any, batch: Any) -> Any:
 def measure_step(rounds: int) -> None:
     x = jax.random.normal(KEY, (BATCH, SIDE, SIDE, 3))
     batch = x, jax.random.randint(KEY, (BATCH,), 0, CLASSES)
-    step = dp.make_step(dp.resnet(18, CLASSES, zero_init=False), dp.classification(), OPTIMIZER)
+    step = dp.make_step(dp.models.resnet(18, CLASSES, zero_init=False), dp.classification(),
+        OPTIMIZER)
     state = step.init(KEY, x)
     params, stats = jax.tree.map(jnp.copy, by_hand(state.params, state.state))
     steps = {"plain": jax.jit(plain_step, donate_argnums=0), "diffprog": step.apply}

@@ -4,6 +4,7 @@
     verify, trainable, merge, unmerge        of the trees of a net
 """
 
+# Written by tests/names.py --write.
 from diffprog.core.nets import merge, trainable, unmerge, verify
 from diffprog.core.paths import count, mask, nonfinite, paths, select
 from diffprog.core.patterns import matches
@@ -12,3 +13,4 @@ __all__ = [
     "count", "mask", "matches", "merge", "nonfinite", "paths", "select", "trainable", "unmerge",
     "verify",
 ]
+# To here.

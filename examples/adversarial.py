@@ -57,7 +57,8 @@ def attacked(
     noise = 0 if key is None else jax.random.uniform(key, x.shape, x.dtype, -1, 1)
 
     def loss(near: jax.Array) -> jax.Array:
-        return dp.cross_entropy(net(trees.params, near, state=trees.state), y, reduction="sum")
+        return dp.losses.cross_entropy(net(trees.params, near, state=trees.state), y,
+            reduction="sum")
 
     def step(_: int, near: jax.Array) -> jax.Array:
         moved = near + stride * jnp.sign(jax.grad(loss)(near))

@@ -94,11 +94,11 @@ def evened(pairs: Batch) -> Batch:
 def batches(text: Sequence[Ids], size: int, seed: int, *, even: bool = False) -> Iterator[Batch]:
     """Endless pairs with hidden tokens; each epoch cuts the text elsewhere and hides others."""
     hide = jax.jit(functools.partial(
-        dp.mask_tokens, vocabulary=size, mask_token=HIDDEN,
+        dp.text.mask_tokens, vocabulary=size, mask_token=HIDDEN,
         special_tokens=range(len(SPECIAL))))
     key = jax.random.key(seed)
     for epoch in itertools.count():
-        pairs = dp.sentence_pairs(text, LENGTH, start_token=START, separator_token=SEPARATOR,
+        pairs = dp.text.sentence_pairs(text, LENGTH, start_token=START, separator_token=SEPARATOR,
                                   padding_token=PADDING, seed=1000 * seed + epoch)
         pairs = evened(pairs) if even else pairs
         follows = pairs.pop("follows")
@@ -118,7 +118,7 @@ def waves(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 def reader(size: int) -> dp.Layer:
     """A BERT, but for the values that its positions begin with: it learns sooner from little."""
-    net = dp.bert_pretraining(size, length=LENGTH, width=WIDTH, depth=DEPTH, heads=HEADS)
+    net = dp.models.bert_pretraining(size, length=LENGTH, width=WIDTH, depth=DEPTH, heads=HEADS)
     positions = dp.learned_positions(LENGTH, embedding_init=waves)
     return dp.replace(net, "encoder/positions", positions)
 
@@ -132,7 +132,8 @@ def unigram(learn: Sequence[Ids], held: Sequence[Batch], size: int) -> tuple[flo
     return float((labels == count.argmax()).mean()), float(loss)
 
 
-def show_guesses(net: dp.Layer, fit: dp.Fit, held: Sequence[Ids], tokens: list[str]) -> None:
+def show_guesses(net: dp.Layer, fit: dp.training.Fit, held: Sequence[Ids],
+    tokens: list[str]) -> None:
     """Print some held-out sentences with a hidden word, and what the net makes of them."""
     draw = np.random.default_rng(0)
     long = {i for i, token in enumerate(tokens) if i > HIDDEN and len(token) > 2}
@@ -200,7 +201,7 @@ def draw_neighbours(places: Any, vectors: np.ndarray, words: Sequence[str]) -> N
         axes.invert_yaxis()
 
 
-def draw(path: pathlib.Path, fit: dp.Fit, tokens: list[str], base: Any) -> None:
+def draw(path: pathlib.Path, fit: dp.training.Fit, tokens: list[str], base: Any) -> None:
     """A map of words, the learning curves, and the nearest words of eight."""
     first = len(tokens) - WORDS
     words = tokens[first : first + 400]
@@ -238,7 +239,7 @@ def main() -> None:
     ids = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
     print(dp.summary(net, ids))
     schedule = optax.cosine_onecycle_schedule(given.steps, 3e-3, pct_start=0.15)
-    step = dp.make_step(net, dp.masked_language(), optax.adamw(schedule, weight_decay=1e-2))
+    step = dp.make_step(net, dp.text.masked_language(), optax.adamw(schedule, weight_decay=1e-2))
     # The held-out documents are watched for the picture; nothing is chosen by them.
     fit = dp.fit(step, batches(learn, size, given.seed), key=jax.random.key(given.seed),
                  steps=given.steps, every=max(given.steps // 25, 10), validation=held[:12])

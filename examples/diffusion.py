@@ -40,20 +40,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BATCH, CLASSES = 64, 10
-SCHEDULE = dp.cosine_schedule(1000)
+SCHEDULE = dp.diffusion.cosine_schedule(1000)
 GUIDANCE, SAMPLING_STEPS = 1.2, 50
 OPTIONS: Any = {"predict": "velocity", "null_class": CLASSES}
 
 
 def unet(width: int = 16) -> dp.Layer:
     """Two grids, 8 x 8 and 4 x 4, with attention on the second."""
-    net = dp.unet(1, widths=(width, 3 * width), depth=1, groups=8, classes=CLASSES)
+    net = dp.models.unet(1, widths=(width, 3 * width), depth=1, groups=8, classes=CLASSES)
     return dp.ema(net, 0.99)  # samples by averaged parameters are cleaner
 
 
 def dit(width: int = 64, depth: int = 4) -> dp.Layer:
     """A Transformer of sixteen patches of 2 x 2 pixels."""
-    net = dp.dit(1, width=width, depth=depth, heads=4, classes=CLASSES)
+    net = dp.models.dit(1, width=width, depth=depth, heads=4, classes=CLASSES)
     return dp.ema(net, 0.99)
 
 
@@ -76,20 +76,21 @@ def scaled(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
 
 def train(
     net: dp.Layer, images: dict[str, np.ndarray], steps: int, rate: float, seed: int
-) -> dp.Fit:
+) -> dp.training.Fit:
     """Train with Adam and a learning rate that rises and falls once."""
     optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, rate))
-    step = dp.make_step(net, dp.denoising(SCHEDULE, **OPTIONS), optimizer)
+    step = dp.make_step(net, dp.diffusion.denoising(SCHEDULE, **OPTIONS), optimizer)
     return dp.fit(step, dp.batches(images, BATCH, seed=seed), key=jax.random.key(seed),
                   steps=steps, every=max(steps // 40, 1))
 
 
 def draw_digits(
-    net: dp.Layer, trained: dp.TrainState, labels: np.ndarray, seed: int
+    net: dp.Layer, trained: dp.training.TrainState, labels: np.ndarray, seed: int
 ) -> np.ndarray:
     """Samples of these classes, pixels in [0, 1]."""
     noise = jax.random.normal(jax.random.key(seed), (len(labels), 8, 8, 1))
-    x = dp.ddim(net, trained.params, noise, SCHEDULE, steps=SAMPLING_STEPS, state=trained.state,
+    x = dp.diffusion.ddim(net, trained.params, noise, SCHEDULE, steps=SAMPLING_STEPS,
+        state=trained.state,
                 guidance=GUIDANCE, condition=jnp.asarray(labels), **OPTIONS)
     return np.clip((np.asarray(x) + 1) / 2, 0, 1)
 

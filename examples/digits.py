@@ -50,13 +50,13 @@ def convnet(width: int = 32, rate: float = 0.3) -> dp.Layer:
 
 def mlp(width: int = 256, rate: float = 0.3) -> dp.Layer:
     """Two hidden layers."""
-    return dp.flatten() >> dp.mlp((width, width), 10, dropout=rate)
+    return dp.flatten() >> dp.models.mlp((width, width), 10, dropout=rate)
 
 
 def resnet(width: int = 16, depth: int = 18) -> dp.Layer:
     """A residual network of the published form, whose stem keeps the 8 x 8 places."""
     stem = dp.conv(width, 3, bias=False) >> dp.batch_norm() >> jax.nn.relu
-    return dp.resnet(depth, 10, width=width, stem=stem)
+    return dp.models.resnet(depth, 10, width=width, stem=stem)
 
 
 def vit(width: int = 48, depth: int = 3, spread: float = 0.5) -> dp.Layer:
@@ -64,7 +64,7 @@ def vit(width: int = 48, depth: int = 3, spread: float = 0.5) -> dp.Layer:
 
     Positions begin about as large as the vectors of patches, or it takes long to heed them.
     """
-    net = dp.vit(10, image_size=8, patch_size=2, width=width, depth=depth, heads=4)
+    net = dp.models.vit(10, image_size=8, patch_size=2, width=width, depth=depth, heads=4)
     begin = jax.nn.initializers.normal(spread)
     return dp.replace(net, "positions", dp.learned_positions(17, embedding_init=begin))
 
@@ -99,7 +99,7 @@ def shifted(data: Iterable[Images], reach: int, seed: int) -> Iterator[Images]:
 
 def train(
     net: dp.Layer, images: Images, steps: int, reach: int, seed: int, **options: Any
-) -> tuple[dp.Step, dp.Fit]:
+) -> tuple[dp.training.Step, dp.training.Fit]:
     """Train a network with AdamW and a learning rate that rises and falls once."""
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, 3e-3), weight_decay=1e-2)
     step = dp.make_step(net, dp.classification(), optimizer)
@@ -119,12 +119,12 @@ def prove_gradient(net: dp.Layer, batch: Images) -> None:
         wide = jnp.asarray(x, float)  # float64 during the check
         return dp.classification()(net, params, state, (wide, y), key=key, train=True)[0]
 
-    worst = dp.check_gradients(loss, params).worst
+    worst = dp.gradients.check_gradients(loss, params).worst
     print(f"gradient agrees with finite differences; worst leaf {worst}\n")
 
 
 def draw(
-    path: pathlib.Path, fit: dp.Fit, filters: str, held: Images, logits: jax.Array
+    path: pathlib.Path, fit: dp.training.Fit, filters: str, held: Images, logits: jax.Array
 ) -> None:
     """Learning curve, confusion matrix, first-layer filters, and the images read wrongly."""
     (x, y), guess = held, np.asarray(logits.argmax(-1))
@@ -139,7 +139,7 @@ def draw(
     axes.legend()
 
     axes = places[0, 1].subplots()
-    table = np.asarray(dp.confusion_matrix(logits, jnp.asarray(y)), int)
+    table = np.asarray(dp.metrics.confusion_matrix(logits, jnp.asarray(y)), int)
     axes.imshow(np.log1p(table), cmap="Blues")
     for (row, column), count in np.ndenumerate(table):
         if count:
@@ -192,7 +192,7 @@ def main() -> None:
 
     logits = dp.predict(net, result.state.params, held[0], state=result.state.state)
     draw(given.out, result, filters, held, logits)
-    share = float(dp.accuracy(logits, jnp.asarray(held[1])))
+    share = float(dp.metrics.accuracy(logits, jnp.asarray(held[1])))
     print(f"picture: {given.out}   log: {log}")
     print(f"accuracy {100 * share:.1f} % on {len(held[1])} held-out images")
 

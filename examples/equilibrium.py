@@ -137,7 +137,7 @@ def coming_to_rest(params: Any, held: Images, most: int = 60) -> Rest:
         y = f(params["body"], (z, inner))
         logits = parts["head"](params["head"], y)
         moved = jnp.abs(y - z).max() / jnp.abs(y).max()
-        return y, moved, 100 * dp.accuracy(logits, jnp.asarray(labels))
+        return y, moved, 100 * dp.metrics.accuracy(logits, jnp.asarray(labels))
 
     z, plain = jnp.zeros_like(inner), []
     for _ in range(most):

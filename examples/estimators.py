@@ -64,14 +64,14 @@ def by_score(baseline: Any) -> Estimator:
         classes = jax.random.categorical(key, logits, shape=(DRAWS,))
         values = distance(jax.nn.one_hot(classes, 4))
         log_p = jax.nn.log_softmax(logits)[classes]
-        return dp.score_function(values, log_p, baseline=baseline).mean()
+        return dp.estimators.score_function(values, log_p, baseline=baseline).mean()
 
     return mean
 
 
 def by_gumbel(temperature: float, hard: bool) -> Estimator:
     """A relaxed draw, or a hard one with its gradient: f must be differentiable between classes."""
-    net = dp.gumbel_softmax(temperature=temperature, hard=hard)
+    net = dp.estimators.gumbel_softmax(temperature=temperature, hard=hard)
 
     def mean(logits: jax.Array, key: jax.Array) -> jax.Array:
         return distance(net({}, jnp.tile(logits, (DRAWS, 1)), key=key)).mean()
@@ -83,7 +83,7 @@ def by_softmax(logits: jax.Array, key: jax.Array) -> jax.Array:
     """A draw of a class with the gradient of the probabilities."""
     hard = jax.nn.one_hot(jax.random.categorical(key, logits, shape=(DRAWS,)), 4)
     soft = jnp.broadcast_to(jax.nn.softmax(logits), hard.shape)
-    return distance(dp.straight_through(hard, soft)).mean()
+    return distance(dp.estimators.straight_through(hard, soft)).mean()
 
 
 # The two estimators of normal numbers with variance 1.
@@ -91,7 +91,7 @@ def by_softmax(logits: jax.Array, key: jax.Array) -> jax.Array:
 def by_noise(means: jax.Array, key: jax.Array) -> jax.Array:
     """Reparametrized: z is its mean and noise, and differentiated."""
     tiled = jnp.broadcast_to(means, (DRAWS, *means.shape))
-    z = dp.gaussian_sample()({}, (tiled, jnp.zeros_like(tiled)), key=key)
+    z = dp.estimators.gaussian_sample()({}, (tiled, jnp.zeros_like(tiled)), key=key)
     return jnp.square(z).sum(-1).mean()
 
 
@@ -99,7 +99,8 @@ def by_density(means: jax.Array, key: jax.Array) -> jax.Array:
     """The score function, each draw measured against the others."""
     z = jax.lax.stop_gradient(means) + jax.random.normal(key, (DRAWS, *means.shape))
     log_p = -jnp.square(z - means).sum(-1) / 2
-    return dp.score_function(jnp.square(z).sum(-1), log_p, baseline="leave_one_out").mean()
+    return dp.estimators.score_function(jnp.square(z).sum(-1), log_p,
+        baseline="leave_one_out").mean()
 
 
 @functools.partial(jax.jit, static_argnums=0)

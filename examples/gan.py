@@ -52,7 +52,7 @@ def players(width: int = 128, hidden: int = 512) -> dp.Layer:
 
     plan = whole(hidden, jax.nn.relu) ** 2
     look = dp.conv(width // 2, 4, stride=2) >> leaky >> dp.flatten() >> whole(256, leaky)
-    return dp.serial(generator=plan >> dp.dcgan_generator(8, 1, width=width),
+    return dp.serial(generator=plan >> dp.models.dcgan_generator(8, 1, width=width),
                      discriminator=look >> dp.linear(1))
 
 
@@ -78,8 +78,8 @@ def tell(
         functools.partial(judge, state["discriminator"]), images, has_aux=True)
     fake, seen = judge(seen, made)
     penalty = jnp.square(slopes(jnp.ones_like(real))[0]).sum((1, 2, 3)).mean()
-    loss = (dp.binary_cross_entropy(real, jnp.ones_like(real))
-            + dp.binary_cross_entropy(fake, jnp.zeros_like(fake)))
+    loss = (dp.losses.binary_cross_entropy(real, jnp.ones_like(real))
+            + dp.losses.binary_cross_entropy(fake, jnp.zeros_like(fake)))
     right = ((real > 0).mean() + (fake < 0).mean()) / 2
     return loss + SLOPE / 2 * penalty, (
         {"discriminator": seen}, {"loss": loss, "penalty": penalty, "accuracy": right})
@@ -94,28 +94,28 @@ def fool(
         params["generator"], state["generator"], noise(key, len(images)), train=train)
     fake, _ = discriminator.apply(
         params["discriminator"], state["discriminator"], made, train=train)
-    loss = dp.binary_cross_entropy(fake, jnp.ones_like(fake))
+    loss = dp.losses.binary_cross_entropy(fake, jnp.ones_like(fake))
     return loss, ({"generator": after}, {"loss": loss})
 
 
 def train(
     images: np.ndarray, steps: int, inner: int, seed: int, **options: Any
-) -> tuple[dp.Layer, dp.Fit]:
+) -> tuple[dp.Layer, dp.training.Fit]:
     """Play the game; the net and what `fit` gives."""
 
     def adam(updates: int) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(RATE, updates, 0.05), b1=0.5)
 
     net = players()
-    step = dp.make_game(net, {
-        "discriminator": dp.Player(tell, adam(steps * inner), steps=inner),
-        "generator": dp.Player(fool, adam(steps)),
+    step = dp.training.make_game(net, {
+        "discriminator": dp.training.Player(tell, adam(steps * inner), steps=inner),
+        "generator": dp.training.Player(fool, adam(steps)),
     }, inputs=lambda images: jax.ShapeDtypeStruct((len(images), LATENT), jnp.float32))
     data = dp.batches(2 * images - 1, BATCH * inner, seed=seed)
     return net, dp.fit(step, data, key=jax.random.key(seed), steps=steps, **options)
 
 
-def samples(net: dp.Layer, state: dp.TrainState, seed: int) -> np.ndarray:
+def samples(net: dp.Layer, state: dp.training.TrainState, seed: int) -> np.ndarray:
     """Images in [0, 1] that the generator makes at rest, by its running statistics."""
     z = noise(jax.random.key(seed), SAMPLES)
     images = dp.predict(net.children["generator"], state.params["generator"], z,
@@ -168,7 +168,7 @@ def nearest(x: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    path: pathlib.Path, fit: dp.Fit, made: np.ndarray, found: np.ndarray, images: Images
+    path: pathlib.Path, fit: dp.training.Fit, made: np.ndarray, found: np.ndarray, images: Images
 ) -> None:
     """Samples and real digits by class, the losses of both players, and the share of each class."""
     figure = plt.figure(figsize=(12, 7), layout="constrained")

@@ -100,7 +100,7 @@ def examples(data: Iterable[np.ndarray], seed: int) -> Iterator[tuple[np.ndarray
         yield with_holes(images, draw.uniform(0.25, 1, (len(images), 1, 1)), draw), images
 
 
-def train(net: dp.Layer, images: np.ndarray, steps: int, seed: int) -> dp.Fit:
+def train(net: dp.Layer, images: np.ndarray, steps: int, seed: int) -> dp.training.Fit:
     """Train with AdamW and a learning rate that rises and falls once."""
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, RATE), weight_decay=1e-2)
     step = dp.make_step(net, dp.regression(), optimizer)

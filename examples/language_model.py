@@ -111,12 +111,13 @@ def windows(text: Text, seed: int) -> Iterator[np.ndarray]:
 
 def gpt(vocabulary: int) -> dp.Layer:
     """Four blocks of attention and feed-forward nets, and a learned vector at each position."""
-    return dp.gpt(vocabulary, length=LENGTH, width=WIDTH, depth=4, heads=4)
+    return dp.models.gpt(vocabulary, length=LENGTH, width=WIDTH, depth=4, heads=4)
 
 
 def llama(vocabulary: int) -> dp.Layer:
     """The same with rotary positions, RMS norms and SwiGLU."""
-    return dp.llama(vocabulary, width=WIDTH, depth=4, heads=4, hidden=8 * WIDTH // 3, tied=True)
+    return dp.models.llama(vocabulary, width=WIDTH, depth=4, heads=4, hidden=8 * WIDTH // 3,
+        tied=True)
 
 
 def recurrent(cell: Callable[[int], dp.Layer], width: int = 256) -> Callable[[int], dp.Layer]:
@@ -148,10 +149,10 @@ def muon(steps: int) -> optax.GradientTransformation:
 
 
 def train(
-    net: dp.Layer, text: Text, steps: int, seed: int, report: Callable[[dp.Fit], None]
-) -> tuple[dp.TrainState, list[dict[str, float]]]:
+    net: dp.Layer, text: Text, steps: int, seed: int, report: Callable[[dp.training.Fit], None]
+) -> tuple[dp.training.TrainState, list[dict[str, float]]]:
     """Train in stages, and report after each."""
-    step = dp.make_step(net, dp.next_token(), muon(steps))
+    step = dp.make_step(net, dp.text.next_token(), muon(steps))
     data, state, history = windows(text, seed), None, []
     for part in np.diff(np.linspace(0, steps, (STAGES if steps > 100 else 1) + 1).astype(int)):
         begin: Any = {"key": jax.random.key(seed)} if state is None else {"state": state}
@@ -163,19 +164,19 @@ def train(
 
 
 def write(
-    net: dp.Layer, state: dp.TrainState, text: Text, prompt: str, count: int, seed: int
+    net: dp.Layer, state: dp.training.TrainState, text: Text, prompt: str, count: int, seed: int
 ) -> str:
     """Go on after a prompt, as often as needed from the last half window of what is there."""
     half, written = LENGTH // 2, text.encode(prompt)
     for number in range(-(-count // half)):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        more = dp.generate(net, state.params, written[None, -half:], half, key=key,
+        more = dp.text.generate(net, state.params, written[None, -half:], half, key=key,
                            temperature=0.7)
         written = np.append(written, more.tokens[0])
     return text.decode(written[: len(text.encode(prompt)) + count])
 
 
-def surprise(net: dp.Layer, state: dp.TrainState, text: Text) -> np.ndarray:
+def surprise(net: dp.Layer, state: dp.training.TrainState, text: Text) -> np.ndarray:
     """Bits that the net needs for each held-out character, knowing those before it.
 
     Windows overlap by half, and the second half of each is read: every character is measured once,
@@ -186,7 +187,7 @@ def surprise(net: dp.Layer, state: dp.TrainState, text: Text) -> np.ndarray:
     @dp.program(net=net)
     def measure(layers: Any, ids: jax.Array) -> jax.Array:
         scores = layers.net(ids[:, :-1])[:, -half:]
-        return dp.cross_entropy(scores, ids[:, -half:], reduction="none") / np.log(2)
+        return dp.losses.cross_entropy(scores, ids[:, -half:], reduction="none") / np.log(2)
 
     halves = np.unique(np.flatnonzero(text.purpose != LEARN) // half)
     ends = np.minimum((halves + 1) * half, len(text.ids))[:, None]
@@ -296,7 +297,7 @@ def main() -> None:
     prompt = PROMPT if given.text is None else text.decode(text.ids[: len(PROMPT)])
     print(dp.summary(net, jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)), "\n")
 
-    def report(fit: dp.Fit) -> None:
+    def report(fit: dp.training.Fit) -> None:
         step, loss = int(fit.state.step), fit.history[-1]["bits"]
         samples[step] = write(net, fit.state, text, prompt, 110, given.seed)
         print(f"\nafter {step} steps, at {loss:.2f} bits per character: {samples[step]}\n")

@@ -114,7 +114,7 @@ def prove_gradient(net: dp.Layer, tasks: Tasks) -> None:
         wide = jax.tree.map(lambda a: jnp.asarray(a, float), tasks)
         return METHODS["Meta-SGD"](learner(net), params, state, wide, key=None, train=True)[0]
 
-    worst = dp.check_gradients(loss, params).worst
+    worst = dp.gradients.check_gradients(loss, params).worst
     print(f"gradient agrees with finite differences; worst leaf {worst}\n")
 
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("maml.png"))
     given = parser.parse_args()
 
-    net = dp.mlp((40, 40), 1, activation=jax.nn.silu)
+    net = dp.models.mlp((40, 40), 1, activation=jax.nn.silu)
     new = waves(400, np.random.default_rng(given.seed + 10_000))
     prove_gradient(net, waves(3, np.random.default_rng(given.seed)))
     found, curves = {}, {}

@@ -6,8 +6,9 @@ A convolutional net and a Vision Transformer are trained as in examples/digits.p
 1,797 digits without the 360 that are held out. `dp.tap` then returns what each layer gives, and the
 picture shows first-layer filters, one digit on its way through the net, the digits as each depth
 sees them, which patches the Transformer attends to, and how gradients reach the beginning of a deep
-net with residual sums and without (`dp.gradient_flow`). Attention weights are recomputed from the
-tapped input of a layer and its parameters; the program fails unless they give the layer's output.
+net with residual sums and without (`dp.inspection.gradient_flow`). Attention weights are recomputed
+from the tapped input of a layer and its parameters; the program fails unless they give the layer's
+output.
 
 Takes about a minute (63 s of CPU time). Expected: 99.7 % and 98.1 % of the held-out digits for the
 two nets; in the last line, nearer to the mean of their own class than to all others, 90.0 % of them
@@ -38,7 +39,7 @@ DEPTHS = {"stem/relu~0": "1st convolution", "stem/max_pool~0": "2nd, pooled",
 Depths = dict[str, np.ndarray]  # of each depth, what the net makes of a number of images there
 
 
-def representations(net: dp.Layer, fit: dp.Fit, x: Any) -> Depths:
+def representations(net: dp.Layer, fit: dp.training.Fit, x: Any) -> Depths:
     """What the net makes of images, from the pixels to the last pool, by depth."""
     seen = dp.tap(dp.tap(net, "stem/*"), "body/*")
     (_, stem), body = dp.predict(seen, fit.state.params, x, state=fit.state.state)
@@ -95,7 +96,7 @@ def flows(images: Images, seed: int) -> dict[str, list[float]]:
                          ("residual, norm first", dp.pre_norm)):
         net = deep(around)
         params, _ = net.init(jax.random.key(seed), images[0])
-        flow = dp.gradient_flow(net, dp.classification(), params, images)
+        flow = dp.inspection.gradient_flow(net, dp.classification(), params, images)
         found[name] = [row.gradient for row in flow.rows if row.path.endswith("]")]
     return found
 
@@ -175,7 +176,7 @@ def main() -> None:
     params = read.state.params
     for name, one, now in (("convolutional net", net, fit), ("Transformer", reader, read)):
         logits = dp.predict(one, now.state.params, held[0], state=now.state.state)
-        print(f"{name}: {100 * float(dp.accuracy(logits, jnp.asarray(held[1]))):.1f} %")
+        print(f"{name}: {100 * float(dp.metrics.accuracy(logits, jnp.asarray(held[1]))):.1f} %")
 
     figure = plt.figure(figsize=(16, 11), layout="constrained")
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(5, 3)))

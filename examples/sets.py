@@ -42,8 +42,8 @@ def reader(width: int = 64, depth: int = 2) -> dp.Layer:
     None of it knows an order: attention without positions is equivariant, the mean invariant.
     """
     return dp.serial(
-        embed=dp.mlp((2 * width,), width, activation=dp.gelu),
-        body=dp.transformer_encoder(depth, heads=4, hidden=2 * width, activation=dp.gelu,
+        embed=dp.models.mlp((2 * width,), width, activation=dp.gelu),
+        body=dp.models.transformer_encoder(depth, heads=4, hidden=2 * width, activation=dp.gelu,
                                     norm_first=True),
         pool=dp.collapse("mean"),
         head=dp.linear(10),
@@ -75,7 +75,7 @@ def moved(data: Iterable[Sets], seed: int) -> Iterator[Sets]:
 
 def train(
     net: dp.Layer, learn: Sets, steps: int, seed: int, **options: Any
-) -> tuple[dp.Step, dp.Fit]:
+) -> tuple[dp.training.Step, dp.training.Fit]:
     """Train with AdamW and a learning rate that rises and falls once."""
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, RATE), weight_decay=1e-2)
     step = dp.make_step(net, dp.classification(), optimizer)
@@ -110,7 +110,7 @@ def fewer(net: dp.Layer, params: Any, sets: Sets, shares: np.ndarray, seed: int)
     found, chance = [], np.random.default_rng(seed).random(sets["mask"].shape)
     for share in shares:
         logits = scores(net, params, sets["x"], sets["mask"] & (chance <= share))
-        found.append(100 * float(dp.accuracy(jnp.asarray(logits), sets["y"])))
+        found.append(100 * float(dp.metrics.accuracy(jnp.asarray(logits), sets["y"])))
     return found
 
 
@@ -121,7 +121,8 @@ def importance(net: dp.Layer, params: Any, x: np.ndarray, mask: np.ndarray) -> n
     return (whole - scores(net, params, np.repeat(x[None], LARGEST, 0), without))[:, whole.argmax()]
 
 
-def draw(path: pathlib.Path, net: dp.Layer, fit: dp.Fit, held: Sets, logits: np.ndarray) -> None:
+def draw(path: pathlib.Path, net: dp.Layer, fit: dp.training.Fit, held: Sets,
+    logits: np.ndarray) -> None:
     """Ten digits and some read wrongly, point by point; the learning curve; sets with holes."""
     params, guess = fit.state.params, logits.argmax(-1)
     right, wrong = np.flatnonzero(guess == held["y"]), np.flatnonzero(guess != held["y"])
@@ -178,7 +179,7 @@ def main() -> None:
     prove_invariance(net, fit.state.params, held, logits)
     draw(given.out, net, fit, held, logits)
     print(f"picture: {given.out}")
-    share = float(dp.accuracy(jnp.asarray(logits), held["y"]))
+    share = float(dp.metrics.accuracy(jnp.asarray(logits), held["y"]))
     print(f"accuracy {100 * share:.1f} % on {len(logits)} held-out digits as sets")
 
 

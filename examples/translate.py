@@ -161,10 +161,11 @@ class Model(NamedTuple):
 
 MODELS = {
     "transformer": lambda: Model(
-        dp.transformer(128, END + 1, width=64, depth=2, heads=4, hidden=256, norm_first=True), 2000,
+        dp.models.transformer(128, END + 1, width=64, depth=2, heads=4, hidden=256,
+            norm_first=True), 2000,
         "decoder/body/blocks/cross/norm", "decoder/body/blocks/cross/body", 4),
     "seq2seq": lambda: Model(
-        dp.seq2seq(128, END + 1, width=128), 1500, "decoder/body", "decoder/attend", 1),
+        dp.models.seq2seq(128, END + 1, width=128), 1500, "decoder/body", "decoder/attend", 1),
 }
 
 
@@ -178,7 +179,7 @@ def train(
     """
     rates = optax.cosine_onecycle_schedule(steps, 3e-3)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rates, weight_decay=1e-2))
-    step = dp.make_step(net, dp.next_token(), optimizer)
+    step = dp.make_step(net, dp.text.next_token(), optimizer)
     batches, (_, check) = endless(days.learn, seed), each_form(days.validation)
     side = {name: check[name] for name in ("source", "source_mask")}
     now, history = step.init(jax.random.key(seed), check["x"][:, :-1], **side), []
@@ -199,7 +200,7 @@ def translate(net: dp.Layer, params: Any, batch: Batch) -> np.ndarray:
     memory = net.children["encoder"](params["encoder"], source, mask=mask)
     begin = np.full((len(source), 1), BEGIN)
     steps = batch["x"].shape[1] - 1
-    return np.asarray(dp.generate(net, params, begin, steps, memory=memory, memory_mask=mask,
+    return np.asarray(dp.text.generate(net, params, begin, steps, memory=memory, memory_mask=mask,
                                   stop=[END]).tokens)
 
 

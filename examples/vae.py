@@ -51,7 +51,7 @@ def autoencoder(width: int = 256) -> dp.Layer:
     """
     hidden = dp.serial(dp.linear(width), dp.gelu, dp.linear(width), dp.gelu)
     latent = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
-    return dp.vae(dp.serial(body=hidden, latent=latent),
+    return dp.models.vae(dp.serial(body=hidden, latent=latent),
                   dp.serial(body=hidden, head=dp.linear(PIXELS)))
 
 
@@ -75,16 +75,17 @@ def bound(net: dp.Layer, params: Any, x: np.ndarray, draws: int = 100) -> Terms:
 
     @jax.jit
     def once(key: jax.Array) -> Any:
-        _, (_, metrics) = dp.elbo()(net, params, {}, (x, x), key=key, train=False)
+        _, (_, metrics) = dp.training.elbo()(net, params, {}, (x, x), key=key, train=False)
         return metrics["reconstruction"], metrics["kl"]
 
     found = [once(key) for key in jax.random.split(jax.random.key(1), draws)]
     return Terms(*np.mean(found, 0).tolist())
 
 
-def train(net: dp.Layer, x: np.ndarray, steps: int, seed: int) -> dp.Fit:
+def train(net: dp.Layer, x: np.ndarray, steps: int, seed: int) -> dp.training.Fit:
     """Train with Adam and a learning rate that rises and falls once; print the terms."""
-    step = dp.make_step(net, dp.elbo(), optax.adam(optax.cosine_onecycle_schedule(steps, 3e-3)))
+    step = dp.make_step(net, dp.training.elbo(),
+        optax.adam(optax.cosine_onecycle_schedule(steps, 3e-3)))
     print("step   reconstruction     kl    (nats a training image)")
 
     def log(number: int, row: dict[str, float]) -> None:
@@ -94,7 +95,8 @@ def train(net: dp.Layer, x: np.ndarray, steps: int, seed: int) -> dp.Fit:
                   steps=steps, every=max(steps // 20, 1), log=log, progress=False)
 
 
-def draw(path: pathlib.Path, net: dp.Layer, fit: dp.Fit, means: np.ndarray, labels: np.ndarray,
+def draw(path: pathlib.Path, net: dp.Layer, fit: dp.training.Fit, means: np.ndarray,
+    labels: np.ndarray,
          baseline: dict[str, float]) -> None:
     """What the plane draws, where the held-out digits lie in it, and the learning curve."""
     params, side = fit.state.params, 15

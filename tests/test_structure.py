@@ -6,7 +6,9 @@ import pathlib
 import pkgutil
 import subprocess
 import sys
+import types
 
+import names
 import pytest
 
 import diffprog as dp
@@ -219,47 +221,34 @@ def test_test_files_are_found_by_their_names(module, files, found):
 
 # Public names.
 
-PUBLIC = [
-    "Fit", "Generation", "Layer", "LayerError", "Player", "Step", "TrainState", "absolute_error",
-    "accuracy", "adaptive_avg_pool", "adaptive_max_pool", "add", "add_noise", "add_norm", "alexnet",
-    "attend", "attention_head", "avg_pool", "batch_norm", "batches", "beam_search", "bert",
-    "bert_pretraining", "bilinear", "binary_classification", "binary_cross_entropy", "binary_step",
-    "bits_per_character", "branch", "check", "check_gradients", "chunked_next_token",
-    "classification", "collapse", "concatenate", "confusion_matrix", "conv", "conv_transpose",
-    "cosine_schedule", "cross_attention", "cross_entropy", "ctc", "dcgan_discriminator",
-    "dcgan_generator", "ddim", "ddpm", "denoising", "depthwise_conv", "diagram", "dit", "dropout",
-    "elbo", "ema", "embedding", "encoder_decoder", "ensemble", "evaluate", "ffn", "fisher_product",
-    "fit", "fixed_point", "flatten", "freeze", "gauss_newton_product", "gaussian_kl",
-    "gaussian_sample", "gelu", "generate", "global_avg_pool", "global_max_pool", "glu", "gpt",
-    "gradient_flow", "group_norm", "gru", "gumbel_softmax", "heads", "hessian_product", "hide",
-    "huber", "hyper", "instance_norm", "interop", "kl_divergence", "l1", "l2", "layer_norm",
-    "learned_positions", "linear", "linear_cross_entropy", "linear_scaling", "linear_schedule",
-    "linearize", "llama", "llama3_scaling", "log_probabilities", "longrope_scaling", "lora",
-    "lstm", "make_game", "make_step", "mask_tokens", "masked_language", "max_pool", "merge",
-    "mixed", "mlp", "next_token", "ntk_scaling", "one_hot", "parallel", "patches", "penalized",
-    "per_example_gradient_norms", "per_example_gradients", "perplexity", "pin", "pixel_shuffle",
-    "pre_norm", "predict", "prelu", "program", "quantize", "recurrent", "regression", "remat",
-    "reparam", "repeat", "replace", "reshape", "residual", "resnet", "restart", "rms_norm",
-    "rotary", "sample", "score_function", "self_attention", "sentence_pairs", "seq2seq",
-    "sequence_classifier", "serial", "simple_rnn", "sinusoidal_positions", "spatial_dropout",
-    "spectral_norm", "squared_error", "stateless", "stochastic_depth", "straight_through",
-    "summary", "swiglu", "tangent_kernel", "tap", "top_k_accuracy", "trainable", "transformer",
-    "transformer_decoder", "transformer_encoder", "tree", "unet", "unmerge", "upsample", "vae",
-    "vit", "weight_norm", "yarn_scaling",
-]
+def test_the_imports_are_as_the_tool_writes_them():
+    """If not: ``python tests/names.py --write``."""
+    for path, source in names.written().items():
+        assert path.read_text() == source, path
 
 
-def test_public_names_are_pinned():
-    assert sorted(dp.__all__) == PUBLIC
-    assert len(set(dp.__all__)) == len(dp.__all__)
+def test_the_tool_would_write_another_name():
+    """What it reads are the `__all__` of the modules, each name in one."""
+    everything = [(home.space(name), name) for home in names.homes() for name in home.names]
+    assert len(everything) == len(set(everything)) > 150
+    assert ("", "linear") in everything and ("models", "gpt") in everything
+    assert ("tree", "merge") in everything and ("training", "fit") not in everything
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_public_names_resolve_and_are_documented(name):
-    value = getattr(dp, name)
-    assert (value.__doc__ or "").strip()
-    assert name in dir(dp)
-    assert getattr(value, "__name__", name).rpartition(".")[2] == name
+@pytest.mark.parametrize("space", ["", *names.ROOMS, *names.MODULES])
+def test_public_names_resolve_and_are_documented(space):
+    module = getattr(dp, space) if space else dp
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert (value.__doc__ or "").strip()
+        assert name in dir(module)
+        if not isinstance(value, types.ModuleType):
+            assert getattr(value, "__name__", name).rpartition(".")[2] == name
+    assert len(set(module.__all__)) == len(module.__all__)
+
+
+def test_the_top_holds_what_is_used_daily():
+    assert 80 <= len(dp.__all__) <= 100
 
 
 def test_unknown_names_raise():
@@ -271,38 +260,28 @@ def test_unknown_names_raise():
         _ = dp.relu
 
 
-def test_type_checkers_see_exactly_the_lazy_names():
-    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
-    guarded = [node for node in body if isinstance(node, ast.If)]
-    assert [ast.unparse(node.test) for node in guarded] == ["TYPE_CHECKING"]
-    shown = {
-        alias.name: node.module.removeprefix("diffprog.")
-        for node in guarded[0].body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    assert shown == dp._HOMES | dict.fromkeys(dp._MODULES, "diffprog")
-    eager = {
-        alias.name for node in body if isinstance(node, ast.ImportFrom)
-        and node.module.startswith("diffprog") for alias in node.names
-    }
-    assert eager | shown.keys() == set(PUBLIC)
-    assert not eager & shown.keys()
+@pytest.mark.parametrize(("space", "name", "use"), [
+    ("", "gpt", "dp.models.gpt"), ("", "Fit", "dp.training.Fit"), ("", "l2", "dp.losses.l2"),
+    ("", "accuracy", "dp.metrics.accuracy"), ("", "merge", "dp.tree.merge"),
+    ("losses", "mse", "dp.losses.squared_error"), ("training", "fit", "dp.fit"),
+    ("models", "GPT", "dp.models.gpt"), ("text", "gpt", "dp.models.gpt"),
+])
+def test_a_name_of_elsewhere_is_told_with_its_place(space, name, use):
+    module = getattr(dp, space) if space else dp
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; use {use}"):
+        getattr(module, name)
 
 
-def test_lazy_names_come_from_where_it_is_said():
-    for name, home in dp._HOMES.items():
-        module = importlib.import_module(f"diffprog.{home}")
-        assert getattr(module, name) is getattr(dp, name)
-        assert name in module.__all__
-
-
-def test_no_module_has_the_name_of_a_public_function():
-    found = [info.name for info in pkgutil.walk_packages([str(PACKAGE)], "diffprog.")]
-    assert "diffprog.layers.spatial.conv" in found
-    top = {name.split(".")[1] for name in found if name.count(".") == 1}
-    assert top & set(PUBLIC) == {"interop", "tree"}
-    for name in found:
-        importlib.import_module(name)
-    assert callable(dp.program) and not callable(dp.tree)  # whatever was imported in between
+def test_no_submodule_hides_a_public_name():
+    """As `models/gpt.py` would the function, were its room not imported as a whole."""
+    for info in pkgutil.walk_packages([str(PACKAGE)], "diffprog."):
+        importlib.import_module(info.name)
+    for home in names.homes():
+        for name in home.names:
+            module = getattr(dp, home.space(name)) if home.space(name) else dp
+            value = getattr(module, name)
+            assert value is getattr(sys.modules[f"diffprog.{home.module}"], name)
+            assert not isinstance(value, types.ModuleType)
 
 
 # The import is light.
@@ -317,7 +296,7 @@ def test_the_import_is_light():
     added = run("import sys, jax, optax; before = set(sys.modules); import diffprog; "
                 "print(*sorted(set(sys.modules) - before))")
     assert "diffprog.core.layer" in added
-    assert len(added) <= 19, added
+    assert len(added) <= 24, added
 
 
 def test_the_import_loads_no_optional_package():

@@ -29,19 +29,22 @@ def twice(layers, x):
 
 DECODERS = {
     "twice": twice,
-    "gpt": dp.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8),
-    "llama": dp.llama(VOCABULARY, width=8, depth=2, heads=4, kv_heads=2, hidden=8, tied=True),
-    "llama with a window": dp.llama(VOCABULARY, width=8, depth=2, heads=2, hidden=8, window=3),
+    "gpt": dp.models.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8),
+    "llama": dp.models.llama(VOCABULARY, width=8, depth=2, heads=4, kv_heads=2, hidden=8,
+        tied=True),
+    "llama with a window": dp.models.llama(VOCABULARY, width=8, depth=2, heads=2, hidden=8,
+        window=3),
     "lstm": recurrence(dp.lstm(6) >> dp.lstm(5)),
     "gru": recurrence(dp.gru(6)),
     "convolution": dp.embedding(VOCABULARY, 6) >> dp.conv(6, 3, dims=1, padding="CAUSAL")
     >> jnp.tanh >> dp.linear(VOCABULARY),
-    "mixed": dp.mixed(dp.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8),
+    "mixed": dp.mixed(
+        dp.models.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8),
                       jnp.float32),
 }
 TRANSLATORS = {
-    "transformer": dp.transformer(5, VOCABULARY, width=8, depth=2, heads=2, hidden=8),
-    "seq2seq": dp.seq2seq(5, VOCABULARY, width=6),
+    "transformer": dp.models.transformer(5, VOCABULARY, width=8, depth=2, heads=2, hidden=8),
+    "seq2seq": dp.models.seq2seq(5, VOCABULARY, width=6),
 }
 NETS = DECODERS | TRANSLATORS
 

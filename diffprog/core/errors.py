@@ -12,6 +12,8 @@ from typing import Any
 
 from diffprog.core.notation import clip, show
 
+__all__ = ["LayerError"]
+
 
 class LayerError(ValueError):
     """The one error of the library: ``<path> (<layer>): wants X, got Y; <remedy>``.

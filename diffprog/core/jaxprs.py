@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["scan_sizes"]
-
 
 def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
     """How many of a scan's arguments are constants, and how many its carry."""

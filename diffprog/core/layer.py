@@ -26,6 +26,8 @@ from diffprog.core.notation import listed
 from diffprog.core.plans import Params, Plan, State
 from diffprog.core.streams import carrying
 
+__all__ = ["Layer", "stateless"]
+
 # What a record says of its functions, and what it says where they were replaced.
 _OF_FUNCTIONS = {
     "planner": None, "rebuild": None, "within": None, "factory": None, "settings": {}}

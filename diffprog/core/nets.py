@@ -85,7 +85,7 @@ def merge(
         >>> plain = dp.linear(3)
         >>> tuned = dp.lora(plain, rank=2)
         >>> params, state = tuned.init(jax.random.key(0), jnp.ones((2, 4)))
-        >>> merged, state = dp.merge(tuned, params, state)
+        >>> merged, state = dp.tree.merge(tuned, params, state)
         >>> plain(merged, jnp.ones((2, 4))).shape
         (2, 3)
     """
@@ -112,7 +112,7 @@ def unmerge(
         >>> plain, x = dp.linear(3), jnp.ones((2, 4))
         >>> pretrained, _ = plain.init(jax.random.key(0), x)
         >>> tuned = dp.lora(plain, rank=2)
-        >>> params, state = dp.unmerge(tuned, pretrained, key=jax.random.key(1))
+        >>> params, state = dp.tree.unmerge(tuned, pretrained, key=jax.random.key(1))
         >>> bool(jnp.allclose(tuned(params, x), plain(pretrained, x)))
         True
     """
@@ -134,7 +134,7 @@ def trainable(net: Layer, params: Params) -> Params:
     Example:
         >>> net = dp.lora(dp.linear(3), rank=2)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
-        >>> dp.trainable(net, params)
+        >>> dp.tree.trainable(net, params)
         {'bias': True, 'kernel': {'base': False, 'down': True, 'up': True}}
     """
     trained = jax.tree.map(lambda leaf: True, params)

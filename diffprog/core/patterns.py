@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+__all__ = ["matches"]
+
 
 def matches(path: str, pattern: str) -> bool:
     """Does a path match a pattern?

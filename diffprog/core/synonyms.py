@@ -7,8 +7,10 @@ Names are compared without case and underscores, so that one entry serves `Conv2
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,9 +44,9 @@ _MEANT = {
     **dict.fromkeys(["prenormresidual", "sublayer"], "dp.pre_norm(body), or dp.add_norm(body)"),
     **dict.fromkeys(["transformerblock", "transformerlayer", "transformerencoderlayer",
                      "encoderblock", "encoderlayer"],
-                    "dp.transformer_encoder(depth=1, heads=heads, hidden=hidden)"),
+                    "dp.models.transformer_encoder(depth=1, heads=heads, hidden=hidden)"),
     **dict.fromkeys(["transformerdecoderlayer", "decoderblock", "decoderlayer"],
-                    "dp.transformer_decoder(depth=1, heads=heads, hidden=hidden)"),
+                    "dp.models.transformer_decoder(depth=1, heads=heads, hidden=hidden)"),
     **dict.fromkeys(["rnn", "sequencernn", "lazyrnn"],
                     "dp.recurrent(cell), such as dp.recurrent(dp.simple_rnn(features))"),
     **dict.fromkeys(["rnncell", "simplecell", "vanillarnn"], "dp.simple_rnn(features)"),
@@ -64,7 +66,7 @@ _MEANT = {
     **dict.fromkeys(["faninsum", "eltwiseadd"], "dp.add"),
     **dict.fromkeys(["bidirectional", "birnn"], "dp.recurrent(cell, bidirectional=True)"),
     "timedistributed": "the layer itself, such as dp.linear(features): leading axes stay",
-    "masking": "mask=, a side input of net.apply", "metric": "dp.accuracy, for example",
+    "masking": "mask=, a side input of net.apply", "metric": "dp.metrics.accuracy, for example",
     **dict.fromkeys(["input", "inputlayer"], "net.init(key, x), which reads the shape off x"),
     **dict.fromkeys(["geglu", "reglu"], "dp.swiglu(features), or dp.glu(features)"),
     "densegeneral": "dp.linear(features) >> dp.reshape(shape)",
@@ -80,17 +82,20 @@ _MEANT = {
     **dict.fromkeys(["param", "parameter", "variable"], "dp.stateless(init, forward)"),
     # losses, objectives, metrics
     **dict.fromkeys(["crossentropyloss", "softmaxcrossentropy", "nllloss", "sparsecrossentropy"],
-                    "dp.cross_entropy, or the objective dp.classification()"),
+                    "dp.losses.cross_entropy, or the objective dp.classification()"),
     **dict.fromkeys(["bceloss", "bcewithlogitsloss", "sigmoidcrossentropy"],
-                    "dp.binary_cross_entropy, or the objective dp.binary_classification()"),
+                    "dp.losses.binary_cross_entropy, or the objective "
+                    "dp.training.binary_classification()"),
     **dict.fromkeys(["mse", "mseloss", "l2loss", "meansquarederror"],
-                    "dp.squared_error, or the objective dp.regression()"),
+                    "dp.losses.squared_error, or the objective dp.regression()"),
     **dict.fromkeys(["mae", "l1loss", "meanabsoluteerror"],
-                    "dp.absolute_error, or the objective dp.regression(dp.absolute_error)"),
-    **dict.fromkeys(["smoothl1loss", "huberloss"], "dp.huber"),
-    **dict.fromkeys(["kldiv", "kldivloss", "kl"], "dp.kl_divergence"),
-    "ctcloss": "dp.ctc",
-    **dict.fromkeys(["languagemodeling", "causallm", "lmloss"], "the objective dp.next_token()"),
+                    "dp.losses.absolute_error, or the objective "
+                    "dp.regression(dp.losses.absolute_error)"),
+    **dict.fromkeys(["smoothl1loss", "huberloss"], "dp.losses.huber"),
+    **dict.fromkeys(["kldiv", "kldivloss", "kl"], "dp.losses.kl_divergence"),
+    "ctcloss": "dp.losses.ctc",
+    **dict.fromkeys(["languagemodeling", "causallm", "lmloss"],
+        "the objective dp.text.next_token()"),
     # training and writing
     **dict.fromkeys(["train", "trainer", "trainingloop"], "dp.fit"),
     **dict.fromkeys(["trainstep", "step", "update"], "dp.make_step(net, objective, optimizer)"),
@@ -109,8 +114,9 @@ _MEANT = {
     **dict.fromkeys(["save", "load", "savecheckpoint", "loadcheckpoint", "savestate", "statedict"],
                     "orbax.checkpoint or safetensors: parameters are a pytree, whose leaves "
                     "dp.tree.paths names"),
-    **dict.fromkeys(["generatetoken", "generatetokens", "decode", "greedysearch"], "dp.generate"),
-    **dict.fromkeys(["beam", "beamdecode"], "dp.beam_search"),
+    **dict.fromkeys(["generatetoken", "generatetokens", "decode", "greedysearch"],
+        "dp.text.generate"),
+    **dict.fromkeys(["beam", "beamdecode"], "dp.text.beam_search"),
     **dict.fromkeys(["numparameters", "countparameters", "paramcount"], "dp.tree.count(params)"),
     **dict.fromkeys(["tabulate", "printmodel"], "dp.summary(net, x)"),
     **dict.fromkeys(["init", "initialize"], "net.init(key, x)"),
@@ -186,13 +192,24 @@ _INSTEAD = {
 }
 
 
-def meant(name: str, public: Iterable[str]) -> str:
-    """What may be meant by a name that is none of the `public` ones; "" if nobody knows."""
+def unknown(module: str, name: str) -> AttributeError:
+    """The error for a name that the package, or a namespace in it, does not have."""
+    known = meant(name)
+    return AttributeError(f"module {module!r} has no attribute {name!r}"
+                          + (f"; use {known}" if known else ""),
+                          name=name, obj=sys.modules[module])
+
+
+def meant(name: str) -> str:
+    """What may be meant by a name that is not public where it is looked for; "" if nobody knows."""
     if name.startswith("_"):
         return ""
+    public = {path.rpartition(".")[2]: path for path in _public()}
+    if name in public:
+        return public[name]
     known = {
         **{_plain(own): f"jax.nn.{own}" for own in dir(jax.nn) if not own.startswith("_")},
-        **{_plain(own): f"dp.{own}" for own in public}, **_MEANT}
+        **{_plain(own): path for own, path in public.items()}, **_MEANT}
     plain = _plain(name)
     near = difflib.get_close_matches(plain, known, n=1, cutoff=0.75) if len(plain) > 3 else ()
     return known.get(plain) or (known[near[0]] if near else "")
@@ -270,6 +287,15 @@ def argument(name: str, taken: Iterable[str]) -> str:
         return _INSTEAD[name]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     return f"write {near[0]}=" if near else ""
+
+
+def _public() -> Iterator[str]:
+    """The path of each public name, those of the namespaces first."""
+    package: Any = sys.modules["diffprog"]
+    for space, module in {**package._SPACES, "tree": "tree"}.items():
+        for name in importlib.import_module(f"diffprog.{module}").__all__:
+            yield f"dp.{space}.{name}"
+    yield from (f"dp.{name}" for name in package.__all__)
 
 
 def _plain(name: str) -> str:

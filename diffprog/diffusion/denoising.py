@@ -56,8 +56,8 @@ def denoising(
             no time, or gives another shape.
 
     Example:
-        >>> net = dp.dit(1, width=8, depth=1, heads=2, classes=10)
-        >>> objective = dp.denoising(dp.cosine_schedule(100), null_class=10)
+        >>> net = dp.models.dit(1, width=8, depth=1, heads=2, classes=10)
+        >>> objective = dp.diffusion.denoising(dp.diffusion.cosine_schedule(100), null_class=10)
         >>> step = dp.make_step(net, objective, optax.adam(1e-3))
         >>> batch = {"x": jnp.ones((2, 8, 8, 1)), "condition": jnp.array([3, 7])}
         >>> fit = dp.fit(step, [batch], key=jax.random.key(0), steps=1, progress=False)

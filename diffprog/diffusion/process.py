@@ -42,7 +42,7 @@ def linear_schedule(
         LayerError: beta_start or beta_end is outside (0, 1).
 
     Example:
-        >>> dp.linear_schedule(2, beta_start=0.5, beta_end=0.75).tolist()
+        >>> dp.diffusion.linear_schedule(2, beta_start=0.5, beta_end=0.75).tolist()
         [0.5, 0.125]
 
     Source: Ho, Jain, Abbeel 2020, arXiv:2006.11239, section 4.
@@ -68,7 +68,7 @@ def cosine_schedule(steps: int = 1000, *, offset: float = 0.008) -> np.ndarray:
         LayerError: offset is negative.
 
     Example:
-        >>> [round(a, 3) for a in dp.cosine_schedule(4).tolist()]
+        >>> [round(a, 3) for a in dp.diffusion.cosine_schedule(4).tolist()]
         [0.847, 0.494, 0.144, 0.0]
 
     Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17.
@@ -96,7 +96,7 @@ def add_noise(x: jax.Array, noise: jax.Array, schedule: np.ndarray, time: jax.Ar
 
     Example:
         >>> x, noise = jnp.full((2, 1), 10.0), jnp.ones((2, 1))
-        >>> y = dp.add_noise(x, noise, np.array([0.64, 0.36]), jnp.array([0, 1]))
+        >>> y = dp.diffusion.add_noise(x, noise, np.array([0.64, 0.36]), jnp.array([0, 1]))
         >>> [round(float(number), 3) for number in y[:, 0]]
         [8.6, 6.8]
 

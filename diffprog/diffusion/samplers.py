@@ -72,12 +72,13 @@ def ddpm(
             another shape.
 
     Example:
-        >>> net = dp.dit(1, width=8, depth=1, heads=2, classes=10)
+        >>> net = dp.models.dit(1, width=8, depth=1, heads=2, classes=10)
         >>> key, x, digits = jax.random.key(0), jnp.ones((2, 8, 8, 1)), jnp.array([3, 7])
         >>> params, state = net.init(key, x, time=jnp.zeros(2, int), condition=digits)
         >>> noise = jax.random.normal(key, x.shape)
-        >>> dp.ddpm(net, params, noise, dp.cosine_schedule(100), key=key, steps=4, guidance=3.0,
-        ...         null_class=10, condition=digits).shape
+        >>> schedule = dp.diffusion.cosine_schedule(100)
+        >>> dp.diffusion.ddpm(net, params, noise, schedule, key=key, steps=4, guidance=3.0,
+        ...                   null_class=10, condition=digits).shape
         (2, 8, 8, 1)
 
     Source: Ho, Jain, Abbeel 2020, arXiv:2006.11239, eq. 7 and algorithm 2; fewer steps: Nichol and
@@ -121,10 +122,10 @@ def ddim(
         LayerError: as `ddpm` does; for an eta outside [0, 1], and one above 0 without a key.
 
     Example:
-        >>> net = dp.dit(1, width=8, depth=1, heads=2)
+        >>> net = dp.models.dit(1, width=8, depth=1, heads=2)
         >>> noise = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
         >>> params, state = net.init(jax.random.key(0), noise, time=jnp.zeros(2, int))
-        >>> dp.ddim(net, params, noise, dp.cosine_schedule(100), steps=10).shape
+        >>> dp.diffusion.ddim(net, params, noise, dp.diffusion.cosine_schedule(100), steps=10).shape
         (2, 8, 8, 1)
 
     Source: Song, Meng, Ermon 2020, arXiv:2010.02502, eq. 12 and 16.

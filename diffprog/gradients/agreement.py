@@ -74,7 +74,7 @@ def check_gradients(
             closes over arrays of that dtype.
 
     Example:
-        >>> print(dp.check_gradients(jnp.sin, jnp.array(0.0)).worst.error < 1e-8)
+        >>> print(dp.gradients.check_gradients(jnp.sin, jnp.array(0.0)).worst.error < 1e-8)
         True
     """
     with jax.enable_x64(True):

@@ -53,7 +53,7 @@ def hessian_product(loss: Callable[[Any], jax.Array], params: Any, vector: Any) 
 
     Example:
         >>> params, vector = jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])
-        >>> dp.hessian_product(lambda p: p[0] ** 2 * p[1], params, vector).tolist()
+        >>> dp.gradients.hessian_product(lambda p: p[0] ** 2 * p[1], params, vector).tolist()
         [4.0, 2.0]
 
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian", Neural Computation 6.
@@ -84,7 +84,7 @@ def gauss_newton_product(
 
     Example:
         >>> x, y = jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])
-        >>> dp.gauss_newton_product(
+        >>> dp.gradients.gauss_newton_product(
         ...     lambda slope: slope * x, lambda f: jnp.sum((f - y) ** 2), jnp.array(3.0),
         ...     jnp.array(1.0)).item()
         10.0
@@ -132,7 +132,7 @@ def fisher_product(
 
     Example:
         >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
-        >>> dp.fisher_product(lambda p: x @ p, jnp.zeros(2), jnp.ones(2),
+        >>> dp.gradients.fisher_product(lambda p: x @ p, jnp.zeros(2), jnp.ones(2),
         ...                   distribution="bernoulli").tolist()
         [0.125, 0.5]
 
@@ -158,8 +158,8 @@ def check_reaches(derivative: Callable[[Any], Any], given: Any) -> None:
     if not reaches(derivative, given):
         raise LayerError("something that depends on the parameters", "a derivative of zero",
                          "make the loss train=True, or differentiate the plain net at "
-                         "dp.merge(net, params, state): at rest ema computes with averages, and "
-                         "what is frozen has no gradient")
+                         "dp.tree.merge(net, params, state): at rest ema computes with averages, "
+                         "and what is frozen has no gradient")
 
 
 def _check_vector(params: Any, vector: Any) -> None:

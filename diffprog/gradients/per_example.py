@@ -65,7 +65,8 @@ def per_example_gradients(
     Example:
         >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.array([0, 2])
         >>> params, state = net.init(jax.random.key(0), x)
-        >>> gradients = dp.per_example_gradients(net, dp.classification(), params, state, (x, y))
+        >>> gradients = dp.gradients.per_example_gradients(
+        ...     net, dp.classification(), params, state, (x, y))
         >>> gradients["kernel"].shape
         (2, 4, 3)
     """
@@ -89,7 +90,7 @@ def per_example_gradient_norms(
 
     Example:
         >>> net, x, y = dp.linear(1, bias=False), jnp.array([[3.0], [0.0]]), jnp.zeros((2, 1))
-        >>> dp.per_example_gradient_norms(
+        >>> dp.gradients.per_example_gradient_norms(
         ...     net, dp.regression(), {"kernel": jnp.ones((1, 1))}, {}, (x, y)).tolist()
         [18.0, 0.0]
 
@@ -139,7 +140,7 @@ def tangent_kernel(
     Example:
         >>> net, x = dp.linear(1, bias=False), jnp.array([[1.0, 0.0], [1.0, 2.0]])
         >>> params, _ = net.init(jax.random.key(0), x)
-        >>> dp.tangent_kernel(net, params, x)[..., 0, 0].tolist()
+        >>> dp.gradients.tangent_kernel(net, params, x)[..., 0, 0].tolist()
         [[1.0, 1.0], [1.0, 5.0]]
 
     Source: Jacot, Gabriel, Hongler 2018, arXiv:1806.07572; of the ways to compute it, "NTK-vector
@@ -174,7 +175,7 @@ def _of_trained(net: Any, params: Any, x: Any) -> tuple[Any, Callable[[Any, Any]
         return params, net
     if computes(layer, layer.computed):
         jax.eval_shape(net, params, x)  # by which it is known what is computed
-    check_moves(layer, params, "pass the plain net with the trees that dp.merge(net, params, "
+    check_moves(layer, params, "pass the plain net with the trees that dp.tree.merge(net, params, "
                 "state) gives: it computes with these at rest")
     part, whole = trained(layer, params)
     return part, lambda part, x: net(whole(part), x)
@@ -194,7 +195,7 @@ def _gradient(
             jax.eval_shape(loss, params)  # by which it is known what is computed
         if not train:
             check_moves(net, params, "pass train=True, or the plain net with the trees that "
-                        "dp.merge(net, params, state) gives: it computes with these at rest")
+                        "dp.tree.merge(net, params, state) gives: it computes with these at rest")
         part, whole = trained(net, params)
         return jax.grad(lambda part: loss(whole(part)))(part)
 

@@ -1,1 +1,20 @@
 """Looking at a net: tables, diagrams, costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffprog.core.synonyms import unknown
+
+# Written by tests/names.py --write.
+from diffprog.inspection.diagrams import diagram
+from diffprog.inspection.flows import gradient_flow
+
+__all__ = [
+    "diagram", "gradient_flow",
+]
+# To here.
+
+
+def __getattr__(name: str) -> Any:
+    raise unknown(__name__, name)

@@ -45,7 +45,7 @@ def diagram(net: Layer, x: Any, *, levels: int | None = None, **side: Any) -> st
 
     Example:
         >>> net = dp.residual(dp.linear(4) >> jnp.tanh)
-        >>> print(dp.diagram(net, jax.ShapeDtypeStruct((2, 4), jnp.float32)))
+        >>> print(dp.inspection.diagram(net, jax.ShapeDtypeStruct((2, 4), jnp.float32)))
         flowchart TD
             n0(["x"])
             n1["linear(4)"]

@@ -99,7 +99,7 @@ def gradient_flow(
         >>> net, x = dp.repeat(30, dp.linear(8) >> jax.nn.relu) >> dp.linear(2), jnp.ones((4, 8))
         >>> params, state = net.init(jax.random.key(0), x)
         >>> batch = x, jnp.array([0, 1, 0, 1])
-        >>> flow = dp.gradient_flow(net, dp.classification(), params, batch)
+        >>> flow = dp.inspection.gradient_flow(net, dp.classification(), params, batch)
         >>> size = {row.path: row.gradient for row in flow.rows}
         >>> size["repeat_0[0]"] < 0.01 * size["repeat_0[29]"]
         True

@@ -63,7 +63,7 @@ def cross_entropy(
         LayerError: shapes, dtypes or ranges do not fit; `ignore` is given for soft labels.
 
     Example:
-        >>> float(dp.cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))).__round__(4)
+        >>> float(dp.losses.cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))).__round__(4)
         1.3863
 
     Source: smoothing is that of Szegedy et al. 2016, arXiv:1512.00567, section 7.
@@ -122,7 +122,7 @@ def linear_cross_entropy(
 
     Example:
         >>> x, kernel, labels = jnp.ones((2, 3)), jnp.ones((3, 10)), jnp.array([4, 9])
-        >>> loss, best = dp.linear_cross_entropy(x, kernel, labels, chunk=4)
+        >>> loss, best = dp.losses.linear_cross_entropy(x, kernel, labels, chunk=4)
         >>> round(float(loss), 4), best.tolist()  # log 10; of equal scores the first
         (2.3026, [0, 0])
 
@@ -197,7 +197,7 @@ def binary_cross_entropy(
         LayerError: shapes or dtypes do not fit.
 
     Example:
-        >>> float(dp.binary_cross_entropy(jnp.array([0.0]), jnp.array([1.0]))).__round__(4)
+        >>> float(dp.losses.binary_cross_entropy(jnp.array([0.0]), jnp.array([1.0]))).__round__(4)
         0.6931
     """
     logits, targets, real = paired(logits, targets, mask)
@@ -226,7 +226,7 @@ def kl_divergence(
 
     Example:
         >>> fair, sure = jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0])
-        >>> float(dp.kl_divergence(jnp.log(fair), sure)).__round__(4)
+        >>> float(dp.losses.kl_divergence(jnp.log(fair), sure)).__round__(4)
         0.6931
     """
     log_predictions, targets, real = paired(log_predictions, targets, mask, features=1)
@@ -264,7 +264,8 @@ def ctc(
         LayerError: shapes or dtypes do not fit; `blank` is no class.
 
     Example:
-        >>> float(dp.ctc(jnp.zeros((1, 2, 2)), jnp.array([[1]]))).__round__(4)  # 3 of 4 paths
+        >>> loss = dp.losses.ctc(jnp.zeros((1, 2, 2)), jnp.array([[1]]))
+        >>> round(float(loss), 4)  # 3 of 4 paths
         0.2877
 
     Source: Graves et al. 2006, doi:10.1145/1143844.1143891, eq. 3 and 8.

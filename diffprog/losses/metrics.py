@@ -40,7 +40,7 @@ def accuracy(
         LayerError: shapes or dtypes do not fit.
 
     Example:
-        >>> float(dp.accuracy(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0])))
+        >>> float(dp.metrics.accuracy(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0])))
         0.5
     """
     labels = class_numbers(logits, labels)
@@ -65,7 +65,7 @@ def top_k_accuracy(
         LayerError: as `accuracy` does; k is out of its range.
 
     Example:
-        >>> float(dp.top_k_accuracy(jnp.array([[3.0, 2.0, 1.0]]), jnp.array([1]), k=2))
+        >>> float(dp.metrics.top_k_accuracy(jnp.array([[3.0, 2.0, 1.0]]), jnp.array([1]), k=2))
         1.0
     """
     check_count("k", k)
@@ -99,7 +99,8 @@ def confusion_matrix(
         LayerError: shapes or dtypes do not fit.
 
     Example:
-        >>> dp.confusion_matrix(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([0, 1])).tolist()
+        >>> logits = jnp.array([[1.0, 0.0], [1.0, 0.0]])
+        >>> dp.metrics.confusion_matrix(logits, jnp.array([0, 1])).tolist()
         [[1.0, 0.0], [1.0, 0.0]]
     """
     labels = class_numbers(logits, labels)
@@ -122,7 +123,7 @@ def perplexity(loss: float) -> float:
             metric ``cross_entropy``, which objectives with smoothing give beside it.
 
     Example:
-        >>> round(dp.perplexity(2.0794415), 4)  # log 8
+        >>> round(dp.metrics.perplexity(2.0794415), 4)  # log 8
         8.0
     """
     return math.exp(loss) if loss < 700 else math.inf
@@ -140,7 +141,8 @@ def bits_per_character(loss: float, tokens: int = 1, characters: int = 1) -> flo
         LayerError: counts that are not positive.
 
     Example:
-        >>> round(dp.bits_per_character(2.0794415, tokens=100, characters=400), 4)  # 3 bits a token
+        >>> loss = 2.0794415  # 3 bits a token
+        >>> round(dp.metrics.bits_per_character(loss, tokens=100, characters=400), 4)
         0.75
     """
     check_count("tokens", tokens)

@@ -36,7 +36,7 @@ def l1(params: Params, *patterns: str) -> jax.Array:
 
     Example:
         >>> params = {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([9.0])}
-        >>> float(dp.l1(params))
+        >>> float(dp.losses.l1(params))
         7.0
     """
     return _sum(magnitude, params, patterns)
@@ -55,7 +55,7 @@ def l2(params: Params, *patterns: str) -> jax.Array:
 
     Example:
         >>> params = {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([9.0])}
-        >>> float(dp.l2(params)), float(dp.l2(params, "**"))
+        >>> float(dp.losses.l2(params)), float(dp.losses.l2(params, "**"))
         (25.0, 106.0)
     """
     return _sum(jnp.square, params, patterns)
@@ -64,6 +64,7 @@ def l2(params: Params, *patterns: str) -> jax.Array:
 def _sum(f: Callable[[jax.Array], jax.Array], params: Params, patterns: tuple[str, ...]) -> Any:
     if is_number(params):
         raise LayerError("params of a net", show(params),
-                         "write lambda params: rate * dp.l2(params) for a penalty with a rate")
+                         "write lambda params: rate * dp.losses.l2(params) for a penalty with a "
+                         "rate")
     leaves = select(params, *(patterns or ("**/kernel",))).values()
     return sum(f(w.astype(joint(w.dtype, jnp.float32))).sum() for w in leaves)

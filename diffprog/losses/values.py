@@ -34,7 +34,7 @@ def squared_error(
         LayerError: shapes or dtypes do not fit; nothing is broadcast.
 
     Example:
-        >>> float(dp.squared_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
+        >>> float(dp.losses.squared_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
         4.5
     """
     predictions, targets, real = paired(predictions, targets, mask)
@@ -53,7 +53,7 @@ def absolute_error(
         LayerError: as `squared_error` does.
 
     Example:
-        >>> float(dp.absolute_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
+        >>> float(dp.losses.absolute_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
         1.5
     """
     predictions, targets, real = paired(predictions, targets, mask)
@@ -76,7 +76,7 @@ def huber(
         LayerError: as `squared_error` does; delta is not positive.
 
     Example:
-        >>> dp.huber(jnp.array([0.5, 3.0]), jnp.zeros(2), reduction="none").tolist()
+        >>> dp.losses.huber(jnp.array([0.5, 3.0]), jnp.zeros(2), reduction="none").tolist()
         [0.125, 2.5]
 
     Source: Huber 1964, doi:10.1214/aoms/1177703732.
@@ -107,7 +107,7 @@ def gaussian_kl(
         LayerError: shapes or dtypes do not fit.
 
     Example:
-        >>> float(dp.gaussian_kl(jnp.array([[3.0, 0.0]]), jnp.zeros((1, 2))))
+        >>> float(dp.losses.gaussian_kl(jnp.array([[3.0, 0.0]]), jnp.zeros((1, 2))))
         4.5
 
     Source: Kingma and Welling 2014, arXiv:1312.6114, appendix B.

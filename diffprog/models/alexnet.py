@@ -39,7 +39,7 @@ def alexnet(features: int = 1000) -> Layer:
 
     Example:
         >>> image = jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)
-        >>> dp.alexnet().plan(image).y.shape
+        >>> dp.models.alexnet().plan(image).y.shape
         (1, 1000)
 
     Source: Krizhevsky, Sutskever, Hinton 2012, NeurIPS 25, section 3.5.

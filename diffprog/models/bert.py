@@ -67,7 +67,7 @@ def bert(
             `transformer_encoder` do.
 
     Example:
-        >>> net = dp.bert(11, length=8, width=16, depth=2, heads=4)
+        >>> net = dp.models.bert(11, length=8, width=16, depth=2, heads=4)
         >>> [part.shape for part in net.plan(jnp.ones((2, 5), int)).y]
         [(2, 5, 16), (2, 16)]
 
@@ -119,7 +119,7 @@ def bert_pretraining(
         LayerError: as `bert` does.
 
     Example:
-        >>> net = dp.bert_pretraining(11, length=8, width=16, depth=2, heads=4)
+        >>> net = dp.models.bert_pretraining(11, length=8, width=16, depth=2, heads=4)
         >>> [part.shape for part in net.plan(jnp.ones((2, 5), int)).y]
         [(2, 5, 11), (2, 2)]
 

@@ -20,8 +20,6 @@ from diffprog.models.mlp import mlp
 from diffprog.wiring.children import Children
 from diffprog.wiring.program import program
 
-__all__ = ["check_images", "time_and_class", "waves"]
-
 _WAVES = sinusoidal_positions()
 
 

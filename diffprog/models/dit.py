@@ -69,7 +69,7 @@ def dit(
             that are no multiples of patch_size, without time, and for a condition without classes.
 
     Example:
-        >>> net = dp.dit(1, width=16, depth=2, heads=4, classes=10)
+        >>> net = dp.models.dit(1, width=16, depth=2, heads=4, classes=10)
         >>> time, condition = jnp.array([3, 70]), jnp.array([0, 9])
         >>> net.plan(jnp.ones((2, 8, 8, 1)), time=time, condition=condition).y.shape
         (2, 8, 8, 1)

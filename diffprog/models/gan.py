@@ -52,7 +52,7 @@ def dcgan_generator(
         LayerError: another image_size.
 
     Example:
-        >>> net = dp.dcgan_generator(8, 1, width=16)
+        >>> net = dp.models.dcgan_generator(8, 1, width=16)
         >>> net.plan(jax.ShapeDtypeStruct((2, 32), jnp.float32)).y.shape
         (2, 8, 8, 1)
 
@@ -91,7 +91,7 @@ def dcgan_discriminator(
         LayerError: another image_size.
 
     Example:
-        >>> net = dp.dcgan_discriminator(8, width=16)
+        >>> net = dp.models.dcgan_discriminator(8, width=16)
         >>> net.plan(jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)).y.shape
         (2, 1)
 

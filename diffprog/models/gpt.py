@@ -57,7 +57,7 @@ def gpt(
         LayerError: as `learned_positions` and `transformer_decoder` do.
 
     Example:
-        >>> net = dp.gpt(11, length=8, width=16, depth=2, heads=4)
+        >>> net = dp.models.gpt(11, length=8, width=16, depth=2, heads=4)
         >>> net.plan(jnp.ones((2, 5), int)).y.shape
         (2, 5, 11)
 

@@ -62,7 +62,7 @@ def llama(
         LayerError: as `self_attention` does.
 
     Example:
-        >>> net = dp.llama(11, width=16, depth=2, heads=4, kv_heads=2, hidden=32)
+        >>> net = dp.models.llama(11, width=16, depth=2, heads=4, kv_heads=2, hidden=32)
         >>> net.plan(jnp.ones((2, 5), int)).y.shape
         (2, 5, 11)
 

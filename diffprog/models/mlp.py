@@ -39,7 +39,7 @@ def mlp(
         LayerError: at composition, for sizes that are no positive ints.
 
     Example:
-        >>> net = dp.mlp((64, 32), 10)
+        >>> net = dp.models.mlp((64, 32), 10)
         >>> net
         serial(body=serial(linear(64), jax.nn.relu, linear(32), jax.nn.relu), head=linear(10))
 

@@ -24,7 +24,7 @@ from diffprog.layers.spatial.pool import global_avg_pool, max_pool
 from diffprog.transforms.repeat import repeat
 from diffprog.wiring.combinators import residual, serial
 
-__all__ = ["basic", "bottleneck", "image_stem", "resnet", "stages"]
+__all__ = ["resnet"]
 
 
 @known
@@ -52,7 +52,7 @@ def resnet(
         LayerError: at composition, for another depth; at ``init``, for a stem of other channels.
 
     Example:
-        >>> net = dp.resnet(18, 10)
+        >>> net = dp.models.resnet(18, 10)
         >>> net.plan(jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)).y.shape
         (2, 10)
 

@@ -59,7 +59,7 @@ def seq2seq(
         LayerError: an odd width; source and memory are given both.
 
     Example:
-        >>> net = dp.seq2seq(11, 13, width=16)
+        >>> net = dp.models.seq2seq(11, 13, width=16)
         >>> x, source = jnp.ones((2, 5), int), jnp.ones((2, 7), int)
         >>> params, state = net.init(jax.random.key(0), x, source=source)
         >>> net(params, x, source=source).shape

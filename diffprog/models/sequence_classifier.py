@@ -40,7 +40,8 @@ def sequence_classifier(
         LayerError: as `collapse` and the body do.
 
     Example:
-        >>> net = dp.sequence_classifier(11, 3, dp.recurrent(dp.gru(16)), width=8, how="last")
+        >>> body = dp.recurrent(dp.gru(16))
+        >>> net = dp.models.sequence_classifier(11, 3, body, width=8, how="last")
         >>> net.plan(jnp.ones((2, 5), int)).y.shape
         (2, 3)
 

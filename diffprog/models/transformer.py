@@ -63,7 +63,7 @@ def transformer_encoder(
         LayerError: as `self_attention`, `ffn` and `repeat` do.
 
     Example:
-        >>> dp.transformer_encoder(2, heads=4, hidden=32).plan(jnp.ones((2, 10, 16))).y.shape
+        >>> dp.models.transformer_encoder(2, heads=4, hidden=32).plan(jnp.ones((2, 10, 16))).y.shape
         (2, 10, 16)
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.1; norm_first: Xiong et al. 2020,
@@ -99,8 +99,8 @@ def transformer_decoder(
         LayerError: as `self_attention`, `cross_attention`, `ffn` and `repeat` do.
 
     Example:
-        >>> net, x, memory = dp.transformer_decoder(2, heads=4), jnp.ones((2, 3, 16)), jnp.ones(
-        ...     (2, 7, 16))
+        >>> net = dp.models.transformer_decoder(2, heads=4)
+        >>> x, memory = jnp.ones((2, 3, 16)), jnp.ones((2, 7, 16))
         >>> net.plan(x, memory=memory).y.shape
         (2, 3, 16)
 
@@ -154,7 +154,7 @@ def transformer(
         LayerError: source and memory are given both; and as `transformer_decoder` does.
 
     Example:
-        >>> net = dp.transformer(11, 13, width=16, depth=2, heads=4, hidden=32)
+        >>> net = dp.models.transformer(11, 13, width=16, depth=2, heads=4, hidden=32)
         >>> x, source = jnp.ones((2, 5), int), jnp.ones((2, 7), int)
         >>> params, state = net.init(jax.random.key(0), x, source=source)
         >>> net(params, x, source=source).shape
@@ -200,7 +200,8 @@ def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
         LayerError: source and memory are given both; a source_mask without source.
 
     Example:
-        >>> net = dp.encoder_decoder(dp.linear(4), dp.transformer_decoder(1, heads=2, hidden=8))
+        >>> decoder = dp.models.transformer_decoder(1, heads=2, hidden=8)
+        >>> net = dp.models.encoder_decoder(dp.linear(4), decoder)
         >>> x, source = jnp.ones((2, 3, 4)), jnp.ones((2, 7, 5))
         >>> net.plan(x, source=source).y.shape
         (2, 3, 4)

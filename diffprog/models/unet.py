@@ -70,7 +70,7 @@ def unet(
             cannot be halved so often, without time, and for a condition without classes.
 
     Example:
-        >>> net = dp.unet(1, widths=(8, 16), depth=1, groups=4, classes=10)
+        >>> net = dp.models.unet(1, widths=(8, 16), depth=1, groups=4, classes=10)
         >>> time, condition = jnp.array([3, 70]), jnp.array([0, 9])
         >>> net.plan(jnp.ones((2, 8, 8, 1)), time=time, condition=condition).y.shape
         (2, 8, 8, 1)

@@ -12,7 +12,7 @@ import jax
 
 from diffprog.core.factories import known
 from diffprog.core.layer import Layer
-from diffprog.layers.sampling import gaussian_sample
+from diffprog.layers.estimators import gaussian_sample
 from diffprog.wiring.children import Children
 from diffprog.wiring.program import program
 
@@ -42,7 +42,7 @@ def vae(encoder: Layer, decoder: Layer) -> Layer:
 
     Example:
         >>> halves = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
-        >>> net = dp.vae(dp.linear(8) >> jnp.tanh >> halves, dp.mlp((8,), 5))
+        >>> net = dp.models.vae(dp.linear(8) >> jnp.tanh >> halves, dp.models.mlp((8,), 5))
         >>> params, state = net.init(jax.random.key(0), jnp.ones((3, 5)))
         >>> y, (mean, log_variance) = net(params, jnp.ones((3, 5)), key=jax.random.key(1))
         >>> y.shape, mean.shape

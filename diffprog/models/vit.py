@@ -56,7 +56,7 @@ def vit(
             `transformer_encoder` does.
 
     Example:
-        >>> net = dp.vit(10, image_size=8, patch_size=2, width=16, depth=2, heads=4)
+        >>> net = dp.models.vit(10, image_size=8, patch_size=2, width=16, depth=2, heads=4)
         >>> net.plan(jnp.ones((3, 8, 8, 1))).y.shape
         (3, 10)
 

@@ -51,9 +51,9 @@ def beam_search(
         LayerError: as in `generate`; a penalty below 0.
 
     Example:
-        >>> net = dp.gpt(11, length=8, width=16, depth=2, heads=4)
+        >>> net = dp.models.gpt(11, length=8, width=16, depth=2, heads=4)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((1, 8), int))
-        >>> dp.beam_search(net, params, [[1, 2, 3]], 5, beams=3).tokens.shape
+        >>> dp.text.beam_search(net, params, [[1, 2, 3]], 5, beams=3).tokens.shape
         (1, 3, 5)
 
     Source: Graves 2012, arXiv:1211.3711, section 2.4; Sutskever, Vinyals, Le 2014,

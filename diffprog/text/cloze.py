@@ -50,7 +50,7 @@ def mask_tokens(
 
     Example:
         >>> ids = jnp.arange(20).reshape(1, 20)
-        >>> x, labels = dp.mask_tokens(jax.random.key(0), ids, vocabulary=21, mask_token=20)
+        >>> x, labels = dp.text.mask_tokens(jax.random.key(0), ids, vocabulary=21, mask_token=20)
         >>> int((labels != -100).sum()), bool((jnp.where(labels != -100, labels, x) == ids).all())
         (3, True)
 
@@ -113,7 +113,7 @@ def sentence_pairs(
 
     Example:
         >>> documents = [[[5, 6], [7, 8, 9]], [[3], [4, 4]]]
-        >>> pairs = dp.sentence_pairs(documents, 10, start_token=1, separator_token=2, seed=0)
+        >>> pairs = dp.text.sentence_pairs(documents, 10, start_token=1, separator_token=2, seed=0)
         >>> pairs["x"].shape[1], pairs["x"][:, 0].tolist() == [1] * len(pairs["x"])
         (10, True)
 

@@ -100,15 +100,15 @@ def generate(
             are NaN, for which NaN parameters or ids outside the vocabulary are to blame.
 
     Example:
-        >>> net = dp.gpt(11, length=8, width=16, depth=2, heads=4)
+        >>> net = dp.models.gpt(11, length=8, width=16, depth=2, heads=4)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((1, 8), int))
-        >>> written = dp.generate(net, params, [[1, 2, 3], [4]], 5, stop=[10, [7, 7]])
+        >>> written = dp.text.generate(net, params, [[1, 2, 3], [4]], 5, stop=[10, [7, 7]])
         >>> written.tokens.shape, written.lengths.shape
         ((2, 5), (2,))
         >>> def repeat_less(logits, text):  # the penalty of Keskar et al. 2019, section 4.1
         ...     seen = jax.nn.one_hot(text, logits.shape[-1], dtype=bool).any(1)
         ...     return jnp.where(seen, jnp.where(logits > 0, logits / 1.2, logits * 1.2), logits)
-        >>> dp.generate(net, params, [[1, 2, 3]], 5, adjust=repeat_less).tokens.shape
+        >>> dp.text.generate(net, params, [[1, 2, 3]], 5, adjust=repeat_less).tokens.shape
         (1, 5)
 
     Source: top_k: Fan, Lewis, Dauphin 2018, arXiv:1805.04833, section 5.3; top_p: Holtzman et al.

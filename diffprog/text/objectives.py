@@ -64,10 +64,11 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
             for each token.
 
     Example:
-        >>> net = dp.gpt(11, length=8, width=16, depth=1, heads=2)
+        >>> net = dp.models.gpt(11, length=8, width=16, depth=1, heads=2)
         >>> ids = jnp.array([[1, 2, 3, 4, 5]])
         >>> params, state = net.init(jax.random.key(0), ids[:, :-1])
-        >>> loss, (state, metrics) = dp.next_token()(net, params, state, ids, key=None, train=True)
+        >>> objective = dp.text.next_token()
+        >>> loss, (state, metrics) = objective(net, params, state, ids, key=None, train=True)
         >>> sorted(metrics), int(metrics["count"])
         (['accuracy', 'bits', 'count', 'loss'], 4)
 
@@ -115,12 +116,12 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
             or are in one `linearize`; a batch that `next_token` does not take.
 
     Example:
-        >>> net = dp.gpt(11, length=8, width=16, depth=1, heads=2)
+        >>> net = dp.models.gpt(11, length=8, width=16, depth=1, heads=2)
         >>> ids = jnp.array([[1, 2, 3, 4, 5]])
         >>> params, state = net.init(jax.random.key(0), ids[:, :-1])
-        >>> objective = dp.chunked_next_token("trunk", "embed/embedding", chunk=4)
+        >>> objective = dp.text.chunked_next_token("trunk", "embed/embedding", chunk=4)
         >>> loss, _ = objective(net, params, state, ids, key=None, train=True)
-        >>> bool(abs(loss - dp.next_token()(
+        >>> bool(abs(loss - dp.text.next_token()(
         ...     net, params, state, ids, key=None, train=True)[0]) < 1e-5)
         True
     """
@@ -181,11 +182,11 @@ def masked_language() -> Objective:
         LayerError: a batch or a net of another form.
 
     Example:
-        >>> net = dp.bert_pretraining(11, length=8, width=16, depth=1, heads=2)
+        >>> net = dp.models.bert_pretraining(11, length=8, width=16, depth=1, heads=2)
         >>> x = jnp.array([[1, 9, 3], [1, 2, 9]])
         >>> y = jnp.array([[-100, 2, -100], [-100, -100, 4]]), jnp.array([0, 1])
         >>> params, state = net.init(jax.random.key(0), x)
-        >>> loss, (state, metrics) = dp.masked_language()(
+        >>> loss, (state, metrics) = dp.text.masked_language()(
         ...     net, params, state, {"x": x, "y": y}, key=None, train=True)
         >>> int(metrics["count/token_loss"]), int(metrics["count"])
         (2, 2)

@@ -37,7 +37,7 @@ def sample(
         LayerError: an argument is out of its range or of another shape.
 
     Example:
-        >>> int(dp.sample(jax.random.key(0), jnp.array([0.0, 9.0, 1.0]), top_k=1))
+        >>> int(dp.text.sample(jax.random.key(0), jnp.array([0.0, 9.0, 1.0]), top_k=1))
         1
     """
     check_array(logits, 1, "(..., vocabulary)")

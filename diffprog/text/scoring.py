@@ -37,11 +37,11 @@ def log_probabilities(
         LayerError: as `generate` does of prompts. What is out of the vocabulary gives NaN.
 
     Example:
-        >>> net = dp.gpt(11, length=8, width=16, depth=2, heads=4)
+        >>> net = dp.models.gpt(11, length=8, width=16, depth=2, heads=4)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((1, 8), int))
-        >>> written = dp.generate(net, params, [[1, 2, 3]], 5)
+        >>> written = dp.text.generate(net, params, [[1, 2, 3]], 5)
         >>> text = jnp.concatenate([jnp.array([[1, 2, 3]]), written.tokens], 1)
-        >>> y = dp.log_probabilities(net, params, text)
+        >>> y = dp.text.log_probabilities(net, params, text)
         >>> bool(jnp.allclose(y[:, 2:].sum(1), written.scores, rtol=1e-3))
         True
     """

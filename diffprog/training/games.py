@@ -100,9 +100,9 @@ def make_game(
         ...     loss, aux = guess(*given, **how)
         ...     return -loss, aux
         >>> number = dp.stateless(lambda key, x: {"scale": jnp.ones(1)}, lambda p, x: p["scale"])
-        >>> step = dp.make_game(dp.serial(point=number, rival=number), {
-        ...     "point": dp.Player(guess, optax.sgd(0.5)),
-        ...     "rival": dp.Player(resist, optax.sgd(0.5))})
+        >>> step = dp.training.make_game(dp.serial(point=number, rival=number), {
+        ...     "point": dp.training.Player(guess, optax.sgd(0.5)),
+        ...     "rival": dp.training.Player(resist, optax.sgd(0.5))})
         >>> state, metrics = step.apply(step.init(jax.random.key(0), jnp.ones(1)), jnp.ones(1))
         >>> [float(state.params[name]["scale"][0]) for name in ("point", "rival")]
         [0.5, 1.25]

@@ -139,7 +139,7 @@ def binary_classification() -> Objective:
         >>> net = dp.linear(1) >> (lambda y: y[..., 0])
         >>> x, y = jnp.ones((2, 4)), jnp.array([0, 1])
         >>> params, state = net.init(jax.random.key(0), x)
-        >>> loss, (state, metrics) = dp.binary_classification()(
+        >>> loss, (state, metrics) = dp.training.binary_classification()(
         ...     net, params, state, (x, y), key=None, train=True)
         >>> float(metrics["accuracy"])
         0.5
@@ -172,7 +172,7 @@ def regression(loss: Callable[..., jax.Array] = squared_error) -> Objective:
     Example:
         >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.ones((2, 3))
         >>> params, state = net.init(jax.random.key(0), x)
-        >>> loss, (state, metrics) = dp.regression(dp.absolute_error)(
+        >>> loss, (state, metrics) = dp.regression(dp.losses.absolute_error)(
         ...     net, params, state, (x, y), key=None, train=True)
         >>> int(metrics["count"])
         6
@@ -302,7 +302,8 @@ def check_logits(net: Layer) -> None:
 def _check_loss(loss: Any) -> None:
     """Raise for a loss that cannot be told what is real."""
     if not callable(loss):
-        raise LayerError("a loss as a function", show(loss), "pass dp.absolute_error, for example")
+        raise LayerError("a loss as a function", show(loss),
+            "pass dp.losses.absolute_error, for example")
     if not _takes(loss, {"mask": None}):
         raise LayerError("a loss (output, target, *, mask)", code(loss),
                          "let it take mask=None, which says what is real, and return a number")

@@ -34,7 +34,8 @@ _OTHER_STEPS = {
         "take a step of your own, of two gradients: the second at params moved by the first"),
     optax.contrib.DifferentiallyPrivateAggregateState: (
         "optax.contrib.differentially_private_aggregate, which wants one of each example",
-        "take a step of your own: optimizer.update(dp.per_example_gradients(...), opt_state)"),
+        "take a step of your own: "
+        "optimizer.update(dp.gradients.per_example_gradients(...), opt_state)"),
 }
 
 

@@ -40,7 +40,8 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
         LayerError: the penalty is no single number.
 
     Example:
-        >>> objective = dp.penalized(dp.classification(), lambda p: 1e-4 * dp.l2(p, "**/kernel"))
+        >>> penalty = lambda params: 1e-4 * dp.losses.l2(params, "**/kernel")
+        >>> objective = dp.training.penalized(dp.classification(), penalty)
         >>> step = dp.make_step(dp.linear(3), objective, optax.sgd(0.1))
         >>> x, y = jnp.ones((2, 4)), jnp.array([0, 2])
         >>> state, metrics = step.apply(step.init(jax.random.key(0), x), (x, y))
@@ -49,7 +50,7 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
     """
     if not callable(penalty):
         raise LayerError("a penalty as a function of params", show(penalty),
-                         "write lambda params: rate * dp.l2(params)")
+                         "write lambda params: rate * dp.losses.l2(params)")
 
     @like(objective)  # what the net is shown stays as it is
     def total(

@@ -42,7 +42,7 @@ def restart(
         >>> net, x = dp.recurrent(dp.gru(3)), jnp.ones((2, 5, 4))
         >>> params, state = net.init(jax.random.key(0), x)
         >>> y, state = net.apply(params, net.start(params, state, x, length=5), x)
-        >>> state = dp.restart(net, params, state, x, jnp.array([True, False]), length=5)
+        >>> state = dp.training.restart(net, params, state, x, jnp.array([True, False]), length=5)
         >>> jnp.any(state["hidden"] != 0, axis=1).tolist()
         [False, True]
     """

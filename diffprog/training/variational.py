@@ -61,9 +61,9 @@ def elbo(
 
     Example:
         >>> latent = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
-        >>> net, x = dp.vae(latent, dp.linear(5)), jnp.ones((3, 5))
+        >>> net, x = dp.models.vae(latent, dp.linear(5)), jnp.ones((3, 5))
         >>> params, state = net.init(jax.random.key(0), x)
-        >>> loss, (state, metrics) = dp.elbo()(
+        >>> loss, (state, metrics) = dp.training.elbo()(
         ...     net, params, state, (x, x), key=jax.random.key(1), train=True)
         >>> sorted(metrics)
         ['count', 'kl', 'loss', 'reconstruction']

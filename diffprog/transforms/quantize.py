@@ -39,7 +39,7 @@ def quantize(layer: Any, bits: int = 8, pattern: Patterns = "**/kernel") -> Laye
     Example:
         >>> net = dp.quantize(dp.linear(3), bits=2)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
-        >>> kernel = dp.merge(net, params)[0]["kernel"]
+        >>> kernel = dp.tree.merge(net, params)[0]["kernel"]
         >>> [len(set(column.tolist())) <= 3 for column in kernel.T]
         [True, True, True]
 

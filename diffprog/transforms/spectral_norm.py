@@ -38,7 +38,7 @@ def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
     Example:
         >>> net = dp.spectral_norm(dp.linear(3, bias=False))
         >>> params, state = net.init(jax.random.key(0), jnp.ones((2, 4)))
-        >>> kernel = dp.merge(net, params, state)[0]["kernel"]
+        >>> kernel = dp.tree.merge(net, params, state)[0]["kernel"]
         >>> bool(jnp.isclose(jnp.linalg.norm(kernel, 2), 1, atol=1e-3))
         True
 

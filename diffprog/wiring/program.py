@@ -26,6 +26,8 @@ from diffprog.core.plans import Call, Params, Plan, State, blank, remember, spec
 from diffprog.core.streams import miscounted, parted
 from diffprog.wiring.children import Child, Children, named_side, slot_of
 
+__all__ = ["program"]
+
 
 def program(**children: Any) -> Callable[[Callable[..., Any]], Layer]:
     """Make a layer of a function over layers: ``y = f(layers, x, *, side inputs)``.

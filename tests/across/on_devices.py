@@ -110,7 +110,7 @@ EXPLICIT = {
     "patches": (dp.patches(2) >> dp.linear(3), floats(4, 4, 6, 2)),
     "tap": (dp.tap(dp.repeat(2, dp.linear(8) >> jnp.tanh), "linear_0"), SERIES),
     "fixed_point": (next(case.layer for case in CASES if case.name == "fixed_point"), floats(4, 4)),
-    "llama": (dp.llama(11, kv_heads=1, **NET), jnp.arange(20).reshape(4, 5) % 11),
+    "llama": (dp.models.llama(11, kv_heads=1, **NET), jnp.arange(20).reshape(4, 5) % 11),
 }
 
 

@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from names import by_name
 
 import diffprog as dp
 
@@ -86,8 +87,7 @@ PROGRAMS = (twice, scaled, trained, tied, resampled, asked, told, told_alike, se
 
 def namespace():
     """The names in the code that `repr` shows; a program is shown as a call of its function."""
-    names = {"jax": jax, "jnp": jnp}
-    exec("from diffprog import *", names)
+    names = {"jax": jax, "jnp": jnp, **by_name()}
     names |= {f.__name__: f for f in (
         generic, mean_of_all, both, last_copy, halved, doubled)}
     made = lambda f: lambda **children: dp.program(**children)(f)  # noqa: E731
@@ -149,11 +149,11 @@ def dropout(d, x):
 def _gaussian_sample(d, x):
     features = d.pick([2, 3])
     pair = d.make(dp.branch, *(d.make(dp.linear, features) for _ in range(2)))
-    return dp.serial(pair, d.make(dp.gaussian_sample))
+    return dp.serial(pair, d.make(dp.estimators.gaussian_sample))
 
 
 def _gumbel_softmax(d, x):
-    return d.make(dp.gumbel_softmax, temperature=d.pick([0.5, 1.0]))
+    return d.make(dp.estimators.gumbel_softmax, temperature=d.pick([0.5, 1.0]))
 
 
 def _hide(d, x):

@@ -107,7 +107,7 @@ def test_parameters_that_begin_as_an_array_of_the_users_are_copied():
                        lambda params, x: params["table"][x] + params["again"][x])
     batch = np.array([0, 3]), np.zeros((2, 3), np.float32)
     for step in (dp.make_step(own, dp.regression(), optax.sgd(0.1)),
-                 dp.make_game(dp.serial(own=own), {"own": dp.Player(
+                 dp.training.make_game(dp.serial(own=own), {"own": dp.training.Player(
                      dp.regression(), optax.sgd(0.1))}, inputs=lambda batch: batch[0])):
         step.apply(step.init(KEY, batch[0]), batch)
         assert not table.is_deleted()
@@ -123,16 +123,16 @@ MADE = {
     "batch_norm": lambda n: dp.batch_norm(momentum=np.float32(0.5), eps=np.float32(0.25)),
     "group_norm": lambda n: dp.group_norm(np.array(2), eps=np.float64(0.5)),
     "repeat": lambda n: dp.repeat(n(2), dp.linear(n(4))),
-    "mlp": lambda n: dp.mlp((n(4), n(5)), n(3)),
+    "mlp": lambda n: dp.models.mlp((n(4), n(5)), n(3)),
     "upsample": lambda n: dp.upsample((n(2), n(3))),
     "embedding": lambda n: dp.embedding(n(5), n(3)),
     "ema": lambda n: dp.ema(dp.linear(n(3)), np.float32(0.5)),
     "attention": lambda n: dp.self_attention(n(2), dropout=np.float32(0.5), window=n(3),
                                              causal=np.True_),
     "rotary": lambda n: dp.self_attention(n(2), rotary=dp.rotary(
-        base=np.float32(8), scaling=dp.linear_scaling(np.float32(2)))),
-    "dcgan_generator": lambda n: dp.dcgan_generator(n(8), n(1), width=n(2)),
-    "gpt": lambda n: dp.gpt(n(5), length=n(8), width=n(8), depth=n(1), heads=n(2),
+        base=np.float32(8), scaling=dp.rope.linear_scaling(np.float32(2)))),
+    "dcgan_generator": lambda n: dp.models.dcgan_generator(n(8), n(1), width=n(2)),
+    "gpt": lambda n: dp.models.gpt(n(5), length=n(8), width=n(8), depth=n(1), heads=n(2),
                             dropout=np.float32(0.5)),
 }
 
@@ -161,12 +161,12 @@ def test_numbers_of_numpy_widen_nothing():
 
 def test_numbers_of_numpy_are_options_of_tools():
     ids = np.arange(12).reshape(3, 4)
-    x, labels = dp.mask_tokens(KEY, ids, vocabulary=np.int64(13), mask_token=np.int64(12),
+    x, labels = dp.text.mask_tokens(KEY, ids, vocabulary=np.int64(13), mask_token=np.int64(12),
                                rate=np.float32(0.5))
     assert x.shape == labels.shape == (3, 4)
     assert len(list(dp.batches(ids, np.int64(2)))) == 2
     dp.classification(smoothing=np.float32(0.1), top_k=np.int32(2))
-    assert dp.bits_per_character(1.0, np.int64(2), np.int64(4)) < 1
+    assert dp.metrics.bits_per_character(1.0, np.int64(2), np.int64(4)) < 1
 
 
 # Callables
@@ -366,11 +366,11 @@ def test_parameters_may_stand_in_any_tree(name, kind):
     params, state = net.init(KEY, X)
     assert jax.tree.structure(net.plan(X).params) == jax.tree.structure(params)
     np.testing.assert_allclose(net(params, X, state=state), plain(own, X), rtol=1e-6)
-    merged, _ = dp.merge(net, params, state)
+    merged, _ = dp.tree.merge(net, params, state)
     jax.tree.map(np.testing.assert_array_equal, merged, own)
-    again, _ = dp.unmerge(net, merged, {}, key=KEY)
+    again, _ = dp.tree.unmerge(net, merged, {}, key=KEY)
     jax.tree.map(np.testing.assert_array_equal, again, params)
-    free = jax.tree.leaves(dp.trainable(net, params))
+    free = jax.tree.leaves(dp.tree.trainable(net, params))
     assert (sum(free), len(free)) == {
         "freeze": (0, len(jax.tree.leaves(own))), "reparam": (len(free) // 2, len(free)),
     }.get(kind, (len(free), len(free)))
@@ -381,7 +381,7 @@ def test_one_leaf_in_any_tree_is_frozen_alone(name):
     net = dp.repeat(2, of_tree(name))
     for path in dp.tree.paths(TREES[name]()):
         held = dp.freeze(net, path)
-        free = dp.tree.paths(dp.trainable(held, held.plan(X).params))
+        free = dp.tree.paths(dp.tree.trainable(held, held.plan(X).params))
         assert [p for p, trains in free.items() if not trains] == [path]
 
 

@@ -49,8 +49,8 @@ def both(f):
 def test_merged_trees_are_those_of_the_plain_net_in_both_modes(way):
     net = WAYS[way](NET)
     params, state = trees(net)
-    assert dp.merge(net, params, state)[1] == {}
-    close(both(lambda train: NET(dp.merge(net, params, state, train=train)[0], X)),
+    assert dp.tree.merge(net, params, state)[1] == {}
+    close(both(lambda train: NET(dp.tree.merge(net, params, state, train=train)[0], X)),
           both(lambda train: net.apply(params, state, X, train=train)[0]))
 
 
@@ -120,21 +120,21 @@ def test_it_writes_what_the_whole_net_says_next(way):
     net = dp.serial(dp.embedding(7, 4), WAYS[way](dp.self_attention(2, causal=True)),
                     WAYS[way](dp.recurrent(dp.gru(4))), dp.linear(7))
     params, state = trees(net, IDS)
-    found = dp.generate(net, params, IDS, 4, state=state)
+    found = dp.text.generate(net, params, IDS, 4, state=state)
     assert found.tokens.tolist() == likeliest(net, params, state, IDS, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ema", "quantize"])
 def test_memory_is_what_the_net_itself_makes_of_the_source(way):
-    plain = dp.transformer(7, 7, width=4, depth=1, heads=2, hidden=8)
+    plain = dp.models.transformer(7, 7, width=4, depth=1, heads=2, hidden=8)
     net = WAYS[way](plain)
     params, state = jax.jit(net.init)(KEY, IDS, source=IDS)
     params, state = moved(params), moved(state, 4)
     seen = jax.jit(dp.tap(net, "encoder").apply)(params, state, IDS[:, :1], source=IDS)[0][1]
-    merged, _ = dp.merge(net, params, state)
+    merged, _ = dp.tree.merge(net, params, state)
     close(seen["encoder"], jax.jit(plain.children["encoder"])(merged["encoder"], IDS))
-    written = dp.generate(net, params, IDS[:, :1], 3, state=state, memory=seen["encoder"])
+    written = dp.text.generate(net, params, IDS[:, :1], 3, state=state, memory=seen["encoder"])
     assert written.tokens.tolist() == likeliest(net, params, state, IDS[:, :1], 3, source=IDS)
 
 
@@ -143,13 +143,13 @@ def test_memory_is_what_the_net_itself_makes_of_the_source(way):
 def test_the_next_token_in_chunks_reads_the_table_that_the_net_reads(way):
     tables = {"spectral_norm": lambda f: dp.spectral_norm(f, ("**/kernel", "**/embedding")),
               "quantize": lambda f: dp.quantize(f, 3, ("**/kernel", "**/embedding"))}
-    net = tables.get(way, WAYS[way])(dp.gpt(11, length=8, width=4, depth=1, heads=2))
+    net = tables.get(way, WAYS[way])(dp.models.gpt(11, length=8, width=4, depth=1, heads=2))
     params, state = trees(net, IDS)
-    of_chunks = dp.chunked_next_token("trunk", "embed/embedding", chunk=4)
+    of_chunks = dp.text.chunked_next_token("trunk", "embed/embedding", chunk=4)
     found, wanted = (
         both(lambda train, objective=objective: jax.value_and_grad(
             lambda p: objective(net, p, state, IDS, key=None, train=train)[0])(params))
-        for objective in (of_chunks, dp.next_token()))
+        for objective in (of_chunks, dp.text.next_token()))
     close(found, wanted)
 
 
@@ -158,14 +158,14 @@ def test_the_next_token_in_chunks_reads_the_table_that_the_net_reads(way):
 def test_a_penalty_speaks_of_what_the_net_computes_with(way):
     net = WAYS[way](NET)
     params, state = trees(net)
-    objective = dp.penalized(OBJECTIVE, dp.l2)
+    objective = dp.training.penalized(OBJECTIVE, dp.losses.l2)
 
     def penalized(params, train):
         loss, (_, metrics) = objective(net, params, state, (X, LABELS), key=None, train=train)
         return loss, metrics["penalty"]
 
     def by_hand(params, train):
-        kernels = dp.tree.select(dp.merge(net, params, state, train=train)[0], "**/kernel")
+        kernels = dp.tree.select(dp.tree.merge(net, params, state, train=train)[0], "**/kernel")
         penalty = sum(jnp.sum(w * w) for w in kernels.values())
         return total(net, params, state, train) + penalty, penalty
 
@@ -177,7 +177,7 @@ def test_a_penalty_speaks_of_what_the_net_computes_with(way):
 def test_a_penalty_of_kernels_of_norm_one_in_numpy():
     net = dp.spectral_norm(dp.serial(dp.linear(4), dp.linear(3)))
     params, state = net.init(KEY, X)
-    objective = dp.penalized(OBJECTIVE, dp.l2)
+    objective = dp.training.penalized(OBJECTIVE, dp.losses.l2)
     _, (_, metrics) = objective(net, params, state, (X, LABELS), key=None, train=False)
     singular = [np.linalg.svd(np.asarray(leaf), compute_uv=False)
                 for leaf in dp.tree.select(params, "**/kernel").values()]
@@ -201,7 +201,7 @@ def test_merging_what_was_linearized(way):
     """The tangent of the plain net at what is made of the origin, along what is made of the way."""
     net, plain = dp.linearize(WAYS[way](NET)), dp.linearize(NET)
     params, state = trees(net)
-    merged, rest = dp.merge(net, params, state)
+    merged, rest = dp.tree.merge(net, params, state)
     dp.tree.verify(plain, merged, X, state=rest)
     close(plain(merged, X, state=rest), net(params, X, state=state))
     if way == "quantize":  # the gradient passes straight through: the way is not rounded
@@ -242,30 +242,30 @@ def total(net, params, state, train, examples=slice(None)):
 def test_what_has_no_gradient_at_rest_is_refused_there_and_given_in_training(way):
     net = WAYS[way](NET)
     params, state = trees(net)
-    for f in (dp.per_example_gradients, dp.per_example_gradient_norms):
+    for f in (dp.gradients.per_example_gradients, dp.gradients.per_example_gradient_norms):
         assert "train=True" in refused(f, net, OBJECTIVE, params, state, (X, LABELS)).remedy
-    seen = jax.jit(lambda params: dp.per_example_gradients(
+    seen = jax.jit(lambda params: dp.gradients.per_example_gradients(
         net, OBJECTIVE, params, state, (X, LABELS), train=True))(params)
     alone = jax.jit(jax.grad(lambda p: total(net, p, state, True, slice(1, 2))))(params)
     close(jax.tree.map(lambda g: g[1], seen), alone)
-    refused(dp.tangent_kernel, functools.partial(net, state=state), params, X)
-    refused(dp.tangent_kernel, lambda p, x: net(p, x, state=state), params, X)
-    refused(dp.hessian_product, lambda p: total(net, p, state, False), params, params)
-    curve = jax.jit(lambda params: dp.hessian_product(
+    refused(dp.gradients.tangent_kernel, functools.partial(net, state=state), params, X)
+    refused(dp.gradients.tangent_kernel, lambda p, x: net(p, x, state=state), params, X)
+    refused(dp.gradients.hessian_product, lambda p: total(net, p, state, False), params, params)
+    curve = jax.jit(lambda params: dp.gradients.hessian_product(
         lambda p: total(net, p, state, True), params, params))(params)
     assert any(leaf.any() for leaf in jax.tree.leaves(curve))
-    refused(dp.fisher_product, lambda p: net(p, X, state=state), params, params,
+    refused(dp.gradients.fisher_product, lambda p: net(p, X, state=state), params, params,
             distribution="categorical")
     # The remedy: the plain net, where it computes.
-    plain, _ = dp.merge(net, params, state)
-    assert jax.jit(lambda plain: dp.per_example_gradient_norms(
+    plain, _ = dp.tree.merge(net, params, state)
+    assert jax.jit(lambda plain: dp.gradients.per_example_gradient_norms(
         NET, OBJECTIVE, plain, {}, (X, LABELS)))(plain).min() > 0
 
 
 def test_statistics_are_refused_beside_averages():
     net = dp.ema(dp.serial(dp.batch_norm(), NET))
     params, state = trees(net)
-    error = refused(dp.per_example_gradients, net, OBJECTIVE, params, state, (X, LABELS),
+    error = refused(dp.gradients.per_example_gradients, net, OBJECTIVE, params, state, (X, LABELS),
                     train=True)
     assert error.got == "train=True and batch_norm_0/mean, batch_norm_0/var"
 
@@ -274,16 +274,16 @@ def test_statistics_are_refused_beside_averages():
 def test_only_what_is_trained_is_differentiated():
     net = dp.freeze(dp.lora(NET, 1), but=("**/down", "**/up"))
     params, state = trees(net)
-    seen = dp.per_example_gradients(net, OBJECTIVE, params, state, (X, LABELS))
+    seen = dp.gradients.per_example_gradients(net, OBJECTIVE, params, state, (X, LABELS))
     assert {path.rsplit("/", 1)[-1] for path in dp.tree.paths(seen)} == {"down", "up"}
     assert dp.tree.count(seen) == 3 * (4 + 4 + 4 + 3)
     whole = jax.grad(lambda p: total(net, p, state, False))(params)
     for path, leaf in dp.tree.paths(seen).items():
         np.testing.assert_allclose(leaf.mean(0), dp.tree.paths(whole)[path], atol=1e-6)
-    norms = dp.per_example_gradient_norms(net, OBJECTIVE, params, state, (X, LABELS))
+    norms = dp.gradients.per_example_gradient_norms(net, OBJECTIVE, params, state, (X, LABELS))
     squares = sum((np.asarray(leaf) ** 2).reshape(3, -1).sum(1) for leaf in jax.tree.leaves(seen))
     np.testing.assert_allclose(norms, np.sqrt(squares), rtol=1e-5)
-    kernel = dp.tangent_kernel(net, params, X)
+    kernel = dp.gradients.tangent_kernel(net, params, X)
     jacobian = jax.jacobian(lambda p: net(p, X))(params)
     rows = [np.asarray(leaf).reshape(3, 3, -1) for leaf in jax.tree.leaves(jacobian)]
     close(kernel, jnp.asarray(sum(np.einsum("iap,jbp->ijab", r, r) for r in rows)))
@@ -315,7 +315,7 @@ TOOLS = {
 def test_tools_show_what_the_plain_net_does(way):
     net = WAYS[way](DEEP)
     params, state = trees(net)
-    merged, _ = dp.merge(net, params, state)
+    merged, _ = dp.tree.merge(net, params, state)
     for name, tool in TOOLS.items():
         found, wanted = tool(net, params, state), tool(DEEP, merged, {})
         assert jax.tree.structure(found) == jax.tree.structure(wanted), name
@@ -323,7 +323,7 @@ def test_tools_show_what_the_plain_net_does(way):
     seen, other = ({row.path: (row.input, row.output) for row in dp.summary(of, X).rows}
                    for of in (net, DEEP))
     assert seen == other and len(seen) > 5
-    assert dp.diagram(net, X) == dp.diagram(DEEP, X)
+    assert dp.inspection.diagram(net, X) == dp.inspection.diagram(DEEP, X)
 
 
 @pytest.mark.slow
@@ -331,9 +331,9 @@ def test_tools_show_what_the_plain_net_does(way):
 def test_the_flow_of_gradients_is_that_of_the_plain_net(way):
     net = WAYS[way](DEEP)
     params, state = trees(net)
-    seen = dp.gradient_flow(net, OBJECTIVE, params, (X, LABELS), state=state)
-    merged, _ = dp.merge(net, params, state, train=True)
-    wanted = dp.gradient_flow(DEEP, OBJECTIVE, merged, (X, LABELS))
+    seen = dp.inspection.gradient_flow(net, OBJECTIVE, params, (X, LABELS), state=state)
+    merged, _ = dp.tree.merge(net, params, state, train=True)
+    wanted = dp.inspection.gradient_flow(DEEP, OBJECTIVE, merged, (X, LABELS))
     assert [row.path for row in seen.rows] == [row.path for row in wanted.rows]
     for row, other in zip(seen.rows, wanted.rows, strict=True):
         np.testing.assert_allclose([row.activation, row.gradient],
@@ -345,7 +345,7 @@ def test_the_flow_of_what_is_linearized_has_one_row():
     net = dp.serial(deep=dp.repeat(2, dp.linearize(dp.residual(dp.linear(4) >> jnp.tanh))),
                     head=dp.linear(3))
     params, state = trees(net)
-    seen = {row.path: row for row in dp.gradient_flow(
+    seen = {row.path: row for row in dp.inspection.gradient_flow(
         net, OBJECTIVE, params, (X, LABELS), state=state).rows}
     assert list(seen) == ["deep[0]", "deep[1]", "head", ""]
     grads = jax.grad(lambda p: total(net, p, state, True))(params)["deep"]
@@ -385,7 +385,7 @@ def test_what_was_replaced_writes_as_it_computes(wrap):
     wrapped = wrap(dp.repeat(2, dp.residual(dp.linear(4) >> jnp.tanh)))
     net = dp.serial(dp.embedding(7, 4), wrapped, dp.linear(7))
     params, state = trees(net, IDS)
-    written = dp.generate(net, params, IDS, 4)
+    written = dp.text.generate(net, params, IDS, 4)
     assert written.tokens.tolist() == likeliest(net, params, state, IDS, 4)
 
 
@@ -399,4 +399,4 @@ def test_surgery_where_a_layer_cannot_be_made_anew_is_refused_by_name():
             assert error.path == "at" and "another inside" in error.wants
             assert "another inside" in refused(dp.tap, net, "at/inside").wants
             dp.replace(net, "at", dp.linear(4))  # as a whole it can be exchanged
-            assert "at" in str(dp.summary(net, X)) and dp.diagram(net, X)
+            assert "at" in str(dp.summary(net, X)) and dp.inspection.diagram(net, X)

@@ -172,7 +172,7 @@ def test_every_case_is_exported_for_any_batch_and_length(case, of_any):
 STEPPED = {
     "classes": (dp.serial(dp.linear(4), dp.batch_norm(), dp.linear(3)), dp.classification(top_k=2),
                 lambda b, t: (floats(b, 5), jax.ShapeDtypeStruct((b,), jnp.int32))),
-    "text": (dp.embedding(11, 4) >> dp.recurrent(dp.gru(11)), dp.next_token(),
+    "text": (dp.embedding(11, 4) >> dp.recurrent(dp.gru(11)), dp.text.next_token(),
              lambda b, t: jax.ShapeDtypeStruct((b, t + 1), jnp.int32)),
 }
 
@@ -198,11 +198,12 @@ ON_MESH = {
     "weights": (dp.linear(3), dp.classification(class_weights=jnp.ones(3)), {
         "x": floats(2, 5), "y": jax.ShapeDtypeStruct((2,), jnp.int32)}),
     "text by chunks": (dp.serial(trunk=dp.embedding(11, 4), head=dp.linear(11)),
-                       dp.chunked_next_token("trunk", "head/kernel", chunk=4),
+                       dp.text.chunked_next_token("trunk", "head/kernel", chunk=4),
                        {"x": jax.ShapeDtypeStruct((2, 5), jnp.int32)}),
-    "vae": (dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5)), dp.elbo(), {
+    "vae": (dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5)), dp.training.elbo(),
+        {
         "x": floats(2, 5), "y": floats(2, 5)}),
-    "diffusion": (TOLD, dp.denoising(dp.linear_schedule(4), null_class=3), {
+    "diffusion": (TOLD, dp.diffusion.denoising(dp.diffusion.linear_schedule(4), null_class=3), {
         "x": floats(2, 4), "condition": jax.ShapeDtypeStruct((2,), jnp.int32)}),
 }
 
@@ -221,8 +222,8 @@ def test_a_step_runs_on_an_explicit_mesh(name):
         if name != "diffusion":  # which is measured example by example, each with a row of a table
             jax.eval_shape(step.evaluate, state, given)
         else:
-            jax.eval_shape(lambda x, classes: dp.ddpm(
-                net, {"scale": jnp.ones(())}, x, dp.linear_schedule(4), key=KEY, steps=2,
+            jax.eval_shape(lambda x, classes: dp.diffusion.ddpm(
+                net, {"scale": jnp.ones(())}, x, dp.diffusion.linear_schedule(4), key=KEY, steps=2,
                 guidance=2.0, null_class=3, condition=classes), given["x"], given["condition"])
 
 
@@ -231,8 +232,10 @@ def test_losses_and_metrics_are_traced_for_any_size():
     logits, ids = floats(b, t, 7), jax.ShapeDtypeStruct((b, t), jnp.int32)
     few = jax.ShapeDtypeStruct((b, 2), jnp.int32)
     found = jax.eval_shape(lambda logits, ids, few: (
-        dp.cross_entropy(logits, ids), dp.accuracy(logits, ids), dp.squared_error(logits, logits),
-        dp.ctc(logits, few), *dp.linear_cross_entropy(logits, jnp.ones((7, 8)), ids, chunk=3)),
+        dp.losses.cross_entropy(logits, ids), dp.metrics.accuracy(logits, ids),
+        dp.losses.squared_error(logits, logits),
+        dp.losses.ctc(logits, few),
+        *dp.losses.linear_cross_entropy(logits, jnp.ones((7, 8)), ids, chunk=3)),
         logits, ids, few)
     assert [a.shape for a in found] == [()] * 5 + [(b, t)]
 
@@ -251,10 +254,10 @@ def test_what_an_open_size_leaves_unsaid_is_asked_for():
     assert 'constraints=["t <= 9"]' in remedy
     size, time = export.symbolic_shape("b, t", constraints=["t <= 9"])
     jax.eval_shape(stream, params, jax.ShapeDtypeStruct((size, time), jnp.int32))
-    objective = dp.next_token()
+    objective = dp.text.next_token()
     asked = lambda x: objective(net, params, {}, x, key=None, train=True)[0]  # noqa: E731
     assert '"b, t + 1"' in refused(jax.eval_shape, asked, ids).remedy
-    assert "net.start" in refused(jax.eval_shape, lambda x: dp.generate(
+    assert "net.start" in refused(jax.eval_shape, lambda x: dp.text.generate(
         net, params, x, 3).tokens, ids).remedy
 
 
@@ -280,8 +283,8 @@ def test_every_case_has_the_same_values_on_two_devices():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("net", "x", "side"), [
-    (dp.llama(11, kv_heads=1, **NET), jnp.arange(12).reshape(3, 4) % 11, {"mask": REAL}),
-    (dp.gpt(11, length=8, **NET), jnp.arange(12).reshape(3, 4) % 11, {"segments": REAL + 0}),
+    (dp.models.llama(11, kv_heads=1, **NET), jnp.arange(12).reshape(3, 4) % 11, {"mask": REAL}),
+    (dp.models.gpt(11, length=8, **NET), jnp.arange(12).reshape(3, 4) % 11, {"segments": REAL + 0}),
     (dp.recurrent(dp.lstm(3), unroll=2), floats(3, 4, 5), {"mask": REAL}),
     (dp.recurrent(dp.gru(3), bidirectional=True), floats(3, 4, 5), {}),
     (dp.conv(3, 3, dims=1, stride=2), floats(3, 4, 5), {}),

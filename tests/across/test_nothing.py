@@ -70,15 +70,15 @@ def test_of_nothing_comes_nothing(net, x, side, wanted):
 
 
 @pytest.mark.parametrize("loss", [
-    lambda: dp.cross_entropy(jnp.zeros((0, 3)), jnp.zeros(0, int)),
-    lambda: dp.linear_cross_entropy(jnp.zeros((0, 3)), jnp.zeros((3, 5)), jnp.zeros(0, int),
+    lambda: dp.losses.cross_entropy(jnp.zeros((0, 3)), jnp.zeros(0, int)),
+    lambda: dp.losses.linear_cross_entropy(jnp.zeros((0, 3)), jnp.zeros((3, 5)), jnp.zeros(0, int),
                                     chunk=2)[0],
-    lambda: dp.squared_error(jnp.zeros((0, 3)), jnp.zeros((0, 3))),
-    lambda: dp.ctc(jnp.zeros((0, 4, 3)), jnp.zeros((0, 2), int)),
-    lambda: dp.accuracy(jnp.zeros((0, 3)), jnp.zeros(0, int)),
-    lambda: dp.top_k_accuracy(jnp.zeros((0, 3)), jnp.zeros(0, int), k=2),
-    lambda: dp.confusion_matrix(jnp.zeros((0, 3)), jnp.zeros(0, int)).sum(),
-    lambda: dp.gaussian_kl(jnp.zeros((0, 3)), jnp.zeros((0, 3))),
+    lambda: dp.losses.squared_error(jnp.zeros((0, 3)), jnp.zeros((0, 3))),
+    lambda: dp.losses.ctc(jnp.zeros((0, 4, 3)), jnp.zeros((0, 2), int)),
+    lambda: dp.metrics.accuracy(jnp.zeros((0, 3)), jnp.zeros(0, int)),
+    lambda: dp.metrics.top_k_accuracy(jnp.zeros((0, 3)), jnp.zeros(0, int), k=2),
+    lambda: dp.metrics.confusion_matrix(jnp.zeros((0, 3)), jnp.zeros(0, int)).sum(),
+    lambda: dp.losses.gaussian_kl(jnp.zeros((0, 3)), jnp.zeros((0, 3))),
 ])
 def test_the_mean_of_no_entries_is_zero(loss):
     np.testing.assert_array_equal(loss(), 0)

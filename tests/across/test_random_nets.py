@@ -10,6 +10,7 @@ from cases import TIMELESS, Case
 from comparing import KEY, same
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import given as drawing
+from names import makers
 from random_combinators import NESTED
 from random_nets import KINDS, floats, nested, nets
 from random_pieces import PROGRAMS, both, namespace
@@ -50,9 +51,8 @@ def composed(net):
     return net.depth > 1
 
 
-def makers():
-    return {name for name in dp.__all__ if hasattr(getattr(dp, name), "__wrapped__")
-            and ".models." not in getattr(dp, name).__module__} - {"pin"}  # see test_pinned.py
+def drawn_makers():
+    return makers() - {"pin"}  # see test_pinned.py
 
 
 @pytest.mark.parametrize(("kind", "chunk"), [
@@ -126,7 +126,7 @@ def test_a_tap_around_a_tap_of_the_same_pattern():
 
 @pytest.mark.slow
 def test_every_layer_and_combinator_is_drawn():
-    wanted, met = makers() | PLAIN | WAYS | {1, 2, 3, 4, 5}, set()
+    wanted, met = drawn_makers() | PLAIN | WAYS | {1, 2, 3, 4, 5}, set()
 
     def look(net):
         met.update(net.parts.keys() | {net.depth})

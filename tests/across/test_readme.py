@@ -49,7 +49,7 @@ def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
     text = read("README.md")
     monkeypatch.chdir(tmp_path)
     names = execute(text, str(README))
-    assert repr(names["AlexNet"]) == repr(dp.alexnet())
+    assert repr(names["AlexNet"]) == repr(dp.models.alexnet())
     assert names["table"].parameters == 60_965_224
     assert names["score"].plan((jnp.ones((2, 3)), jnp.ones((2, 5)))).y.shape == (2,)
     assert names["noisy"].apply(*names["noisy"].init(jax.random.key(0), jnp.ones((2, 4))),
@@ -62,7 +62,7 @@ def test_the_blocks_of_the_readme_run(tmp_path, monkeypatch):
 
 def test_the_diagram_in_the_readme_is_what_the_block_above_it_draws():
     text = read("README.md")
-    (code,) = [code for _, code in blocks(text) if "dp.diagram(" in code]
+    (code,) = [code for _, code in blocks(text) if "dp.inspection.diagram(" in code]
     names = {"jax": jax, "jnp": jnp, "dp": dp}
     exec(code, names)
     assert re.findall(r"^```mermaid\n(.*?)\n```$", text, re.M | re.S) == [names["chart"]]

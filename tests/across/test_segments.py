@@ -214,7 +214,8 @@ MIXING = {
 }
 @pytest.mark.slow
 def test_bert_reads_packed_texts_and_gives_the_first_as_a_whole():
-    net, x = dp.bert(11, length=4, width=8, depth=1, heads=2), jnp.array([[3, 1, 4, 1, 5, 9]])
+    net, x = dp.models.bert(11, length=4, width=8, depth=1,
+        heads=2), jnp.array([[3, 1, 4, 1, 5, 9]])
     params, _ = net.init(KEY, x[:, :4])
     run = jax.jit(net)
     y, whole = run(params, x, segments=jnp.array([[0, 0, 0, 0, 1, 1]]))

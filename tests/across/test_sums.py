@@ -206,13 +206,13 @@ def test_a_child_called_many_times():
 @pytest.mark.slow
 def test_a_small_gpt():
     """Ids that come often, tied scores, attention: as in float32, but for the rounding."""
-    net = dp.gpt(4, length=64, width=16, depth=1, heads=2)
+    net = dp.models.gpt(4, length=64, width=16, depth=1, heads=2)
     ids = jax.random.randint(KEY, (64, 64), 0, 4)
     params, _ = net.init(KEY, ids)
     params = jax.tree.map(lambda a: a.astype(BF16).astype(jnp.float32), params)
 
     def gradients(net):
-        loss = lambda p: dp.cross_entropy(net(p, ids[:, :-1]), ids[:, 1:])  # noqa: E731
+        loss = lambda p: dp.losses.cross_entropy(net(p, ids[:, :-1]), ids[:, 1:])  # noqa: E731
         return jax.jit(jax.grad(loss))(params)
 
     found, wanted = gradients(dp.mixed(net, BF16)), gradients(net)
@@ -229,7 +229,7 @@ def test_a_small_convolutional_net():
     params, x = jax.tree.map(lambda a: a.astype(BF16).astype(jnp.float32), (params, x))
 
     def biases(net):
-        grads = jax.jit(jax.grad(lambda p: dp.cross_entropy(net(p, x), labels)))(params)
+        grads = jax.jit(jax.grad(lambda p: dp.losses.cross_entropy(net(p, x), labels)))(params)
         return [leaf for path, leaf in dp.tree.paths(grads).items() if "bias" in path]
 
     for found, wanted in zip(biases(dp.mixed(net, BF16)), biases(net), strict=True):

@@ -91,9 +91,9 @@ IDS = jnp.ones((2, 5), jnp.int32)
 REAL = jnp.ones((2, 5), bool)
 NET = dp.serial(dp.linear(3), dp.batch_norm(), jnp.tanh, dp.dropout(0.5), dp.linear(3))
 PLAIN = dp.linear(3) >> jnp.tanh >> dp.linear(3)
-GPT = dp.gpt(11, length=12, width=8, depth=2, heads=2, hidden=12)
-DENOISER = dp.dit(1, width=8, depth=1, heads=2, hidden=12, classes=3)
-SCHEDULE = dp.cosine_schedule(8)
+GPT = dp.models.gpt(11, length=12, width=8, depth=2, heads=2, hidden=12)
+DENOISER = dp.models.dit(1, width=8, depth=1, heads=2, hidden=12, classes=3)
+SCHEDULE = dp.diffusion.cosine_schedule(8)
 
 
 def scores(dtype, classes=7):
@@ -117,9 +117,9 @@ def played(dtype):
         y = net(params, x, state=state)
         return y.mean(), (state, {"loss": y.mean()})
 
-    players = {name: dp.Player(objective, optax.adam(0.1), steps=steps)
+    players = {name: dp.training.Player(objective, optax.adam(0.1), steps=steps)
                for name, steps in (("generator", 1), ("critic", 2))}
-    game = dp.make_game(score, players)
+    game = dp.training.make_game(score, players)
     x = jnp.ones((4, 2), dtype)
     state = game.init(jax.random.key(0), x)
     game.apply(state, x)
@@ -130,25 +130,27 @@ def curved(dtype):
     x = jnp.ones((2, 4), dtype)
     params, state = PLAIN.init(jax.random.key(0), x)
     forward = lambda params: PLAIN(params, x)  # noqa: E731
-    loss = lambda y: dp.cross_entropy(y, jnp.ones(2, jnp.int32))  # noqa: E731
-    dp.hessian_product(lambda params: loss(forward(params)), params, params)
-    dp.gauss_newton_product(forward, loss, params, params)
+    loss = lambda y: dp.losses.cross_entropy(y, jnp.ones(2, jnp.int32))  # noqa: E731
+    dp.gradients.hessian_product(lambda params: loss(forward(params)), params, params)
+    dp.gradients.gauss_newton_product(forward, loss, params, params)
     for distribution in ("bernoulli", "categorical", "gaussian"):
-        dp.fisher_product(forward, params, params, distribution=distribution,
+        dp.gradients.fisher_product(forward, params, params, distribution=distribution,
                           mask=jnp.ones(2, bool))
     batch = {"x": x, "y": jnp.ones(2, jnp.int32)}
-    dp.per_example_gradients(PLAIN, dp.classification(), params, state, batch)
-    dp.per_example_gradient_norms(PLAIN, dp.classification(), params, state, batch, batch_size=2)
-    dp.tangent_kernel(PLAIN, params, x)
+    dp.gradients.per_example_gradients(PLAIN, dp.classification(), params, state, batch)
+    dp.gradients.per_example_gradient_norms(PLAIN, dp.classification(), params, state, batch,
+        batch_size=2)
+    dp.gradients.tangent_kernel(PLAIN, params, x)
 
 
 def written(dtype):
     params = cast(GPT.init(jax.random.key(0), IDS)[0], dtype)
     prompts = [[1, 2, 3], [4]]
-    dp.generate(GPT, params, prompts, 3, stop=[0])
-    dp.generate(GPT, params, prompts, 3, key=jax.random.key(0), temperature=0.5, top_k=4, top_p=0.9)
-    dp.beam_search(GPT, params, prompts, 3, beams=2, length_penalty=0.6, stop=[0])
-    dp.sample(jax.random.key(0), scores(dtype), temperature=0.5, top_k=3, top_p=0.9)
+    dp.text.generate(GPT, params, prompts, 3, stop=[0])
+    dp.text.generate(GPT, params, prompts, 3, key=jax.random.key(0), temperature=0.5, top_k=4,
+        top_p=0.9)
+    dp.text.beam_search(GPT, params, prompts, 3, beams=2, length_penalty=0.6, stop=[0])
+    dp.text.sample(jax.random.key(0), scores(dtype), temperature=0.5, top_k=3, top_p=0.9)
 
 
 def dreamed(dtype):
@@ -156,13 +158,14 @@ def dreamed(dtype):
     side = {"time": labels, "condition": labels}
     params, _ = DENOISER.init(jax.random.key(0), x, **side)
     key = jax.random.key(0)
-    dp.add_noise(x, x, SCHEDULE, labels)
-    for walk in (dp.ddpm, functools.partial(dp.ddim, eta=0.5)):
+    dp.diffusion.add_noise(x, x, SCHEDULE, labels)
+    for walk in (dp.diffusion.ddpm, functools.partial(dp.diffusion.ddim, eta=0.5)):
         walk(DENOISER, params, x, SCHEDULE, key=key, steps=2, guidance=2.0, null_class=3,
              condition=labels)
         walk(DENOISER, params, x, SCHEDULE, key=key, predict="velocity", condition=labels)
-    stepped(dp.denoising(SCHEDULE, null_class=3), {"x": x, "condition": labels}, net=DENOISER)
-    stepped(dp.denoising(SCHEDULE, predict="velocity"), x, net=DENOISER)
+    stepped(dp.diffusion.denoising(SCHEDULE, null_class=3), {"x": x, "condition": labels},
+        net=DENOISER)
+    stepped(dp.diffusion.denoising(SCHEDULE, predict="velocity"), x, net=DENOISER)
 
 
 def compared(dtype):
@@ -171,62 +174,65 @@ def compared(dtype):
     weights = jnp.ones(7)
     for options in ({"reduction": "mean"}, {"reduction": "sum", "mask": REAL[:, 0]},
                     {"reduction": "none", "mask": REAL}):
-        dp.cross_entropy(logits, labels, smoothing=0.1, class_weights=weights, ignore=-100,
+        dp.losses.cross_entropy(logits, labels, smoothing=0.1, class_weights=weights, ignore=-100,
                          **options)
-        dp.cross_entropy(logits, soft, smoothing=0.1, class_weights=weights, **options)
-        dp.linear_cross_entropy(scores(dtype, 3), jnp.ones((3, 7)), labels, bias=weights, chunk=3,
+        dp.losses.cross_entropy(logits, soft, smoothing=0.1, class_weights=weights, **options)
+        dp.losses.linear_cross_entropy(scores(dtype, 3), jnp.ones((3, 7)), labels, bias=weights,
+            chunk=3,
                                 ignore=-100, **options)
-        for loss in (dp.binary_cross_entropy, dp.squared_error, dp.absolute_error, dp.huber,
-                     dp.kl_divergence):
+        for loss in (dp.losses.binary_cross_entropy, dp.losses.squared_error,
+            dp.losses.absolute_error, dp.losses.huber,
+                     dp.losses.kl_divergence):
             loss(logits, soft, **options)
             loss(logits, soft.astype(jnp.float32), **options)
-        dp.gaussian_kl(logits, logits, **options)
-    dp.binary_cross_entropy(logits, IDS[..., None] * jnp.ones((1, 1, 7), jnp.int32))
-    dp.ctc(logits, labels[:, :2])
-    dp.ctc(logits, labels[:, :2], mask=REAL, label_mask=REAL[:, :2], reduction="none")
+        dp.losses.gaussian_kl(logits, logits, **options)
+    dp.losses.binary_cross_entropy(logits, IDS[..., None] * jnp.ones((1, 1, 7), jnp.int32))
+    dp.losses.ctc(logits, labels[:, :2])
+    dp.losses.ctc(logits, labels[:, :2], mask=REAL, label_mask=REAL[:, :2], reduction="none")
 
 
 def measured(dtype):
     logits, labels = scores(dtype), IDS
     for options in ({}, {"mask": REAL, "ignore": -100}):
-        dp.accuracy(logits, labels, **options)
-        dp.top_k_accuracy(logits, labels, k=3, **options)
-        dp.confusion_matrix(logits, labels, **options)
+        dp.metrics.accuracy(logits, labels, **options)
+        dp.metrics.top_k_accuracy(logits, labels, k=3, **options)
+        dp.metrics.confusion_matrix(logits, labels, **options)
 
 
 def trained(dtype):
     """Every objective, in a step."""
     x, y = jnp.ones((4, 5), dtype), jnp.ones(4, jnp.int32)
-    penalized = dp.penalized(dp.classification(), lambda params: 1e-4 * dp.l2(params)
-                             + 1e-4 * dp.l1(params))
+    penalized = dp.training.penalized(dp.classification(), lambda params: 1e-4
+        * dp.losses.l2(params)
+                             + 1e-4 * dp.losses.l1(params))
     stepped(dp.classification(smoothing=0.1, class_weights=jnp.ones(3), ignore=-100, top_k=2),
             (x, y), {"x": x, "y": y, "target_mask": y > 0})
     stepped(penalized, (x, y), net=dp.mixed(NET, jnp.bfloat16))
     stepped(dp.classification(), (x, jnp.ones((4, 3)) / 3), net=dp.freeze(NET, "linear_0/**"))
-    stepped(dp.binary_classification(), (x, jnp.ones((4, 3), jnp.int32)))
-    stepped(dp.regression(dp.huber), (x, jnp.ones((4, 3))), optimizer=optax.adam(0.1))
+    stepped(dp.training.binary_classification(), (x, jnp.ones((4, 3), jnp.int32)))
+    stepped(dp.regression(dp.losses.huber), (x, jnp.ones((4, 3))), optimizer=optax.adam(0.1))
     latent = dp.branch(dp.linear(2), dp.linear(2))
-    stepped(dp.elbo(), (x, x), net=dp.vae(latent, dp.linear(5)))
+    stepped(dp.training.elbo(), (x, x), net=dp.models.vae(latent, dp.linear(5)))
 
 
 def told(dtype):
     """Objectives of text."""
     net = GPT if dtype == jnp.float32 else dp.mixed(GPT, dtype)
     batch = {"x": IDS, "mask": REAL, "segments": IDS, "asked": REAL}
-    for objective in (dp.next_token(smoothing=0.1),
-                      dp.chunked_next_token("trunk", "embed/embedding", chunk=4)):
+    for objective in (dp.text.next_token(smoothing=0.1),
+                      dp.text.chunked_next_token("trunk", "embed/embedding", chunk=4)):
         stepped(objective, batch, net=net)
-    bert = dp.bert_pretraining(11, length=8, width=8, depth=1, heads=2, hidden=12)
+    bert = dp.models.bert_pretraining(11, length=8, width=8, depth=1, heads=2, hidden=12)
     key = jax.random.key(0)
-    x, y = dp.mask_tokens(key, IDS, vocabulary=11, mask_token=9, special_tokens=[0], mask=REAL)
-    stepped(dp.masked_language(), {"x": x, "y": (y, IDS[:, 0]), "mask": REAL},
+    x, y = dp.text.mask_tokens(key, IDS, vocabulary=11, mask_token=9, special_tokens=[0], mask=REAL)
+    stepped(dp.text.masked_language(), {"x": x, "y": (y, IDS[:, 0]), "mask": REAL},
             net=bert if dtype == jnp.float32 else dp.mixed(bert, dtype))
 
 
 def reached(dtype):
     x = jnp.ones((2, 4), dtype)
     net = dp.linearize(dp.lora(PLAIN, 1))
-    dp.merge(net, *net.init(jax.random.key(0), x))
+    dp.tree.merge(net, *net.init(jax.random.key(0), x))
 
 
 USES = {"losses": compared, "metrics": measured, "objectives": trained, "text": told,
@@ -298,14 +304,14 @@ def test_tools_give_the_values_of_the_default():
         fit = dp.fit(step, dp.batches((x, y), 3, seed=0), key=jax.random.key(0), steps=4,
                      validation=dp.batches((x, y), 4), progress=False)
         params, state = fit.state.params, fit.state.state
-        flow = dp.gradient_flow(NET, dp.classification(), params, (x, y), state=state,
+        flow = dp.inspection.gradient_flow(NET, dp.classification(), params, (x, y), state=state,
                                 key=jax.random.key(1))
-        dp.check_gradients(lambda x: dp.squared_error(x, 2 * x), x)
+        dp.gradients.check_gradients(lambda x: dp.losses.squared_error(x, 2 * x), x)
         dp.check(PLAIN, jnp.asarray(x))
         dp.summary(NET, x)
-        dp.diagram(NET, x)
+        dp.inspection.diagram(NET, x)
         ids = GPT.init(jax.random.key(0), IDS)[0]
-        written = dp.generate(GPT, ids, [[1, 2, 3], [4]], 3, stop=[0])
+        written = dp.text.generate(GPT, ids, [[1, 2, 3], [4]], 3, stop=[0])
         return (params, dp.evaluate(step, fit.state, [(x, y)]),
                 dp.predict(NET, params, x, state=state, batch_size=4),
                 [row.gradient for row in flow.rows], written)

@@ -73,7 +73,7 @@ MAKE = {
     "computed": lambda: dp.freeze(dp.lora(dp.weight_norm(dp.linear(4)), 1, "**/direction")),
     "tap": lambda: dp.tap(dp.serial(a=dp.linear(4), b=jnp.sin), "a"),
     "recurrent": lambda: dp.recurrent(dp.gru(3), bidirectional=True),
-    "gpt": lambda: dp.gpt(5, length=4, width=4, depth=1, heads=1),
+    "gpt": lambda: dp.models.gpt(5, length=4, width=4, depth=1, heads=1),
     "a view": lambda: dp.lora(dp.serial(a=dp.linear(4)), 1).children["a"],
     "edited": lambda: dataclasses.replace(PLAIN, name="other"),
     "replaced": lambda: dp.replace(dp.serial(a=dp.linear(3), b=jnp.sin), "a", dp.linear(2)),
@@ -87,7 +87,7 @@ OTHER = {
     "program": lambda: dp.program(up=dp.linear(9), down=dp.linear(4))(feed),
     "stateless": lambda: dp.stateless(ones, lambda params, x: params["scale"] + x, name="scaling"),
     "closure": lambda: dp.serial(scaling_by(2.0), scaling_by(np.arange(4.0) + 1e-9)),
-    "gpt": lambda: dp.gpt(5, length=4, width=4, depth=1, heads=1, dropout=0.5),
+    "gpt": lambda: dp.models.gpt(5, length=4, width=4, depth=1, heads=1, dropout=0.5),
     "edited": lambda: dataclasses.replace(PLAIN, name="another"),
 }
 
@@ -123,7 +123,7 @@ def test_what_differs_in_one_thing_is_not_equal(one, other):
     lambda: functools.partial(identity, np.ones(2)), lambda: [1, (2, {"a": 3})],
     lambda: scaling_by(functools.partial(jax.nn.gelu, approximate=False)),
     lambda: dp.program(up=dp.linear(8), down=dp.linear(4))(functools.partial(feed)),
-    lambda: dp.rotary(scaling=dp.linear_scaling(2.0)), lambda: frozenset({1, 2}),
+    lambda: dp.rotary(scaling=dp.rope.linear_scaling(2.0)), lambda: frozenset({1, 2}),
 ])
 def test_what_is_made_alike_is_equal(make):
     assert compared(make()) == compared(make()) and hash(compared(make())) == hash(compared(make()))
@@ -196,11 +196,12 @@ def test_every_layer_of_the_library_is_pickled(case):
 
 
 @pytest.mark.parametrize("make", [
-    lambda: dp.unet(widths=(4, 4), groups=2), lambda: dp.dit(width=8, depth=1, heads=2),
-    lambda: dp.bert(5, length=4, width=4, depth=1, heads=1), lambda: dp.embedding(5, 4),
-    lambda: dp.llama(5, width=4, depth=1, heads=1, hidden=8), lambda: dp.prelu(),
-    lambda: dp.transformer(5, 5, width=4, depth=1, heads=1, hidden=4),
-    lambda: dp.vae(dp.linear(4), dp.linear(3)), lambda: dp.resnet(18, 10)])
+    lambda: dp.models.unet(widths=(4, 4), groups=2),
+    lambda: dp.models.dit(width=8, depth=1, heads=2),
+    lambda: dp.models.bert(5, length=4, width=4, depth=1, heads=1), lambda: dp.embedding(5, 4),
+    lambda: dp.models.llama(5, width=4, depth=1, heads=1, hidden=8), lambda: dp.prelu(),
+    lambda: dp.models.transformer(5, 5, width=4, depth=1, heads=1, hidden=4),
+    lambda: dp.models.vae(dp.linear(4), dp.linear(3)), lambda: dp.models.resnet(18, 10)])
 def test_models_and_defaults_are_pickled_by_their_call(make):
     net = make()
     again = pickle.loads(pickle.dumps(net))

@@ -51,10 +51,10 @@ def test_merge_gives_what_the_plain_net_takes_and_unmerge_turns_it_round(way, pl
     plain = PLACES[place](alone)
     params, state = net.init(KEY, X)
     y = net(params, X, state=state)
-    merged = dp.merge(net, params, state)
+    merged = dp.tree.merge(net, params, state)
     dp.tree.verify(plain, merged[0], X, state=merged[1])
     close(plain(merged[0], X, state=merged[1]), y)
-    again = dp.unmerge(net, *merged, key=OTHER)
+    again = dp.tree.unmerge(net, *merged, key=OTHER)
     dp.tree.verify(net, again[0], X, state=again[1])
     close(net(again[0], X, state=again[1]), y)
 
@@ -81,7 +81,7 @@ def test_a_program_reads_the_plain_parameters_of_a_child():
             y, _ = net.apply(params, state, X, train=train)
             assert y.shape == X.shape
         plain = dp.program(code=dp.linear(3))(tied)
-        merged, _ = dp.merge(net, params, state)
+        merged, _ = dp.tree.merge(net, params, state)
         close(plain(merged, X), net(params, X, state=state))
 
 
@@ -89,7 +89,7 @@ def test_what_is_frozen_costs_the_optimizer_nothing_and_is_not_moved_by_decay():
     net = dp.serial(body=dp.repeat(2, dp.lora(BLOCK, 1)), head=dp.freeze(dp.linear(3), "kernel"))
     step = dp.make_step(net, dp.classification(), optax.adamw(0.1, weight_decay=0.5), donate=False)
     before = step.init(KEY, X)
-    free = dp.trainable(net, before.params)
+    free = dp.tree.trainable(net, before.params)
     assert {path for path, moved in dp.tree.paths(free).items() if not moved} == {
         "body/body/linear_0/kernel/base", "head/kernel"}
     after, _ = step.apply(before, (X, jnp.array([0, 1, 2])))
@@ -104,7 +104,8 @@ def test_what_is_frozen_costs_the_optimizer_nothing_and_is_not_moved_by_decay():
 def test_what_is_frozen_is_not_moved_by_a_penalty():
     """It speaks of what the net computes with, where what is frozen has no gradient."""
     net = dp.serial(dp.freeze(dp.linear(4)), head=dp.linear(3))
-    objective = dp.penalized(dp.classification(), lambda params: 0.1 * dp.l2(params))
+    objective = dp.training.penalized(dp.classification(), lambda params: 0.1
+        * dp.losses.l2(params))
     step = dp.make_step(net, objective, optax.sgd(0.1), donate=False)
     before = step.init(KEY, X)
     after, _ = step.apply(before, (X, jnp.array([0, 1, 2])))
@@ -144,10 +145,11 @@ def test_it_works_in_a_process_that_has_planned_nothing(way, tool):
     made, loaded = net(), net()
     params, state = made.init(KEY, X)
     run = {"apply": lambda net: net.apply(params, state, X)[0],
-           "merge": lambda net: dp.merge(net, params, state),
+           "merge": lambda net: dp.tree.merge(net, params, state),
            "trainable": lambda net: {path: np.asarray(free) for path, free in dp.tree.paths(
-               dp.trainable(net, params)).items()},
-           "unmerge": lambda net: dp.unmerge(net, *dp.merge(net, params, state), key=OTHER)}[tool]
+               dp.tree.trainable(net, params)).items()},
+           "unmerge": lambda net: dp.tree.unmerge(net, *dp.tree.merge(net, params, state),
+               key=OTHER)}[tool]
     same(run(loaded), run(made))
 
 
@@ -164,7 +166,7 @@ def test_a_small_tree_that_depends_on_the_size_of_its_leaf():
     drawn, _ = plain.init(KEY, X)
     for again in (whole, dp.serial(a=net(), b=dp.linear(6), c=net(), d=net())):
         close(again(params, X), plain(drawn, X))
-        close(dp.merge(again, params)[0], drawn)
+        close(dp.tree.merge(again, params)[0], drawn)
     wide = jnp.ones((2, 8))
     narrow_first, wide_later = one.init(KEY, X)[0], one.init(KEY, wide)[0]
     assert one(narrow_first, X).shape == (3, 4) and one(wide_later, wide).shape == (2, 4)
@@ -176,9 +178,9 @@ def test_small_trees_are_found_where_names_are_misleading():
     tuned = dp.lora(net, 1, "**/kernel")
     params, state = tuned.init(KEY, X)
     assert sorted(params["kernel"]["kernel"]) == ["base", "down", "up"]
-    merged, _ = dp.merge(dp.lora(net, 1, "**/kernel"), params, state)
+    merged, _ = dp.tree.merge(dp.lora(net, 1, "**/kernel"), params, state)
     same(merged, net.init(KEY, X)[0])
-    free = dp.trainable(dp.lora(net, 1, "**/kernel"), params)
+    free = dp.tree.trainable(dp.lora(net, 1, "**/kernel"), params)
     held = {path for path, trained in dp.tree.paths(free).items() if not trained}
     assert held == {"kernel/kernel/base", "base/down/kernel/base"}
 
@@ -187,6 +189,6 @@ def test_what_hyper_writes_by_affine_maps_is_known_inside_of_it():
     """A ``kernel`` of a map is none of the target's."""
     net = dp.repeat(2, dp.hyper(dp.lora(dp.linear(2) >> jnp.tanh, 1), dp.linear(2)))
     params = net.plan(jnp.ones((3, 2)), condition=jnp.ones((3, 2))).params
-    trained = dp.trainable(net, params)["target"]["linear_0"]
+    trained = dp.tree.trainable(net, params)["target"]["linear_0"]
     assert not any(trained["kernel"]["base"].values())
     assert all(jax.tree.leaves([trained["bias"], [trained["kernel"][n] for n in ("up", "down")]]))

@@ -73,10 +73,11 @@ def test_no_message_is_left_out():
 
 @pytest.mark.parametrize("call", [
     lambda: dp.batches([[0.0] * 999] * 9, 3),
-    lambda: dp.generate(RAW, {"embedding": jnp.ones((7, 7))}, [[0.5] * 999], 1),
-    lambda: dp.generate(RAW, {"embedding": jnp.ones((7, 7))}, [[1] * i for i in range(1, 99)], 1),
+    lambda: dp.text.generate(RAW, {"embedding": jnp.ones((7, 7))}, [[0.5] * 999], 1),
+    lambda: dp.text.generate(RAW, {"embedding": jnp.ones((7, 7))}, [[1] * i for i in range(1, 99)],
+        1),
     lambda: dp.replace(dp.serial(*[dp.linear(2)] * 99), "none", jnp.tanh),
-    lambda: dp.chunked_next_token("linear_0", "none")(
+    lambda: dp.text.chunked_next_token("linear_0", "none")(
         WIDE, {f"linear_{i}": {"kernel": jnp.ones((2, 2))} for i in range(99)}, {},
         jnp.ones((2, 3), int), key=None, train=True),
 ])

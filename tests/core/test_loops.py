@@ -120,7 +120,7 @@ def test_no_transformation_leaves_a_loop_around_a_convolution(name):
 def walk_of_a_sampler():
     net = dp.program(conv=dp.conv(2, 3))(lambda layers, x, *, time: layers.conv(x))
     plan = net.plan(IMAGES, time=jnp.array([1, 1]))
-    walk = lambda params, x: dp.ddim(net, params, x, dp.cosine_schedule(4))  # noqa: E731
+    walk = lambda params, x: dp.diffusion.ddim(net, params, x, dp.diffusion.cosine_schedule(4))  # noqa: E731
     return jax.jit(walk).lower(plan.params, IMAGES)
 
 
@@ -141,8 +141,9 @@ def test_what_loops_by_its_nature_is_listed(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [
-    Case("resnet", dp.resnet(18, 3, width=2), floats(2, 32, 32, 3)),
-    Case("unet", dp.unet(2, widths=(2, 4), depth=1, attention=(2,), groups=2), floats(1, 4, 4, 2),
+    Case("resnet", dp.models.resnet(18, 3, width=2), floats(2, 32, 32, 3)),
+    Case("unet", dp.models.unet(2, widths=(2, 4), depth=1, attention=(2,), groups=2),
+        floats(1, 4, 4, 2),
          {"time": jnp.array([3])}),
 ], ids=lambda case: case.name)
 def test_no_model_has_a_loop_around_a_convolution(case):
@@ -151,8 +152,8 @@ def test_no_model_has_a_loop_around_a_convolution(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [
-    *CASES, Case("resnet of bottlenecks", dp.resnet(50, 3, width=2), floats(2, 32, 32, 3)),
-    Case("alexnet", dp.alexnet(3), floats(1, 224, 224, 3)),
+    *CASES, Case("resnet of bottlenecks", dp.models.resnet(50, 3, width=2), floats(2, 32, 32, 3)),
+    Case("alexnet", dp.models.alexnet(3), floats(1, 224, 224, 3)),
 ], ids=lambda case: case.name)
 def test_no_case_has_a_loop_around_a_convolution(case):
     assert loops_around_convolutions(lowered(case.layer, case.x, case.side)) == 0
@@ -164,8 +165,9 @@ def test_a_game_has_no_loop_around_a_convolution():
         y, state = net.apply(params, state, x, key=key, train=train)
         return jnp.square(y).mean(), (state, {})
 
-    players = {"one": dp.Player(even, optax.sgd(1.0)), "two": dp.Player(even, optax.sgd(1.0), 2)}
-    step = dp.make_game(dp.serial(one=PLAIN, two=PLAIN), players)
+    players = {"one": dp.training.Player(even, optax.sgd(1.0)),
+        "two": dp.training.Player(even, optax.sgd(1.0), 2)}
+    step = dp.training.make_game(dp.serial(one=PLAIN, two=PLAIN), players)
     state = jax.eval_shape(lambda: step.init(KEY, jnp.ones((2, 4, 4, 2))))
     assert loops_around_convolutions(step.apply.lower(state, floats(4, 4, 4, 2))) == 0
 

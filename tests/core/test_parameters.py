@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import KEY, equal, same
+from names import by_name
 
 import diffprog as dp
 from diffprog.core.parameters import INITIALIZERS, fold, parameter
@@ -146,7 +147,7 @@ WIDE = {
 
 def drawn(layer, leaf, **options):
     """The leaf as the layer draws it, and the fans of the kernel beside it."""
-    make, shape = WIDE.get(layer, (getattr(dp, layer), (2, 4)))
+    make, shape = WIDE.get(layer, (by_name()[layer], (2, 4)))
     parts = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shape,
                          is_leaf=lambda s: isinstance(s[0], int))
     leaves = dp.tree.paths(make(**options).init(KEY, parts)[0])
@@ -165,7 +166,7 @@ def drawn(layer, leaf, **options):
 
 def takes_initializers(name):
     """The leaves of a public layer that have an initializer."""
-    made = getattr(dp, name)
+    made = by_name()[name]
     parameters = inspect.signature(made).parameters.items() if callable(made) else ()
     return {p.removesuffix("_init") for p, given in parameters if given.annotation == "Initializer"}
 
@@ -173,14 +174,14 @@ def takes_initializers(name):
 def test_every_leaf_of_every_layer_is_in_the_docs():
     listed = [(row["Layer"], row["Leaf"]) for row in table("Parameters")]
     assert len(set(listed)) == len(listed)
-    assert set(listed) == {(name, leaf) for name in dp.__all__ for leaf in takes_initializers(name)}
+    assert set(listed) == {(name, leaf) for name in by_name() for leaf in takes_initializers(name)}
 
 
 @pytest.mark.parametrize("row", table("Parameters"),
                          ids=lambda row: f"{row['Layer']}-{row['Leaf']}")
 def test_each_leaf_begins_as_the_docs_say(row):
     layer, leaf, initializer = row["Layer"], row["Leaf"], row["Initializer"]
-    default = inspect.signature(getattr(dp, layer)).parameters[f"{leaf}_init"].default
+    default = inspect.signature(by_name()[layer]).parameters[f"{leaf}_init"].default
     wanted = eval(initializer, {"forget_ones": forget_ones} | {
         name: getattr(jax.nn.initializers, name) for name in ("constant", "variance_scaling")})
     assert default == wanted or not isinstance(default, str)
@@ -209,7 +210,7 @@ def test_how_to_begin_as_pytorch_does():
 @pytest.mark.parametrize("row", table("Options"),
                          ids=lambda row: f"{row['Layer']}-{row['Argument']}")
 def test_options_are_those_of_the_docs(row):
-    parameter = inspect.signature(getattr(dp, row["Layer"])).parameters[row["Argument"]]
+    parameter = inspect.signature(by_name()[row["Layer"]]).parameters[row["Argument"]]
     assert parameter.default == eval(row["Here"])
 
 

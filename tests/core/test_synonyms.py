@@ -7,6 +7,7 @@ import re
 import jax
 import optax
 import pytest
+from names import by_name
 
 import diffprog as dp
 from diffprog.core import synonyms
@@ -44,7 +45,7 @@ def test_no_entry_is_a_name_of_this_library():
     """Such a name is found before; and each is written as it is compared."""
     for name in synonyms._MEANT:
         assert name == name.lower().replace("_", "")
-        assert name not in dp.__all__ or name in ("lstm", "gru")
+        assert name not in by_name() or name in ("lstm", "gru")
 
 
 @pytest.mark.parametrize(("name", "use"), [
@@ -53,12 +54,12 @@ def test_no_entry_is_a_name_of_this_library():
     ("LeakyReLU", "jax.nn.leaky_relu"), ("GELU", "dp.gelu"), ("softmax", "jax.nn.softmax"),
     ("save", "orbax"), ("LSTM", "dp.recurrent(dp.lstm("), ("GRU", "dp.recurrent(dp.gru("),
     ("FeedForward", "dp.ffn"), ("Attention", "dp.self_attention"), ("AddNorm", "dp.add_norm"),
-    ("TransformerBlock", "dp.transformer_encoder"), ("SequenceRNN", "dp.recurrent"),
-    ("EmbedToken", "dp.embedding"), ("GenerateToken", "dp.generate"),
+    ("TransformerBlock", "dp.models.transformer_encoder"), ("SequenceRNN", "dp.recurrent"),
+    ("EmbedToken", "dp.embedding"), ("GenerateToken", "dp.text.generate"),
     ("multi_head_attention", "dp.self_attention"), ("MultiHeadAttention", "dp.self_attention"),
     ("positional_encoding", "dp.sinusoidal_positions"), ("sgd", "optax.sgd"),
     ("AdamW", "optax.adamw"), ("BatchNorm2d", "dp.batch_norm"), ("Sequential", "dp.serial"),
-    ("CrossEntropyLoss", "dp.cross_entropy"), ("MSELoss", "dp.squared_error"),
+    ("CrossEntropyLoss", "dp.losses.cross_entropy"), ("MSELoss", "dp.losses.squared_error"),
     ("DataLoader", "dp.batches"), ("dropuot", "dp.dropout"), ("liner", "dp.linear"),
     ("self_atention", "dp.self_attention"), ("sinusoidal_position", "dp.sinusoidal_positions"),
     ("softmx", "jax.nn.softmax"), ("Sequentail", "dp.serial"),
@@ -83,7 +84,7 @@ def test_nothing_is_guessed(name):
     (lambda: dp.self_attention(8, 64), "self_attention(8)"),
     (lambda: dp.bilinear(4, 4, 8), "bilinear(8)"), (lambda: dp.layer_norm((8,)), "layer_norm()"),
     (lambda: dp.learned_positions(512, 64), "learned_positions(512)"),
-    (lambda: dp.mlp(784, 256, 10), "mlp((256,), 10)"),
+    (lambda: dp.models.mlp(784, 256, 10), "mlp((256,), 10)"),
     (lambda: dp.batch_norm(64), "batch_norm()"), (lambda: dp.lstm(10, 20), "lstm(20)"),
     (lambda: dp.self_attention(512, 8), "self_attention(8)"),
     (lambda: dp.group_norm(8, 64), "group_norm(8)"),
@@ -93,7 +94,7 @@ def test_the_size_of_the_input_is_no_argument(call, write):
     with pytest.raises(TypeError) as caught:
         call()
     assert str(caught.value).endswith(f"; write {write}: init reads the size of the input off x")
-    eval(f"dp.{write}")  # it is what it says
+    eval(write, dict(by_name()))  # it is what it says
 
 
 @pytest.mark.parametrize(("call", "write"), [
@@ -106,7 +107,7 @@ def test_what_stands_behind_the_star_is_named(call, write):
     with pytest.raises(TypeError) as caught:
         call()
     assert str(caught.value).endswith(f"; write {write}")
-    eval(f"dp.{write}")
+    eval(write, dict(by_name()))
 
 
 def test_a_third_number_of_a_convolution_may_be_its_size_or_its_stride():
@@ -129,8 +130,8 @@ def test_a_third_number_of_a_convolution_may_be_its_size_or_its_stride():
     (lambda: dp.linear(8, activation="relu"), "compose it, as in linear(8) >> jax.nn.relu"),
     (lambda: dp.self_attention(embed_dim=8, num_heads=2),
      "leave embed_dim out: init reads the size of the input off x; write heads="),
-    (lambda: dp.gpt(vocab_size=9, n_embd=8), "write vocabulary=; write width="),
-    (lambda: dp.transformer_encoder(d_model=8),
+    (lambda: dp.models.gpt(vocab_size=9, n_embd=8), "write vocabulary=; write width="),
+    (lambda: dp.models.transformer_encoder(d_model=8),
      "leave d_model out: init reads the size of the input off x"),
     (lambda: dp.linear(8, name="head"),
      "name the layer where it stands, as in serial(head=linear(8))"),
@@ -147,6 +148,6 @@ def test_an_unknown_argument_is_no_guess():
 
 
 def test_arguments_of_other_names_lead_to_some_that_exist():
-    known = {name for made_by in dp.__all__ if callable(getattr(dp, made_by))
-             for name in inspect.signature(getattr(dp, made_by)).parameters}
+    known = {name for made in by_name().values() if callable(made)
+             for name in inspect.signature(made).parameters}
     assert set(synonyms._ARGUMENTS.values()) <= known

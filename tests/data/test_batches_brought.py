@@ -109,8 +109,8 @@ def test_what_is_no_array_of_numbers_is_refused(y):
 
 @pytest.mark.parametrize("call", [
     lambda x: sgd().net.init(KEY, x), lambda x: sgd().net(sgd().init(KEY, X).params, x),
-    lambda x: dp.cross_entropy(x, jnp.asarray(Y)), lambda x: dp.cross_entropy(X, x),
-    lambda x: dp.accuracy(x, jnp.asarray(Y))], ids=range(5))
+    lambda x: dp.losses.cross_entropy(x, jnp.asarray(Y)), lambda x: dp.losses.cross_entropy(X, x),
+    lambda x: dp.metrics.accuracy(x, jnp.asarray(Y))], ids=range(5))
 def test_a_tensor_by_itself_is_to_be_converted(call):
     error = refused(call, Tensor(X))
     assert error.got == "torch.float32[12,4]" and "jnp.asarray" in error.remedy
@@ -118,13 +118,13 @@ def test_a_tensor_by_itself_is_to_be_converted(call):
 
 def test_gradients_of_examples_take_what_training_takes():
     params = sgd().init(KEY, X).params
-    ask = lambda batch: dp.per_example_gradients(  # noqa: E731
+    ask = lambda batch: dp.gradients.per_example_gradients(  # noqa: E731
         sgd().net, dp.classification(), params, {}, batch)
     wanted = ask((X, Y))
     for batch in ((Tensor(X), Tensor(Y)), (TABLE, Y.tolist()), STRUCTURED):
         jax.tree.map(np.testing.assert_array_equal, ask(batch), wanted)
-    kernel = dp.tangent_kernel(sgd().net, params, Tensor(X), TABLE)
-    np.testing.assert_array_equal(kernel, dp.tangent_kernel(sgd().net, params, X, X))
+    kernel = dp.gradients.tangent_kernel(sgd().net, params, Tensor(X), TABLE)
+    np.testing.assert_array_equal(kernel, dp.gradients.tangent_kernel(sgd().net, params, X, X))
 
 
 def test_keys_and_scalars_may_stand_in_a_batch():

@@ -10,7 +10,7 @@ from comparing import KEY, drawn
 import diffprog as dp
 from diffprog.diffusion.process import image_and_noise, shares
 
-SCHEDULE = dp.cosine_schedule(50)
+SCHEDULE = dp.diffusion.cosine_schedule(50)
 IMAGE = np.array([0.5, -1.0, 2.0])  # all images are this one, so that noise can be told from it
 
 
@@ -22,7 +22,7 @@ def test_the_linear_schedule_step_by_step():
         signal, variance = signal * np.sqrt(1 - beta), (1 - beta) * variance + beta
         found.append(signal**2)
         assert abs(signal**2 + variance - 1) < 1e-12
-    np.testing.assert_allclose(dp.linear_schedule(), found, rtol=1e-12)
+    np.testing.assert_allclose(dp.diffusion.linear_schedule(), found, rtol=1e-12)
     # Section 4 of the paper: what is left of an image says hardly anything of it, about 1e-5 bits.
     assert 3e-5 < found[-1] < 5e-5
 
@@ -35,7 +35,7 @@ def test_the_cosine_schedule():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 1000])
-@pytest.mark.parametrize("make", [dp.linear_schedule, dp.cosine_schedule])
+@pytest.mark.parametrize("make", [dp.diffusion.linear_schedule, dp.diffusion.cosine_schedule])
 def test_schedules_fall_inside_of_0_and_1(make, steps):
     schedule = make(steps)
     assert schedule.shape == (steps,) and schedule.dtype == np.float64
@@ -47,11 +47,12 @@ def test_noise_is_added_by_the_share_of_each_example():
     wanted = np.stack([np.sqrt(SCHEDULE[t]) * x[i] + np.sqrt(1 - SCHEDULE[t]) * noise[i]
                        for i, t in enumerate(time)])
     with jax.enable_x64(True):
-        y = dp.add_noise(jnp.asarray(x), jnp.asarray(noise), SCHEDULE, jnp.asarray(time))
+        y = dp.diffusion.add_noise(jnp.asarray(x), jnp.asarray(noise), SCHEDULE, jnp.asarray(time))
         assert y.dtype == jnp.float64
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
-    assert dp.add_noise(*jnp.ones((2, 3, 1), jnp.bfloat16), SCHEDULE, time).dtype == jnp.bfloat16
-    beyond = dp.add_noise(*jnp.ones((2, 3, 1)), SCHEDULE, jnp.array([50, -1, 49]))
+    assert dp.diffusion.add_noise(*jnp.ones((2, 3, 1), jnp.bfloat16), SCHEDULE,
+        time).dtype == jnp.bfloat16
+    beyond = dp.diffusion.add_noise(*jnp.ones((2, 3, 1)), SCHEDULE, jnp.array([50, -1, 49]))
     assert np.isnan(beyond[:, 0]).tolist() == [True, True, False]
 
 
@@ -84,7 +85,7 @@ def knowing(predict, error=0.0):
 @pytest.mark.parametrize("predict", ["noise", "velocity"])
 def test_a_net_that_knows_the_answer_has_no_loss(predict):
     x = jnp.broadcast_to(jnp.asarray(IMAGE, jnp.float32), (64, 3))
-    objective = dp.denoising(SCHEDULE, predict=predict)
+    objective = dp.diffusion.denoising(SCHEDULE, predict=predict)
     for error, wanted in ((0.0, 0.0), (0.5, 0.25)):
         loss, (state, metrics) = objective(
             knowing(predict, error), {}, {}, x, key=KEY, train=True)
@@ -102,7 +103,8 @@ def test_a_share_of_the_classes_is_replaced_in_training_alone():
     batch = {"x": jnp.zeros((4000, 2)), "condition": jnp.arange(4000) % 7}
 
     def share(train=True, **options):
-        loss, _ = dp.denoising(SCHEDULE, **options)(judge, {}, {}, batch, key=KEY, train=train)
+        loss, _ = dp.diffusion.denoising(SCHEDULE, **options)(judge, {}, {}, batch, key=KEY,
+            train=train)
         return float(loss) / 1e4
 
     assert abs(share(null_class=7) - 0.1) < 0.02
@@ -126,7 +128,8 @@ def test_what_stands_for_none_need_be_no_class(null, wanted):
              "real": jnp.ones((2000, 2), bool)}
     net = dp.stateless(None, forward)
     for train in (False, True):
-        dp.denoising(SCHEDULE, null=null, rate=0.3)(net, {}, {}, batch, key=KEY, train=train)
+        dp.diffusion.denoising(SCHEDULE, null=null, rate=0.3)(net, {}, {}, batch, key=KEY,
+            train=train)
         changed = [(seen[name] != batch[name]).any(-1) for name in seen]
         if not train:
             assert not np.any(changed)
@@ -146,11 +149,12 @@ def test_steps_and_noise_are_drawn_by_the_key_and_at_rest_always_alike():
     def net(layers, x, *, time=None):
         return jnp.broadcast_to(time[:, None] / 25.0, x.shape)
 
-    loss = jax.jit(lambda key: dp.denoising(SCHEDULE)(
+    loss = jax.jit(lambda key: dp.diffusion.denoising(SCHEDULE)(
         net, {}, {}, jnp.zeros((8, 1)), key=key, train=True)[0])
     other = jax.random.key(1)
     assert loss(KEY) == loss(KEY) != loss(other)
-    rest = [dp.denoising(SCHEDULE)(net, {}, {}, jnp.zeros((8, 1)), key=None, train=False)[0]
+    rest = [dp.diffusion.denoising(SCHEDULE)(net, {}, {}, jnp.zeros((8, 1)), key=None,
+        train=False)[0]
             for _ in range(2)]
     assert rest[0] == rest[1]
 
@@ -163,7 +167,7 @@ def test_it_is_trained_by_fit():
         return layers.map(x)
 
     x = np.random.default_rng(0).normal(size=(512, 1)).astype(np.float32) * 0.5
-    step = dp.make_step(net, dp.denoising(np.array([0.5])), optax.adam(0.05))
+    step = dp.make_step(net, dp.diffusion.denoising(np.array([0.5])), optax.adam(0.05))
     fit = dp.fit(step, [x], key=KEY, steps=150, progress=False, validation=[x])
     kernel = float(fit.state.params["map"]["kernel"][0, 0])
     # E[noise | x_t] = cov / var * x_t, by hand: sqrt(1/2) / (0.25 / 2 + 1/2).
@@ -181,7 +185,7 @@ def test_what_is_not_real_is_not_asked_for():
     for masks, real in ((dict(mask=steps), steps[..., None] & np.ones_like(image)),
                         (dict(target_mask=image), image),
                         (dict(mask=steps, target_mask=image), steps[..., None] & image)):
-        loss, (_, metrics) = dp.denoising(SCHEDULE)(
+        loss, (_, metrics) = dp.diffusion.denoising(SCHEDULE)(
             net, {}, {}, {"x": np.where(real, x, np.nan), **masks}, key=KEY, train=True)
         np.testing.assert_allclose(loss, (noise**2)[real].mean(), rtol=1e-5)
         assert int(metrics["count"]) == real.sum()
@@ -196,7 +200,7 @@ def test_noise_in_16_bits_has_tails():
         return x
 
     images = jnp.zeros((4, 256, 256), jnp.bfloat16)
-    dp.denoising(np.array([1e-6]))(
+    dp.diffusion.denoising(np.array([1e-6]))(
         dp.stateless(None, forward), {}, {}, images, key=KEY, train=True)
     assert seen[-1].dtype == jnp.bfloat16
     assert abs(float((jnp.abs(seen[-1].astype(jnp.float32)) > 3).mean()) - 0.0027) < 0.0004

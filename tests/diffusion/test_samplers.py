@@ -15,7 +15,7 @@ from comparing import KEY, close
 import diffprog as dp
 from diffprog.diffusion.process import shares
 
-SCHEDULE = dp.cosine_schedule(100)
+SCHEDULE = dp.diffusion.cosine_schedule(100)
 MEAN, DEVIATION = 0.7, 0.4
 NOISE = jax.random.normal(jax.random.key(1), (20_000, 1))
 
@@ -69,7 +69,8 @@ def test_ddpm_has_the_mean_and_variance_of_the_posteriors(steps):
 
         slope = step(1.0)[0] - step(0.0)[0]
         mean, variance = step(mean)[0], slope**2 * variance + step(0.0)[1]
-    found = np.asarray(dp.ddpm(denoiser(), {}, NOISE, SCHEDULE, key=KEY, steps=steps), float)
+    found = np.asarray(dp.diffusion.ddpm(denoiser(), {}, NOISE, SCHEDULE, key=KEY, steps=steps),
+        float)
     assert abs(found.mean() - mean) < 4 * np.sqrt(variance / len(NOISE))
     assert abs(found.var() / variance - 1) < 4 * np.sqrt(2 / len(NOISE))
     if steps is None:  # so many steps are close to the distribution itself
@@ -85,7 +86,7 @@ def test_ddim_step_by_step(steps):
         noise = best(now, x)
         image = (x - np.sqrt(1 - now) * noise) / np.sqrt(now)
         x = np.sqrt(before) * image + np.sqrt(1 - before) * noise
-    found = dp.ddim(denoiser(), {}, NOISE[:50], SCHEDULE, steps=steps)
+    found = dp.diffusion.ddim(denoiser(), {}, NOISE[:50], SCHEDULE, steps=steps)
     np.testing.assert_allclose(found, x, rtol=0, atol=2e-5)
     if steps is None:  # each noise has the image that stands as far from the mean
         np.testing.assert_allclose(found, MEAN + DEVIATION * NOISE[:50], atol=0.05)
@@ -95,19 +96,20 @@ def test_ddim_step_by_step(steps):
 def test_ddim_with_eta_1_is_ddpm_with_the_smaller_variance(steps):
     first, second = (
         sampler(denoiser(), {}, NOISE[:100], SCHEDULE, steps=steps, key=KEY)
-        for sampler in (dp.ddpm, functools.partial(dp.ddim, eta=1.0)))
+        for sampler in (dp.diffusion.ddpm, functools.partial(dp.diffusion.ddim, eta=1.0)))
     close(first, second)
 
 
 def test_eta_between_keeps_the_distribution():
-    found = dp.ddim(denoiser(), {}, NOISE, SCHEDULE, eta=0.5, key=KEY)
+    found = dp.diffusion.ddim(denoiser(), {}, NOISE, SCHEDULE, eta=0.5, key=KEY)
     assert abs(found.mean() - MEAN) < 0.02 and abs(found.std() - DEVIATION) < 0.03
-    straight = dp.ddim(denoiser(), {}, NOISE, SCHEDULE)
+    straight = dp.diffusion.ddim(denoiser(), {}, NOISE, SCHEDULE)
     alike = np.corrcoef(found[:, 0], straight[:, 0])[0, 1]
     assert 0.05 < alike < 0.99  # some of the noise is drawn anew
 
 
-@pytest.mark.parametrize("sampler", [functools.partial(dp.ddpm, key=KEY), dp.ddim])
+@pytest.mark.parametrize("sampler",
+    [functools.partial(dp.diffusion.ddpm, key=KEY), dp.diffusion.ddim])
 def test_what_is_predicted_makes_no_difference(sampler):
     first, second = (
         sampler(denoiser(predict), {}, NOISE[:100], SCHEDULE, predict=predict)
@@ -115,7 +117,8 @@ def test_what_is_predicted_makes_no_difference(sampler):
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", [functools.partial(dp.ddpm, key=KEY), dp.ddim])
+@pytest.mark.parametrize("sampler",
+    [functools.partial(dp.diffusion.ddpm, key=KEY), dp.diffusion.ddim])
 def test_of_one_image_all_samples_are_that_image(sampler):
     found = sampler(denoiser(deviation=0.0), {}, NOISE[:100], SCHEDULE, steps=9)
     np.testing.assert_allclose(found, MEAN, rtol=0, atol=1e-3)
@@ -134,7 +137,7 @@ def test_guidance_goes_beyond_what_is_predicted_of_no_class():
     table = params["table"]["embedding"]
 
     def sampled(table, **options):
-        return dp.ddim(classed, {"table": {"embedding": table}}, x, SCHEDULE, steps=5,
+        return dp.diffusion.ddim(classed, {"table": {"embedding": table}}, x, SCHEDULE, steps=5,
                        condition=condition, offset=offset, **options)
 
     for guidance in (0.0, 0.5, 3.0):
@@ -158,7 +161,7 @@ def test_guidance_by_sequences_goes_beyond_what_is_predicted_of_none():
         told = forward(params, x, time=time, memory=words, memory_mask=real)
         return nothing + 0.1 * x + 3.0 * (told - nothing - 0.1 * x)
 
-    run = functools.partial(dp.ddim, params={}, x=x, schedule=SCHEDULE, steps=5)
+    run = functools.partial(dp.diffusion.ddim, params={}, x=x, schedule=SCHEDULE, steps=5)
     found = run(dp.stateless(None, forward), memory=words, memory_mask=real, guidance=3.0,
                 null={"memory": nothing, "memory_mask": first})
     close(found, run(dp.stateless(None, by_hand)))
@@ -167,16 +170,17 @@ def test_guidance_by_sequences_goes_beyond_what_is_predicted_of_none():
 
 
 def test_samplers_are_jitted_and_keep_dtypes():
-    run = jax.jit(lambda x, key: dp.ddpm(denoiser(), {}, x, SCHEDULE, steps=5, key=key))
-    close(run(NOISE[:4], KEY), dp.ddpm(denoiser(), {}, NOISE[:4], SCHEDULE, steps=5, key=KEY))
-    half = dp.ddim(denoiser(), {}, NOISE[:4].astype(jnp.bfloat16), SCHEDULE, steps=5)
+    run = jax.jit(lambda x, key: dp.diffusion.ddpm(denoiser(), {}, x, SCHEDULE, steps=5, key=key))
+    close(run(NOISE[:4], KEY),
+        dp.diffusion.ddpm(denoiser(), {}, NOISE[:4], SCHEDULE, steps=5, key=KEY))
+    half = dp.diffusion.ddim(denoiser(), {}, NOISE[:4].astype(jnp.bfloat16), SCHEDULE, steps=5)
     assert half.dtype == jnp.bfloat16
-    np.testing.assert_allclose(half.astype(jnp.float32), dp.ddim(
+    np.testing.assert_allclose(half.astype(jnp.float32), dp.diffusion.ddim(
         denoiser(), {}, NOISE[:4], SCHEDULE, steps=5), atol=0.05)
 
 
 def test_one_program_whatever_the_number_of_steps():
-    run = functools.partial(dp.ddim, denoiser(), {}, NOISE[:2], SCHEDULE)
+    run = functools.partial(dp.diffusion.ddim, denoiser(), {}, NOISE[:2], SCHEDULE)
     sizes = [len(str(jax.make_jaxpr(lambda n=n: run(steps=n))())) for n in (10, 99)]
     assert abs(sizes[0] - sizes[1]) < 0.1 * sizes[0]
 
@@ -187,10 +191,10 @@ def test_the_gradient_of_what_every_step_reads_is_summed_in_float32():
         return jnp.broadcast_to(condition, x.shape)
 
     net = dp.stateless(None, forward)
-    schedule, x = dp.linear_schedule(512, beta_end=1e-3), jnp.zeros((1, 2))
+    schedule, x = dp.diffusion.linear_schedule(512, beta_end=1e-3), jnp.zeros((1, 2))
 
     def total(condition):
-        return dp.ddim(net, {}, x, schedule, condition=condition).sum()
+        return dp.diffusion.ddim(net, {}, x, schedule, condition=condition).sum()
 
     wanted = jax.grad(total)(jnp.zeros(2))
     found = jax.grad(total)(jnp.zeros(2, jnp.bfloat16))

@@ -308,7 +308,7 @@ EXAMPLES = {
     "float32[2,4]; pass what init gave":
         lambda: NET.apply(X, trees()[1], trees()[0]),
     "linear(3): wants params as a dict, got TrainState; pass its own params: state.params":
-        lambda: LINEAR(dp.TrainState({}, {}, (), KEY, jnp.zeros((), int)), X),
+        lambda: LINEAR(dp.training.TrainState({}, {}, (), KEY, jnp.zeros((), int)), X),
     "body/norm (batch_norm()): wants state mean, var, got none; pass state=, as init gave it":
         lambda: NET(trees()[0], X),
     "batch_norm(): wants state mean, var, got none; pass state=, as init gave it":

@@ -11,7 +11,7 @@ LINEAR = dp.linear(3)
 LORA = dp.lora(LINEAR, 2)
 EMA = dp.ema(dp.serial(LINEAR))
 PARAMS, STATE = LORA.init(KEY, X)
-PLAIN, _ = dp.merge(LORA, PARAMS)
+PLAIN, _ = dp.tree.merge(LORA, PARAMS)
 
 
 def scaled(key, kernel):
@@ -32,10 +32,10 @@ def expanded_around(wrap):
 
 
 def with_memory(wrap):
-    net = wrap(dp.transformer(5, 5, width=4, depth=1, heads=1, hidden=4))
+    net = wrap(dp.models.transformer(5, 5, width=4, depth=1, heads=1, hidden=4))
     ids = jnp.ones((1, 2), int)
     params, state = net.init(KEY, ids, source=ids)
-    return lambda: dp.generate(net, params, ids, 2, state=state, source=ids)
+    return lambda: dp.text.generate(net, params, ids, 2, state=state, source=ids)
 
 
 def child_of(net):
@@ -98,18 +98,18 @@ EXAMPLES = {
         lambda: LORA(PLAIN, X),
     "wants kernel with base, down, up, got float32[4,3]; pass the parameters of the "
     "reparametrized net: these are merged already, or of another one":
-        lambda: dp.merge(LORA, PLAIN),
+        lambda: dp.tree.merge(LORA, PLAIN),
     "ema(serial(linear(3))): wants state with #ema/linear_0/bias, got none; pass state=, as init "
     "gave it":
         lambda: EMA(EMA.init(KEY, X)[0], X),
     "wants state with #ema/linear_0/bias, got none; pass state=, as init gave it":
-        lambda: dp.merge(EMA, EMA.init(KEY, X)[0]),
+        lambda: dp.tree.merge(EMA, EMA.init(KEY, X)[0]),
     "wants a net with computed parameters, got linear(3); pass the net that was made by reparam, "
     "lora or the like: parameters of any other are plain":
-        lambda: dp.merge(LINEAR, PLAIN),
+        lambda: dp.tree.merge(LINEAR, PLAIN),
     "wants a pattern that matches a path (bias), got '**/kernel'; correct it: * is one level, ** "
     "any number":
-        lambda: dp.unmerge(LORA, {"bias": PLAIN["bias"]}, key=KEY),
+        lambda: dp.tree.unmerge(LORA, {"bias": PLAIN["bias"]}, key=KEY),
     "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less of "
     "it: name what trains by but=":
         lambda: dp.make_step(dp.freeze(LINEAR), dp.classification(), optax.sgd(0.1)).init(KEY, X),

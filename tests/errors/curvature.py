@@ -16,28 +16,28 @@ EXPANDED = dp.linearize(NET)
 
 
 def hessian(vector, loss=lambda p: p["bias"].sum(), point=PARAMS):
-    return lambda: dp.hessian_product(loss, point, vector)
+    return lambda: dp.gradients.hessian_product(loss, point, vector)
 
 
 def fisher(forward, distribution="categorical", mask=None):
-    return lambda: dp.fisher_product(forward, X, X, distribution=distribution, mask=mask)
+    return lambda: dp.gradients.fisher_product(forward, X, X, distribution=distribution, mask=mask)
 
 
 def each(net=NET, batch=(XS, YS), **options):
     own, state = zeros(lambda: net.init(KEY, XS))
-    return lambda: dp.per_example_gradients(
+    return lambda: dp.gradients.per_example_gradients(
         net, dp.classification(), own, state, batch, **options)
 
 
 def norms(batch_size):
-    return lambda: dp.per_example_gradient_norms(
+    return lambda: dp.gradients.per_example_gradient_norms(
         NET, dp.classification(), PARAMS, {}, (XS, YS), batch_size=batch_size)
 
 
 def of_averages():
     net = dp.ema(NET)
     own, state = net.init(KEY, XS)
-    dp.tangent_kernel(functools.partial(net, state=state), own, XS)
+    dp.gradients.tangent_kernel(functools.partial(net, state=state), own, XS)
 
 
 def first(params, x):
@@ -81,9 +81,9 @@ EXAMPLES = {
     "pair (loss, rest) the first: f(params)[0]":
         hessian(PARAMS, lambda p: (p["bias"].sum(), {})),
     "wants vector as float32[2,4], got float32[2]":
-        lambda: dp.gauss_newton_product(jnp.sin, jnp.sum, X, X[:, 0]),
+        lambda: dp.gradients.gauss_newton_product(jnp.sin, jnp.sum, X, X[:, 0]),
     "wants a loss that is one floating-point number, got float32[2,4]":
-        lambda: dp.gauss_newton_product(jnp.sin, jnp.square, X, X),
+        lambda: dp.gradients.gauss_newton_product(jnp.sin, jnp.square, X, X),
     "wants distribution out of bernoulli, categorical, gaussian, got 'normal'; choose one of them":
         fisher(jnp.sin, "normal"),
     "wants at least 1 axis, got float32[]; add the missing axes":
@@ -105,28 +105,28 @@ EXAMPLES = {
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":
         norms(0),
     "wants parameters that have a gradient at rest, got averages in the place of linear_0/bias, "
-    "linear_0/kernel; pass train=True, or the plain net with the trees that dp.merge(net, params, "
-    "state) gives: it computes with these at rest":
+    "linear_0/kernel; pass train=True, or the plain net with the trees that dp.tree.merge(net, "
+    "params, state) gives: it computes with these at rest":
         each(dp.ema(dp.serial(NET))),
     "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less of "
     "it: name what trains by but=":
         each(dp.freeze(NET)),
     # Kernels.
     "wants batch_size as an int of at least 1, got None; pass a Python int":
-        lambda: dp.tangent_kernel(NET, PARAMS, XS, batch_size=None),
+        lambda: dp.gradients.tangent_kernel(NET, PARAMS, XS, batch_size=None),
     "wants an output for each of 12 examples, got float32[1,4]; keep the first axis of x":
-        lambda: dp.tangent_kernel(first, PARAMS, XS),
+        lambda: dp.gradients.tangent_kernel(first, PARAMS, XS),
     "wants one array, got (float32[12,4], float32[12,4]); pick one part of it with a lambda":
-        lambda: dp.tangent_kernel(pair, PARAMS, XS),
+        lambda: dp.gradients.tangent_kernel(pair, PARAMS, XS),
     "linear(3): wants params kernel as float32[2,3], got float32[4,3]; pass what init gave on "
     "input of this shape":
-        lambda: dp.tangent_kernel(NET, PARAMS, XS, XS[:, :2]),
+        lambda: dp.gradients.tangent_kernel(NET, PARAMS, XS, XS[:, :2]),
     "wants parameters that have a gradient at rest, got averages in the place of bias, kernel; "
-    "pass the plain net with the trees that dp.merge(net, params, state) gives: it computes with "
-    "these at rest":
+    "pass the plain net with the trees that dp.tree.merge(net, params, state) gives: it computes "
+    "with these at rest":
         of_averages,
     "wants something that depends on the parameters, got a derivative of zero; make the loss "
-    "train=True, or differentiate the plain net at dp.merge(net, params, state): at rest ema "
+    "train=True, or differentiate the plain net at dp.tree.merge(net, params, state): at rest ema "
     "computes with averages, and what is frozen has no gradient":
         hessian(PARAMS, lambda p: jnp.ones(())),
     # Expansions.

@@ -10,9 +10,9 @@ from refusing import KEY
 import diffprog as dp
 from errors.given import floats, ints, traced
 
-SCHEDULE = dp.cosine_schedule(10)
+SCHEDULE = dp.diffusion.cosine_schedule(10)
 SMALL = dict(widths=(4, 8), depth=1, attention=(), groups=2)
-UNET = dp.unet(1, classes=3, **SMALL)
+UNET = dp.models.unet(1, classes=3, **SMALL)
 X, TIME = floats(2, 4, 4, 1), ints(2)
 
 
@@ -26,14 +26,14 @@ def doubled(layers, x, *, time=None):
     return jnp.concatenate([x, x], -1)
 
 
-def drawn(net, x=X, sampler=dp.ddim, schedule=SCHEDULE, **options):
+def drawn(net, x=X, sampler=dp.diffusion.ddim, schedule=SCHEDULE, **options):
     """A sampler asked for images."""
     return traced(functools.partial(sampler, net, {}, schedule=schedule), x, **options)
 
 
 def asked(net, batch, **options):
     """The objective of a batch."""
-    objective = dp.denoising(SCHEDULE, **options)
+    objective = dp.diffusion.denoising(SCHEDULE, **options)
     return lambda: jax.eval_shape(
         lambda batch: objective(net, {}, {}, batch, key=KEY, train=True), batch)
 
@@ -41,33 +41,33 @@ def asked(net, batch, **options):
 EXAMPLES = {
     # Schedules.
     "wants beta_start in (0, 1), got 0.0; pass a share of the variance":
-        lambda: dp.linear_schedule(10, beta_start=0.0),
+        lambda: dp.diffusion.linear_schedule(10, beta_start=0.0),
     "wants beta_end in (0, 1), got 1; pass a share of the variance":
-        lambda: dp.linear_schedule(10, beta_end=1),
+        lambda: dp.diffusion.linear_schedule(10, beta_end=1),
     "wants offset of at least 0, got -0.1; pass 0.008, as the paper does":
-        lambda: dp.cosine_schedule(10, offset=-0.1),
+        lambda: dp.diffusion.cosine_schedule(10, offset=-0.1),
     "wants steps as an int of at least 1, got 0; pass 1 or more":
-        lambda: dp.cosine_schedule(0),
+        lambda: dp.diffusion.cosine_schedule(0),
     "wants a schedule of numbers that fall inside of (0, 1), got [0.9, 0.0]; pass "
     "cosine_schedule(1000), for example":
-        lambda: dp.denoising([0.9, 0.0]),
+        lambda: dp.diffusion.denoising([0.9, 0.0]),
     "wants a schedule of numbers that fall inside of (0, 1), got float64[10]; pass "
     "cosine_schedule(1000), for example":
-        lambda: dp.denoising(SCHEDULE[::-1]),
+        lambda: dp.diffusion.denoising(SCHEDULE[::-1]),
     "wants a schedule of numbers that fall inside of (0, 1), got float64[3]; pass "
     "cosine_schedule(1000), for example":
         drawn(plain, schedule=np.array([1.0, 0.5, 0.2])),
     "wants a schedule of numbers that fall inside of (0, 1), got float64[2]; pass "
     "cosine_schedule(1000), for example":
-        drawn(plain, sampler=dp.ddpm, schedule=np.array([np.nan, 0.5]), key=KEY),
+        drawn(plain, sampler=dp.diffusion.ddpm, schedule=np.array([np.nan, 0.5]), key=KEY),
     # The objective.
     "wants noise of shape (2, 3) and time of shape (2,), got float32[3] and int32[2]; draw noise "
     "for each number of x":
-        traced(dp.add_noise, floats(2, 3), floats(3), schedule=SCHEDULE, time=TIME),
+        traced(dp.diffusion.add_noise, floats(2, 3), floats(3), schedule=SCHEDULE, time=TIME),
     "wants predict out of noise, velocity, got 'image'; choose one of them":
-        lambda: dp.denoising(SCHEDULE, predict="image"),
+        lambda: dp.diffusion.denoising(SCHEDULE, predict="image"),
     "wants rate in [0, 1), got 1.0; pass a share, not a percentage":
-        lambda: dp.denoising(SCHEDULE, null_class=3, rate=1.0),
+        lambda: dp.diffusion.denoising(SCHEDULE, null_class=3, rate=1.0),
     "wants a net that takes time, got one that takes none; name it in a program: (layers, x, *, "
     "time=None)":
         asked(dp.linear(1), X),
@@ -84,7 +84,7 @@ EXAMPLES = {
     '"condition": labels}':
         asked(plain, X, null_class=3),
     "wants a null_class or null, got both; pass null alone: it may hold the class":
-        lambda: dp.denoising(SCHEDULE, null_class=3, null={"condition": 3}),
+        lambda: dp.diffusion.denoising(SCHEDULE, null_class=3, null={"condition": 3}),
     "wants null as side inputs of one example, got float32[2]; pass "
     'null={"condition": jnp.zeros(8)}, for example':
         drawn(plain, null=jnp.zeros(2)),
@@ -120,16 +120,16 @@ EXAMPLES = {
         lambda: UNET.init(KEY, X, time=TIME, condition=floats(2)),
     "told (told(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)))): wants no "
     "condition, for a net without classes, got int32[2]; give the net classes=10, for example":
-        lambda: dp.unet(1, **SMALL).init(KEY, X, time=TIME, condition=TIME),
+        lambda: dp.models.unet(1, **SMALL).init(KEY, X, time=TIME, condition=TIME),
     "at (unet(told=told(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)), "
     "classes=embedding(4, 16)), stem=c ...): wants images with sides that are multiples of "
     "2, got float32[2,4,5,1]; pad or crop them":
         lambda: dp.serial(at=UNET).init(KEY, floats(2, 4, 5, 1), time=TIME),
     "wants widths as a sequence of sizes, got 64; pass (64, 128), for example":
-        lambda: dp.unet(1, widths=64),
+        lambda: dp.models.unet(1, widths=64),
     "wants attention at levels from 1 to 2, got 3; leave it out, or add widths":
-        lambda: dp.unet(1, **SMALL | {"attention": (3,)}),
+        lambda: dp.models.unet(1, **SMALL | {"attention": (3,)}),
     "wants width as a multiple of 4, got 6; choose another: sines and cosines of rows and of "
     "columns share it":
-        lambda: dp.dit(1, width=6),
+        lambda: dp.models.dit(1, width=6),
 }

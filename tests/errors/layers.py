@@ -131,32 +131,32 @@ EXAMPLES = {
     # Draws.
     "at (gaussian_sample()): wants a pair (mean, log_variance), got float32[2,4]; put "
     "branch(linear(n), linear(n)) before it, for example":
-        at(dp.gaussian_sample(), X),
+        at(dp.estimators.gaussian_sample(), X),
     "at (gaussian_sample()): wants a mean and a log_variance of one shape and dtype, got "
     "(float32[2,4], float32[2,1]); give each number that is drawn a variance of its own":
-        at(dp.gaussian_sample(), (X, floats(2, 1))),
+        at(dp.estimators.gaussian_sample(), (X, floats(2, 1))),
     "gumbel_softmax(temperature=0.0): wants temperature as a positive number, got 0.0; pass 1.0, "
     "for example":
-        lambda: dp.gumbel_softmax(temperature=0.0),
+        lambda: dp.estimators.gumbel_softmax(temperature=0.0),
     "at (gumbel_softmax()): wants at least 1 axis (..., classes), got float32[]; add the missing "
     "axes":
-        at(dp.gumbel_softmax(), floats()),
+        at(dp.estimators.gumbel_softmax(), floats()),
     "wants values and surrogate of one shape and dtype, got (int32[2], float32[2]); bring them to "
     "one shape and dtype":
-        traced(dp.straight_through, ints(2), floats(2)),
+        traced(dp.estimators.straight_through, ints(2), floats(2)),
     "wants log_probabilities of the shape of values, (5,), got float32[5,2]; give each draw one: "
     "sum over all that it consists of":
-        traced(dp.score_function, floats(5), floats(5, 2)),
+        traced(dp.estimators.score_function, floats(5), floats(5, 2)),
     "wants floating-point input, got int32[5]; convert it: x.astype(jnp.float32)":
-        traced(dp.score_function, ints(5), floats(5)),
+        traced(dp.estimators.score_function, ints(5), floats(5)),
     "wants a baseline that is one number or of the shape (5,), got float32[5,1]; give each draw "
     "its own":
-        traced(dp.score_function, floats(5), floats(5), baseline=floats(5, 1)),
+        traced(dp.estimators.score_function, floats(5), floats(5), baseline=floats(5, 1)),
     "wants a baseline that is an array or leave_one_out, got 'mean'; pass one of them":
-        traced(dp.score_function, floats(5), floats(5), baseline="mean"),
+        traced(dp.estimators.score_function, floats(5), floats(5), baseline="mean"),
     "wants at least two draws to leave one out, got float32[1]; draw more, or pass an array as "
     "baseline":
-        traced(dp.score_function, floats(1), floats(1), baseline="leave_one_out"),
+        traced(dp.estimators.score_function, floats(1), floats(1), baseline="leave_one_out"),
     # Feed-forward and what is around it.
     "ffn(0): wants hidden as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.ffn(0),

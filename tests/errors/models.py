@@ -6,30 +6,30 @@ import diffprog as dp
 from errors.given import at, floats, ints
 
 SMALL = dict(width=4, depth=1, heads=2, hidden=4)
-VIT = dp.vit(4, image_size=8, patch_size=2, **SMALL)
-TRANSFORMER = dp.transformer(5, 7, **SMALL)
+VIT = dp.models.vit(4, image_size=8, patch_size=2, **SMALL)
+TRANSFORMER = dp.models.transformer(5, 7, **SMALL)
 MEMORY = floats(2, 3, 4)
 
 
 EXAMPLES = {
     "wants depth out of 18, 34, 50, 101, 152, got 20; build others from image_stem and stages of "
     "diffprog.models.resnet":
-        lambda: dp.resnet(20),
+        lambda: dp.models.resnet(20),
     "stage_1/rest/residual_0 (residual(serial(conv(4, 3, padding=1, bias=False, "
     "kernel_init='he_normal'), batch_norm(), jax.nn.relu, conv(4, 3, pa ...): wants a body that "
     "keeps the shape of x, float32[1,8,8,5], got float32[1,8,8,4]; give it as many features, or a "
     "shortcut of the same shape":
-        lambda: dp.resnet(18, 10, width=4, stem=dp.conv(5, 3)).init(KEY, floats(1, 8, 8, 1)),
+        lambda: dp.models.resnet(18, 10, width=4, stem=dp.conv(5, 3)).init(KEY, floats(1, 8, 8, 1)),
     "wants hidden as a sequence of sizes, got 64; pass (64, 32), for example":
-        lambda: dp.mlp(64, 10),
+        lambda: dp.models.mlp(64, 10),
     "linear(0): wants features as an int of at least 1, got 0; pass 1 or more":
-        lambda: dp.mlp((64, 0), 10),
+        lambda: dp.models.mlp((64, 0), 10),
     "wants image_size as 4 times a power of two, got 12; resize the images: each step doubles the "
     "side":
-        lambda: dp.dcgan_generator(12),
+        lambda: dp.models.dcgan_generator(12),
     "wants image_size as a multiple of patch_size=2, got 9; choose a patch_size that divides it, "
     "or cut or pad the images":
-        lambda: dp.vit(4, image_size=9, patch_size=2, **SMALL),
+        lambda: dp.models.vit(4, image_size=9, patch_size=2, **SMALL),
     "at/images (images): wants images of 8 x 8, got float32[1,4,16,3]; resize them, or set "
     "image_size=":
         at(VIT, floats(1, 4, 16, 3)),
@@ -39,7 +39,7 @@ EXAMPLES = {
     "at (bert(hide=hide(), embed=embedding(11, 4), types=embedding(2, 4), "
     "positions=learned_positions(5), norm=layer_norm(eps ...): wants token_types of the shape of "
     "x, (2, 5), got int32[5]; give one to each token":
-        at(dp.bert(11, length=5, **SMALL), ints(2, 5), token_types=ints(5)),
+        at(dp.models.bert(11, length=5, **SMALL), ints(2, 5), token_types=ints(5)),
     "at (translate(encoder=serial(hide=hide(), embed=embedding(5, 4), scaled=scaled, "
     "positions=sinusoidal_positions(), drop=d ...): wants source or memory, got both, int32[2,3] "
     "and float32[2,3,4]; pass one of them: memory is what the encoder makes of source":
@@ -52,5 +52,5 @@ EXAMPLES = {
     "none; pass memory=, what is to be asked, in every call but a stream's":
         at(TRANSFORMER, ints(2, 3)),
     "wants width as an even int, got 5; choose another: half of it reads in each direction":
-        lambda: dp.seq2seq(5, 7, width=5),
+        lambda: dp.models.seq2seq(5, 7, width=5),
 }

@@ -22,7 +22,7 @@ def restarted(rows, *, before=2):
     """A stream of as many rows, of which some of two are restarted."""
     own = params(GRU, X3)
     state = GRU.start(own, {}, jnp.ones((before, 5, 4)), length=5)
-    return lambda: dp.restart(GRU, own, state, X3, rows, length=5)
+    return lambda: dp.training.restart(GRU, own, state, X3, rows, length=5)
 
 
 def count(params, state, x, **_):
@@ -208,15 +208,15 @@ EXAMPLES = {
     "time, features)":
         lambda: dp.rotary()(X3, [0]),
     "wants factor as a positive number, got 0.0; pass 8.0, for example":
-        lambda: dp.linear_scaling(0.0),
+        lambda: dp.rope.linear_scaling(0.0),
     "wants original_length as a positive number, got 0; pass 8.0, for example":
-        lambda: dp.yarn_scaling(2.0, 0),
+        lambda: dp.rope.yarn_scaling(2.0, 0),
     "wants factors[1] as a positive number, got 0; pass 8.0, for example":
-        lambda: dp.longrope_scaling((1, 0), 8, 2.0),
+        lambda: dp.rope.longrope_scaling((1, 0), 8, 2.0),
     "wants low_frequency_factor below high_frequency_factor, got llama3_scaling(2.0, 64, "
     "low_frequency_factor=4); pass 1 and 4, as Llama 3.1 has them":
-        lambda: dp.llama3_scaling(2.0, 64, 4),
+        lambda: dp.rope.llama3_scaling(2.0, 64, 4),
     "wants 4 factors, one for each pair, got 2; take those that were searched for heads of this "
     "size":
-        lambda: dp.rotary(scaling=dp.longrope_scaling((1.0, 2.0), 64))(jnp.ones((5, 8))),
+        lambda: dp.rotary(scaling=dp.rope.longrope_scaling((1.0, 2.0), 64))(jnp.ones((5, 8))),
 }

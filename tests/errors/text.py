@@ -9,8 +9,8 @@ from errors.given import params
 
 IDS = jnp.ones((2, 7), int)
 PROMPTS = [[3, 1, 4], [5], [2, 6, 0, 1]]
-GPT = dp.gpt(7, length=12, width=8, depth=1, heads=2, hidden=8)
-TRANSLATOR = dp.seq2seq(5, 7, width=6)
+GPT = dp.models.gpt(7, length=12, width=8, depth=1, heads=2, hidden=8)
+TRANSLATOR = dp.models.seq2seq(5, 7, width=6)
 PLAIN = dp.serial(table=dp.embedding(7, 4), head=dp.linear(7))
 TURNING = dp.embedding(7, 8) >> dp.self_attention(2, causal=True, rotary=dp.rotary())
 RAW = dp.embedding(7, 7)
@@ -33,12 +33,12 @@ def drawn(net, **side):
 
 def ask(prompts=PROMPTS, net=GPT, own=None, steps=5, **options):
     """Write to some prompts."""
-    return lambda: dp.generate(net, drawn(GPT) if own is None else own, prompts, steps,
+    return lambda: dp.text.generate(net, drawn(GPT) if own is None else own, prompts, steps,
                                **options)
 
 
 def search(**options):
-    return lambda: dp.beam_search(GPT, drawn(GPT), PROMPTS, 5, **options)
+    return lambda: dp.text.beam_search(GPT, drawn(GPT), PROMPTS, 5, **options)
 
 
 def learn(objective, batch, net=PLAIN, own=None):
@@ -49,47 +49,48 @@ def learn(objective, batch, net=PLAIN, own=None):
 
 
 def chunks(*paths):
-    return learn(dp.chunked_next_token(*paths), IDS)
+    return learn(dp.text.chunked_next_token(*paths), IDS)
 
 
 def hide(ids=IDS, mask_token=1, **more):
-    return lambda: dp.mask_tokens(KEY, ids, vocabulary=5, mask_token=mask_token, **more)
+    return lambda: dp.text.mask_tokens(KEY, ids, vocabulary=5, mask_token=mask_token, **more)
 
 
 def pairs(documents, length=8):
-    return lambda: dp.sentence_pairs(documents, length, start_token=1, separator_token=2, seed=0)
+    return lambda: dp.text.sentence_pairs(documents, length, start_token=1, separator_token=2,
+        seed=0)
 
 
 def expanded():
     net = dp.linearize(dp.serial(table=dp.embedding(7, 4), head=dp.linear(7)))
     own, state = net.init(KEY, IDS)
-    dp.chunked_next_token("table", "head/kernel")(net, own, state, IDS, key=None, train=True)
+    dp.text.chunked_next_token("table", "head/kernel")(net, own, state, IDS, key=None, train=True)
 
 
 EXAMPLES = {
     # The next token.
     "wants ids as ints (batch, time + 1), at least two tokens, got int32[2,1]; give at least two "
     "to each row: all but the first are asked for":
-        learn(dp.next_token(), IDS[:, :1]),
+        learn(dp.text.next_token(), IDS[:, :1]),
     "wants ids as ints (batch, time + 1), at least two tokens, got float32[2,3]; give at least "
     "two to each row: all but the first are asked for":
-        learn(dp.next_token(), jnp.ones((2, 3))),
+        learn(dp.text.next_token(), jnp.ones((2, 3))),
     "wants ids with an open size of the form t + 1, got int32[2,t]; write "
     'jax.export.symbolic_shape("b, t + 1"): t are shown to the net':
-        lambda: jax.eval_shape(lambda ids: learn(dp.next_token(), ids)(), jax.ShapeDtypeStruct(
+        lambda: jax.eval_shape(lambda ids: learn(dp.text.next_token(), ids)(), jax.ShapeDtypeStruct(
             (2, *jax.export.symbolic_shape("t")), jnp.int32)),
     "wants a batch with x and side inputs of the net (none), got x, y; rename or remove the rest: "
     "x holds inputs and targets":
-        learn(dp.next_token(), {"x": IDS, "y": IDS}),
+        learn(dp.text.next_token(), {"x": IDS, "y": IDS}),
     "wants a batch with x and side inputs of the net (none), got segments, x; rename or remove "
     "the rest: x holds inputs and targets":
-        learn(dp.next_token(), {"x": IDS, "segments": IDS}),
+        learn(dp.text.next_token(), {"x": IDS, "segments": IDS}),
     "wants positions of the shape of x, (2, 7), got int32[2,6]; give one to each token, the last "
     "one too":
-        learn(dp.next_token(), {"x": IDS, "positions": IDS[:, 1:]}, TURNING),
+        learn(dp.text.next_token(), {"x": IDS, "positions": IDS[:, 1:]}, TURNING),
     "wants a net that gives (batch, time, vocabulary) for int32[2,6], got float32[2,7]; return "
     "the scores of each token's successor":
-        learn(dp.next_token(), IDS, LAST),
+        learn(dp.text.next_token(), IDS, LAST),
     "wants the path of a matrix as table (head/bias, head/kernel, table/embedding), got 'head'; "
     "write embed/embedding or head/kernel, for example":
         chunks("table", "head"),
@@ -102,22 +103,22 @@ EXAMPLES = {
     "wants the path of one layer as trunk, got head, table; name one alone":
         chunks("*", "head/kernel"),
     "wants chunk as an int of at least 1, got 0; pass 1 or more":
-        lambda: dp.chunked_next_token("table", "head/kernel", chunk=0),
+        lambda: dp.text.chunked_next_token("table", "head/kernel", chunk=0),
     "wants scores that are one product, got linearize(serial(table=embedding(7, 4), head=linear(7)"
     ")); use next_token: linearize makes a sum of two of a product":
         expanded,
     "wants characters as an int of at least 1, got 0; pass 1 or more":
-        lambda: dp.bits_per_character(1.0, 1, 0),
+        lambda: dp.metrics.bits_per_character(1.0, 1, 0),
     # Hidden tokens, pairs of sentences.
     "wants y as a pair (true tokens, what follows), got int32[2,7]; use "
     "classification(ignore=-100) for tokens alone":
-        learn(dp.masked_language(), {"x": IDS, "y": IDS}, ONE),
+        learn(dp.text.masked_language(), {"x": IDS, "y": IDS}, ONE),
     "wants a net that scores a pair, tokens and what follows, got int32[2,7]; use "
     "bert_pretraining, for example":
-        learn(dp.masked_language(), {"x": IDS, "y": (IDS, IDS[:, 0])}, ONE),
+        learn(dp.text.masked_language(), {"x": IDS, "y": (IDS, IDS[:, 0])}, ONE),
     "wants a net that takes mask, got one that takes none; leave the mask out: tokens not "
     "asked for have the label -100":
-        learn(dp.masked_language(), {"x": IDS, "y": (IDS, IDS[:, 0]), "mask": IDS > 0}, ONE),
+        learn(dp.text.masked_language(), {"x": IDS, "y": (IDS, IDS[:, 0]), "mask": IDS > 0}, ONE),
     "wants mask_token and special_tokens in [0, 5), got 5 and (); give the numbers of tokens":
         hide(mask_token=5),
     "wants mask_token and special_tokens in [0, 5), got 1 and (-1,); give the numbers of tokens":
@@ -198,7 +199,7 @@ EXAMPLES = {
     "token of each row":
         ask(adjust=lambda logits, text: logits[:, :1]),
     "wants top_k of at most 3, the vocabulary, got 4; lower it":
-        lambda: dp.sample(KEY, jnp.ones((2, 3)), top_k=4),
+        lambda: dp.text.sample(KEY, jnp.ones((2, 3)), top_k=4),
     "wants steps as an int of at least 1, got 0; pass 1 or more":
         ask(steps=0),
     "wants side inputs that hold for all steps, got mask; give prompts of different lengths as a "

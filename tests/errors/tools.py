@@ -82,70 +82,70 @@ EXAMPLES = {
     # Losses.
     "wants integer labels, or probabilities as float32[2,3] without ignore, got float32[2] and "
     "ignore=None; make class numbers integers, or leave soft labels out by a mask":
-        traced(dp.cross_entropy, LOGITS, floats(2)),
+        traced(dp.losses.cross_entropy, LOGITS, floats(2)),
     "wants integer labels, or probabilities as float32[2,3] without ignore, got float32[2,3] and "
     "ignore=-100; make class numbers integers, or leave soft labels out by a mask":
-        traced(dp.cross_entropy, LOGITS, LOGITS, ignore=-100),
+        traced(dp.losses.cross_entropy, LOGITS, LOGITS, ignore=-100),
     "wants integer labels, got bool[2]; convert them: labels.astype(jnp.int32)":
-        traced(dp.cross_entropy, LOGITS, bools(2)),
+        traced(dp.losses.cross_entropy, LOGITS, bools(2)),
     "wants labels of the logits' leading shape (2,), got int32[2,1]; give each entry the number "
     "of its class":
-        traced(dp.cross_entropy, LOGITS, ints(2, 1)),
+        traced(dp.losses.cross_entropy, LOGITS, ints(2, 1)),
     "wants at least 1 axis (..., classes), got float32[]; add the missing axes":
-        traced(dp.cross_entropy, floats(), ints()),
+        traced(dp.losses.cross_entropy, floats(), ints()),
     "wants floating-point input, got int32[2,3]; convert it: x.astype(jnp.float32)":
-        traced(dp.cross_entropy, ints(2, 3), LABELS),
+        traced(dp.losses.cross_entropy, ints(2, 3), LABELS),
     "wants a mask of booleans, got float32[2]":
-        traced(dp.cross_entropy, LOGITS, LABELS, mask=floats(2)),
+        traced(dp.losses.cross_entropy, LOGITS, LABELS, mask=floats(2)),
     "wants a mask of the leading axes of (2,), got bool[2,1]":
-        traced(dp.cross_entropy, LOGITS, LABELS, mask=bools(2, 1)),
+        traced(dp.losses.cross_entropy, LOGITS, LABELS, mask=bools(2, 1)),
     "wants smoothing in [0, 1), got 10; pass a share, not a percentage":
-        traced(dp.cross_entropy, LOGITS, LABELS, smoothing=10),
+        traced(dp.losses.cross_entropy, LOGITS, LABELS, smoothing=10),
     "wants one weight for each of 3 classes, got float32[2]; pass an array of shape (classes,)":
-        traced(dp.cross_entropy, LOGITS, LABELS, class_weights=floats(2)),
+        traced(dp.losses.cross_entropy, LOGITS, LABELS, class_weights=floats(2)),
     "wants reduction out of mean, none, sum, got 'average'; choose one of them":
-        traced(dp.cross_entropy, LOGITS, LABELS, reduction="average"),
+        traced(dp.losses.cross_entropy, LOGITS, LABELS, reduction="average"),
     "wants a kernel of shape (4, classes), got float32[3,4]; pass embedding.T for a tied embedding":
-        traced(dp.linear_cross_entropy, ROW, floats(3, 4), LABELS),
+        traced(dp.losses.linear_cross_entropy, ROW, floats(3, 4), LABELS),
     "wants a bias of shape (3,), got float32[4]; give one number to each class":
-        traced(dp.linear_cross_entropy, ROW, KERNEL, LABELS, bias=floats(4)),
+        traced(dp.losses.linear_cross_entropy, ROW, KERNEL, LABELS, bias=floats(4)),
     "wants a target of the prediction's shape (3, 1), got float32[3]; drop the prediction's last "
     "axis: y[..., 0]":
-        traced(dp.squared_error, floats(3, 1), floats(3)),
+        traced(dp.losses.squared_error, floats(3, 1), floats(3)),
     "wants a target of the prediction's shape (3, 2), got float32[2,3]; give both one shape: "
     "broadcasting would compare every pair":
-        traced(dp.squared_error, floats(3, 2), floats(2, 3)),
+        traced(dp.losses.squared_error, floats(3, 2), floats(2, 3)),
     "wants one array, got (float32[2,4], float32[2,4]); pick one part of it with a lambda":
-        traced(dp.squared_error, (ROW, ROW), ROW),
+        traced(dp.losses.squared_error, (ROW, ROW), ROW),
     "wants delta as a positive number, got 0; pass an error in units of the target":
-        traced(dp.huber, ROW, ROW, delta=0),
+        traced(dp.losses.huber, ROW, ROW, delta=0),
     "wants logits (batch, time, classes) and integer labels (batch, n), got (float32[4,3], "
     "int32[2,2]); give each example one row of labels":
-        traced(dp.ctc, KERNEL, ints(2, 2)),
+        traced(dp.losses.ctc, KERNEL, ints(2, 2)),
     "wants blank in [0, 3), got 3; pass the number of a class":
-        traced(dp.ctc, SERIES, ints(2, 2), blank=3),
+        traced(dp.losses.ctc, SERIES, ints(2, 2), blank=3),
     # Metrics.
     "wants integer labels, got float32[2,6]; convert them: labels.astype(jnp.int32)":
-        traced(dp.accuracy, LOGITS, floats(2, 6)),
+        traced(dp.metrics.accuracy, LOGITS, floats(2, 6)),
     "wants labels of the logits' leading shape (2,), got int32[3]; give each entry the number of "
     "its class":
-        traced(dp.confusion_matrix, LOGITS, ints(3)),
+        traced(dp.metrics.confusion_matrix, LOGITS, ints(3)),
     "wants k of at most 3, the number of classes, got 5; lower it":
-        traced(dp.top_k_accuracy, LOGITS, LABELS),
+        traced(dp.metrics.top_k_accuracy, LOGITS, LABELS),
     "wants k as an int of at least 1, got 1.0; pass a Python int":
-        traced(dp.top_k_accuracy, LOGITS, LABELS, k=1.0),
+        traced(dp.metrics.top_k_accuracy, LOGITS, LABELS, k=1.0),
     # Derivatives.
     "wants at least one floating-point argument, got (int32[3]); convert one: "
     "x.astype(jnp.float32)":
-        lambda: dp.check_gradients(lambda x: x, jnp.arange(3)),
+        lambda: dp.gradients.check_gradients(lambda x: x, jnp.arange(3)),
     "wants a function that gives floating-point numbers, got none; return what is to be "
     "differentiated":
-        lambda: dp.check_gradients(lambda x: x.astype(int), X),
+        lambda: dp.gradients.check_gradients(lambda x: x.astype(int), X),
     "wants a function that computes in float64, got [float32[2,4]]; pass it the arrays that it "
     "closes over as arguments":
-        lambda: dp.check_gradients(lambda x: x.astype(jnp.float32), X),
+        lambda: dp.gradients.check_gradients(lambda x: x.astype(jnp.float32), X),
     "wants derivatives that agree to 1e-06, got the argument: reverse ...":
-        lambda: dp.check_gradients(bent, jnp.zeros(2)),
+        lambda: dp.gradients.check_gradients(bent, jnp.zeros(2)),
     # Laws.
     "centered: wants every law of a layer kept, got 1 broken; mend it by these:\n  a batch is "
     "its examples: LayerError: wants no difference ...":

@@ -137,7 +137,7 @@ def meaned(output, target, *, mask):
 
 
 GAME = dp.serial(one=NET, other=dp.batch_norm())
-PLAYER = dp.Player(dp.classification(), optax.sgd(0.1))
+PLAYER = dp.training.Player(dp.classification(), optax.sgd(0.1))
 FORM = ("return them: the new state of the net, and metrics by name, means over metrics['count'] "
         "entries, or over the examples where it gives no count")
 
@@ -147,7 +147,7 @@ def forgetful(net, params, state, batch, *, key, train):
 
 
 def played(players, batch=DATA[0]):
-    step = dp.make_game(GAME, players, inputs=lambda batch: batch[0])
+    step = dp.training.make_game(GAME, players, inputs=lambda batch: batch[0])
     return lambda: jax.eval_shape(step.apply, jax.eval_shape(step.init, KEY, XS), batch)
 
 
@@ -172,7 +172,7 @@ EXAMPLES = {
         asked(dp.classification(), (XS, None)),
     "wants a target of the prediction's shape (12, 3), got int32[12]; give both one shape: "
     "broadcasting would compare every pair":
-        asked(dp.binary_classification(), DATA[0]),
+        asked(dp.training.binary_classification(), DATA[0]),
     "wants metrics that are one number each, as kind, got 'good'; leave out what is none":
         asked(explained(worded), DATA[0]),
     "wants objective.inputs as a function (net, batch), got <lambda training.py:78>; write "
@@ -192,42 +192,43 @@ EXAMPLES = {
     "wants a target of the prediction's shape (12, 1), got int32[12]; drop the prediction's last "
     "axis: y[..., 0]":
         asked(dp.regression(), (XS, YS), dp.linear(1)),
-    "wants a penalty as a function of params, got 0.1; write lambda params: rate * dp.l2(params)":
-        lambda: dp.penalized(dp.classification(), 0.1),
-    "wants params of a net, got 0.1; write lambda params: rate * dp.l2(params) for a penalty with "
-    "a rate":
-        lambda: dp.l2(0.1),
+    "wants a penalty as a function of params, got 0.1; write lambda params: rate * "
+    "dp.losses.l2(params)":
+        lambda: dp.training.penalized(dp.classification(), 0.1),
+    "wants params of a net, got 0.1; write lambda params: rate * dp.losses.l2(params) for a "
+    "penalty with a rate":
+        lambda: dp.losses.l2(0.1),
     "wants a penalty that is one number, got float32[3]; sum it":
-        asked(dp.penalized(dp.classification(), lambda p: p["bias"]), DATA[0]),
+        asked(dp.training.penalized(dp.classification(), lambda p: p["bias"]), DATA[0]),
     "wants a pattern that matches a path (head/kernel), got '**/kernels'":
-        lambda: dp.l2({"head": {"kernel": X}}, "**/kernels"),
+        lambda: dp.losses.l2({"head": {"kernel": X}}, "**/kernels"),
     "wants beta as a number of at least 0, got -1.0; pass 1.0 for the bound":
-        lambda: dp.elbo(beta=-1.0),
+        lambda: dp.training.elbo(beta=-1.0),
     "wants a pair, the prediction and (mean, log_variance), got float32[12,3]; make the net by "
     "vae(encoder, decoder)":
-        asked(dp.elbo(), (XS, XS)),
+        asked(dp.training.elbo(), (XS, XS)),
     "wants a pair (mean, log_variance) beside the prediction, got float32[12,3]; make the net by "
     "vae(encoder, decoder)":
-        asked(dp.elbo(), (XS, XS), dp.branch(NET, NET)),
+        asked(dp.training.elbo(), (XS, XS), dp.branch(NET, NET)),
     "wants a log_variance of the shape of mean, (2, 4), got float32[2,1]; give each number a "
     "variance of its own":
-        lambda: dp.gaussian_kl(X, X[:, :1]),
+        lambda: dp.losses.gaussian_kl(X, X[:, :1]),
     "wants a sample_weight of the leading axes of (12,), got float32[2,4]; give one number to each "
     "example, or to each of its entries":
         asked(dp.classification(), {"x": XS, "y": YS, "sample_weight": X}),
     "wants a sample_weight of the 12 examples, got float32[12,4]; give one number to each example: "
     "its entries are one surprise":
-        asked(dp.elbo(), {"x": XS, "y": XS, "sample_weight": XS}, LATENT),
+        asked(dp.training.elbo(), {"x": XS, "y": XS, "sample_weight": XS}, LATENT),
     "wants a loss (output, target, *, mask), got maskless; let it take mask=None, which says what "
     "is real, and return a number":
         lambda: dp.regression(maskless),
-    "wants a loss as a function, got 'mse'; pass dp.absolute_error, for example":
+    "wants a loss as a function, got 'mse'; pass dp.losses.absolute_error, for example":
         lambda: dp.regression("mse"),
     "wants a net that gives logits, got one that ends in jax.nn.softmax; leave it out: the loss "
     "does it itself, and predictions are jax.nn.softmax(net(params, x))":
         asked(dp.classification(), DATA[0], dp.serial(NET, jax.nn.softmax)),
     "wants labels as one array, got [0, 1]; convert them: jnp.asarray(labels)":
-        lambda: dp.accuracy(jnp.ones((2, 3)), [0, 1]),
+        lambda: dp.metrics.accuracy(jnp.ones((2, 3)), [0, 1]),
     "wants targets y as one array, got (int32[], int32[], int32[]); convert them: np.asarray(y)":
         asked(dp.classification(), (XS[:3], (0, 1, 2))),
     "wants integer labels, got float32[12]; convert them: labels.astype(jnp.int32)":
@@ -294,7 +295,8 @@ EXAMPLES = {
         patient(sgd()),
     "wants a metric named loss for patience, got one/accuracy, one/loss; let the objective give "
     "it, or name another: metric=":
-        patient(dp.make_game(dp.serial(one=NET), {"one": PLAYER}, inputs=lambda batch: batch[0]),
+        patient(dp.training.make_game(dp.serial(one=NET), {"one": PLAYER},
+            inputs=lambda batch: batch[0]),
                 validation=DATA),
     "wants a finite loss, got nan by step 1, with finite parameters; look for NaN and for labels "
     "outside their range in the data":
@@ -336,7 +338,7 @@ EXAMPLES = {
         lambda: dp.make_step(NET, dp.classification(), SAM).init(KEY, XS),
     "wants an optimizer of one gradient a step, got "
     "optax.contrib.differentially_private_aggregate, which wants one of each example; take a step "
-    "of your own: optimizer.update(dp.per_example_gradients(...), opt_state)":
+    "of your own: optimizer.update(dp.gradients.per_example_gradients(...), opt_state)":
         lambda: dp.make_step(NET, dp.classification(), PRIVATE).init(KEY, XS),
     "wants an optimizer that takes value, grad and value_fn beside the gradient, got one that "
     "answers \"...": lambda: hooked().apply(state(hooked()), DATA[0]),
@@ -397,21 +399,21 @@ EXAMPLES = {
         lambda: train(sgd(), DATA, 1, validation=DATA, metric="f1"),
     "wants a history with the reading of best, of step 0, got one of steps none; pass the Fit as "
     "it was, or Fit(state, None, []) to look for the best anew":
-        lambda: train(sgd(), DATA, 1, state=dp.Fit(state(sgd()), state(sgd()), [])),
+        lambda: train(sgd(), DATA, 1, state=dp.training.Fit(state(sgd()), state(sgd()), [])),
     # Games.
     "wants at least one player, got none; name a child of the net and its Player":
-        lambda: dp.make_game(GAME, {}),
+        lambda: dp.training.make_game(GAME, {}),
     "wants children that are frozen, pinned or reparametrized by themselves, got "
     "freeze(serial(one=linear(2))); put freeze, pin or lora around a child: objectives call the "
     "children":
-        lambda: dp.make_game(dp.freeze(dp.serial(one=dp.linear(2))), {"one": PLAYER}),
+        lambda: dp.training.make_game(dp.freeze(dp.serial(one=dp.linear(2))), {"one": PLAYER}),
     "wants players among the children (one, other), got 'ones'; correct the name, or name the "
     "child: serial(generator=...)":
-        lambda: dp.make_game(GAME, {"ones": PLAYER}),
+        lambda: dp.training.make_game(GAME, {"ones": PLAYER}),
     "wants a Player for one, got classification; pass Player(objective, optimizer)":
-        lambda: dp.make_game(GAME, {"one": dp.classification}),
+        lambda: dp.training.make_game(GAME, {"one": dp.classification}),
     "wants steps as an int of at least 1, got 0; pass 1 or more":
-        lambda: dp.make_game(GAME, {"one": PLAYER._replace(steps=0)}),
+        lambda: dp.training.make_game(GAME, {"one": PLAYER._replace(steps=0)}),
     "wants a player for every child with parameters, got none for other; add it to players: what "
     "never moves belongs into an objective":
         played({"one": PLAYER}),
@@ -420,5 +422,5 @@ EXAMPLES = {
         played({"one": PLAYER._replace(steps=5), "other": PLAYER}),
     "wants the state of other in one structure, {mean: float32[3], var: float32[3]}, got {}; "
     "return its state that came, with new values":
-        played({"one": PLAYER, "other": dp.Player(forgetful, optax.sgd(0.1))}),
+        played({"one": PLAYER, "other": dp.training.Player(forgetful, optax.sgd(0.1))}),
 }

@@ -37,7 +37,7 @@ def smooth(tree, y):
 
 def test_a_smooth_function_of_pytrees_passes():
     tree = {"a": jnp.ones((2, 3)), "b": {"c": jnp.array([0.5, -1.0, 2.0])}}
-    report = dp.check_gradients(smooth, tree, jnp.float32(0.3))
+    report = dp.gradients.check_gradients(smooth, tree, jnp.float32(0.3))
     assert [row.path for row in report.rows] == ["0/a", "0/b/c", "1"]
     assert report.worst.error < 1e-7
     assert report.worst.error == max(row.error for row in report.rows)
@@ -45,8 +45,8 @@ def test_a_smooth_function_of_pytrees_passes():
 
 
 def test_the_derivatives_are_those_of_calculus():
-    (row,) = dp.check_gradients(jnp.exp, jnp.array(0.7)).rows
-    (base,) = dp.check_gradients(lambda x: x, jnp.array(0.7)).rows
+    (row,) = dp.gradients.check_gradients(jnp.exp, jnp.array(0.7)).rows
+    (base,) = dp.gradients.check_gradients(lambda x: x, jnp.array(0.7)).rows
     # Both are the same direction and projection, times the derivative.
     assert abs(base.reverse) > 1e-3
     for kind in ("reverse", "forward", "difference"):
@@ -58,9 +58,9 @@ def test_the_derivatives_are_those_of_calculus():
 def test_it_works_in_float64_whatever_the_session_has(f):
     assert not wide()
     x = jnp.array([0.3, -1.2, 2.0], jnp.float32)
-    assert dp.check_gradients(f, x).worst.error < 1e-7
+    assert dp.gradients.check_gradients(f, x).worst.error < 1e-7
     seen = []
-    dp.check_gradients(lambda x: seen.append(x.dtype) or f(x), x)
+    dp.gradients.check_gradients(lambda x: seen.append(x.dtype) or f(x), x)
     assert {dtype.name for dtype in seen} == {"float64"}
 
 
@@ -69,16 +69,16 @@ def test_a_wrong_rule_is_caught(off):
     right = with_rule(jnp.sin, jnp.cos)
     wrong = with_rule(jnp.sin, lambda x: off * jnp.cos(x))
     x = jnp.array([0.3, -1.2, 2.0])
-    dp.check_gradients(right, x)
+    dp.gradients.check_gradients(right, x)
     with pytest.raises(dp.LayerError, match="derivatives that agree"):
-        dp.check_gradients(wrong, x)
+        dp.gradients.check_gradients(wrong, x)
 
 
 def test_a_wrong_reverse_mode_is_caught():
     x = jnp.array([0.3, -1.2, 2.0])
-    dp.check_gradients(with_transpose(1.0), x)
+    dp.gradients.check_gradients(with_transpose(1.0), x)
     with pytest.raises(dp.LayerError, match="derivatives that agree") as caught:
-        dp.check_gradients(with_transpose(1.001), x)
+        dp.gradients.check_gradients(with_transpose(1.001), x)
     numbers = str(caught.value).replace(",", "").split()
     reverse, forward, difference = (
         float(numbers[numbers.index(kind) + 1]) for kind in ("reverse", "forward", "difference"))
@@ -94,7 +94,7 @@ def test_a_rule_for_reverse_mode_alone_is_refused():
 
     x = jnp.array([0.3, -1.2, 2.0])
     with pytest.raises(TypeError, match="forward-mode"):
-        dp.check_gradients(make(1.0), x)
+        dp.gradients.check_gradients(make(1.0), x)
 
 
 def test_the_worst_leaf_is_named():
@@ -106,39 +106,39 @@ def test_the_worst_leaf_is_named():
 
     tree = {"fine": jnp.ones(2), "off": {"by": jnp.ones(2), "more": jnp.ones(2)}}
     with pytest.raises(dp.LayerError, match="got off/more: reverse"):
-        dp.check_gradients(f, tree)
+        dp.gradients.check_gradients(f, tree)
 
 
 def test_the_tolerance_is_a_share_of_the_derivative():
     wrong = with_rule(lambda x: 1e6 * jnp.sin(x), lambda x: 1e6 * 1.001 * jnp.cos(x))
     x = jnp.array([0.3, -1.2, 2.0])
-    assert 1e-4 < dp.check_gradients(wrong, x, tolerance=1e-2).worst.error < 1e-2
+    assert 1e-4 < dp.gradients.check_gradients(wrong, x, tolerance=1e-2).worst.error < 1e-2
     with pytest.raises(dp.LayerError, match=r"agree to 0\.0001"):
-        dp.check_gradients(wrong, x, tolerance=1e-4)
+        dp.gradients.check_gradients(wrong, x, tolerance=1e-4)
 
 
 def test_every_entry_of_a_leaf_takes_part():
     # The rule is wrong at one entry of a hundred.
     wrong = with_rule(jnp.sin, lambda x: jnp.cos(x).at[57].mul(1.5))
     with pytest.raises(dp.LayerError):
-        dp.check_gradients(wrong, jnp.ones(100))
+        dp.gradients.check_gradients(wrong, jnp.ones(100))
 
 
 def test_every_output_takes_part():
     wrong = with_rule(jnp.sin, lambda x: 1.5 * jnp.cos(x))
     with pytest.raises(dp.LayerError):
-        dp.check_gradients(lambda x: {"a": x, "b": (x * x, wrong(x))}, jnp.ones(3))
+        dp.gradients.check_gradients(lambda x: {"a": x, "b": (x * x, wrong(x))}, jnp.ones(3))
 
 
 def test_a_gradient_that_is_not_finite_is_caught():
     for f in (lambda x: jnp.sqrt(x).sum(), lambda x: x / 0):
         with pytest.raises(dp.LayerError, match="error inf"):
-            dp.check_gradients(f, jnp.zeros(2))
+            dp.gradients.check_gradients(f, jnp.zeros(2))
 
 
 def test_a_kink_is_caught():
     with pytest.raises(dp.LayerError):
-        dp.check_gradients(jax.nn.relu, jnp.zeros(()))
+        dp.gradients.check_gradients(jax.nn.relu, jnp.zeros(()))
 
 
 def test_what_is_no_float_is_kept_constant():
@@ -149,11 +149,12 @@ def test_what_is_no_float_is_kept_constant():
         seen.append((rows.dtype, flag.dtype))
         return jnp.where(flag, table[rows], 0) * jax.random.normal(key, (2,))
 
-    report = dp.check_gradients(f, jnp.ones(3), rows, key, jnp.array(True))
+    report = dp.gradients.check_gradients(f, jnp.ones(3), rows, key, jnp.array(True))
     assert [row.path for row in report.rows] == ["0"]
     assert set(seen) == {(jnp.dtype("int32"), jnp.dtype("bool"))}
     # The rows come before the floats here: leaves and paths must not be confused.
-    report = dp.check_gradients(lambda rows, x: x["z"][rows], rows, {"n": rows, "z": jnp.ones(3)})
+    report = dp.gradients.check_gradients(lambda rows, x: x["z"][rows], rows,
+        {"n": rows, "z": jnp.ones(3)})
     assert [row.path for row in report.rows] == ["1/z"]
     assert abs(report.worst.reverse) > 1e-3
 
@@ -161,12 +162,12 @@ def test_what_is_no_float_is_kept_constant():
 @pytest.mark.parametrize("given", [(jnp.arange(3),), ({},), (jnp.arange(3), {}), ()])
 def test_without_floats_there_is_nothing_to_do(given):
     with pytest.raises(dp.LayerError, match="floating-point argument"):
-        dp.check_gradients(lambda *_: jnp.ones(2), *given)
+        dp.gradients.check_gradients(lambda *_: jnp.ones(2), *given)
 
 
 def test_a_function_that_leaves_float64_is_refused():
     with pytest.raises(dp.LayerError, match="computes in float64"):
-        dp.check_gradients(lambda x: jnp.sin(x).astype(jnp.float32), jnp.ones(2))
+        dp.gradients.check_gradients(lambda x: jnp.sin(x).astype(jnp.float32), jnp.ones(2))
 
 
 @pytest.mark.parametrize("session", [False, True])
@@ -178,28 +179,28 @@ def test_the_precision_of_the_session_is_restored(session):
         return 2 * x
 
     with jax.enable_x64(session):
-        dp.check_gradients(twice, jnp.ones(2))
+        dp.gradients.check_gradients(twice, jnp.ones(2))
         assert wide() is session
         wrong = with_rule(twice, lambda x: 3 * x)
         for f, error in ((fails, RuntimeError), (wrong, dp.LayerError)):
             with pytest.raises(error):
-                dp.check_gradients(f, jnp.ones(2))
+                dp.gradients.check_gradients(f, jnp.ones(2))
             assert wide() is session
         assert jnp.asarray(1.0).dtype == (jnp.float64 if session else jnp.float32)
 
 
 def test_the_seed_decides_the_direction():
     x = jnp.ones(3)
-    same = [dp.check_gradients(jnp.sin, x, seed=seed).worst.reverse for seed in (0, 0, 1)]
+    same = [dp.gradients.check_gradients(jnp.sin, x, seed=seed).worst.reverse for seed in (0, 0, 1)]
     assert same[0] == same[1] != same[2]
 
 
 def test_a_function_without_floating_results_is_refused():
     with pytest.raises(dp.LayerError, match="floating-point numbers"):
-        dp.check_gradients(lambda x: x.astype(int), jnp.ones(2))
+        dp.gradients.check_gradients(lambda x: x.astype(int), jnp.ones(2))
 
 
 def test_a_function_that_computes_in_float32_is_refused():
     weights = jnp.ones(2)  # float32, closed over
     with pytest.raises(dp.LayerError, match="computes in float64"):
-        dp.check_gradients(lambda x: x.astype(jnp.float32) * weights, jnp.ones(2))
+        dp.gradients.check_gradients(lambda x: x.astype(jnp.float32) * weights, jnp.ones(2))

@@ -51,12 +51,12 @@ def equal(one, other):
 
 def test_the_hessian_is_that_of_jax():
     params, forward = small()
-    loss = lambda params: dp.cross_entropy(forward(params), LABELS)  # noqa: E731
+    loss = lambda params: dp.losses.cross_entropy(forward(params), LABELS)  # noqa: E731
 
     @jax.jit
     def both(params):
         flat_loss, flat = flattened(loss, params)
-        found = matrix(functools.partial(dp.hessian_product, loss, params), params)
+        found = matrix(functools.partial(dp.gradients.hessian_product, loss, params), params)
         return found, jax.hessian(flat_loss)(flat)[0]
 
     found, wanted = both(params)
@@ -80,7 +80,7 @@ def test_the_hessian_of_an_objective_in_training():
         step = 1e-5 * ravel_pytree(vector)[0]
         gradient = jax.grad(lambda flat: flat_loss(flat)[0])
         change = (gradient(flat + step) - gradient(flat - step)) / 2e-5
-        found = dp.hessian_product(loss, params, vector)
+        found = dp.gradients.hessian_product(loss, params, vector)
         return ravel_pytree(found)[0], change
 
     found, change = both(params, jax.tree.map(np.cos, params))
@@ -92,14 +92,15 @@ def test_gauss_newton_is_the_product_of_three_matrices(convex):
     params, forward = small()
 
     def loss(y):
-        return dp.cross_entropy(y, LABELS) if convex else jnp.sum(jnp.sin(y) ** 2)
+        return dp.losses.cross_entropy(y, LABELS) if convex else jnp.sum(jnp.sin(y) ** 2)
 
     @jax.jit
     def all_three(params):
         flat_forward, flat = flattened(forward, params)
         outputs = forward(params)
         curved = jax.hessian(lambda y: loss(y.reshape(outputs.shape)))(outputs.ravel())
-        found = matrix(functools.partial(dp.gauss_newton_product, forward, loss, params), params)
+        found = matrix(functools.partial(dp.gradients.gauss_newton_product, forward, loss, params),
+            params)
         return found, jax.jacobian(flat_forward)(flat), curved
 
     found, jacobian, curved = map(np.asarray, all_three(params))
@@ -113,10 +114,10 @@ def test_gauss_newton_is_the_product_of_three_matrices(convex):
 
 def test_where_the_net_is_linear_gauss_newton_is_the_hessian():
     params, forward = small(dp.linear(3))
-    loss = lambda y: dp.cross_entropy(y, LABELS)  # noqa: E731
+    loss = lambda y: dp.losses.cross_entropy(y, LABELS)  # noqa: E731
     found, wanted = jax.jit(lambda params, v: (
-        dp.gauss_newton_product(forward, loss, params, v),
-        dp.hessian_product(lambda p: loss(forward(p)), params, v)))(
+        dp.gradients.gauss_newton_product(forward, loss, params, v),
+        dp.gradients.hessian_product(lambda p: loss(forward(p)), params, v)))(
             params, jax.tree.map(np.cos, params))
     equal(ravel_pytree(found)[0], ravel_pytree(wanted)[0])
 
@@ -125,7 +126,8 @@ def test_outputs_may_be_a_tree_and_leaves_without_effect():
     params = {"a": jnp.array([1.0, 2.0]), "idle": jnp.ones(2)}
     forward = lambda p: {"sin": jnp.sin(p["a"]), "sum": p["a"].sum()}  # noqa: E731
     loss = lambda y: jnp.sum(y["sin"] ** 2) + y["sum"] ** 2  # noqa: E731
-    found = dp.gauss_newton_product(forward, loss, params, jax.tree.map(jnp.ones_like, params))
+    found = dp.gradients.gauss_newton_product(forward, loss, params,
+        jax.tree.map(jnp.ones_like, params))
     equal(found["a"], 2 * jnp.cos(params["a"]) ** 2 + 4)
     equal(found["idle"], jnp.zeros(2))
 
@@ -134,15 +136,15 @@ def test_outputs_may_be_a_tree_and_leaves_without_effect():
 TARGETS = {
     "categorical": (
         range(3), lambda f, y: jax.nn.softmax(f)[y], lambda f, y: jax.nn.log_softmax(f)[y],
-        lambda f, mask: dp.cross_entropy(f, LABELS, mask=mask)),
+        lambda f, mask: dp.losses.cross_entropy(f, LABELS, mask=mask)),
     "bernoulli": (
         (1, -1), lambda f, y: jax.nn.sigmoid(y * f), lambda f, y: jax.nn.log_sigmoid(y * f),
-        lambda f, mask: dp.binary_cross_entropy(f, (f > 0) * 1.0, mask=mask)),
+        lambda f, mask: dp.losses.binary_cross_entropy(f, (f > 0) * 1.0, mask=mask)),
     # Two points have the mean and the variance of a normal, and the gradient needs no more.
     "gaussian": (
         (1, -1), lambda f, y: 0.5 + 0 * f,
         lambda f, y: -(jax.lax.stop_gradient(f) + y - f) ** 2 / 2,
-        lambda f, mask: dp.squared_error(f, jnp.ones(f.shape), mask=mask) / 2),
+        lambda f, mask: dp.losses.squared_error(f, jnp.ones(f.shape), mask=mask) / 2),
 }
 
 
@@ -169,9 +171,9 @@ def test_fisher_is_the_expected_square_of_the_gradient_and_gauss_newton_of_the_l
         def whole_and_masked(product):
             return product(vector, None), matrix(lambda v: product(v, MASK), params)
 
-        found = whole_and_masked(lambda v, mask: dp.fisher_product(
+        found = whole_and_masked(lambda v, mask: dp.gradients.fisher_product(
             forward, params, v, distribution=distribution, mask=mask))
-        wanted = whole_and_masked(lambda v, mask: dp.gauss_newton_product(
+        wanted = whole_and_masked(lambda v, mask: dp.gradients.gauss_newton_product(
             forward, lambda f: loss(f, mask), params, v))
         return found, wanted, expected
 
@@ -188,23 +190,23 @@ def test_nothing_behind_the_mask_reaches_a_product(distribution):
     shown = MASK[..., None]
 
     def product(filler):
-        return dp.fisher_product(
+        return dp.gradients.fisher_product(
             lambda p: forward(p) + jnp.where(shown, 0, filler), params, vector,
             distribution=distribution, mask=MASK)
 
     wanted, found = ravel_pytree(product(0.0))[0], ravel_pytree(product(jnp.nan))[0]
     assert np.isfinite(found).all()
     equal(found, wanted)
-    loss = lambda p: dp.cross_entropy(  # noqa: E731
+    loss = lambda p: dp.losses.cross_entropy(  # noqa: E731
         jnp.where(shown, forward(p), jnp.nan), LABELS, mask=MASK)
-    assert np.isfinite(ravel_pytree(dp.hessian_product(loss, params, vector))[0]).all()
+    assert np.isfinite(ravel_pytree(dp.gradients.hessian_product(loss, params, vector))[0]).all()
 
 
 def test_conjugate_gradients_take_a_product():
     params, forward = small()
 
     def product(v):
-        curved = dp.fisher_product(forward, params, v, distribution="categorical")
+        curved = dp.gradients.fisher_product(forward, params, v, distribution="categorical")
         return jax.tree.map(lambda c, v: c + 0.1 * v, curved, v)
 
     gradient = jax.tree.map(np.cos, params)
@@ -218,12 +220,12 @@ def test_what_products_cost():
     """In multiples of the gradient; elementwise operations are few beside those of the kernels."""
     net, x = dp.serial(*[dp.linear(64), jnp.tanh] * 8, dp.linear(4)), jnp.ones((16, 64))
     params = jax.eval_shape(lambda: net.init(KEY, x)[0])
-    loss = lambda y: dp.cross_entropy(y, jnp.zeros(16, int))  # noqa: E731
+    loss = lambda y: dp.losses.cross_entropy(y, jnp.zeros(16, int))  # noqa: E731
     gradient = flops(jax.grad(lambda p: loss(net(p, x))), params)
     evaluation = flops(lambda p: net(p, x), params)
-    hessian = flops(lambda p, v: dp.hessian_product(
+    hessian = flops(lambda p, v: dp.gradients.hessian_product(
         lambda p: loss(net(p, x)), p, v), params, params)
-    gauss_newton = flops(lambda p, v: dp.gauss_newton_product(
+    gauss_newton = flops(lambda p, v: dp.gradients.gauss_newton_product(
         lambda p: net(p, x), loss, p, v), params, params)
     assert 2.8 < gradient / evaluation < 3
     assert 2.4 < hessian / gradient < 3

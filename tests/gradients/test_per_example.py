@@ -32,7 +32,7 @@ def one_by_one(net, params, state, batch, keys=None, train=False):
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="train")
 def together(net, params, state, batch, **options):
-    return dp.per_example_gradients(net, OBJECTIVE, params, state, batch, **options)
+    return dp.gradients.per_example_gradients(net, OBJECTIVE, params, state, batch, **options)
 
 
 def close(one, other):
@@ -73,12 +73,12 @@ def test_every_example_has_a_key_of_its_own():
     rows = np.asarray(gradients["linear_1"]["kernel"]).reshape(5, -1)
     assert len(np.unique(rows, axis=0)) == 5
     with pytest.raises(dp.LayerError, match="a key when train=True"):
-        dp.per_example_gradients(NOISY, OBJECTIVE, params, {}, batch, train=True)
+        dp.gradients.per_example_gradients(NOISY, OBJECTIVE, params, {}, batch, train=True)
 
 
 def test_statistics_of_a_batch_are_refused_in_training():
     params, state = jax.jit(NORMED.init)(KEY, X)
-    for f in (dp.per_example_gradients, dp.per_example_gradient_norms):
+    for f in (dp.gradients.per_example_gradients, dp.gradients.per_example_gradient_norms):
         with pytest.raises(dp.LayerError, match="train=False for a net with state, got train=True "
                            "and batch_norm_0/mean, batch_norm_0/var"):
             f(NORMED, OBJECTIVE, params, state, (X, Y), train=True)
@@ -89,7 +89,7 @@ def test_norms_are_those_of_the_gradients():
     options = {"key": KEY, "train": True}
     gradients = together(NOISY, params, {}, (X, Y), **options)
     squares = sum((np.asarray(g) ** 2).reshape(5, -1).sum(1) for g in jax.tree.leaves(gradients))
-    norms = jax.jit(lambda params: [dp.per_example_gradient_norms(
+    norms = jax.jit(lambda params: [dp.gradients.per_example_gradient_norms(
         NOISY, OBJECTIVE, params, {}, (X, Y), batch_size=batch_size, **options)
         for batch_size in (None, 2)])(params)
     for found in norms:
@@ -104,7 +104,8 @@ def memory(f, *args):
 def test_the_memory_of_norms_is_that_of_the_examples_at_a_time():
     net, x, y = dp.linear(128), jnp.ones((32, 4, 64)), jnp.zeros((32, 4), int)
     params, _ = net.init(KEY, x)
-    every, few = (memory(lambda params, batch_size=batch_size: dp.per_example_gradient_norms(
+    every, few = (
+        memory(lambda params, batch_size=batch_size: dp.gradients.per_example_gradient_norms(
         net, OBJECTIVE, params, {}, (x, y), batch_size=batch_size), params)
         for batch_size in (None, 4))
     one = 4 * dp.tree.count(params)  # a gradient; XLA may hold the squares of all beside them
@@ -162,7 +163,7 @@ def test_the_kernel_is_the_product_of_two_jacobians(case, batch_size):
     with jax.enable_x64(True):
         f, params, x1, x2 = case()
         found = jax.jit(functools.partial(
-            dp.tangent_kernel, f, batch_size=batch_size))(params, x1, x2)
+            dp.gradients.tangent_kernel, f, batch_size=batch_size))(params, x1, x2)
         one, other = jacobian(f, params, x1), jacobian(f, params, x2)
         wanted = np.einsum("iap,jbp->ijab", one, other)
         outputs = jax.eval_shape(f, params, x1).shape[1:]
@@ -172,7 +173,7 @@ def test_the_kernel_is_the_product_of_two_jacobians(case, batch_size):
 
 def test_the_kernel_of_one_set_is_symmetric_and_has_no_negative_eigenvalue():
     params, _ = jax.jit(NET.init)(KEY, X)
-    kernel = np.asarray(jax.jit(functools.partial(dp.tangent_kernel, NET))(params, X))
+    kernel = np.asarray(jax.jit(functools.partial(dp.gradients.tangent_kernel, NET))(params, X))
     np.testing.assert_allclose(kernel, kernel.transpose(1, 0, 3, 2), atol=1e-5)
     values = np.linalg.eigvalsh(kernel.swapaxes(1, 2).reshape(15, 15))
     assert -1e-4 < values[0] and values[-1] > 1
@@ -181,7 +182,7 @@ def test_the_kernel_of_one_set_is_symmetric_and_has_no_negative_eigenvalue():
 def test_the_kernel_keeps_no_jacobian():
     net, x = dp.serial(dp.linear(128), jnp.tanh, dp.linear(4)), jnp.ones((64, 64))
     params, _ = net.init(KEY, x)
-    used = memory(lambda params: dp.tangent_kernel(net, params, x), params)
+    used = memory(lambda params: dp.gradients.tangent_kernel(net, params, x), params)
     one_gradient = 4 * dp.tree.count(params)
     assert used < 16 * one_gradient  # a Jacobian is 256
 
@@ -192,6 +193,6 @@ def test_what_the_kernel_costs():
     x1, x2 = jnp.ones((n1, 32)), jnp.ones((n2, 32))
     params = jax.eval_shape(lambda: net.init(KEY, x1)[0])
     evaluation = flops(net, params, x1[:1])
-    found = flops(functools.partial(dp.tangent_kernel, net), params, x1, x2)
+    found = flops(functools.partial(dp.gradients.tangent_kernel, net), params, x1, x2)
     assert found < 4 * n2 * (3 + 2 * n1) * evaluation
     assert found > 0.7 * 4 * n2 * (2 + 2 * n1) * evaluation

@@ -168,7 +168,7 @@ def test_quantized_kernels_are_rounded_in_each_call():
     net = dp.quantize(dp.linear(8))
     params = net.plan(shape(12, 8)).params
     assert cost(net, shape(12, 8)) == LINEAR + flops(
-        lambda params: dp.merge(net, params), params) == 2097
+        lambda params: dp.tree.merge(net, params), params) == 2097
 
 
 def test_one_application_of_a_fixed_point_counts_for_all_examples():
@@ -202,7 +202,7 @@ def test_resnet_50_costs_what_is_published():
     """4.09 billion multiply-adds, as torchvision says of its ResNet-50; XLA leaves out those with
     padding, and so does the count by hand."""
     copies = {"stage_1/rest": 2, "stage_2/rest": 3, "stage_3/rest": 5, "stage_4/rest": 2}
-    seen = dp.summary(dp.resnet(50), shape(1, 224, 224, 3))
+    seen = dp.summary(dp.models.resnet(50), shape(1, 224, 224, 3))
     whole = real = 0
     for row in seen.rows:
         if row.layer.name == "conv":

@@ -16,7 +16,7 @@ def shape(*sides, dtype=jnp.float32):
 
 def drawn(net, x, **options):
     """Arrows by label, and the boxes around every label, of valid text."""
-    text = dp.diagram(net, x, **options)
+    text = dp.inspection.diagram(net, x, **options)
     assert mermaid.faults(text) == []
     text = text.replace(TIMES, "x")
     return mermaid.edges(text), mermaid.boxes(text)
@@ -29,7 +29,7 @@ def arrows(net, x, **options):
 
 def test_a_transformer_block():
     block = dp.pre_norm(dp.self_attention(4)) >> dp.pre_norm(dp.ffn(64))
-    text = dp.diagram(dp.repeat(6, block), shape(2, 10, 16))
+    text = dp.inspection.diagram(dp.repeat(6, block), shape(2, 10, 16))
     assert text.replace(TIMES, "x") == """flowchart TD
     n0(["x"])
     subgraph b1["repeat x 6"]
@@ -116,10 +116,10 @@ def test_inside_copies_shapes_are_those_of_one():
 
 def test_wrappers_are_seen_by_dtypes_alone():
     plain = dp.linear(4) >> jnp.tanh
-    same = dp.diagram(plain, shape(2, 4))
-    assert dp.diagram(dp.remat(plain), shape(2, 4)) == same
-    assert dp.diagram(dp.tap(plain, "tanh~0"), shape(2, 4)).startswith(same)
-    assert dp.diagram(dp.remat(dp.linear(4)) >> jnp.tanh, shape(2, 4)) == same
+    same = dp.inspection.diagram(plain, shape(2, 4))
+    assert dp.inspection.diagram(dp.remat(plain), shape(2, 4)) == same
+    assert dp.inspection.diagram(dp.tap(plain, "tanh~0"), shape(2, 4)).startswith(same)
+    assert dp.inspection.diagram(dp.remat(dp.linear(4)) >> jnp.tanh, shape(2, 4)) == same
     edges, _ = drawn(dp.mixed(plain, jnp.bfloat16), shape(2, 4))
     assert [edge[2] for edge in edges] == ["bfloat16[2,4]", "bfloat16[2,4]", "float32[2,4]"]
     _, boxes = drawn(dp.mixed(dp.linear(4), jnp.bfloat16), shape(2, 4))
@@ -144,11 +144,11 @@ def test_a_shared_layer_is_drawn_once_for_each_call():
         ("x", "leaf linear(4)"), ("leaf linear(4)", "linear(4)"), ("linear(4)", "jax.nn.tanh"),
         ("jax.nn.tanh", "leaf (again) linear(4)"), ("leaf (again) linear(4)", "linear(4)"),
         ("linear(4)", "jax.nn.tanh"), ("jax.nn.tanh", "y")]
-    assert '["whole (again)"]' in dp.diagram(net, shape(2, 4))
+    assert '["whole (again)"]' in dp.inspection.diagram(net, shape(2, 4))
 
 
 def test_side_inputs_are_dotted_to_those_that_take_them():
-    net = dp.transformer(7, 9, width=8, depth=1, heads=2, hidden=8)
+    net = dp.models.transformer(7, 9, width=8, depth=1, heads=2, hidden=8)
     ids = shape(2, 5, dtype=jnp.int32)
     edges, _ = drawn(net, ids, source=shape(2, 6, dtype=jnp.int32),
                      source_mask=shape(2, 6, dtype=bool), mask=shape(2, 5, dtype=bool))
@@ -203,17 +203,17 @@ def test_levels_close_the_boxes_that_lie_deeper(levels):
 def test_large_models_are_within_what_mermaid_draws_by_default():
     """At most 500 arrows and 50,000 characters."""
     image = shape(1, 224, 224, 3)
-    text = dp.diagram(dp.resnet(50), image)
+    text = dp.inspection.diagram(dp.models.resnet(50), image)
     assert mermaid.faults(text) == []
     assert len(mermaid.edges(text)) < 500 and len(text) < 50_000
-    assert len(mermaid.edges(dp.diagram(dp.resnet(152), image, levels=1))) < 200
+    assert len(mermaid.edges(dp.inspection.diagram(dp.models.resnet(152), image, levels=1))) < 200
 
 
 def test_it_is_the_same_every_time():
-    make = lambda: dp.gpt(11, length=8, width=8, depth=2, heads=2)  # noqa: E731
+    make = lambda: dp.models.gpt(11, length=8, width=8, depth=2, heads=2)  # noqa: E731
     ids, mask = jnp.ones((2, 5), int), jnp.ones((2, 5), bool)
-    text = dp.diagram(make(), shape(2, 5, dtype=jnp.int32), mask=shape(2, 5, dtype=bool))
-    assert dp.diagram(make(), ids, mask=mask) == text
+    text = dp.inspection.diagram(make(), shape(2, 5, dtype=jnp.int32), mask=shape(2, 5, dtype=bool))
+    assert dp.inspection.diagram(make(), ids, mask=mask) == text
 
 
 def test_a_single_layer_and_a_layer_whose_children_cannot_be_seen():
@@ -227,8 +227,9 @@ def test_a_single_layer_and_a_layer_whose_children_cannot_be_seen():
 
 def test_none_is_an_absent_side_input_and_faults_of_the_net_are_its_own():
     net = dp.self_attention(2)
-    assert dp.diagram(net, shape(2, 3, 4), mask=None) == dp.diagram(net, shape(2, 3, 4))
+    assert dp.inspection.diagram(net, shape(2, 3, 4), mask=None) == dp.inspection.diagram(net,
+        shape(2, 3, 4))
     with pytest.raises(dp.LayerError, match="side inputs"):
-        dp.diagram(net, shape(2, 3, 4), memory=shape(2, 3, 4))
+        dp.inspection.diagram(net, shape(2, 3, 4), memory=shape(2, 3, 4))
     with pytest.raises(dp.LayerError, match="wants levels"):
-        dp.diagram(net, shape(2, 3, 4), levels=0)
+        dp.inspection.diagram(net, shape(2, 3, 4), levels=0)

@@ -20,7 +20,7 @@ def flow(net, batch=(X, Y), objective=OBJECTIVE, key=None, params=None):
     given = batch if isinstance(batch, dict) else {"x": batch[0]}
     made, state = net.init(KEY, given["x"], mask=given.get("mask"))
     params = made if params is None else params
-    seen = dp.gradient_flow(net, objective, params, batch, state=state, key=key)
+    seen = dp.inspection.gradient_flow(net, objective, params, batch, state=state, key=key)
     rows = {row.path: row for row in seen.rows}
     assert len(rows) == len(seen.rows)
     return rows, params
@@ -42,7 +42,7 @@ def by_hand(steps, values, head):
         for step, value, zero in zip(steps, values, zeros, strict=True):
             h = step(value, h) + zero
             seen.append(h)
-        return dp.cross_entropy(head(h), Y), seen
+        return dp.losses.cross_entropy(head(h), Y), seen
 
     shapes = jax.eval_shape(lambda: loss([0.0] * len(steps))[1])
     zeros = [jnp.zeros(a.shape) for a in shapes]
@@ -75,7 +75,7 @@ def test_a_deep_net_against_zeros_added_by_hand():
     inside = [f"deep[{i}]{name}" for i in range(3) for name in ("/linear_0", "/tanh~0", "")]
     assert list(rows) == [*inside, "head", ""]
 
-    gradients = jax.jit(jax.grad(lambda p: dp.cross_entropy(net(p, X), Y)))(params)
+    gradients = jax.jit(jax.grad(lambda p: dp.losses.cross_entropy(net(p, X), Y)))(params)
     for i in range(3):
         row = rows[f"deep[{i}]/linear_0"]
         assert row.parameters == pytest.approx(rms(copies[i]), rel=1e-5)
@@ -195,7 +195,7 @@ def test_a_layer_whose_parameters_another_writes_has_one_row():
     net = dp.linear(4) >> dp.hyper(dp.linear(5) >> dp.linear(3), dp.linear(2))
     batch = {"x": X, "y": Y, "condition": X[:, :3]}
     params, state = net.init(KEY, X, condition=X[:, :3])
-    seen = dp.gradient_flow(net, OBJECTIVE, params, batch, state=state)
+    seen = dp.inspection.gradient_flow(net, OBJECTIVE, params, batch, state=state)
     assert [row.path for row in seen.rows] == ["linear_0", "hyper_0", ""]
     assert all(row.activation and row.gradient for row in seen.rows)
 
@@ -203,7 +203,7 @@ def test_a_layer_whose_parameters_another_writes_has_one_row():
 def test_it_prints_as_a_table():
     net = dp.repeat(2, dp.linear(4) >> jnp.tanh) >> dp.linear(3)
     params, _ = net.init(KEY, X)
-    seen = dp.gradient_flow(net, OBJECTIVE, params, (X, Y))
+    seen = dp.inspection.gradient_flow(net, OBJECTIVE, params, (X, Y))
     lines = str(seen).splitlines()
     assert lines[0].split() == ["path", "layer", "activation", "gradient", "parameters", "their",
                                 "gradient"]

@@ -22,7 +22,7 @@ def square(size, stride):
 
 def test_the_fields_of_alexnet():
     """By the recurrence r <- r + (k - 1) j, j <- j s, done by hand along the chain."""
-    found = fields(dp.alexnet(), shape(1, 227, 227, 3))
+    found = fields(dp.models.alexnet(), shape(1, 227, 227, 3))
     assert list(found.values()) == [
         square(11, 4), square(19, 8), square(51, 8), square(67, 16), square(99, 16),
         square(131, 16), square(163, 16), square(195, 32)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cases import CASES, floats
 from comparing import same
+from names import makers
 
 import diffprog as dp
 from diffprog.core.layer import as_layer
@@ -37,9 +38,7 @@ def test_every_law_is_held_by_many_cases():
 
 def test_every_layer_and_combinator_has_a_case():
     shown = " ".join(repr(case.layer) for case in CASES)
-    makers = {name for name in dp.__all__ if hasattr(getattr(dp, name), "__wrapped__")
-              and ".models." not in getattr(dp, name).__module__}  # they show their parts
-    assert makers and not {name for name in makers if f"{name}(" not in shown}
+    assert makers() and not {name for name in makers() if f"{name}(" not in shown}
 
 
 def wide(x):

@@ -14,12 +14,12 @@ import diffprog as dp
 
 REDUCTIONS = ("none", "sum", "mean")
 ELEMENTWISE = {
-    "squared_error": (dp.squared_error, lambda p, t: (p - t) ** 2),
-    "absolute_error": (dp.absolute_error, lambda p, t: abs(p - t)),
-    "huber": (functools.partial(dp.huber, delta=0.7),
+    "squared_error": (dp.losses.squared_error, lambda p, t: (p - t) ** 2),
+    "absolute_error": (dp.losses.absolute_error, lambda p, t: abs(p - t)),
+    "huber": (functools.partial(dp.losses.huber, delta=0.7),
               lambda p, t: np.where(abs(p - t) < 0.7, (p - t) ** 2 / 2, 0.7 * abs(p - t) - 0.245)),
     "binary_cross_entropy": (
-        dp.binary_cross_entropy,
+        dp.losses.binary_cross_entropy,
         lambda x, t: -t * np.log(1 / (1 + np.exp(-x))) - (1 - t) * np.log(1 / (1 + np.exp(x)))),
 }
 elementwise = pytest.mark.parametrize("name", ELEMENTWISE)
@@ -51,7 +51,7 @@ def test_more_entries_than_int32_holds_have_a_mean(axes):
     shape = (2**16, 2**16)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     real = axes and jax.ShapeDtypeStruct(shape[:axes], jnp.bool_)
-    found = jax.make_jaxpr(lambda x, real: dp.squared_error(x, x, mask=real))(x, real)
+    found = jax.make_jaxpr(lambda x, real: dp.losses.squared_error(x, x, mask=real))(x, real)
     counts = [e.outvars[0].aval.dtype for e in found.jaxpr.eqns if e.primitive.name == "reduce_sum"]
     assert set(map(str, counts)) == {"float32"}
 
@@ -105,11 +105,11 @@ def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
         logits, labels, smoothing, np.ones(5) if weights is None else weights, soft)
     with jax.enable_x64(True):
         found = reductions(
-            dp.cross_entropy, logits, labels, smoothing=smoothing, class_weights=weights)
+            dp.losses.cross_entropy, logits, labels, smoothing=smoothing, class_weights=weights)
         assert found[0].shape == leading and found[0].dtype == jnp.float64
         for got, want in zip(found, (wanted, wanted.sum(), wanted.sum() / each.sum()), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-13)
-    dp.check_gradients(lambda logits: dp.cross_entropy(
+    dp.gradients.check_gradients(lambda logits: dp.losses.cross_entropy(
         logits, jnp.asarray(labels), smoothing=smoothing, class_weights=weights),
         jnp.asarray(logits))
 
@@ -117,14 +117,15 @@ def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
 def test_soft_targets_that_are_sure_are_labels():
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
     for smoothing in (0.0, 0.3):
-        loss = jax.jit(functools.partial(dp.cross_entropy, smoothing=smoothing))
+        loss = jax.jit(functools.partial(dp.losses.cross_entropy, smoothing=smoothing))
         hard, soft = (loss(logits, target) for target in (labels, np.eye(3)[labels]))
         np.testing.assert_allclose(hard, soft, rtol=1e-6)
 
 
 def test_soft_targets_have_a_gradient():
     logits, targets = drawn(4, 3), shares(4, 3)
-    grads = jax.grad(lambda t: dp.cross_entropy(logits, t, reduction="sum"))(jnp.asarray(targets))
+    grads = jax.grad(lambda t: dp.losses.cross_entropy(logits, t, reduction="sum"))(
+        jnp.asarray(targets))
     np.testing.assert_allclose(grads, -log_softmax(logits), rtol=1e-5)
 
 
@@ -132,13 +133,13 @@ def test_the_gradient_of_cross_entropy_is_softmax_minus_the_label():
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
     wanted = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     wanted[np.arange(4), labels] -= 1
-    grads = jax.jit(jax.grad(dp.cross_entropy))(jnp.asarray(logits), jnp.asarray(labels))
+    grads = jax.jit(jax.grad(dp.losses.cross_entropy))(jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_allclose(grads, wanted / 4, rtol=1e-5, atol=1e-6)
 
 
 def test_large_logits_do_not_overflow():
     logits = jnp.array([[1e4, -1e4], [3e38, 0.0], [-jnp.inf, 0.0]])
-    losses = dp.cross_entropy(logits, jnp.array([1, 0, 1]), reduction="none")
+    losses = dp.losses.cross_entropy(logits, jnp.array([1, 0, 1]), reduction="none")
     assert losses.tolist() == [2e4, 0.0, 0.0]
 
 
@@ -146,7 +147,7 @@ def test_bfloat16_logits_are_reduced_in_float32():
     logits = jnp.asarray(drawn(8, 50), jnp.bfloat16)
     for labels in (jnp.arange(8), jnp.asarray(shares(8, 50), jnp.bfloat16)):
         for smoothing in (0.0, 0.1):
-            loss = functools.partial(dp.cross_entropy, smoothing=smoothing)
+            loss = functools.partial(dp.losses.cross_entropy, smoothing=smoothing)
             each, _, mean = reductions(loss, logits, labels)
             assert each.dtype == mean.dtype == jnp.float32
             wide = labels if labels.ndim == 1 else labels.astype(jnp.float32)
@@ -159,7 +160,7 @@ def test_bfloat16_logits_are_reduced_in_float32():
 def test_masked_labels_count_nothing_whatever_they_hold(options):
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
     mask = np.array([True, False, True, False])
-    loss = functools.partial(dp.cross_entropy, **options)
+    loss = functools.partial(dp.losses.cross_entropy, **options)
     assert_padding_is_nothing(
         loss, logits, labels, mask, np.where(mask[:, None], logits, np.nan),
         np.where(mask, labels, [0, -100, 0, 3]))
@@ -176,9 +177,9 @@ def test_ignored_labels_are_masked(options, ignore):
     mask = np.array([[True, True, True], [True, False, True]])
     if ignore != -100:
         labels = labels.astype(np.uint8)
-    found = reductions(dp.cross_entropy, logits, labels, ignore=ignore, mask=mask, **options)
+    found = reductions(dp.losses.cross_entropy, logits, labels, ignore=ignore, mask=mask, **options)
     wanted = reductions(
-        dp.cross_entropy, logits, labels, mask=mask & (labels != ignore), **options)
+        dp.losses.cross_entropy, logits, labels, mask=mask & (labels != ignore), **options)
     assert np.count_nonzero(wanted[0]) == (2 if ignore == 1 else 3)
     for got, want in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(got, want)
@@ -186,12 +187,13 @@ def test_ignored_labels_are_masked(options, ignore):
 
 def test_a_narrow_label_is_not_taken_for_what_is_ignored():
     labels = np.array([156], np.uint8)  # the bits of -100
-    assert float(reductions(dp.cross_entropy, np.zeros((1, 200)), labels, ignore=-100)[2]) > 0
+    assert float(
+        reductions(dp.losses.cross_entropy, np.zeros((1, 200)), labels, ignore=-100)[2]) > 0
 
 
 def test_a_mask_may_have_leading_axes_alone():
     logits, labels = drawn(2, 3, 4), np.random.default_rng(1).integers(0, 4, (2, 3))
-    loss = jax.jit(dp.cross_entropy)
+    loss = jax.jit(dp.losses.cross_entropy)
     found = loss(logits, labels, mask=np.array([False, True]))
     np.testing.assert_allclose(found, loss(logits[1], labels[1]), rtol=1e-6)
 
@@ -200,21 +202,22 @@ def test_nothing_real_gives_zero():
     logits, mask = jnp.full((2, 3), jnp.nan), jnp.zeros(2, bool)
     for labels in (jnp.array([0, 1]), jnp.full((2, 3), jnp.nan)):
         for reduction in ("mean", "sum"):
-            loss = lambda x, y=labels, r=reduction: dp.cross_entropy(  # noqa: E731
+            loss = lambda x, y=labels, r=reduction: dp.losses.cross_entropy(  # noqa: E731
                 x, y, mask=mask, reduction=r)
             value, grads = jax.jit(jax.value_and_grad(loss))(logits)
             assert float(value) == 0.0
             np.testing.assert_array_equal(grads, np.zeros((2, 3)))
     labels, free = jnp.array([0, 1]), jnp.array([0.0, 0.0, 1.0])
-    assert float(dp.cross_entropy(jnp.zeros((2, 3)), labels, class_weights=free)) == 0.0
-    assert float(jax.jit(dp.cross_entropy)(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32))) == 0.0
+    assert float(dp.losses.cross_entropy(jnp.zeros((2, 3)), labels, class_weights=free)) == 0.0
+    assert float(
+        jax.jit(dp.losses.cross_entropy)(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32))) == 0.0
 
 
 @pytest.mark.parametrize("options", [
     {}, {"smoothing": 0.1}, {"class_weights": np.ones(3)}, {"ignore": -100}], ids=str)
 def test_labels_out_of_range_give_nan(options):
     labels = jnp.array([-1, 0, 2, 3, 1000, -3])
-    each, _, mean = reductions(dp.cross_entropy, jnp.zeros((6, 3)), labels, **options)
+    each, _, mean = reductions(dp.losses.cross_entropy, jnp.zeros((6, 3)), labels, **options)
     assert np.isnan(each).tolist() == [True, False, False, True, True, True]
     assert np.isnan(mean)
 
@@ -227,7 +230,7 @@ def test_labels_of_any_integer_dtype(dtype, classes):
     logits = drawn(3, classes)
     wanted = -log_softmax(logits)[range(3), labels.astype(int)]
     for given in (labels, jnp.asarray(labels)):
-        losses = dp.cross_entropy(jnp.asarray(logits), given, reduction="none")
+        losses = dp.losses.cross_entropy(jnp.asarray(logits), given, reduction="none")
         np.testing.assert_allclose(losses, wanted, rtol=1e-5)
 
 
@@ -251,12 +254,12 @@ def test_no_one_hot_vector_is_made():
     naive = made(lambda labels: optax.softmax_cross_entropy(
         logits, jax.nn.one_hot(labels, 1000)).mean())
     assert "eq" in naive  # the search finds one where there is one
-    assert not made(lambda labels: dp.cross_entropy(logits, labels)) & {"eq", "iota"}
+    assert not made(lambda labels: dp.losses.cross_entropy(logits, labels)) & {"eq", "iota"}
 
 
 def test_what_cross_entropy_refuses():
     logits, labels = jnp.zeros((2, 3)), jnp.array([0, 1])
-    loss = dp.cross_entropy
+    loss = dp.losses.cross_entropy
     for wrong in (jnp.zeros(2), jnp.zeros((3, 3)), jnp.zeros((2, 1))):
         error = refused(loss, logits, wrong)
         assert error.wants == "integer labels, or probabilities as float32[2,3] without ignore"
@@ -294,7 +297,7 @@ def test_a_loss_of_elements_is_its_formula(name):
         assert found[0].shape == (3, 4) and found[0].dtype == jnp.float64
         for got, want in zip(found, (wanted, wanted.sum(), wanted.mean()), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-12)
-    dp.check_gradients(loss, jnp.asarray(prediction), jnp.asarray(target))
+    dp.gradients.check_gradients(loss, jnp.asarray(prediction), jnp.asarray(target))
 
 
 @elementwise
@@ -335,23 +338,24 @@ def test_losses_of_elements_have_common_manners(name):
 
 def test_gradients_at_no_error_are_zero():
     zeros = jnp.zeros(3)
-    for loss in (dp.squared_error, dp.absolute_error, dp.huber):
+    for loss in (dp.losses.squared_error, dp.losses.absolute_error, dp.losses.huber):
         assert jax.grad(loss)(zeros, zeros).tolist() == [0.0] * 3
 
 
 def test_huber_wants_a_positive_delta():
     for delta in (0, -1.0, float("nan")):
-        error = refused(dp.huber, jnp.ones(2), jnp.ones(2), delta=delta)
+        error = refused(dp.losses.huber, jnp.ones(2), jnp.ones(2), delta=delta)
         assert error.wants == "delta as a positive number" and error.remedy
 
 
 def test_large_log_odds_do_not_overflow():
     logits, targets = jnp.array([1e4, -1e4, 1e4]), jnp.array([1, 1, 0])
-    assert dp.binary_cross_entropy(logits, targets, reduction="none").tolist() == [0.0, 1e4, 1e4]
+    assert dp.losses.binary_cross_entropy(logits, targets, reduction="none").tolist() == [0.0, 1e4,
+        1e4]
 
 
 def test_answers_that_are_no_probability_give_nan():
-    losses = dp.binary_cross_entropy(jnp.zeros(5), jnp.array([-1.0, 0.0, 0.5, 1.0, 2.0]),
+    losses = dp.losses.binary_cross_entropy(jnp.zeros(5), jnp.array([-1.0, 0.0, 0.5, 1.0, 2.0]),
                                      reduction="none")
     assert np.isnan(losses).tolist() == [True, False, False, False, True]
 
@@ -363,12 +367,14 @@ def test_kl_divergence_is_its_formula():
     prediction, target = log_softmax(drawn(2, 3, 4)), shares(2, 3, 4)
     wanted = (target * np.log(target / np.exp(prediction))).sum(-1)
     with jax.enable_x64(True):
-        found = reductions(dp.kl_divergence, prediction, target)
+        found = reductions(dp.losses.kl_divergence, prediction, target)
         for got, want in zip(found, (wanted, wanted.sum(), wanted.mean()), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-12)
-        assert float(jnp.abs(dp.kl_divergence(jnp.log(target), target))) < 1e-15
-    dp.check_gradients(dp.kl_divergence, jnp.asarray(prediction), jnp.asarray(target))
-    half = dp.kl_divergence(jnp.asarray(prediction, jnp.bfloat16), target.astype(jnp.bfloat16))
+        assert float(jnp.abs(dp.losses.kl_divergence(jnp.log(target), target))) < 1e-15
+    dp.gradients.check_gradients(dp.losses.kl_divergence, jnp.asarray(prediction),
+        jnp.asarray(target))
+    half = dp.losses.kl_divergence(jnp.asarray(prediction, jnp.bfloat16),
+        target.astype(jnp.bfloat16))
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, wanted.mean(), rtol=0.02)
 
@@ -376,21 +382,23 @@ def test_kl_divergence_is_its_formula():
 def test_zeros_of_the_target_cost_nothing():
     target = jnp.array([0.0, 0.25, 0.75])
     prediction = jnp.array([-jnp.inf, np.log(0.5), np.log(0.5)])
-    value, grads = jax.value_and_grad(dp.kl_divergence, (0, 1))(prediction, target)
+    value, grads = jax.value_and_grad(dp.losses.kl_divergence, (0, 1))(prediction, target)
     np.testing.assert_allclose(value, 0.25 * np.log(0.5) + 0.75 * np.log(1.5), rtol=1e-6)
     np.testing.assert_allclose(grads[0], -target, rtol=1e-6)
     assert np.isfinite(grads[1]).all()
-    assert np.isnan(dp.kl_divergence(prediction, -target))
+    assert np.isnan(dp.losses.kl_divergence(prediction, -target))
 
 
 def test_padding_of_distributions_is_nothing():
     prediction, target = log_softmax(drawn(3, 4)), shares(3, 4)
     mask = np.array([True, False, True])
     broken = (np.where(mask[:, None], a, np.nan) for a in (prediction, target))
-    assert_padding_is_nothing(dp.kl_divergence, prediction, target, mask, *broken)
-    assert "(3,)" in refused(dp.kl_divergence, prediction, target, mask=np.ones((3, 4), bool)).wants
-    assert refused(dp.kl_divergence, prediction, target[0]).remedy
-    assert refused(dp.kl_divergence, jnp.ones(()), jnp.ones(())).remedy == "add the missing axes"
+    assert_padding_is_nothing(dp.losses.kl_divergence, prediction, target, mask, *broken)
+    assert "(3,)" in refused(dp.losses.kl_divergence, prediction, target,
+        mask=np.ones((3, 4), bool)).wants
+    assert refused(dp.losses.kl_divergence, prediction, target[0]).remedy
+    assert refused(dp.losses.kl_divergence, jnp.ones(()),
+        jnp.ones(())).remedy == "add the missing axes"
 
 
 @pytest.mark.parametrize("dtype", [
@@ -399,7 +407,7 @@ def test_the_gradient_of_linear_cross_entropy_is_summed_over_chunks_in_float32(d
     """Of 4096 equal scores each kernel has a share of 1 / 4096 in it; bfloat16 stops on the way."""
     x, labels = jnp.zeros((2, 3), dtype), jnp.zeros(2, jnp.int32)
     kernel = jnp.ones((3, 4096)).at[:, 0].set(0)
-    total = lambda x, chunk: dp.linear_cross_entropy(  # noqa: E731
+    total = lambda x, chunk: dp.losses.linear_cross_entropy(  # noqa: E731
         x, kernel, labels, chunk=chunk, reduction="sum")[0]
     for chunk in (4, 6, 4096):
         grads = jax.grad(total)(x, chunk)

@@ -36,7 +36,7 @@ def by_paths(logits, labels, blank):
 
 
 def losses(logits, labels, frames, kept, **options):
-    return jax.jit(lambda x: dp.ctc(
+    return jax.jit(lambda x: dp.losses.ctc(
         x, jnp.asarray(labels), mask=frames, label_mask=kept, reduction="none", **options))(logits)
 
 
@@ -51,21 +51,22 @@ def test_ctc_is_the_sum_over_all_paths(blank):
     wanted = [by_paths(x[i, :TIMES[i]], labels[i, :LENGTHS[i]], blank) for i in range(4)]
     np.testing.assert_allclose(losses(x, labels, frames, kept, blank=blank), wanted, rtol=1e-5)
     loss = functools.partial(
-        dp.ctc, labels=jnp.asarray(labels), mask=frames, label_mask=kept, blank=blank)
+        dp.losses.ctc, labels=jnp.asarray(labels), mask=frames, label_mask=kept, blank=blank)
     reduced = jax.jit(lambda x: [loss(x, reduction=name) for name in ("mean", "sum")])(x)
     np.testing.assert_allclose(reduced, [np.mean(wanted), sum(wanted)], rtol=1e-5)
-    dp.check_gradients(loss, jnp.asarray(x))
+    dp.gradients.check_gradients(loss, jnp.asarray(x))
 
 
 def test_bfloat16_logits_are_summed_in_float32():
     half = jnp.asarray(logits(), jnp.bfloat16)
-    found, wanted = (dp.ctc(x, LABELS[[0]].repeat(4, 0)) for x in (half, half.astype(jnp.float32)))
+    found, wanted = (dp.losses.ctc(x, LABELS[[0]].repeat(4, 0))
+        for x in (half, half.astype(jnp.float32)))
     assert found.dtype == jnp.float32 and float(found) == float(wanted)
 
 
 def test_without_masks_all_is_real():
     wanted = by_paths(logits()[0], LABELS[0], 0)
-    np.testing.assert_allclose(jax.jit(dp.ctc)(logits()[:1], LABELS[:1]), wanted, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(dp.losses.ctc)(logits()[:1], LABELS[:1]), wanted, rtol=1e-5)
 
 
 def test_padding_may_stand_anywhere_and_hold_anything():
@@ -75,7 +76,8 @@ def test_padding_may_stand_anywhere_and_hold_anything():
     frames = np.array([[True, False, True, True, False, True]])
     kept = np.array([[False, True, False, True, False]])
     wanted = by_paths(x[0], [2, 1], 0)
-    loss = jax.jit(jax.value_and_grad(lambda x, y: dp.ctc(x, y, mask=frames, label_mask=kept)))
+    loss = jax.jit(
+        jax.value_and_grad(lambda x, y: dp.losses.ctc(x, y, mask=frames, label_mask=kept)))
     for junk in (1, 2, 0, -100, 7):
         value, grads = loss(spread_out, np.array([[junk, 2, junk, 1, junk]]))
         np.testing.assert_allclose(value, wanted, rtol=1e-5)
@@ -90,32 +92,32 @@ def test_an_example_without_frames_is_not_real():
     each = losses(x, LABELS, mask, kept)
     np.testing.assert_allclose(each[:2], wanted, rtol=1e-5)
     assert each[2:].tolist() == [0.0, 0.0]
-    mean = dp.ctc(x, LABELS, mask=mask, label_mask=kept)
+    mean = dp.losses.ctc(x, LABELS, mask=mask, label_mask=kept)
     np.testing.assert_allclose(mean, wanted.mean(), rtol=1e-5)
     assert losses(x, LABELS, real, kept)[2:].tolist() == [0.0, 0.0]  # a mask of examples
-    assert float(dp.ctc(x, LABELS, mask=mask & False)) == 0.0
+    assert float(dp.losses.ctc(x, LABELS, mask=mask & False)) == 0.0
 
 
 def test_labels_that_are_none_give_nan():
     labels = np.array([[1, 2], [1, 0], [3, 1], [2, -1]])
-    each = dp.ctc(logits(), labels, reduction="none")
+    each = dp.losses.ctc(logits(), labels, reduction="none")
     assert np.isnan(each).tolist() == [False, True, True, True]
 
 
 def test_labels_that_do_not_fit_give_a_large_number():
-    assert 1e5 < float(dp.ctc(jnp.zeros((1, 2, 3)), np.array([[1, 1]]))) < 1.1e5
+    assert 1e5 < float(dp.losses.ctc(jnp.zeros((1, 2, 3)), np.array([[1, 1]]))) < 1.1e5
 
 
 def test_what_ctc_refuses():
     x = jnp.zeros((2, 4, 3))
     fine = jnp.ones((2, 2), jnp.int32)
     for a, b in ((x[0], fine), (x, fine[0]), (x, fine[:1]), (x, jnp.ones((2, 2)))):
-        error = refused(dp.ctc, a, b)
+        error = refused(dp.losses.ctc, a, b)
         assert error.wants == "logits (batch, time, classes) and integer labels (batch, n)"
         assert error.remedy
     for blank in (-1, 3):
-        assert refused(dp.ctc, x, fine, blank=blank).wants == "blank in [0, 3)"
+        assert refused(dp.losses.ctc, x, fine, blank=blank).wants == "blank in [0, 3)"
     for wrong in ({"mask": jnp.ones((2, 2), bool)}, {"label_mask": jnp.ones((2, 4), bool)},
                   {"mask": jnp.ones((2, 4))}):
-        assert refused(dp.ctc, x, fine, **wrong).wants.startswith("a mask of ")
-    assert refused(dp.ctc, x.astype(int), fine).wants == "floating-point input"
+        assert refused(dp.losses.ctc, x, fine, **wrong).wants.startswith("a mask of ")
+    assert refused(dp.losses.ctc, x.astype(int), fine).wants == "floating-point input"

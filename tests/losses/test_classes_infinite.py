@@ -35,9 +35,9 @@ def like_the_limit(loss, at_infinity, far, *given):
     (-INF, 0.0, 0.0, 0.0), (INF, 1.0, 0.0, 0.0), (-INF, 1.0, INF, -1.0), (INF, 0.0, INF, 1.0),
     (-INF, 0.25, INF, -0.25), (INF, 0.25, INF, 0.75)])
 def test_binary_cross_entropy_of_what_is_sure(logit, target, loss, slope):
-    found = value_and_slope(dp.binary_cross_entropy, np.array([logit]), np.array([target]))
+    found = value_and_slope(dp.losses.binary_cross_entropy, np.array([logit]), np.array([target]))
     assert [float(found[0]), float(found[1][0])] == [loss, slope]
-    tangent = jax.jvp(lambda x: dp.binary_cross_entropy(x, jnp.array([target])),
+    tangent = jax.jvp(lambda x: dp.losses.binary_cross_entropy(x, jnp.array([target])),
                       (jnp.array([logit]),), (jnp.ones(1),))[1]
     assert float(tangent) == slope
 
@@ -50,20 +50,22 @@ NARROW = np.where(LOGITS[:1].repeat(2, 0) == -INF, -INF, LOGITS[:1])  # class 2 
 
 @pytest.mark.parametrize("name", ["labels", "soft", "weighted", "smoothed", "divergence"])
 def test_an_impossible_class_that_is_not_asked_for_costs_nothing(name):
-    smoothed = functools.partial(dp.cross_entropy, smoothing=0.2, class_weights=WEIGHTS)
+    smoothed = functools.partial(dp.losses.cross_entropy, smoothing=0.2, class_weights=WEIGHTS)
     loss, logits, given = {
-        "labels": (dp.cross_entropy, LOGITS, LABELS),
-        "soft": (dp.cross_entropy, LOGITS, SOFT),
-        "weighted": (functools.partial(dp.cross_entropy, class_weights=WEIGHTS), LOGITS, LABELS),
+        "labels": (dp.losses.cross_entropy, LOGITS, LABELS),
+        "soft": (dp.losses.cross_entropy, LOGITS, SOFT),
+        "weighted": (functools.partial(dp.losses.cross_entropy, class_weights=WEIGHTS), LOGITS,
+            LABELS),
         "smoothed": (smoothed, NARROW, LABELS),
-        "divergence": (lambda x, t: dp.kl_divergence(jax.nn.log_softmax(x), t), LOGITS, SOFT),
+        "divergence": (lambda x, t: dp.losses.kl_divergence(jax.nn.log_softmax(x), t), LOGITS,
+            SOFT),
     }[name]
     like_the_limit(loss, logits, np.where(logits == -INF, -700.0, logits), given)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_an_impossible_class_that_is_asked_for_costs_all(smoothing):
-    loss = functools.partial(dp.cross_entropy, smoothing=smoothing)
+    loss = functools.partial(dp.losses.cross_entropy, smoothing=smoothing)
     value, slope = value_and_slope(loss, LOGITS[:1], np.array([2]))
     assert float(value) == INF and np.isfinite(slope).all()
     value, slope = value_and_slope(loss, LOGITS[:1], np.array([[0.0, 0.5, 0.5, 0.0]]))
@@ -71,7 +73,7 @@ def test_an_impossible_class_that_is_asked_for_costs_all(smoothing):
 
 
 def test_a_class_without_weight_costs_nothing_where_it_is_impossible():
-    weighted = functools.partial(dp.cross_entropy, class_weights=WEIGHTS, reduction="none")
+    weighted = functools.partial(dp.losses.cross_entropy, class_weights=WEIGHTS, reduction="none")
     assert weighted(jnp.asarray(LOGITS[:1]), jnp.array([2])).tolist() == [0.0]
 
 
@@ -83,10 +85,10 @@ def test_the_chunks_of_linear_cross_entropy_may_be_impossible(impossible):
     labels = np.array([8, 8])
 
     def chunked(bias, x, kernel):
-        return dp.linear_cross_entropy(x, kernel, labels, bias=bias, chunk=3)[0]
+        return dp.losses.linear_cross_entropy(x, kernel, labels, bias=bias, chunk=3)[0]
 
     def whole(bias, x, kernel):
-        return dp.cross_entropy(x @ kernel + bias, labels)
+        return dp.losses.cross_entropy(x @ kernel + bias, labels)
 
     given = [jnp.asarray(a, jnp.float32) for a in (bias, x, kernel)]
     found, wanted = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*given) for f in (chunked, whole))
@@ -97,7 +99,7 @@ def test_the_chunks_of_linear_cross_entropy_may_be_impossible(impossible):
 
 def test_the_scores_of_impossible_first_classes():
     scores = jnp.array([-INF, -INF, -INF, 0.0, 1.0, 2.0, 3.0])
-    loss, best = dp.linear_cross_entropy(
+    loss, best = dp.losses.linear_cross_entropy(
         jnp.zeros((1, 2)), jnp.zeros((2, 7)), jnp.array([3]), bias=scores, chunk=3)
     np.testing.assert_allclose(loss, np.log(np.exp([0.0, 1, 2, 3]).sum()), rtol=1e-6)
     assert best.tolist() == [6]
@@ -108,14 +110,15 @@ def test_the_scores_of_impossible_first_classes():
 def test_ctc_with_impossible_classes(labels):
     logits = np.random.default_rng(0).normal(size=(1, 4, 4))
     logits[0, 1, 2] = logits[0, 2, 1] = logits[0, 0, 3] = -INF
-    like_the_limit(lambda x, y: dp.ctc(x, y), logits, np.where(logits == -INF, -700.0, logits),
+    like_the_limit(lambda x, y: dp.losses.ctc(x, y), logits,
+        np.where(logits == -INF, -700.0, logits),
                    np.array(labels))
 
 
 @pytest.mark.slow
 def test_ctc_is_never_negative():
     logits = jnp.array([[[0.0, 17.0], [0.0, 17.0]]])
-    loss, slope = jax.value_and_grad(dp.ctc)(logits, jnp.array([[1]]))
+    loss, slope = jax.value_and_grad(dp.losses.ctc)(logits, jnp.array([[1]]))
     assert 0 <= float(loss) < 1e-6
     with jax.enable_x64(True):  # one path of four spells nothing
         wide = jnp.asarray(np.asarray(logits), float)

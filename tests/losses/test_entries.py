@@ -81,24 +81,24 @@ LOGITS = np.log(np.array([[0.2, 0.7, 0.1]] * 4, np.float32))
 def test_a_label_beyond_32_bits_is_no_class(labels, wide):
     with jax.enable_x64(wide):
         none = labels != 1
-        losses = dp.cross_entropy(LOGITS, labels, reduction="none")
+        losses = dp.losses.cross_entropy(LOGITS, labels, reduction="none")
         assert np.isnan(losses).tolist() == none.tolist()
-        losses, _ = dp.linear_cross_entropy(
+        losses, _ = dp.losses.linear_cross_entropy(
             jnp.ones((4, 2)), jnp.ones((2, 3)), labels, reduction="none")
         assert np.isnan(losses).tolist() == none.tolist()
-        hits = dp.accuracy(LOGITS, labels, reduction="none")
+        hits = dp.metrics.accuracy(LOGITS, labels, reduction="none")
         assert hits.tolist() == (~none).tolist()
-        hits = dp.top_k_accuracy(LOGITS, labels, k=2, reduction="none")
+        hits = dp.metrics.top_k_accuracy(LOGITS, labels, k=2, reduction="none")
         assert hits.tolist() == (~none).tolist()
-        assert np.isnan(dp.confusion_matrix(LOGITS, labels)).all()
-        losses = dp.ctc(jnp.zeros((4, 3, 3)), labels[:, None], reduction="none")
+        assert np.isnan(dp.metrics.confusion_matrix(LOGITS, labels)).all()
+        losses = dp.losses.ctc(jnp.zeros((4, 3, 3)), labels[:, None], reduction="none")
         assert np.isnan(losses).tolist() == none.tolist()
 
 
 def test_what_is_ignored_is_no_other_label_modulo_two_to_the_32():
     for labels in (np.array([1, 2**32 - 100]), np.array([1, 2**32 - 100], np.uint32),
                    jnp.array([1, 2**32 - 100], jnp.uint32)):
-        assert np.isnan(dp.cross_entropy(LOGITS[:2], labels, ignore=-100))
+        assert np.isnan(dp.losses.cross_entropy(LOGITS[:2], labels, ignore=-100))
 
 
 @pytest.mark.parametrize("net", [
@@ -117,5 +117,5 @@ def test_positions_and_tokens_beyond_32_bits_are_none():
     y = net(params, jnp.ones((1, 2, 3)), positions=np.array([[1, 2**32 + 1]]))
     assert np.isnan(y).any(-1).tolist() == [[False, True]]
     ids = np.array([[1, 2**32 + 1]])
-    x, labels = dp.mask_tokens(jax.random.key(0), ids, vocabulary=3, mask_token=2)
+    x, labels = dp.text.mask_tokens(jax.random.key(0), ids, vocabulary=3, mask_token=2)
     assert int(jnp.where(labels == -100, x, labels)[0, 1]) == 2**31 - 1

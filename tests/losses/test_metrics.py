@@ -31,9 +31,9 @@ def test_hits_are_labels_among_the_first_guesses(k):
     hits = np.array([[rank(row, label) < k if label >= 0 else False
                       for row, label in zip(*part, strict=True)]
                      for part in zip(logits, labels, strict=True)])
-    metrics = [lambda *x, **options: dp.top_k_accuracy(*x, k=k, **options)]
+    metrics = [lambda *x, **options: dp.metrics.top_k_accuracy(*x, k=k, **options)]
     if k == 1:
-        metrics.append(dp.accuracy)
+        metrics.append(dp.metrics.accuracy)
     for metric in metrics:
         each, total, mean, bare = jax.jit(lambda *x, f=metric: (
             *[f(*x, ignore=-100, mask=mask, reduction=r) for r in ("none", "sum", "mean")],
@@ -47,10 +47,10 @@ def test_hits_are_labels_among_the_first_guesses(k):
 
 def test_constant_logits_score_as_chance():
     logits, labels = jnp.zeros((6, 6)), jnp.arange(6)
-    np.testing.assert_allclose(dp.accuracy(logits, labels), 1 / 6, rtol=1e-6)
-    np.testing.assert_allclose(dp.top_k_accuracy(logits, labels, k=2), 2 / 6, rtol=1e-6)
+    np.testing.assert_allclose(dp.metrics.accuracy(logits, labels), 1 / 6, rtol=1e-6)
+    np.testing.assert_allclose(dp.metrics.top_k_accuracy(logits, labels, k=2), 2 / 6, rtol=1e-6)
     broken = jnp.full((6, 6), jnp.nan)
-    np.testing.assert_allclose(dp.top_k_accuracy(broken, labels, k=2), 2 / 6, rtol=1e-6)
+    np.testing.assert_allclose(dp.metrics.top_k_accuracy(broken, labels, k=2), 2 / 6, rtol=1e-6)
 
 
 def test_the_signs_of_zero_and_of_nan_order_nothing():
@@ -58,9 +58,9 @@ def test_the_signs_of_zero_and_of_nan_order_nothing():
     logits = jnp.array([[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0], [-1.0, -0.0, 0.0], [nan, 1.0, 2.0],
                         [1.0, nan, -nan]])
     for labels in (jnp.full(5, label) for label in range(3)):
-        hits = dp.top_k_accuracy(logits, labels, k=1, reduction="none")
-        assert hits.tolist() == dp.accuracy(logits, labels, reduction="none").tolist()
-    assert float(dp.top_k_accuracy(jnp.array([[-0.0, 0.0]]), jnp.array([0]), k=1)) == 1
+        hits = dp.metrics.top_k_accuracy(logits, labels, k=1, reduction="none")
+        assert hits.tolist() == dp.metrics.accuracy(logits, labels, reduction="none").tolist()
+    assert float(dp.metrics.top_k_accuracy(jnp.array([[-0.0, 0.0]]), jnp.array([0]), k=1)) == 1
 
 
 def test_confusion_counts_pairs():
@@ -69,41 +69,44 @@ def test_confusion_counts_pairs():
     for at in np.ndindex(5, 30):
         if mask[at] and labels[at] != -100:
             table[labels[at], max(range(6), key=logits[at].__getitem__)] += 1
-    found = jax.jit(lambda *x: dp.confusion_matrix(*x, ignore=-100, mask=mask))(logits, labels)
+    found = jax.jit(lambda *x: dp.metrics.confusion_matrix(*x, ignore=-100, mask=mask))(logits,
+        labels)
     np.testing.assert_array_equal(found, table)
     assert found.dtype == jnp.float32 and found.sum() == (mask & (labels != -100)).sum()
     share = found.trace() / found.sum()
-    np.testing.assert_allclose(share, dp.accuracy(logits, labels, ignore=-100, mask=mask))
+    np.testing.assert_allclose(share, dp.metrics.accuracy(logits, labels, ignore=-100, mask=mask))
 
 
 def test_a_label_that_is_no_class_shows():
     logits = jnp.eye(3)
     for wrong in (3, -1, -100):
         labels = jnp.array([0, wrong, 2])
-        assert np.isnan(dp.confusion_matrix(logits, labels)).all()
-        assert dp.confusion_matrix(logits, labels, ignore=wrong).sum() == 2
-        assert dp.confusion_matrix(logits, labels, mask=labels != wrong).sum() == 2
-        assert dp.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
+        assert np.isnan(dp.metrics.confusion_matrix(logits, labels)).all()
+        assert dp.metrics.confusion_matrix(logits, labels, ignore=wrong).sum() == 2
+        assert dp.metrics.confusion_matrix(logits, labels, mask=labels != wrong).sum() == 2
+        assert dp.metrics.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
 
 
 def test_nothing_real_counts_nothing():
     logits, labels = jnp.full((2, 3), jnp.nan), jnp.array([0, 7])
     none = dict(mask=jnp.zeros(2, bool))
-    assert float(dp.accuracy(logits, labels, **none)) == 0.0
-    assert float(dp.top_k_accuracy(logits, labels, k=1, **none)) == 0.0
-    np.testing.assert_array_equal(dp.confusion_matrix(logits, labels, **none), np.zeros((3, 3)))
+    assert float(dp.metrics.accuracy(logits, labels, **none)) == 0.0
+    assert float(dp.metrics.top_k_accuracy(logits, labels, k=1, **none)) == 0.0
+    np.testing.assert_array_equal(dp.metrics.confusion_matrix(logits, labels, **none),
+        np.zeros((3, 3)))
 
 
 def test_metrics_take_bfloat16_and_narrow_labels():
     logits = jax.nn.one_hot(jnp.arange(200), 300, dtype=jnp.bfloat16)
     labels = jnp.arange(200, dtype=jnp.uint8)
-    for metric in (dp.accuracy, dp.top_k_accuracy):
+    for metric in (dp.metrics.accuracy, dp.metrics.top_k_accuracy):
         assert metric(logits, labels).dtype == jnp.float32
         assert float(metric(logits, labels)) == 1.0
-    assert dp.confusion_matrix(logits, labels).trace() == 200
+    assert dp.metrics.confusion_matrix(logits, labels).trace() == 200
 
 
-@pytest.mark.parametrize("metric", [dp.accuracy, dp.top_k_accuracy, dp.confusion_matrix])
+@pytest.mark.parametrize("metric",
+    [dp.metrics.accuracy, dp.metrics.top_k_accuracy, dp.metrics.confusion_matrix])
 def test_what_metrics_refuse(metric):
     logits, labels = jnp.zeros((2, 6)), jnp.array([0, 1])
     for wrong in (jnp.zeros(2), jnp.zeros((2, 6))):
@@ -112,13 +115,14 @@ def test_what_metrics_refuse(metric):
         assert "leading shape (2,)" in refused(metric, logits, wrong).wants
     for mask in (jnp.ones(2), jnp.ones(3, bool), jnp.ones((2, 6), bool)):
         assert refused(metric, logits, labels, mask=mask).wants.startswith("a mask of ")
-    if metric is not dp.confusion_matrix:
+    if metric is not dp.metrics.confusion_matrix:
         assert "reduction" in refused(metric, logits, labels, reduction="average").wants
 
 
 def test_more_guesses_than_classes_are_refused():
     logits, labels = jnp.zeros((2, 3)), jnp.array([0, 1])
-    expect("", "wants k of at most 3, the number of classes, got 5", dp.top_k_accuracy,
+    expect("", "wants k of at most 3, the number of classes, got 5", dp.metrics.top_k_accuracy,
            logits, labels)
     for k in (0, 1.0):
-        assert "k as an int of at least 1" in refused(dp.top_k_accuracy, logits, labels, k=k).wants
+        assert "k as an int of at least 1" in refused(dp.metrics.top_k_accuracy, logits, labels,
+            k=k).wants

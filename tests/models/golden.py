@@ -36,24 +36,29 @@ class Model(NamedTuple):
 
 
 MODELS = {
-    "mlp": Model(dp.mlp((64, 32), 10), jax.ShapeDtypeStruct((1, 16), jnp.float32)),
-    "alexnet": Model(dp.alexnet(), jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)),
-    **{f"resnet_{depth}": Model(dp.resnet(depth), IMAGE) for depth in (18, 34, 50, 101, 152)},
-    "dcgan_generator": Model(dp.dcgan_generator(), jax.ShapeDtypeStruct((1, 100), jnp.float32)),
-    "dcgan_discriminator": Model(dp.dcgan_discriminator(), jax.ShapeDtypeStruct(
+    "mlp": Model(dp.models.mlp((64, 32), 10), jax.ShapeDtypeStruct((1, 16), jnp.float32)),
+    "alexnet": Model(dp.models.alexnet(), jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)),
+    **{f"resnet_{depth}": Model(dp.models.resnet(depth), IMAGE)
+        for depth in (18, 34, 50, 101, 152)},
+    "dcgan_generator": Model(dp.models.dcgan_generator(),
+        jax.ShapeDtypeStruct((1, 100), jnp.float32)),
+    "dcgan_discriminator": Model(dp.models.dcgan_discriminator(), jax.ShapeDtypeStruct(
         (1, 64, 64, 3), jnp.float32)),
-    "gpt": Model(dp.gpt(), IDS),
-    "bert": Model(dp.bert(), IDS),
-    "bert_pretraining": Model(dp.bert_pretraining(), IDS),
-    "llama": Model(dp.llama(), IDS),
-    "vit": Model(dp.vit(), IMAGE),
-    "unet": Model(dp.unet(classes=10), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), STEP),
-    "dit": Model(dp.dit(8, classes=1000), jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32), STEP),
-    "transformer": Model(dp.transformer(37000, 37000), IDS, {"source": IDS}),
-    "seq2seq": Model(dp.seq2seq(50, 60, width=16), IDS, {"source": IDS}),
-    "vae": Model(dp.vae(dp.serial(body=dp.linear(32) >> jnp.tanh, latent=LATENT),
-                        dp.mlp((32,), 64)), jax.ShapeDtypeStruct((1, 64), jnp.float32)),
-    "sequence_classifier": Model(dp.sequence_classifier(50, 3, READER, how="attention"), IDS),
+    "gpt": Model(dp.models.gpt(), IDS),
+    "bert": Model(dp.models.bert(), IDS),
+    "bert_pretraining": Model(dp.models.bert_pretraining(), IDS),
+    "llama": Model(dp.models.llama(), IDS),
+    "vit": Model(dp.models.vit(), IMAGE),
+    "unet": Model(dp.models.unet(classes=10), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
+        STEP),
+    "dit": Model(dp.models.dit(8, classes=1000), jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32),
+        STEP),
+    "transformer": Model(dp.models.transformer(37000, 37000), IDS, {"source": IDS}),
+    "seq2seq": Model(dp.models.seq2seq(50, 60, width=16), IDS, {"source": IDS}),
+    "vae": Model(dp.models.vae(dp.serial(body=dp.linear(32) >> jnp.tanh, latent=LATENT),
+                        dp.models.mlp((32,), 64)), jax.ShapeDtypeStruct((1, 64), jnp.float32)),
+    "sequence_classifier": Model(dp.models.sequence_classifier(50, 3, READER, how="attention"),
+        IDS),
 }
 
 

@@ -21,11 +21,11 @@ def test_the_parameters_of_bert():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    learns(dp.bert_pretraining(11, length=6, **NET), dp.masked_language(), PAIRS, 80)
+    learns(dp.models.bert_pretraining(11, length=6, **NET), dp.text.masked_language(), PAIRS, 80)
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 1)])
 def test_token_types_are_not_broadcast(shape):
-    net = dp.bert(11, length=5, **NET)
+    net = dp.models.bert(11, length=5, **NET)
     with pytest.raises(dp.LayerError, match="token_types of the shape of x"):
         net.init(KEY, np.ones((2, 5), int), token_types=np.ones(shape, int))

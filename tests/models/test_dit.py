@@ -65,7 +65,7 @@ def test_a_place_is_a_row_beside_a_column():
 
 @pytest.mark.slow
 def test_it_looks_at_time_and_class_and_takes_images_of_any_size():
-    net = dp.dit(1, classes=3, **NET)
+    net = dp.models.dit(1, classes=3, **NET)
     params = filled(net.plan(X, time=TIME).params)
     run = jax.jit(lambda params, condition, time: net(params, X, time=time, condition=condition))
     y = run(params, jnp.array([3, 3]), TIME)
@@ -78,11 +78,11 @@ def test_it_looks_at_time_and_class_and_takes_images_of_any_size():
 
 def test_without_classes_no_condition_is_taken():
     with pytest.raises(dp.LayerError, match="no condition, for a net without classes"):
-        dp.dit(1, **NET).init(KEY, X, time=TIME, condition=TIME)
+        dp.models.dit(1, **NET).init(KEY, X, time=TIME, condition=TIME)
 
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    net = dp.dit(1, classes=4, **NET) >> dp.flatten() >> dp.linear(4)
+    net = dp.models.dit(1, classes=4, **NET) >> dp.flatten() >> dp.linear(4)
     batch = IMAGES | {"time": np.arange(8), "condition": np.zeros(8, int)}
     learns(net, dp.classification(), batch, 120)

@@ -25,7 +25,7 @@ def test_the_parameters_of_dcgan():
 
 def test_sides_double_from_figure_1():
     z = jax.ShapeDtypeStruct((1, 100), jnp.float32)
-    rows = {row.path: row.output.shape for row in dp.summary(dp.dcgan_generator(), z).rows}
+    rows = {row.path: row.output.shape for row in dp.summary(dp.models.dcgan_generator(), z).rows}
     found = [rows[name] for name in ("project", "up_1", "up_2", "up_3", "image")]
     assert found == [(1, 4, 4, 1024), (1, 8, 8, 512), (1, 16, 16, 256), (1, 32, 32, 128),
                      (1, 64, 64, 3)]
@@ -33,7 +33,7 @@ def test_sides_double_from_figure_1():
 
 def test_images_and_judgements_by_hand():
     """One doubling and two halvings of one place, where a convolution is a matrix."""
-    generator = dp.dcgan_generator(2, 1, width=3, smallest=1)
+    generator = dp.models.dcgan_generator(2, 1, width=3, smallest=1)
     z = jnp.linspace(-2.0, 2.0, 8).reshape(4, 2)
     params, state = generator.init(jax.random.key(0), z)
     y, _ = jax.jit(lambda *given: generator.apply(*given, train=True))(params, state, z)
@@ -44,7 +44,7 @@ def test_images_and_judgements_by_hand():
     image = np.tanh(np.einsum("nc,ijcd->nijd", hidden, kernel[1:3, 1:3]))
     np.testing.assert_allclose(y, image, atol=1e-6)
 
-    discriminator = dp.dcgan_discriminator(4, width=2, smallest=1)
+    discriminator = dp.models.dcgan_discriminator(4, width=2, smallest=1)
     x = jnp.sin(jnp.arange(64.0)).reshape(4, 4, 4, 1)
     params, state = discriminator.init(jax.random.key(0), x)
     y, _ = jax.jit(lambda *given: discriminator.apply(*given, train=True))(params, state, x)
@@ -63,6 +63,6 @@ def test_images_and_judgements_by_hand():
 
 @pytest.mark.parametrize("image_size", [12, 20])
 def test_sides_are_doubled(image_size):
-    for make in (dp.dcgan_generator, dp.dcgan_discriminator):
+    for make in (dp.models.dcgan_generator, dp.models.dcgan_discriminator):
         with pytest.raises(dp.LayerError, match="image_size as 4 times a power of two"):
             make(image_size)

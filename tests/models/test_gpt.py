@@ -14,5 +14,5 @@ def test_the_parameters_of_gpt_2():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    net = dp.gpt(11, length=5, **NET)  # it reads five of six
-    learns(net, dp.next_token(), IDS, 60)
+    net = dp.models.gpt(11, length=5, **NET)  # it reads five of six
+    learns(net, dp.text.next_token(), IDS, 60)

@@ -16,4 +16,4 @@ def test_the_parameters_of_llama():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    learns(dp.llama(11, kv_heads=1, **NET), dp.next_token(), {"x": IDS}, 60)
+    learns(dp.models.llama(11, kv_heads=1, **NET), dp.text.next_token(), {"x": IDS}, 60)

@@ -7,9 +7,9 @@ import diffprog as dp
 
 
 def test_it_learns_eight_examples():
-    learns(dp.mlp((16,), 4), dp.classification(), drawn(6), 120)
+    learns(dp.models.mlp((16,), 4), dp.classification(), drawn(6), 120)
 
 
 def test_a_single_size_is_refused():
     expect("", "wants hidden as a sequence of sizes, got 64; pass (64, 32), for example",
-           dp.mlp, 64, 10)
+           dp.models.mlp, 64, 10)

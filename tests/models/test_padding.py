@@ -9,17 +9,17 @@ from comparing import KEY, close
 
 import diffprog as dp
 
-BODY = dp.sinusoidal_positions() >> dp.transformer_encoder(2, heads=2, hidden=12)
+BODY = dp.sinusoidal_positions() >> dp.models.transformer_encoder(2, heads=2, hidden=12)
 NETS = {
-    "gpt": dp.gpt(11, length=5, **NET),
-    "llama": dp.llama(11, kv_heads=1, window=2, **NET),
-    "bert": dp.bert(11, length=5, **NET),
-    "bert_pretraining": dp.bert_pretraining(11, length=5, **NET),
-    "transformer": dp.transformer(11, 11, **NET),
-    "seq2seq": dp.seq2seq(11, 11, width=8),
-    "classifier of a recurrence": dp.sequence_classifier(
+    "gpt": dp.models.gpt(11, length=5, **NET),
+    "llama": dp.models.llama(11, kv_heads=1, window=2, **NET),
+    "bert": dp.models.bert(11, length=5, **NET),
+    "bert_pretraining": dp.models.bert_pretraining(11, length=5, **NET),
+    "transformer": dp.models.transformer(11, 11, **NET),
+    "seq2seq": dp.models.seq2seq(11, 11, width=8),
+    "classifier of a recurrence": dp.models.sequence_classifier(
         11, 3, dp.recurrent(dp.gru(4), bidirectional=True), width=8),
-    "classifier of a transformer": dp.sequence_classifier(11, 3, BODY, width=8, how="max"),
+    "classifier of a transformer": dp.models.sequence_classifier(11, 3, BODY, width=8, how="max"),
 }
 TRANSLATE = ("transformer", "seq2seq")
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])

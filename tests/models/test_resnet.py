@@ -46,7 +46,7 @@ def test_the_parameters_of_resnets(depth, block, counts, known):
 @pytest.mark.slow
 def test_sides_of_a_resnet():
     """Table 1 of the paper: 56, 28, 14 and 7 places behind the stages."""
-    rows = {row.path: row.output.shape for row in dp.summary(dp.resnet(50), IMAGE).rows}
+    rows = {row.path: row.output.shape for row in dp.summary(dp.models.resnet(50), IMAGE).rows}
     assert [rows[f"stage_{i}"] for i in (1, 2, 3, 4)] == [
         (1, 56, 56, 256), (1, 28, 28, 512), (1, 14, 14, 1024), (1, 7, 7, 2048)]
 
@@ -69,11 +69,12 @@ def test_stages_of_one_block():
 
 
 def test_what_models_refuse():
-    narrow = dp.resnet(18, 10, width=4, stem=dp.conv(5, 3))
+    narrow = dp.models.resnet(18, 10, width=4, stem=dp.conv(5, 3))
     error = refused(narrow.init, KEY, jnp.ones((1, 8, 8, 1)))
     assert error.path == "stage_1/rest/residual_0" and error.got == "float32[1,8,8,4]"
 
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    learns(dp.resnet(18, 4, width=4, stem=dp.conv(4, 3)), dp.classification(), drawn(8, 8, 1), 40)
+    learns(dp.models.resnet(18, 4, width=4, stem=dp.conv(4, 3)), dp.classification(),
+        drawn(8, 8, 1), 40)

@@ -18,4 +18,4 @@ def test_the_parameters_of_seq2seq():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    learns(dp.seq2seq(11, 11, width=16), dp.next_token(), TRANSLATED, 80)
+    learns(dp.models.seq2seq(11, 11, width=16), dp.text.next_token(), TRANSLATED, 80)

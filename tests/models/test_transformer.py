@@ -15,4 +15,4 @@ def test_the_parameters_of_the_transformer():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    learns(dp.transformer(11, 11, **NET), dp.next_token(), TRANSLATED, 60)
+    learns(dp.models.transformer(11, 11, **NET), dp.text.next_token(), TRANSLATED, 60)

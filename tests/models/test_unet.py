@@ -71,7 +71,7 @@ def test_a_block_in_numpy():
 
 @pytest.mark.slow
 def test_it_looks_at_time_class_and_the_coarse_grid():
-    net = dp.unet(1, classes=3, **SMALL)
+    net = dp.models.unet(1, classes=3, **SMALL)
     params = filled(net.plan(X, time=TIME).params)
     run = jax.jit(lambda params, condition, time: net(params, X, time=time, condition=condition))
     y = run(params, jnp.array([3, 3]), TIME)
@@ -86,7 +86,7 @@ def test_it_looks_at_time_class_and_the_coarse_grid():
 
 def test_attention_stands_where_it_is_asked_for():
     def attentive(levels):
-        net = dp.unet(1, **SMALL | {"attention": levels})
+        net = dp.models.unet(1, **SMALL | {"attention": levels})
         return {path.split("/")[0] for path in dp.tree.paths(net.plan(X, time=TIME).params)
                 if "attend" in path}
 
@@ -96,13 +96,14 @@ def test_attention_stands_where_it_is_asked_for():
 
 
 def test_without_classes_no_condition_is_taken():
-    net = dp.unet(1, **SMALL)
+    net = dp.models.unet(1, **SMALL)
     with pytest.raises(dp.LayerError, match="no condition, for a net without classes"):
         net.init(KEY, X, time=TIME, condition=TIME)
 
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    net = dp.unet(1, widths=(8, 16), depth=1, groups=4, classes=4) >> dp.flatten() >> dp.linear(4)
+    net = dp.models.unet(1, widths=(8, 16), depth=1, groups=4,
+        classes=4) >> dp.flatten() >> dp.linear(4)
     batch = IMAGES | {"time": np.arange(8), "condition": np.zeros(8, int)}
     learns(net, dp.classification(), batch, 80)

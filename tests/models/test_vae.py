@@ -27,7 +27,7 @@ def test_encoder_and_decoder_are_layers_of_their_own():
     y, latent = net(params, x)
     same(latent, (mean, log_variance))
     same(y, decoder(params["decoder"], mean))
-    z = dp.gaussian_sample()({}, latent, key=fold(KEY, "sample"))
+    z = dp.estimators.gaussian_sample()({}, latent, key=fold(KEY, "sample"))
     assert not np.allclose(z, mean)
     same(net(params, x, key=KEY)[0], decoder(params["decoder"], z))
 
@@ -37,7 +37,7 @@ def test_a_condition_reaches_encoder_and_decoder():
         return layers.f(jnp.concatenate([x, condition], -1))
 
     halves = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
-    net = dp.vae(dp.program(f=halves)(add), dp.program(f=dp.linear(5))(add))
+    net = dp.models.vae(dp.program(f=halves)(add), dp.program(f=dp.linear(5))(add))
     x, condition = jnp.ones((3, 5)), jnp.eye(3)
     params, _ = net.init(KEY, x, condition=condition)
     assert params["encoder"]["f"]["mean"]["kernel"].shape == (8, 2)
@@ -51,12 +51,12 @@ def test_it_learns_what_a_line_of_data_is():
     rng = np.random.default_rng(0)
     x = (np.outer(rng.normal(size=512), [1.0, -1.0, 2.0, 0.0])
          + 0.1 * rng.normal(size=(512, 4))).astype(np.float32)
-    net = dp.vae(dp.branch(mean=dp.linear(2), log_variance=dp.linear(2)), dp.linear(4))
-    step = dp.make_step(net, dp.elbo(dp.squared_error), optax.adam(3e-2))
+    net = dp.models.vae(dp.branch(mean=dp.linear(2), log_variance=dp.linear(2)), dp.linear(4))
+    step = dp.make_step(net, dp.training.elbo(dp.losses.squared_error), optax.adam(3e-2))
     fit = dp.fit(step, dp.batches((x, x), 128, seed=0), key=KEY, steps=600, progress=False)
     mean, log_variance = net(fit.state.params, jnp.asarray(x))[1]
     kl = np.sort(np.asarray(
-        [dp.gaussian_kl(mean[:, i, None], log_variance[:, i, None]) for i in (0, 1)]))
+        [dp.losses.gaussian_kl(mean[:, i, None], log_variance[:, i, None]) for i in (0, 1)]))
     assert kl[0] < 0.05 and kl[1] > 0.5
     # Of a linear decoder with noise of variance 1/2 the best direction is the principal axis.
     loading = np.asarray(fit.state.params["decoder"]["kernel"])

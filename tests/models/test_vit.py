@@ -20,13 +20,13 @@ def test_the_parameters_of_the_vision_transformer():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    learns(dp.vit(4, image_size=4, patch_size=2, **NET), dp.classification(), IMAGES, 40)
+    learns(dp.models.vit(4, image_size=4, patch_size=2, **NET), dp.classification(), IMAGES, 40)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 16, 3), (1, 9, 9, 3), (1, 4, 4, 3), (8, 8)])
 def test_images_of_another_size_are_refused(shape):
     """A strip of 4 x 16 has as many patches as 8 x 8, at other places."""
-    net = dp.vit(4, image_size=8, patch_size=2, **NET)
+    net = dp.models.vit(4, image_size=8, patch_size=2, **NET)
     with pytest.raises(dp.LayerError) as caught:
         net.init(KEY, np.ones(shape, np.float32))
     assert caught.value.path == "images"

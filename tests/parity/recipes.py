@@ -241,7 +241,7 @@ FUNCTIONS = {f"act_{name}": Recipe(make) for name, make in ACTIVATIONS.items()} 
 def cross_entropy(options):
     def loss(x, y, w=None):
         soft = jnp.issubdtype(y.dtype, jnp.floating)
-        return dp.cross_entropy(
+        return dp.losses.cross_entropy(
             x, y, class_weights=w, smoothing=options.get("label_smoothing", 0.0),
             ignore=None if soft else options.get("ignore_index", -100),
             reduction=options.get("reduction", "mean"))
@@ -251,18 +251,19 @@ def cross_entropy(options):
 
 def ctc(x, y, il, tl):
     """`il` and `tl` count the real frames and labels of each example; PyTorch's time is first."""
-    return dp.ctc(x, y, mask=jnp.arange(x.shape[1]) < il[:, None],
+    return dp.losses.ctc(x, y, mask=jnp.arange(x.shape[1]) < il[:, None],
                   label_mask=jnp.arange(y.shape[1]) < tl[:, None], reduction="none")
 
 
 LOSSES = {
     "cross_entropy_*": Recipe(cross_entropy, axes={"x": channels_last}),
-    "bce_with_logits": Recipe(lambda o: dp.binary_cross_entropy),
-    "mse": Recipe(lambda o: dp.squared_error),
-    "l1": Recipe(lambda o: dp.absolute_error),
-    "smooth_l1": Recipe(lambda o: dp.huber),  # PyTorch's huber divided by its delta, which is 1
-    "huber": Recipe(lambda o: dp.huber),
-    "kl_div": Recipe(lambda o: dp.kl_divergence),  # "batchmean": the mean over rows
+    "bce_with_logits": Recipe(lambda o: dp.losses.binary_cross_entropy),
+    "mse": Recipe(lambda o: dp.losses.squared_error),
+    "l1": Recipe(lambda o: dp.losses.absolute_error),
+    "smooth_l1": Recipe(lambda o: dp.losses.huber),
+    # PyTorch's huber divided by its delta, which is 1
+    "huber": Recipe(lambda o: dp.losses.huber),
+    "kl_div": Recipe(lambda o: dp.losses.kl_divergence),  # "batchmean": the mean over rows
     "ctc": Recipe(lambda o: ctc, axes={"x": lambda x: x.swapaxes(0, 1)}),
 }
 

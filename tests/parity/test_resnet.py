@@ -71,7 +71,7 @@ def test_a_resnet_agrees_with_the_original(name):
     for case, train, tolerance in (("eval", False, 2e-5), ("train", True, 1e-4)):
         def loss(params, train=train):
             logits, new = net.apply(params, state, x, train=train)
-            return dp.cross_entropy(logits, labels), (logits, new)
+            return dp.losses.cross_entropy(logits, labels), (logits, new)
 
         (value, (logits, new)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         close(logits, io[f"{case}/out64/logits"], 1e-5)

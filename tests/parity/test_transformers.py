@@ -136,26 +136,26 @@ def sizes(config):
 
 
 def gpt2_net(config):
-    return dp.gpt(config["vocab_size"], length=config["n_positions"], width=config["n_embd"],
+    return dp.models.gpt(config["vocab_size"], length=config["n_positions"], width=config["n_embd"],
                   depth=config["n_layer"], heads=config["n_head"],
                   eps=config["layer_norm_epsilon"])
 
 
 def llama_net(config):
-    return dp.llama(
+    return dp.models.llama(
         config["vocab_size"], **sizes(config), kv_heads=config["num_key_value_heads"],
         head_dim=config["head_dim"], eps=config["rms_norm_eps"],
         rotary=dp.rotary(config["rope_parameters"]["rope_theta"]))
 
 
 def bert_net(config):
-    return dp.bert_pretraining(
+    return dp.models.bert_pretraining(
         config["vocab_size"], **sizes(config), length=config["max_position_embeddings"],
         types=config["type_vocab_size"], eps=config["layer_norm_eps"])
 
 
 def vit_net(config):
-    return dp.vit(len(config["id2label"]), **sizes(config), image_size=config["image_size"],
+    return dp.models.vit(len(config["id2label"]), **sizes(config), image_size=config["image_size"],
                   patch_size=config["patch_size"], eps=config["layer_norm_eps"])
 
 
@@ -200,10 +200,10 @@ def test_a_language_model_agrees_with_the_original(name):
         dp.tree.verify(net, params, batch["x"])
         logits = np.asarray(outputs(net, params, batch))
         close(logits[real], io[f"{case}/out64/logits"][real], 1e-5)
-        loss, _ = dp.next_token()(net, params, {}, batch, key=None, train=False)
+        loss, _ = dp.text.next_token()(net, params, {}, batch, key=None, train=False)
         close(loss, io[f"{case}/out64/loss"], 1e-5)
         if case == described(name, "meta")["grad_case"]:
-            close(slope(net, params, dp.next_token(), batch)[1], grads, 2e-5)
+            close(slope(net, params, dp.text.next_token(), batch)[1], grads, 2e-5)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -211,7 +211,7 @@ def test_a_language_model_writes_what_the_original_writes(name):
     net, params, _, io = original(name, *CAUSAL[name])
     prompts = [io[f"generate/prompt{i}/in/input_ids"][0].tolist() for i in (0, 1)]
     for chosen, wanted in ((prompts[:1], "prompt0"), (prompts[1:], "prompt1"), (prompts, "batch")):
-        written = dp.generate(net, params, chosen, 12).tokens
+        written = dp.text.generate(net, params, chosen, 12).tokens
         assert written.tolist() == io[f"generate/{wanted}/out/sequences"][:, -12:].tolist()
 
 
@@ -231,7 +231,7 @@ def test_bert_agrees_with_the_original(name):
             close(follows, io[f"{case}/out64/seq_relationship_logits"], 1e-5)
     order = io.get("padded/in/next_sentence_label", np.zeros(3, int))
     y = jnp.asarray(io["padded/in/labels"]), jnp.asarray(order)
-    loss, found = slope(net, params, dp.masked_language(), batch | {"y": y})
+    loss, found = slope(net, params, dp.text.masked_language(), batch | {"y": y})
     # A head of zeros knows nothing, and no gradient passes it.
     close(loss - (0 if both else np.log(2)), io["padded/out64/loss"], 1e-5)
     close(found, grads, 2e-5)

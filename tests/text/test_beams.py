@@ -15,7 +15,7 @@ STEPS = 2
 
 def search(name, prompts=PROMPTS, steps=STEPS, **options):
     params, state = trees(name)
-    return dp.beam_search(
+    return dp.text.beam_search(
         NETS[name], params, prompts, steps, state=state, **memory(name) | options)
 
 
@@ -61,7 +61,7 @@ def test_with_enough_beams_it_is_exhaustive(name, stop, penalty):
 def test_one_beam_is_greedy():
     params, state = trees("gpt")
     one = search("gpt", steps=5, beams=1)
-    assert one.tokens[:, 0].tolist() == dp.generate(
+    assert one.tokens[:, 0].tolist() == dp.text.generate(
         NETS["gpt"], params, PROMPTS, 5, state=state).tokens.tolist()
 
 
@@ -86,13 +86,13 @@ def test_side_inputs_of_texts_and_of_all(shape):
     style = jnp.sin(jnp.arange(8.0)).reshape(2, 4)[:, None] if len(shape) == 3 else jnp.cos(
         jnp.arange(np.prod(shape, dtype=int), dtype=jnp.float32)).reshape(shape)
     params, _ = net.init(KEY, jnp.ones((2, 3), int), style=style)
-    plain = dp.generate(net, params, [[1], [2]], 3, style=style)
+    plain = dp.text.generate(net, params, [[1], [2]], 3, style=style)
     for beams in (1, 2):
-        found = dp.beam_search(net, params, [[1], [2]], 3, beams=beams, style=style)
+        found = dp.text.beam_search(net, params, [[1], [2]], 3, beams=beams, style=style)
         if beams == 1:
             assert (found.tokens[:, 0] == plain.tokens).all()
         assert (found.scores[:, 0] >= plain.scores - 1e-5).all()
-        both = [dp.beam_search(net, params, [[token]], 3, beams=beams, style=(
+        both = [dp.text.beam_search(net, params, [[token]], 3, beams=beams, style=(
             style[i : i + 1] if len(shape) == 3 else style)) for i, token in enumerate((1, 2))]
         np.testing.assert_allclose(
             found.scores, jnp.concatenate([one.scores for one in both]), rtol=1e-5)
@@ -128,7 +128,7 @@ def test_ended_texts_are_kept_apart(steps, beams, stop, penalty):
         logits = params["token"]["embedding"] + params["step"]["embedding"][:, None]
         likely = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         wanted = over_lists(likely, steps, beams, stop, penalty)
-        found = dp.beam_search(
+        found = dp.text.beam_search(
             TABLE, params, [[0]], steps, beams=beams, stop=stop, length_penalty=penalty)
         texts = [tuple(row[:n]) for row, n in zip(
             found.tokens[0].tolist(), found.lengths[0].tolist(), strict=True)]
@@ -144,7 +144,8 @@ def test_an_ended_text_is_not_lost_behind_unfinished_ones():
     """It has p = 0.2; the unfinished ones, of 0.4 each, come to 0.4 / 8 and less."""
     table = np.full((9, 9), 1 / 9)
     table[0] = [0, 0.4, 0.4, 0, 0, 0, 0, 0, 0.2]
-    found = dp.beam_search(dp.embedding(9, 9), {"embedding": jnp.log(jnp.asarray(table))}, [[0]],
+    found = dp.text.beam_search(dp.embedding(9, 9), {"embedding": jnp.log(jnp.asarray(table))},
+        [[0]],
                            4, beams=2, stop=[8])
     assert found.tokens[0, 0].tolist() == [8, -1, -1, -1] and found.lengths[0, 0] == 1
     np.testing.assert_allclose(jnp.exp(found.scores[0, 0]), 0.2, rtol=1e-5)
@@ -162,7 +163,7 @@ def test_the_search_ends_where_no_beginning_can_win():
     table = np.full((4, 4), 1e-9)
     table[0, 3] = table[1, 2] = table[2, 3] = 1.0
     params = {"table": {"embedding": jnp.log(jnp.asarray(table, jnp.float32))}}
-    found = dp.beam_search(net, params, [[0], [1]], 9, beams=1, stop=[3])
+    found = dp.text.beam_search(net, params, [[0], [1]], 9, beams=1, stop=[3])
     jax.effects_barrier()
     assert found.lengths.tolist() == [[1], [2]]
     assert len(asked) == 2  # the prompt, and one token

@@ -12,7 +12,7 @@ import diffprog as dp
 
 KEY = jax.random.key(0)
 VOCABULARY, HIDDEN, ENDS = 50, 3, (1, 2)
-hide = jax.jit(lambda key, ids, mask=None: dp.mask_tokens(
+hide = jax.jit(lambda key, ids, mask=None: dp.text.mask_tokens(
     key, ids, vocabulary=VOCABULARY, mask_token=HIDDEN, special_tokens=ENDS, mask=mask))
 
 
@@ -87,7 +87,7 @@ def parts(pairs, i):
 
 @pytest.mark.parametrize("length", [5, 16, 64])
 def test_pairs_follow_or_do_not(length):
-    pairs = dp.sentence_pairs(corpus(), length, start_token=1, separator_token=2, seed=0)
+    pairs = dp.text.sentence_pairs(corpus(), length, start_token=1, separator_token=2, seed=0)
     assert {name: a.shape[1:] for name, a in pairs.items()} == {
         "x": (length,), "token_types": (length,), "mask": (length,), "follows": ()}
     count = collections.Counter(pairs["follows"].tolist())
@@ -108,13 +108,13 @@ def test_pairs_follow_or_do_not(length):
 
 def test_every_sentence_is_in_a_pair():
     documents = corpus(10)
-    pairs = dp.sentence_pairs(documents, 64, start_token=1, separator_token=2, seed=1)
+    pairs = dp.text.sentence_pairs(documents, 64, start_token=1, separator_token=2, seed=1)
     seen = {int(token) for row in pairs["x"] for token in row}
     assert {token for text in documents for sentence in text for token in sentence} <= seen
 
 
 def test_seeds_and_short_pairs():
-    make = lambda seed, short_rate=0.1: dp.sentence_pairs(  # noqa: E731
+    make = lambda seed, short_rate=0.1: dp.text.sentence_pairs(  # noqa: E731
         corpus(), 40, start_token=1, separator_token=2, seed=seed, short_rate=short_rate)
     one, same, other = make(0), make(0), make(1)
     assert all((one[name] == same[name]).all() for name in one)
@@ -123,7 +123,7 @@ def test_seeds_and_short_pairs():
 
 
 def test_what_pairs_refuse():
-    ask = lambda documents, length=8: dp.sentence_pairs(  # noqa: E731
+    ask = lambda documents, length=8: dp.text.sentence_pairs(  # noqa: E731
         documents, length, start_token=1, separator_token=2, seed=0)
     two = "at least two documents, of sentences that are not empty"
     assert refused(ask, [[[1], [2]]]).wants == two

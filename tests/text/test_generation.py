@@ -27,7 +27,8 @@ fast = {"gpt", "gru"}
 
 def write(name, prompts=PROMPTS, steps=5, **options):
     params, state = trees(name)
-    return dp.generate(NETS[name], params, prompts, steps, state=state, **memory(name) | options)
+    return dp.text.generate(NETS[name], params, prompts, steps, state=state, **memory(name)
+        | options)
 
 
 @pytest.mark.parametrize("name", [
@@ -54,29 +55,29 @@ def test_a_batch_is_its_prompts_one_by_one(name):
 @pytest.mark.slow
 def test_a_handful_of_programs_serves_all_prompts():
     params, _ = trees("gpt")
-    net = dp.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8)
+    net = dp.models.gpt(VOCABULARY, length=LONGEST, width=8, depth=2, heads=2, hidden=8)
     generation._generated.clear_cache()  # an equal net may have written before
     before = generation._generated._cache_size()
     prompts = [[1] * size for size in (2, 3, 4, 5, 6, 7)]
-    texts = [dp.generate(net, params, [prompt], 5).tokens[0].tolist() for prompt in prompts]
+    texts = [dp.text.generate(net, params, [prompt], 5).tokens[0].tolist() for prompt in prompts]
     # Widths 2, 4 and 8, the most that fits: 8 + 5 - 1 = 12 = LONGEST places.
     assert generation._generated._cache_size() - before == 3
     assert texts == [greedy("gpt", prompt, 5)[0] for prompt in prompts]
-    dp.generate(net, params, [[1] * 9], 4)  # 16 would not fit, 9 does
+    dp.text.generate(net, params, [[1] * 9], 4)  # 16 would not fit, 9 does
     assert generation._generated._cache_size() - before == 4
 
 
 @pytest.mark.slow
 def test_a_refusal_for_another_reason_is_forgotten():
     """A call that lacked memory says nothing of how far the net can go."""
-    net = dp.seq2seq(5, VOCABULARY, width=6)
+    net = dp.models.seq2seq(5, VOCABULARY, width=6)
     given = memory("seq2seq")
     params, _ = trees("seq2seq")
-    refused(dp.generate, net, params, PROMPTS, 5)
+    refused(dp.text.generate, net, params, PROMPTS, 5)
     generation._generated.clear_cache()
     before = generation._generated._cache_size()
     for prompts in (PROMPTS, [prompt[:3] for prompt in PROMPTS]):  # widths 4 and 3, both padded
-        dp.generate(net, params, prompts, 5, **given)
+        dp.text.generate(net, params, prompts, 5, **given)
     assert generation._generated._cache_size() - before == 1
 
 
@@ -103,7 +104,7 @@ def test_the_loop_ends_with_the_last_text():
         return jax.nn.one_hot((x + 1) % 9, 9) * 20.0
 
     net = dp.stateless(None, count, name="count")
-    written = dp.generate(net, {}, [[2], [4]], 7, stop=[6])
+    written = dp.text.generate(net, {}, [[2], [4]], 7, stop=[6])
     jax.effects_barrier()
     assert written.tokens.tolist() == [[3, 4, 5, 6, -1, -1, -1], [5, 6, -1, -1, -1, -1, -1]]
     assert len(calls) == 4
@@ -144,7 +145,7 @@ LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
 ], ids=str)
 def test_shares_of_what_is_drawn(options, shares):
     """Counts of 20,000 draws within 4.5 sigma of the shares; what is left out never comes."""
-    drawn = dp.sample(KEY, jnp.broadcast_to(LOGITS, (20_000, 4)), **options)
+    drawn = dp.text.sample(KEY, jnp.broadcast_to(LOGITS, (20_000, 4)), **options)
     counts, shares = np.bincount(drawn, minlength=4), np.array(shares)
     sigma = np.sqrt(20_000 * shares * (1 - shares))
     assert (abs(counts - 20_000 * shares) <= 4.5 * sigma).all(), counts
@@ -153,8 +154,8 @@ def test_shares_of_what_is_drawn(options, shares):
 def test_nothing_is_drawn_where_scores_are_nan():
     logits = jnp.stack([LOGITS, LOGITS.at[2].set(jnp.nan)])
     for options in ({}, {"temperature": 0.0}, {"top_k": 2}):
-        assert dp.sample(KEY, logits, **options)[1] == -1
-        assert dp.sample(KEY, logits, **options)[0] >= 0
+        assert dp.text.sample(KEY, logits, **options)[1] == -1
+        assert dp.text.sample(KEY, logits, **options)[0] >= 0
 
 
 def test_other_side_inputs_hold_for_all_steps():
@@ -164,13 +165,13 @@ def test_other_side_inputs_hold_for_all_steps():
 
     params, _ = trees("gpt")
     only = jnp.where(jnp.arange(VOCABULARY) == 3, 1e3, 0.0)
-    written = dp.generate(warm, {"net": params}, PROMPTS, 3, offset=jnp.tile(only, (3, 1)))
+    written = dp.text.generate(warm, {"net": params}, PROMPTS, 3, offset=jnp.tile(only, (3, 1)))
     assert (written.tokens == 3).all()
 
 
 def test_writing_inside_a_jitted_program():
     params, _ = trees("gpt")
-    inside = jax.jit(lambda params: dp.generate(GPT, params, PROMPTS, 5).tokens)(params)
+    inside = jax.jit(lambda params: dp.text.generate(GPT, params, PROMPTS, 5).tokens)(params)
     assert inside.tolist() == write("gpt").tokens.tolist()
 
 
@@ -178,7 +179,7 @@ def test_writing_inside_a_jitted_program():
 
 
 def ask(prompts=PROMPTS, steps=5, net=GPT, params=None, **options):
-    return dp.generate(net, trees("gpt")[0] if params is None else params, prompts, steps,
+    return dp.text.generate(net, trees("gpt")[0] if params is None else params, prompts, steps,
                        **options)
 
 

@@ -37,7 +37,8 @@ def last_alone(layers, x, *, mask=None):
 
 
 def write(prompts=PROMPTS, steps=5, **options):
-    return dp.generate(last_alone, {"table": {"embedding": jnp.asarray(TABLE)}}, prompts, steps,
+    return dp.text.generate(last_alone, {"table": {"embedding": jnp.asarray(TABLE)}}, prompts,
+        steps,
                        **options)
 
 
@@ -68,7 +69,7 @@ def test_steps_may_be_a_number_of_numpy():
 def test_texts_end_with_several_tokens(stop, length):
     """A sequence is found wherever it begins, but not in the prompt, which ends with 0."""
     for prompts in ([[5, 0]], [[4, 0], [5, 0]]):
-        written = dp.generate(SILENT, MUTE, prompts, 7, stop=stop, adjust=scripted)
+        written = dp.text.generate(SILENT, MUTE, prompts, 7, stop=stop, adjust=scripted)
         assert written.lengths.tolist() == [length] * len(prompts)
         assert written.tokens[0].tolist() == [*SCRIPT[:length].tolist(), *[-1] * (7 - length)]
 
@@ -99,7 +100,7 @@ def test_beams_end_with_several_tokens(beams):
         ended += over
         live = sorted(set(texts) - set(over), key=score, reverse=True)[:beams]
     wanted = sorted(ended + live, key=score, reverse=True)[:beams]
-    found = dp.beam_search(dp.embedding(3, 3), {"embedding": jnp.asarray(table)}, [[0]], 4,
+    found = dp.text.beam_search(dp.embedding(3, 3), {"embedding": jnp.asarray(table)}, [[0]], 4,
                            beams=beams, stop=[[0, 1], 2, [1, 1], [2, 2]])
     texts = [tuple(row[:n]) for row, n in zip(
         found.tokens[0].tolist(), found.lengths[0].tolist(), strict=True)]
@@ -117,10 +118,10 @@ def test_rows_draw_by_keys_of_their_own_as_alone(options):
     logits = jax.random.normal(KEY, (2, 3, 7))
     keys = jax.random.split(KEY, (2, 3))
     for each in (keys, jax.random.key_data(keys)):
-        together = dp.sample(each, logits, **options)
+        together = dp.text.sample(each, logits, **options)
         for i in np.ndindex(2, 3):
-            assert together[i] == dp.sample(each[i], logits[i], **options)
-            assert together[i] == dp.sample(each[i], logits[i][None], **options)[0]
+            assert together[i] == dp.text.sample(each[i], logits[i], **options)
+            assert together[i] == dp.text.sample(each[i], logits[i][None], **options)[0]
 
 
 @pytest.mark.slow
@@ -135,16 +136,17 @@ def test_prompts_write_with_keys_what_they_write_alone():
 
 def test_each_row_has_a_temperature():
     logits = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3])), (30_000, 4))
-    drawn = dp.sample(KEY, logits, temperature=np.repeat([0.0, 0.5, 1.0], 10_000))
+    drawn = dp.text.sample(KEY, logits, temperature=np.repeat([0.0, 0.5, 1.0], 10_000))
     cold, warm, plain = np.bincount(drawn[:10_000], minlength=4), *(
         np.bincount(part, minlength=4) for part in np.split(np.asarray(drawn[10_000:]), 2))
     assert cold.tolist() == [0, 10_000, 0, 0]
     for counts, shares in ((warm, [1 / 30, 16 / 30, 4 / 30, 9 / 30]), (plain, [.1, .4, .2, .3])):
         sigma = np.sqrt(10_000 * np.array(shares) * (1 - np.array(shares)))
         assert (abs(counts - 10_000 * np.array(shares)) <= 4.5 * sigma).all(), counts
-    same = [dp.sample(KEY, logits[:9], temperature=t, top_k=3) for t in (jnp.full(9, 0.7), 0.7)]
+    same = [dp.text.sample(KEY, logits[:9], temperature=t, top_k=3)
+        for t in (jnp.full(9, 0.7), 0.7)]
     assert same[0].tolist() == same[1].tolist()
-    traced = jax.jit(lambda t: dp.sample(KEY, logits[:9], temperature=t))
+    traced = jax.jit(lambda t: dp.text.sample(KEY, logits[:9], temperature=t))
     assert (traced(0.0) == 1).all() and (traced(50.0) != 1).any()
 
 
@@ -163,9 +165,9 @@ def test_nothing_is_promoted():
     drawn = {"key": jax.random.split(KEY, 1), "temperature": jnp.ones(1), "top_k": 3, "top_p": 0.5}
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         for given in ({}, {"key": KEY, "temperature": 0.5}, drawn):
-            jax.eval_shape(lambda given=given: dp.generate(
+            jax.eval_shape(lambda given=given: dp.text.generate(
                 net, {}, [[1, 2]], 3, **options, **given))
-        jax.eval_shape(lambda: dp.beam_search(net, {}, [[1, 2]], 3, beams=2, **options))
+        jax.eval_shape(lambda: dp.text.beam_search(net, {}, [[1, 2]], 3, beams=2, **options))
 
 
 # What the scores become.
@@ -206,9 +208,10 @@ def test_beams_are_searched_by_what_the_scores_become():
         return logits + other[last]
 
     net = dp.embedding(5, 5)
-    found = dp.beam_search(net, {"embedding": table}, [[2], [4]], 4, beams=3, stop=[1],
+    found = dp.text.beam_search(net, {"embedding": table}, [[2], [4]], 4, beams=3, stop=[1],
                            length_penalty=0.5, adjust=change)
-    wanted = dp.beam_search(net, {"embedding": table + other}, [[2], [4]], 4, beams=3, stop=[1],
+    wanted = dp.text.beam_search(net, {"embedding": table + other}, [[2], [4]], 4, beams=3,
+        stop=[1],
                             length_penalty=0.5)
     assert found.tokens.tolist() == wanted.tokens.tolist()
     np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-4)
@@ -253,7 +256,7 @@ def test_what_a_callback_raises_is_raised_and_nothing_is_left():
 
 def test_tokens_of_a_jitted_program_are_handed_on_at_every_run():
     told = []
-    run = jax.jit(lambda params: dp.generate(
+    run = jax.jit(lambda params: dp.text.generate(
         last_alone, params, PROMPTS, 2, callback=lambda step, tokens: told.append(step)).tokens)
     for _ in range(2):
         jax.block_until_ready(run({"table": {"embedding": jnp.asarray(TABLE)}}))
@@ -279,7 +282,7 @@ def test_steps_are_told_in_their_order_whatever_order_they_come_in():
 def test_texts_have_the_log_probabilities_of_reading_them(name):
     texts = [[3, 1, 4, 1, 5], [5, 2], [6, 6, 6, 0]]
     params, state = trees(name)
-    found = dp.log_probabilities(NETS[name], params, texts, state=state, **memory(name))
+    found = dp.text.log_probabilities(NETS[name], params, texts, state=state, **memory(name))
     assert found.shape == (3, 4)
     for i, text in enumerate(texts):
         likely = scores(name, [text], i)[0]
@@ -292,13 +295,13 @@ def test_what_was_written_has_its_scores():
     params = {"table": {"embedding": jnp.asarray(TABLE)}}
     written = write(key=KEY, temperature=2.0)
     texts = [prompt + row for prompt, row in zip(PROMPTS, written.tokens.tolist(), strict=True)]
-    found = dp.log_probabilities(last_alone, params, texts)
+    found = dp.text.log_probabilities(last_alone, params, texts)
     own = [found[i, len(prompt) - 1 : len(text) - 1].sum()
            for i, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True))]
     np.testing.assert_allclose(own, written.scores, rtol=1e-4)
-    nan = dp.log_probabilities(last_alone, params, [[1, VOCABULARY, 2], [1, 2, 3]])
+    nan = dp.text.log_probabilities(last_alone, params, [[1, VOCABULARY, 2], [1, 2, 3]])
     assert np.isnan(nan[0]).any() and np.isfinite(nan[1]).all()
-    assert dp.log_probabilities(last_alone, params, [[1]]).shape == (1, 0)
+    assert dp.text.log_probabilities(last_alone, params, [[1]]).shape == (1, 0)
 
 
 # Repeats that are written out.
@@ -321,8 +324,8 @@ def test_a_program_that_reads_the_parameters_of_a_repeat_writes_as_it_reads():
     run, row = jax.jit(net), [1]
     for _ in range(4):  # the next token is said by the last one alone
         row.append(int(run(params, jnp.array([row[-1:]]))[0, -1].argmax()))
-    assert dp.generate(net, params, [[1]], 4).tokens[0].tolist() == row[1:]
-    assert dp.beam_search(net, params, [[1]], 4, beams=1).tokens[0, 0].tolist() == row[1:]
+    assert dp.text.generate(net, params, [[1]], 4).tokens[0].tolist() == row[1:]
+    assert dp.text.beam_search(net, params, [[1]], 4, beams=1).tokens[0, 0].tolist() == row[1:]
 
 
 def test_a_layer_of_ones_own_that_takes_levels_itself_writes():
@@ -345,8 +348,8 @@ def test_a_layer_of_ones_own_that_takes_levels_itself_writes():
     net = made({"body": body})
     params, _ = net.init(KEY, jnp.ones((1, 2), int))
     token = net(params, jnp.array([[1]]))[0, 0].argmax()
-    assert dp.generate(net, params, [[1]], 1).tokens[0, 0] == token
-    assert dp.generate(net, params, [[1]], 3).tokens.shape == (1, 3)
+    assert dp.text.generate(net, params, [[1]], 1).tokens[0, 0] == token
+    assert dp.text.generate(net, params, [[1]], 3).tokens.shape == (1, 3)
 
 
 # What it refuses.
@@ -358,6 +361,6 @@ def test_keys_and_temperatures_of_other_shapes():
            write, key=jax.random.split(KEY, 2), temperature=1.0)
     assert refused(write, temperature=jnp.ones(2), key=KEY).wants.startswith("one temperature")
     assert refused(write, temperature=jnp.array([1.0, -1.0, 1.0]), key=KEY).got == "-1.0"
-    assert refused(dp.sample, KEY, jnp.ones((2, 3)), top_k=4).wants == \
+    assert refused(dp.text.sample, KEY, jnp.ones((2, 3)), top_k=4).wants == \
         "top_k of at most 3, the vocabulary"
-    assert refused(dp.sample, KEY, jnp.ones((2, 3)), temperature=[1.0, np.nan]).got == "nan"
+    assert refused(dp.text.sample, KEY, jnp.ones((2, 3)), temperature=[1.0, np.nan]).got == "nan"

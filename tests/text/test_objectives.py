@@ -14,7 +14,7 @@ import diffprog as dp
 
 KEY = jax.random.key(0)
 IDS = jax.random.randint(KEY, (2, 6), 0, 7)
-NET = dp.gpt(7, length=5, width=4, depth=1, heads=2, hidden=4)
+NET = dp.models.gpt(7, length=5, width=4, depth=1, heads=2, hidden=4)
 shown = jax.jit(NET)
 
 
@@ -48,7 +48,7 @@ def test_each_token_but_the_first_is_asked_for():
     logits = scores(IDS[:, :-1])
     wanted = surprises(logits, IDS[:, 1:])
     for batch in (IDS, {"x": IDS}):
-        loss, metrics = measured(dp.next_token(), batch)
+        loss, metrics = measured(dp.text.next_token(), batch)
         np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
         assert metrics["loss"] == loss and metrics["count"] == 10
         np.testing.assert_allclose(metrics["bits"], loss / math.log(2), rtol=1e-6)
@@ -65,14 +65,14 @@ def test_padding_is_neither_asked_for_nor_asked(mask):
               for i, row in enumerate(mask) if row.sum() > 1]
     for filler in (0, 6):
         batch = {"x": jnp.where(mask, IDS, filler), "mask": jnp.asarray(mask)}
-        loss, metrics = measured(dp.next_token(), batch)
+        loss, metrics = measured(dp.text.next_token(), batch)
         np.testing.assert_allclose(loss, np.concatenate(wanted, 1).mean(), rtol=1e-5)
         assert metrics["count"] == real.sum()
 
 
 def test_a_mask_of_whole_texts():
-    loss, metrics = measured(dp.next_token(), {"x": IDS, "mask": jnp.array([True, False])})
-    np.testing.assert_allclose(loss, measured(dp.next_token(), IDS[:1])[0], rtol=1e-5)
+    loss, metrics = measured(dp.text.next_token(), {"x": IDS, "mask": jnp.array([True, False])})
+    np.testing.assert_allclose(loss, measured(dp.text.next_token(), IDS[:1])[0], rtol=1e-5)
     assert metrics["count"] == 5
 
 
@@ -80,8 +80,8 @@ def test_texts_in_one_row_do_not_ask_each_other():
     """Two texts packed into a row give the losses that they have alone."""
     row = {"x": IDS[:1], "segments": jnp.array([[0, 0, 1, 1, 1, 1]]),
            "positions": jnp.array([[0, 1, 0, 1, 2, 3]])}
-    loss, metrics = measured(dp.next_token(), row)
-    alone = [measured(dp.next_token(), part) for part in (IDS[:1, :2], IDS[:1, 2:])]
+    loss, metrics = measured(dp.text.next_token(), row)
+    alone = [measured(dp.text.next_token(), part) for part in (IDS[:1, :2], IDS[:1, 2:])]
     wanted = sum(one * found["count"] for one, found in alone) / 4
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     assert metrics["count"] == 4
@@ -90,7 +90,7 @@ def test_texts_in_one_row_do_not_ask_each_other():
 def test_others_than_the_asked_are_shown_alone():
     """The answer is asked for, and the question is read."""
     asked = jnp.arange(6) >= 3
-    loss, metrics = measured(dp.next_token(), {"x": IDS, "asked": jnp.tile(asked, (2, 1))})
+    loss, metrics = measured(dp.text.next_token(), {"x": IDS, "asked": jnp.tile(asked, (2, 1))})
     wanted = surprises(scores(IDS[:, :-1]), IDS[:, 1:])[:, 2:]
     np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
     assert metrics["count"] == 6
@@ -99,10 +99,10 @@ def test_others_than_the_asked_are_shown_alone():
 def test_a_target_mask_is_of_the_targets():
     asked = np.array([[0, 0, 1, 1, 1], [0, 1, 0, 0, 1]], bool)
     wanted = surprises(scores(IDS[:, :-1]), IDS[:, 1:])
-    loss, metrics = measured(dp.next_token(), {"x": IDS, "target_mask": jnp.asarray(asked)})
+    loss, metrics = measured(dp.text.next_token(), {"x": IDS, "target_mask": jnp.asarray(asked)})
     np.testing.assert_allclose(loss, wanted[asked].mean(), rtol=1e-5)
     assert metrics["count"] == 5
-    loss, _ = measured(dp.next_token(), {"x": IDS, "target_mask": jnp.array([False, True])})
+    loss, _ = measured(dp.text.next_token(), {"x": IDS, "target_mask": jnp.array([False, True])})
     np.testing.assert_allclose(loss, wanted[1].mean(), rtol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_what_stands_in_the_padding_has_no_gradient(filler):
 
     @jax.jit
     def slopes(x):
-        run = lambda params: dp.next_token()(  # noqa: E731
+        run = lambda params: dp.text.next_token()(  # noqa: E731
             NET, params, state, {"x": x, "mask": mask}, key=None, train=True)[0]
         return jax.grad(run)(params)
 
@@ -124,20 +124,21 @@ def test_what_stands_in_the_padding_has_no_gradient(filler):
 @pytest.mark.slow
 def test_a_translation_sees_the_true_beginning():
     """Teacher forcing: the loss is that of the net on all but the last, source and all."""
-    net = dp.seq2seq(5, 7, width=4)
+    net = dp.models.seq2seq(5, 7, width=4)
     source, mask = jnp.array([[1, 2, 3], [4, 4, 0]]), jnp.array([[1, 1, 1], [1, 1, 0]], bool)
     params, state = net.init(KEY, IDS[:, :-1], source=source)
     batch = {"x": IDS, "source": source, "source_mask": mask}
-    loss, _ = measured(dp.next_token(), batch, net, (params, state))
+    loss, _ = measured(dp.text.next_token(), batch, net, (params, state))
     logits = jax.jit(net)(params, IDS[:, :-1], source=source, source_mask=mask)
     np.testing.assert_allclose(loss, surprises(logits, IDS[:, 1:]).mean(), rtol=1e-5)
 
 
 def test_smoothing():
     """The loss is that of smoothed targets; what is said in words is the surprise of the true."""
-    loss, metrics = measured(dp.next_token(smoothing=0.1), IDS)
+    loss, metrics = measured(dp.text.next_token(smoothing=0.1), IDS)
     logits = scores(IDS[:, :-1])
-    np.testing.assert_allclose(loss, dp.cross_entropy(logits, IDS[:, 1:], smoothing=0.1), rtol=1e-6)
+    np.testing.assert_allclose(loss, dp.losses.cross_entropy(logits, IDS[:, 1:], smoothing=0.1),
+        rtol=1e-6)
     surprise = surprises(logits, IDS[:, 1:]).mean()
     np.testing.assert_allclose(metrics["cross_entropy"], surprise, rtol=1e-5)
     np.testing.assert_allclose(metrics["bits"], surprise / math.log(2), rtol=1e-5)
@@ -148,30 +149,32 @@ def test_the_perplexity_of_a_net_that_is_trained_with_smoothing():
     """Logits (4, 0, 0) of the true class: its surprise is log(1 + 2 exp(-4)), whatever is smoothed.
     """
     net = dp.embedding(3, 3)
-    state = dp.make_step(net, dp.next_token(smoothing=0.3), optax.sgd(0.1)).init(KEY, IDS % 3)
+    state = dp.make_step(net, dp.text.next_token(smoothing=0.3), optax.sgd(0.1)).init(KEY, IDS % 3)
     state = state._replace(params={"embedding": 4.0 * jnp.roll(jnp.eye(3), 1, axis=1)})
     ids = jnp.arange(8).reshape(1, 8) % 3  # each is followed by the next
-    for objective in (dp.next_token(smoothing=0.3), dp.next_token()):
+    for objective in (dp.text.next_token(smoothing=0.3), dp.text.next_token()):
         found = dp.evaluate(dp.make_step(net, objective, optax.sgd(0.1)), state, [ids])
         wanted = 1 + 2 * math.exp(-4)
-        assert dp.perplexity(found.get("cross_entropy", found["loss"])) == pytest.approx(wanted)
+        assert dp.metrics.perplexity(found.get("cross_entropy", found["loss"])) == pytest.approx(
+            wanted)
         assert 2 ** found["bits"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_averages_over_batches_are_over_tokens():
-    step = dp.make_step(NET, dp.next_token(), optax.sgd(0.1))
+    step = dp.make_step(NET, dp.text.next_token(), optax.sgd(0.1))
     state = step.init(KEY, IDS[:, :-1])
     mask = jnp.array([[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
     parts = [{"x": IDS, "mask": jnp.ones_like(mask)}, {"x": IDS, "mask": mask}]
     found = dp.evaluate(step, state, parts)
-    each = [measured(dp.next_token(), part, trees=(state.params, {})) for part in parts]
+    each = [measured(dp.text.next_token(), part, trees=(state.params, {})) for part in parts]
     wanted = sum(loss * metrics["count"] for loss, metrics in each) / 13
     np.testing.assert_allclose(found["loss"], wanted, rtol=1e-5)
     np.testing.assert_allclose(found["bits"], wanted / math.log(2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("objective", [
-    dp.next_token(), dp.penalized(dp.next_token(), lambda params: 1e-3 * dp.l2(params))])
+    dp.text.next_token(),
+    dp.training.penalized(dp.text.next_token(), lambda params: 1e-3 * dp.losses.l2(params))])
 def test_parameters_are_made_for_what_the_net_is_shown(objective):
     """One token more than there are positions is no token too many: the last is only asked for."""
     step = dp.make_step(NET, objective, optax.sgd(0.1))
@@ -183,7 +186,7 @@ def test_parameters_are_made_for_what_the_net_is_shown(objective):
 
 def test_what_next_token_refuses():
     params, state = drawn()
-    ask = lambda batch, net=NET: dp.next_token()(  # noqa: E731
+    ask = lambda batch, net=NET: dp.text.next_token()(  # noqa: E731
         net, params, state, batch, key=None, train=True)
     two = "wants ids as ints (batch, time + 1), at least two tokens, got {}; give at least two " \
           "to each row: all but the first are asked for"
@@ -196,7 +199,7 @@ def test_what_next_token_refuses():
     error = refused(ask, {"x": IDS, "positions": IDS[:, 1:]})
     assert error.wants == "positions of the shape of x, (2, 6)"
     last = dp.stateless(None, lambda params, x: jnp.ones((len(x), 7)), name="last")
-    error = refused(lambda: dp.next_token()(last, {}, {}, IDS, key=None, train=True))
+    error = refused(lambda: dp.text.next_token()(last, {}, {}, IDS, key=None, train=True))
     assert error.wants.startswith("a net that gives (batch, time, vocabulary)")
 
 
@@ -212,7 +215,7 @@ def test_a_loss_without_logits_is_the_loss(chunk, bias):
     mask = draw.random((2, 5)) < 0.7
     b = draw.normal(size=7) if bias else None
     logits = x @ kernel + (0 if b is None else b)
-    loss, best = jax.jit(functools.partial(dp.linear_cross_entropy, chunk=chunk))(
+    loss, best = jax.jit(functools.partial(dp.losses.linear_cross_entropy, chunk=chunk))(
         jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(labels),
         bias=None if b is None else jnp.asarray(b), mask=jnp.asarray(mask))
     np.testing.assert_allclose(loss, surprises(logits, labels)[mask].mean(), rtol=1e-5)
@@ -226,24 +229,25 @@ def test_the_gradient_of_a_loss_without_logits():
         labels = jnp.asarray(draw.integers(0, 7, 6))
 
         def chunked(x, kernel, bias):
-            return dp.linear_cross_entropy(x, kernel, labels, bias=bias, chunk=3)[0]
+            return dp.losses.linear_cross_entropy(x, kernel, labels, bias=bias, chunk=3)[0]
 
         def whole(x, kernel, bias):
-            return dp.cross_entropy(x @ kernel + bias, labels)
+            return dp.losses.cross_entropy(x @ kernel + bias, labels)
 
         wanted = jax.jit(jax.grad(whole, (0, 1, 2)))(*given)
         for mode in (jax.grad, jax.jacfwd):
             found = jax.jit(mode(chunked, (0, 1, 2)))(*given)
             for ours, other in zip(found, wanted, strict=True):
                 np.testing.assert_allclose(ours, other, atol=1e-12)
-        assert dp.check_gradients(lambda x: chunked(x, *given[1:]), given[0])
+        assert dp.gradients.check_gradients(lambda x: chunked(x, *given[1:]), given[0])
 
 
 def test_labels_that_are_none_and_entries_that_are_not_real():
     x, kernel = jnp.ones((3, 2)), jnp.ones((2, 5))
-    loss, _ = dp.linear_cross_entropy(x, kernel, jnp.array([1, 5, 2]), chunk=2, reduction="none")
+    loss, _ = dp.losses.linear_cross_entropy(x, kernel, jnp.array([1, 5, 2]), chunk=2,
+        reduction="none")
     assert np.isnan(loss).tolist() == [False, True, False]
-    loss, _ = dp.linear_cross_entropy(
+    loss, _ = dp.losses.linear_cross_entropy(
         x.at[1].set(jnp.nan), kernel, jnp.array([1, -100, 2]), chunk=2, ignore=-100)
     np.testing.assert_allclose(loss, math.log(5), rtol=1e-6)
 
@@ -267,9 +271,9 @@ def test_the_next_token_in_chunks(name):
         return objective(net, params, state, batch, key=None, train=True)
 
     (loss, (_, found)), grads = jax.jit(jax.value_and_grad(functools.partial(
-        run, dp.chunked_next_token("trunk", table, chunk=3)), has_aux=True))(params)
+        run, dp.text.chunked_next_token("trunk", table, chunk=3)), has_aux=True))(params)
     (wanted, (_, metrics)), slopes = jax.jit(jax.value_and_grad(functools.partial(
-        run, dp.next_token()), has_aux=True))(params)
+        run, dp.text.next_token()), has_aux=True))(params)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     for other in metrics:
         np.testing.assert_allclose(found[other], metrics[other], rtol=1e-5, err_msg=other)
@@ -279,7 +283,7 @@ def test_the_next_token_in_chunks(name):
 @pytest.mark.slow
 def test_no_logits_of_a_batch_are_made(optimized):
     """Nowhere in the compiled step is there an array of all tokens and the whole vocabulary."""
-    net = dp.gpt(640, length=16, width=8, depth=1, heads=2)
+    net = dp.models.gpt(640, length=16, width=8, depth=1, heads=2)
     ids = jnp.zeros((4, 17), jnp.int32)
     tokens, vocabulary = 64, 640
 
@@ -288,8 +292,8 @@ def test_no_logits_of_a_batch_are_made(optimized):
         program = step.apply.lower(step.init(KEY, ids[:, :-1]), ids).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    whole = largest(dp.next_token())
-    chunked = largest(dp.chunked_next_token("trunk", "embed/embedding", chunk=64))
+    whole = largest(dp.text.next_token())
+    chunked = largest(dp.text.chunked_next_token("trunk", "embed/embedding", chunk=64))
     assert whole > 4 * tokens * vocabulary > chunked, (whole, chunked)
 
 
@@ -302,7 +306,7 @@ def test_masked_language_is_the_sum_of_two_losses():
     net = dp.stateless(None, lambda params, x: scores, name="fixed")
     labels, follows = jnp.array([[-100, 2, -100], [4, 0, -100]]), jnp.array([1, 0])
     batch = {"x": jnp.zeros((2, 3), int), "y": (labels, follows)}
-    loss, metrics = measured(dp.masked_language(), batch, net, ({}, {}))
+    loss, metrics = measured(dp.text.masked_language(), batch, net, ({}, {}))
     asked = surprises(scores[0], jnp.maximum(labels, 0))[np.asarray(labels) >= 0]
     other = surprises(scores[1], follows)
     np.testing.assert_allclose(loss, asked.mean() + other.mean(), rtol=1e-5)
@@ -331,7 +335,7 @@ def test_the_masks_of_hidden_tokens_and_of_what_follows():
             (dict(target_mask=rows), rows[:, None] & np.ones_like(steps), rows),
             (dict(target_mask=(steps, None)), steps, rows | True),
             (dict(target_mask=(None, rows), mask=steps), steps, rows)):
-        _, metrics = measured(dp.masked_language(), batch | masks, net, ({}, {}))
+        _, metrics = measured(dp.text.masked_language(), batch | masks, net, ({}, {}))
         np.testing.assert_allclose(metrics["token_loss"], tokens[real].mean(), rtol=1e-5)
         np.testing.assert_allclose(metrics["follows_loss"], pairs[known].mean(), rtol=1e-5)
         assert metrics["count/token_loss"] == real.sum() and metrics["count"] == known.sum()
@@ -341,9 +345,9 @@ def test_the_masks_of_hidden_tokens_and_of_what_follows():
 
 
 def test_perplexity_and_bits():
-    assert dp.perplexity(0.0) == 1.0
-    np.testing.assert_allclose(dp.perplexity(math.log(50)), 50)
-    np.testing.assert_allclose(dp.bits_per_character(math.log(2)), 1)
-    np.testing.assert_allclose(dp.bits_per_character(2 * math.log(2), 10, 40), 0.5)
+    assert dp.metrics.perplexity(0.0) == 1.0
+    np.testing.assert_allclose(dp.metrics.perplexity(math.log(50)), 50)
+    np.testing.assert_allclose(dp.metrics.bits_per_character(math.log(2)), 1)
+    np.testing.assert_allclose(dp.metrics.bits_per_character(2 * math.log(2), 10, 40), 0.5)
     expect("", "wants characters as an int of at least 1, got 0; pass 1 or more",
-           dp.bits_per_character, 1.0, 1, 0)
+           dp.metrics.bits_per_character, 1.0, 1, 0)

@@ -77,14 +77,16 @@ def test_it_is_refused_wherever_a_net_is_run(count):
                 lambda: dp.predict(net, state.params, batch[0]),
                 lambda: dp.predict(net, state.params, batch[0], batch_size=2)):
         assert refused(run).path == path
-    game = dp.make_game(dp.serial(one=net), {"one": dp.Player(judged, optax.sgd(0.1))},
+    game = dp.training.make_game(dp.serial(one=net),
+        {"one": dp.training.Player(judged, optax.sgd(0.1))},
                         inputs=lambda batch: batch[0])
     error = refused(game.apply, game.init(KEY, batch[0]), batch)
     assert error.path == f"one/{path}"
 
 
 def judged(net, params, state, batch, *, key, train):
-    loss = dp.cross_entropy(net.children["one"](params["one"], batch[0]), jnp.asarray(batch[1]))
+    loss = dp.losses.cross_entropy(net.children["one"](params["one"], batch[0]),
+        jnp.asarray(batch[1]))
     return loss, (state, {"loss": loss})
 
 
@@ -97,7 +99,8 @@ def test_who_means_it_says_so():
     assert dp.evaluate(step, fit.state, [(GREY, LABELS)]).keys() == {"loss", "accuracy"}
     np.testing.assert_allclose(
         dp.predict(net, params, GREY, batch_size=2, check_axes=False), net(params, GREY), rtol=1e-5)
-    game = dp.make_game(dp.serial(one=net), {"one": dp.Player(judged, optax.sgd(0.1))},
+    game = dp.training.make_game(dp.serial(one=net),
+        {"one": dp.training.Player(judged, optax.sgd(0.1))},
                         inputs=lambda batch: batch[0], check_axes=False)
     game.apply(game.init(KEY, GREY), (GREY, LABELS))
 
@@ -126,7 +129,7 @@ def test_a_number_beside_the_outputs_may_be_of_the_batch():
     """In a step it is of the batch; cut in parts it would be of one of them."""
     def objective(net, params, state, batch, *, key, train):
         y, shares = net(params, batch[0])
-        loss = dp.cross_entropy(y, batch[1]) + jnp.square(shares).sum()
+        loss = dp.losses.cross_entropy(y, batch[1]) + jnp.square(shares).sum()
         return loss, (state, {"loss": loss})
 
     x = GREY[:, 0]

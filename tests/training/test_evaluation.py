@@ -18,8 +18,8 @@ def test_evaluate_weighs_uneven_batches():
     step = sgd(donate=False)
     state, _ = step.apply(step.init(KEY, x), (x, y))
     logits = NET(state.params, jnp.asarray(x))
-    wanted = {"loss": float(dp.cross_entropy(logits, jnp.asarray(y))),
-              "accuracy": float(dp.accuracy(logits, jnp.asarray(y)))}
+    wanted = {"loss": float(dp.losses.cross_entropy(logits, jnp.asarray(y))),
+              "accuracy": float(dp.metrics.accuracy(logits, jnp.asarray(y)))}
     assert 0 < wanted["accuracy"] < 1
     found = dp.evaluate(step, state, dp.batches((x, y), 4))
     assert found == pytest.approx(wanted, rel=1e-5)
@@ -75,7 +75,7 @@ def test_a_sum_of_means_over_unlike_counts_is_that_of_the_whole():
     hidden = np.arange(5) < np.array([1, 2, 3, 0, 5])[:, None]
     labels, order = draw.integers(0, 4, (5, 5)), draw.integers(0, 2, 5)
     data = {"x": x, "y": (np.where(hidden, labels, -100), order)}
-    step, state = of(net, dp.masked_language(), x)
+    step, state = of(net, dp.text.masked_language(), x)
 
     def surprise(child, x, labels):
         logits = x.astype(np.float64) @ np.asarray(state.params[child]["kernel"], np.float64)
@@ -88,7 +88,7 @@ def test_a_sum_of_means_over_unlike_counts_is_that_of_the_whole():
         assert found["token_loss"] == pytest.approx(tokens, rel=1e-5)
         assert found["follows_loss"] == pytest.approx(follows, rel=1e-5)
         assert found["loss"] == pytest.approx(tokens + follows, rel=1e-5)
-    penalized = dp.penalized(dp.masked_language(), lambda p: 1e-3 * dp.l2(p))
+    penalized = dp.training.penalized(dp.text.masked_language(), lambda p: 1e-3 * dp.losses.l2(p))
     step, _ = of(net, penalized, x)
     one, other = cuts(step, state, data, 2, 5)
     assert one == pytest.approx(other, rel=1e-5) and one["loss"] == pytest.approx(tokens + follows)
@@ -102,7 +102,7 @@ SILENT = dp.stateless(None, lambda params, x, *, time: 0 * x, name="silent")
 @pytest.mark.parametrize("size", [1, 40])
 def test_no_two_examples_share_their_noise(size):
     """The net predicts no noise at all, so that the loss is the mean square of 2,000 normals."""
-    objective = dp.denoising(dp.cosine_schedule(10))
+    objective = dp.diffusion.denoising(dp.diffusion.cosine_schedule(10))
     step, state = of(SILENT, objective, jnp.ones((1, 2)), time=jnp.ones(1))
     found = dp.evaluate(step, state, dp.batches(np.ones((1000, 2), np.float32), size))["loss"]
     assert abs(found - 1) < 4 * np.sqrt(2 / 2000)
@@ -116,14 +116,15 @@ def echo(layers, x, *, time):
 
 
 DRAWING = {
-    "denoising": (dp.program()(echo), dp.denoising(dp.cosine_schedule(10)),
+    "denoising": (dp.program()(echo), dp.diffusion.denoising(dp.diffusion.cosine_schedule(10)),
                   lambda x: {"x": x}, {"time": jnp.ones(1, int)}),
-    "velocity": (dp.program()(echo), dp.denoising(dp.cosine_schedule(10), predict="velocity"),
+    "velocity": (dp.program()(echo),
+        dp.diffusion.denoising(dp.diffusion.cosine_schedule(10), predict="velocity"),
                  lambda x: x, {"time": jnp.ones(1, int)}),
-    "elbo": (dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(3)),
-             dp.elbo(dp.squared_error), lambda x: (x, x), {}),
-    "masked elbo": (dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(3)),
-                    dp.elbo(dp.squared_error),
+    "elbo": (dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(3)),
+             dp.training.elbo(dp.losses.squared_error), lambda x: (x, x), {}),
+    "masked elbo": (dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(3)),
+                    dp.training.elbo(dp.losses.squared_error),
                     lambda x: {"x": x, "y": x, "mask": np.arange(7) != 2}, {}),
 }
 
@@ -133,7 +134,7 @@ DRAWING = {
 def test_what_is_drawn_does_not_depend_on_the_cut(name):
     net, objective, batch, side = DRAWING[name]
     x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    for drawing in (objective, dp.penalized(objective, lambda params: jnp.float32(1))):
+    for drawing in (objective, dp.training.penalized(objective, lambda params: jnp.float32(1))):
         step, state = of(net, drawing, x[:1], **side)
         whole, *parts = cuts(step, state, batch(x), 7, 1, 2, 3)
         for part in parts:
@@ -148,7 +149,8 @@ def test_a_side_input_for_all_examples_is_not_drawn_apart():
         return x * time[:, None] + shift
 
     x, shift = np.ones((3, 3), np.float32), np.arange(3, dtype=np.float32)
-    step, state = of(net, dp.denoising(dp.cosine_schedule(10)), x, time=jnp.ones(3), shift=shift)
+    step, state = of(net, dp.diffusion.denoising(dp.diffusion.cosine_schedule(10)), x,
+        time=jnp.ones(3), shift=shift)
     whole = dp.evaluate(step, state, [{"x": x, "shift": shift}])
     parts = [{"x": x[:2], "shift": shift}, {"x": x[2:], "shift": shift}]
     assert dp.evaluate(step, state, parts) == pytest.approx(whole, rel=1e-5)
@@ -157,9 +159,9 @@ def test_a_side_input_for_all_examples_is_not_drawn_apart():
 def test_an_evaluated_bound_is_drawn():
     """q is N(0, 1), and what is predicted is z: E[(z - 2)**2] is 1 + 4, its variance 2 + 16."""
     still = dp.stateless(None, lambda params, x: (0 * x, 0 * x), name="still")
-    net = dp.vae(still, lambda z: z)
+    net = dp.models.vae(still, lambda z: z)
     x = np.full((1000, 1), 2, np.float32)
-    step, state = of(net, dp.elbo(dp.squared_error), x[:1])
+    step, state = of(net, dp.training.elbo(dp.losses.squared_error), x[:1])
     found = dp.evaluate(step, state, dp.batches((x, x), 100))
     assert found["kl"] == 0
     assert abs(found["reconstruction"] - 5) < 4 * np.sqrt(18 / 1000)
@@ -175,7 +177,8 @@ def test_players_draw_for_each_example():
     found = []
     for draws in (False, True):
         guess.draws = draws
-        step = dp.make_game(dp.serial(point=number), {"point": dp.Player(guess, optax.sgd(0.1))})
+        step = dp.training.make_game(dp.serial(point=number),
+            {"point": dp.training.Player(guess, optax.sgd(0.1))})
         state = step.init(KEY, x)
         found.append([part["point/loss"] for part in cuts(step, state, x, 6, 3, 1)])
         one, other = (float(step.evaluate(state, x[:1], i)["point/loss"]) for i in (0, 1))
@@ -208,20 +211,20 @@ def test_an_objective_that_does_not_count_is_weighed_by_examples():
 def test_a_short_batch_across_examples_is_refused():
     def contrast(net, params, state, batch, *, key, train):
         z = net(params, batch["x"])
-        loss = dp.cross_entropy(z @ z.T, jnp.arange(len(z)))
+        loss = dp.losses.cross_entropy(z @ z.T, jnp.arange(len(z)))
         return loss, (state, {"loss": loss})
 
     x = examples(9)[0]
     step, state = of(NET, contrast, x)
     dp.evaluate(step, state, dp.batches({"x": x}, 4))  # it has not said so
     contrast.across_examples = True
-    for objective in (contrast, dp.penalized(contrast, lambda params: jnp.float32(0))):
+    for objective in (contrast, dp.training.penalized(contrast, lambda params: jnp.float32(0))):
         step, state = of(NET, objective, x)
         assert dp.evaluate(step, state, dp.batches({"x": x}, 3))
         with pytest.raises(dp.LayerError, match="batches of one size, 4, for an objective across "
                            "examples, got one of 1"):
             dp.evaluate(step, state, dp.batches({"x": x}, 4))
-    game = dp.make_game(dp.serial(one=NET), {"one": dp.Player(
+    game = dp.training.make_game(dp.serial(one=NET), {"one": dp.training.Player(
         lambda net, params, *given, **how: contrast(
             net.children["one"], params["one"], *given, **how), optax.sgd(0.1))})
     assert not game.across_examples

@@ -55,9 +55,9 @@ def batch_of(count, seed=0):
 
 @functools.cache  # tests share the compiled programs
 def game(judge_steps=1, **options):
-    return dp.make_game(
-        PAIR, {"judge": dp.Player(tell, optax.sgd(0.1), judge_steps),
-               "maker": dp.Player(fool, optax.sgd(0.05, momentum=0.9))},
+    return dp.training.make_game(
+        PAIR, {"judge": dp.training.Player(tell, optax.sgd(0.1), judge_steps),
+               "maker": dp.training.Player(fool, optax.sgd(0.05, momentum=0.9))},
         inputs=lambda batch: batch["z"], **options)
 
 
@@ -76,9 +76,9 @@ def close(one, other, **tolerance):
 def test_the_bilinear_game_turns_as_its_matrix_says(simultaneous):
     """min_x max_y x * y by gradients: a spiral outwards if simultaneous, an ellipse if not."""
     rate, steps = 0.3, 40
-    players = {"point": dp.Player(functools.partial(product, 1.0), optax.sgd(rate)),
-               "rival": dp.Player(functools.partial(product, -1.0), optax.sgd(rate))}
-    step = dp.make_game(BOTH, players, simultaneous=simultaneous)
+    players = {"point": dp.training.Player(functools.partial(product, 1.0), optax.sgd(rate)),
+               "rival": dp.training.Player(functools.partial(product, -1.0), optax.sgd(rate))}
+    step = dp.training.make_game(BOTH, players, simultaneous=simultaneous)
     last, metrics = jax.lax.scan(step.apply, step.init(KEY, ONE), None, length=steps)
     found = [float(last.params[name]["scale"][0]) for name in players]
 
@@ -106,8 +106,9 @@ def test_a_gradient_penalty_is_differentiated_twice():
         loss = critic(fake).mean() - critic(real).mean() + weight * jnp.square(slope - 1).mean()
         return loss, (state, {"loss": loss})
 
-    step = dp.make_game(dp.serial(critic=dp.linear(1, bias=False)),
-                        {"critic": dp.Player(distance, optax.sgd(rate))}, inputs=lambda b: b[0])
+    step = dp.training.make_game(dp.serial(critic=dp.linear(1, bias=False)),
+                        {"critic": dp.training.Player(distance, optax.sgd(rate))},
+                        inputs=lambda b: b[0])
     real, fake = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
     state = step.init(KEY, real)._replace(params={"critic": {"kernel": jnp.asarray(w[:, None])}})
     state, _ = step.apply(state, (real, fake))
@@ -180,7 +181,8 @@ def test_inner_steps_with_a_convolution_are_written_out_on_cpu(layer, loops):
         value = jnp.square(net(params, x)).mean()
         return value, (state, {"loss": value})
 
-    step = dp.make_game(dp.serial(only=layer), {"only": dp.Player(loss, optax.sgd(0.1), 2)})
+    step = dp.training.make_game(dp.serial(only=layer),
+        {"only": dp.training.Player(loss, optax.sgd(0.1), 2)})
     x = jnp.ones((4, 1, 1, 3))
     text = step.apply.trace(step.init(KEY, x), x).lower(lowering_platforms=("cpu",)).as_text()
     assert ("stablehlo.while" in text) == loops
@@ -191,7 +193,8 @@ def test_metrics_are_weighed_by_their_counts():
         return 0 * params["point"]["scale"].sum(), (state, {
             "loss": x.mean(), "hits": x.sum(), "count": x.sum(), "count/hits": jnp.float32(0)})
 
-    step = dp.make_game(dp.serial(point=NUMBER), {"point": dp.Player(score, optax.sgd(0.1), 2)})
+    step = dp.training.make_game(dp.serial(point=NUMBER),
+        {"point": dp.training.Player(score, optax.sgd(0.1), 2)})
     _, metrics = step.apply(step.init(KEY, ONE), jnp.array([1.0, 3.0]))
     assert {name: float(value) for name, value in metrics.items()} == {
         "point/loss": 2.5, "count/point/loss": 4.0, "point/hits": 0.0, "count/point/hits": 0.0}
@@ -206,7 +209,7 @@ def test_every_update_has_a_key_of_its_own():
         return loss, (state, {"loss": loss})
 
     def walked(steps, count):
-        step = dp.make_game(BOTH, {name: dp.Player(wander, optax.sgd(1.0), steps)
+        step = dp.training.make_game(BOTH, {name: dp.training.Player(wander, optax.sgd(1.0), steps)
                                    for name in ("point", "rival")})
         state, places = step.init(KEY, ONE), []
         for _ in range(count):
@@ -256,7 +259,8 @@ def test_at_rest_noise_is_the_same_each_time():
         loss = params["point"]["scale"].sum() + jax.random.normal(key)
         return loss, (state, {"loss": loss})
 
-    step = dp.make_game(dp.serial(point=NUMBER), {"point": dp.Player(noisy, optax.sgd(0.0))})
+    step = dp.training.make_game(dp.serial(point=NUMBER),
+        {"point": dp.training.Player(noisy, optax.sgd(0.0))})
     state = step.init(KEY, ONE)
     first = dp.evaluate(step, state, [ONE])
     assert first == dp.evaluate(step, state, [ONE])
@@ -273,8 +277,9 @@ def test_fit_ends_when_a_player_is_lost():
 def test_what_a_player_has_frozen_is_not_moved_by_decay():
     number = dp.stateless(lambda key, x: {"scale": jnp.ones(1), "bias": jnp.ones(1)},
                           lambda params, x: params["scale"] * x + params["bias"], name="number")
-    step = dp.make_game(dp.serial(point=dp.freeze(number, "bias"), rival=number), {
-        name: dp.Player(functools.partial(product, sign), optax.adamw(0.1, weight_decay=0.5))
+    step = dp.training.make_game(dp.serial(point=dp.freeze(number, "bias"), rival=number), {
+        name: dp.training.Player(functools.partial(product, sign),
+            optax.adamw(0.1, weight_decay=0.5))
         for name, sign in (("point", 1), ("rival", -1))}, donate=False)
     before = step.init(KEY, jnp.ones(1))
     after, _ = step.apply(before, jnp.ones(1))

@@ -164,7 +164,7 @@ def test_patience_wants_something_to_wait_for():
     for wrong in (0, 1.0, True):
         assert "patience" in refused(
             train, sgd(), [(x, y)], 1, patience=wrong, validation=[(x, y)]).wants
-    game = dp.make_game(dp.serial(one=NET), {"one": dp.Player(
+    game = dp.training.make_game(dp.serial(one=NET), {"one": dp.training.Player(
         lambda net, params, state, batch, *, key, train: (
             params["one"]["bias"].sum(), (state, {"error": params["one"]["bias"].sum()})),
         optax.sgd(0.1))}, inputs=lambda batch: batch[0])

@@ -110,7 +110,8 @@ def test_the_best_of_a_game_is_by_a_metric_that_is_named():
         return loss, (state, {"loss": loss})
 
     number = dp.stateless(lambda key, x: {"scale": jnp.ones(1)}, lambda p, x: p["scale"])
-    step = dp.make_game(dp.serial(point=number), {"point": dp.Player(guess, optax.sgd(0.1))},
+    step = dp.training.make_game(dp.serial(point=number),
+        {"point": dp.training.Player(guess, optax.sgd(0.1))},
                         inputs=lambda batch: batch[0])
     options = {"validation": [BATCH], "every": 1}
     assert train(step, [BATCH], 2, **options).best is None
@@ -145,12 +146,12 @@ def test_a_callback_sees_each_reading():
 
 
 def test_a_state_and_a_fit_are_written_short():
-    net = dp.gpt(vocabulary=50, length=8, width=8, depth=2, heads=2)
-    step = dp.make_step(net, dp.next_token(), optax.adam(1e-3))
+    net = dp.models.gpt(vocabulary=50, length=8, width=8, depth=2, heads=2)
+    step = dp.make_step(net, dp.text.next_token(), optax.adam(1e-3))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if leaf.dtype.name[:3]
                          != "key" else KEY, jax.eval_shape(step.init, KEY, jnp.ones((2, 8), int)))
     assert repr(state).startswith("TrainState(step=0, params={") and len(repr(state)) < 300
-    assert len(repr(dp.Fit(state, state, [{"step": 1, "loss": 0.0}] * 999))) < 700
+    assert len(repr(dp.training.Fit(state, state, [{"step": 1, "loss": 0.0}] * 999))) < 700
     assert jax.eval_shape(lambda state: jnp.zeros(len(repr(state))), state).shape[0] < 300
 
 
@@ -246,7 +247,7 @@ def test_a_loss_that_is_not_finite_carries_what_there_is(every, broken):
     assert int(error.state.step) == read
     assert [row["step"] for row in error.history] == list(range(every, read, every))
     assert (error.best is None) == (not error.history or every >= 5)
-    again = dp.Fit(error.state, error.best, error.history)
+    again = dp.training.Fit(error.state, error.best, error.history)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(again.state))
     assert f"in step {broken}" in str(error) or broken == read
 

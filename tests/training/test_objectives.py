@@ -85,11 +85,11 @@ def test_classification_averages_over_what_is_real(options):
         dp.classification(top_k=2, **options), net, params, data, size=4)
     logits = net(params, jnp.asarray(x))
     ignore = {"ignore": options.get("ignore"), "mask": mask}
-    wanted = {"loss": dp.cross_entropy(logits, y, mask=mask, **options),
-              "accuracy": dp.accuracy(logits, y, **ignore),
-              "top_2": dp.top_k_accuracy(logits, y, k=2, **ignore)}
+    wanted = {"loss": dp.losses.cross_entropy(logits, y, mask=mask, **options),
+              "accuracy": dp.metrics.accuracy(logits, y, **ignore),
+              "top_2": dp.metrics.top_k_accuracy(logits, y, k=2, **ignore)}
     if "smoothing" in options:
-        wanted["cross_entropy"] = dp.cross_entropy(logits, y, **ignore)
+        wanted["cross_entropy"] = dp.losses.cross_entropy(logits, y, **ignore)
     assert 0 < float(wanted["accuracy"]) < float(wanted["top_2"]) <= 1
     for found in (parts, whole):
         assert found == pytest.approx({k: float(v) for k, v in wanted.items()}, rel=1e-5)
@@ -113,7 +113,8 @@ def test_classification_of_soft_targets():
         real = mask if isinstance(batch, dict) else mask | True
         loss, (_, metrics) = dp.classification(smoothing=0.1, class_weights=weights)(
             net, params, state, batch, key=None, train=True)
-        wanted = dp.cross_entropy(logits, soft, smoothing=0.1, class_weights=weights, mask=real)
+        wanted = dp.losses.cross_entropy(logits, soft, smoothing=0.1, class_weights=weights,
+            mask=real)
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)
         hits = (logits.argmax(-1) == soft.argmax(-1))[real]
         np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-6)
@@ -149,24 +150,26 @@ def test_binary_classification():
     assert 0 < hits[mask].mean() < 1
     for kind in (int, bool, float):
         data = {"x": np.where(mask[:, None], x, np.nan), "y": y.astype(kind), "mask": mask}
-        for found in at_once_and_in_parts(dp.binary_classification(), net, params, data):
+        for found in at_once_and_in_parts(dp.training.binary_classification(), net, params, data):
             assert found == pytest.approx(
                 {"loss": losses[mask].mean(), "accuracy": hits[mask].mean()}, rel=1e-5)
-    _, (_, metrics) = dp.binary_classification()(net, params, {}, data, key=None, train=True)
+    _, (_, metrics) = dp.training.binary_classification()(net, params, {}, data, key=None,
+        train=True)
     assert float(metrics["count"]) == 6
 
 
 def test_binary_classification_of_several_answers():
     net, params, state, x, _, logits = classifier()
     y = (drawn(4, 3, seed=5) > 0).astype(np.float32)
-    loss, (_, metrics) = dp.binary_classification()(
+    loss, (_, metrics) = dp.training.binary_classification()(
         net, params, state, (x, y), key=None, train=True)
-    np.testing.assert_allclose(loss, dp.binary_cross_entropy(jnp.asarray(logits), y), rtol=1e-5)
+    np.testing.assert_allclose(loss, dp.losses.binary_cross_entropy(jnp.asarray(logits), y),
+        rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], ((logits > 0) == y).mean())
     assert float(metrics["count"]) == 12
 
 
-@pytest.mark.parametrize("objective", [dp.binary_classification(), dp.regression()])
+@pytest.mark.parametrize("objective", [dp.training.binary_classification(), dp.regression()])
 def test_an_axis_of_size_one_is_refused(objective):
     net, x = dp.linear(1), jnp.ones((3, 4))
     params, state = net.init(jax.random.key(0), x)
@@ -180,7 +183,8 @@ def test_an_axis_of_size_one_is_refused(objective):
 
 
 @pytest.mark.parametrize("loss", [
-    dp.squared_error, dp.absolute_error, functools.partial(dp.huber, delta=0.5)])
+    dp.losses.squared_error, dp.losses.absolute_error,
+    functools.partial(dp.losses.huber, delta=0.5)])
 @pytest.mark.parametrize("mask", [None, "rows", "elements"])
 def test_regression(loss, mask):
     x, y = drawn(7, 5).astype(np.float32), drawn(7, 2, seed=1, spread=1.0).astype(np.float32)
@@ -314,9 +318,10 @@ TARGETS = {
     "classification": (dp.classification(top_k=2), dp.linear(3), np.arange(20).reshape(4, 5) % 3,
                        (4, 5)),
     "soft": (dp.classification(), dp.linear(3), np.full((4, 5, 3), 1 / 3, np.float32), (4, 5)),
-    "binary": (dp.binary_classification(), dp.linear(3), np.ones((4, 5, 3)), (4, 5, 3)),
+    "binary": (dp.training.binary_classification(), dp.linear(3), np.ones((4, 5, 3)), (4, 5, 3)),
     "regression": (dp.regression(), dp.linear(3), np.ones((4, 5, 3)), (4, 5, 3)),
-    "elbo": (dp.elbo(dp.squared_error), dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(3)),
+    "elbo": (dp.training.elbo(dp.losses.squared_error),
+        dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(3)),
              np.ones((4, 5, 3)), (4, 5, 3)),
 }
 

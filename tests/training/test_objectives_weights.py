@@ -31,14 +31,15 @@ OBJECTIVES = {
     "with ignored labels": (dp.classification(ignore=2), dp.linear(3), X, LABELS),
     "soft": (dp.classification(class_weights=np.array([1.0, 2, 4], np.float32)), dp.linear(3), X,
              NOT_SURE),
-    "binary": (dp.binary_classification(), dp.linear(2), X, DRAW.random((4, 2)) < 0.5),
-    "regression": (dp.regression(dp.absolute_error), dp.linear(2), X, X[:, :2]),
-    "elbo": (dp.elbo(dp.squared_error, beta=0.5), LATENT, X, X),
-    "next token": (dp.next_token(smoothing=0.1), SCORES, IDS, None),
-    "chunked": (dp.chunked_next_token("body", "head/kernel", chunk=3), dp.serial(
+    "binary": (dp.training.binary_classification(), dp.linear(2), X, DRAW.random((4, 2)) < 0.5),
+    "regression": (dp.regression(dp.losses.absolute_error), dp.linear(2), X, X[:, :2]),
+    "elbo": (dp.training.elbo(dp.losses.squared_error, beta=0.5), LATENT, X, X),
+    "next token": (dp.text.next_token(smoothing=0.1), SCORES, IDS, None),
+    "chunked": (dp.text.chunked_next_token("body", "head/kernel", chunk=3), dp.serial(
         body=dp.embedding(7, 3), head=dp.linear(7, bias=False)), IDS, None),
-    "masked language": (dp.masked_language(), PAIR, IDS, (HIDDEN, np.array([0, 1, 1, 0]))),
-    "penalized": (dp.penalized(dp.classification(), dp.l2), dp.linear(3), X, LABELS),
+    "masked language": (dp.text.masked_language(), PAIR, IDS, (HIDDEN, np.array([0, 1, 1, 0]))),
+    "penalized": (dp.training.penalized(dp.classification(), dp.losses.l2), dp.linear(3), X,
+        LABELS),
 }
 
 
@@ -107,8 +108,8 @@ def test_entries_have_weights_of_their_own():
 def test_tokens_have_weights_of_their_own():
     params, _ = SCORES.init(KEY, IDS)
     weights = DRAW.random((4, 5))
-    losses = dp.cross_entropy(SCORES(params, IDS[:, :-1]), IDS[:, 1:], reduction="none")
-    loss, (_, metrics) = dp.next_token()(
+    losses = dp.losses.cross_entropy(SCORES(params, IDS[:, :-1]), IDS[:, 1:], reduction="none")
+    loss, (_, metrics) = dp.text.next_token()(
         SCORES, params, {}, {"x": IDS, "sample_weight": weights}, key=None, train=True)
     np.testing.assert_allclose(loss, (losses * weights).sum() / weights.sum(), rtol=1e-5)
     np.testing.assert_allclose(metrics["count"], weights.sum(), rtol=1e-5)
@@ -118,7 +119,7 @@ def test_noise_is_weighted():
     """Two weights of one size are none; the mean of two is that of each alone."""
     net = dp.program(f=dp.linear(5))(lambda layers, x, *, time: layers.f(x) + time[:, None])
     params, _ = net.init(KEY, X, time=LABELS)
-    objective = dp.denoising(dp.cosine_schedule(10))
+    objective = dp.diffusion.denoising(dp.diffusion.cosine_schedule(10))
 
     def run(weights):
         batch = {"x": X} if weights is None else {"x": X, "sample_weight": np.array(weights)}
@@ -136,7 +137,7 @@ def test_noise_is_weighted():
     lambda output, y, **options: jnp.square(output - y).mean(),
     lambda output, y, **options: jnp.square(output - y).mean(-1)], ids=range(3))
 def test_a_loss_that_cannot_be_weighed_is_refused(loss):
-    for objective, net in ((dp.regression(loss), dp.linear(5)), (dp.elbo(loss), LATENT)):
+    for objective, net in ((dp.regression(loss), dp.linear(5)), (dp.training.elbo(loss), LATENT)):
         params, _ = net.init(KEY, X)
         batch = {"x": X, "y": X, "sample_weight": WEIGHTS}
         error = refused(objective, net, params, {}, batch, key=None, train=True)
@@ -206,7 +207,7 @@ class Drawing:
 
 def test_an_object_is_an_objective():
     """`evaluate` gives each example a key of its own, however the data is cut."""
-    for objective in (Drawing(), dp.penalized(Drawing(), dp.l2)):
+    for objective in (Drawing(), dp.training.penalized(Drawing(), dp.losses.l2)):
         step = dp.make_step(dp.linear(2), objective, optax.sgd(0.1))
         state = step.init(KEY, X)
         found = dp.evaluate(step, state, [{"z": X}])
@@ -234,7 +235,7 @@ def test_an_answer_of_another_form_is_refused(answer):
         return answer(params["bias"].sum(), state)
 
     for step in (dp.make_step(dp.linear(3), own, optax.sgd(0.1)),
-                 dp.make_game(dp.serial(one=dp.linear(3)), {"one": dp.Player(
+                 dp.training.make_game(dp.serial(one=dp.linear(3)), {"one": dp.training.Player(
                      lambda net, params, *rest, **flags: own(net, params["one"], *rest, **flags),
                      optax.sgd(0.1))}, inputs=lambda batch: batch[0])):
         state = jax.eval_shape(step.init, KEY, X)
@@ -273,8 +274,8 @@ def test_a_loss_of_ones_own_broadcasts_nothing(own):
         dp.linear(3) >> jax.nn.softmax, "**/bias"), dp.remat(dp.linear(3) >> jax.nn.sigmoid),
     dp.linear(3) >> jax.jit(jax.nn.softmax)],
     ids=repr)
-@pytest.mark.parametrize("objective", [dp.classification(), dp.binary_classification(),
-                                       dp.penalized(dp.classification(), dp.l2)])
+@pytest.mark.parametrize("objective", [dp.classification(), dp.training.binary_classification(),
+                                       dp.training.penalized(dp.classification(), dp.losses.l2)])
 def test_probabilities_are_no_logits(net, objective):
     error = refused(objective, net, {}, {}, (X, LABELS), key=None, train=True)
     assert error.wants == "a net that gives logits"
@@ -283,19 +284,20 @@ def test_probabilities_are_no_logits(net, objective):
 
 
 def test_other_objectives_of_logits_look_too():
-    error = refused(dp.next_token(), SCORES >> jax.nn.softmax, {}, {}, IDS, key=None, train=True)
+    error = refused(dp.text.next_token(), SCORES >> jax.nn.softmax, {}, {}, IDS, key=None,
+        train=True)
     assert "jax.nn.softmax" in error.got
     whole = dp.serial(body=dp.embedding(7, 3), head=dp.linear(7, bias=False), p=jax.nn.softmax)
     params, _ = whole.init(KEY, IDS)
-    chunked = dp.chunked_next_token("body", "head/kernel")
+    chunked = dp.text.chunked_next_token("body", "head/kernel")
     assert "softmax" in refused(chunked, whole, params, {}, IDS, key=None, train=True).got
     pair = dp.branch(SCORES, dp.serial(SCORES, dp.collapse("mean"), jax.nn.softmax))
     params, _ = pair.init(KEY, IDS)
     batch = {"x": IDS, "y": (HIDDEN, np.array([0, 1, 1, 0]))}
     assert "softmax" in refused(
-        dp.masked_language(), pair, params, {}, batch, key=None, train=True).got
-    net = dp.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5) >> jax.nn.sigmoid)
-    assert "sigmoid" in refused(dp.elbo(), net, {}, {}, (X, X), key=None, train=True).got
+        dp.text.masked_language(), pair, params, {}, batch, key=None, train=True).got
+    net = dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5) >> jax.nn.sigmoid)
+    assert "sigmoid" in refused(dp.training.elbo(), net, {}, {}, (X, X), key=None, train=True).got
 
 
 def test_probabilities_may_stand_elsewhere():

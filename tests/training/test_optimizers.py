@@ -189,13 +189,14 @@ def test_a_player_is_looked_at_by_its_optimizer():
         return loss, (state, {"loss": loss})
 
     number = dp.stateless(lambda key, x: {"scale": jnp.ones(1)}, lambda p, x: p["scale"])
-    step = dp.make_game(dp.serial(point=number), {
-        "point": dp.Player(guess, optax.lookahead(optax.sgd(0.25), 3, 0.5))})
+    step = dp.training.make_game(dp.serial(point=number), {
+        "point": dp.training.Player(guess, optax.lookahead(optax.sgd(0.25), 3, 0.5))})
     state, _ = step.apply(step.init(KEY, jnp.zeros(1)), jnp.zeros(1))
     assert state.params["point"]["scale"] == 0.5  # 1 - 0.25 * 2
     assert step.eval_params(state)["point"]["scale"] == 1.0
     assert step.evaluate(state, jnp.zeros(1))["point/loss"] == 1.0
-    step = dp.make_game(dp.serial(point=number), {"point": dp.Player(guess, optax.polyak_sgd())})
+    step = dp.training.make_game(dp.serial(point=number),
+        {"point": dp.training.Player(guess, optax.polyak_sgd())})
     state, _ = step.apply(step.init(KEY, jnp.zeros(1)), jnp.zeros(1))
     assert state.params["point"]["scale"] == 0.5  # 1 - (1 / 2**2) * 2
 

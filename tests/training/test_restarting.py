@@ -38,7 +38,7 @@ def test_a_restarted_row_equals_one_that_begins(name):
     _, state = step(params, net.start(params, rest, old, length=12), old)
     begun, after = step(params, net.start(params, rest, new, length=12), new)
     gone_on, later = step(params, state, new)
-    restart = jax.jit(functools.partial(dp.restart, net, length=12))
+    restart = jax.jit(functools.partial(dp.training.restart, net, length=12))
     mixed, last = step(params, restart(params, state, new, ROWS), new)
     close(mixed[ROWS], begun[ROWS])
     close(mixed[~ROWS], gone_on[~ROWS])
@@ -53,7 +53,7 @@ def test_a_restarted_row_has_the_memory_that_is_given():
     x, one, other = drawn(3, 2, 4), drawn(3, 5, 4, seed=1), drawn(3, 5, 4, seed=2)
     params, _ = net.init(KEY, x, memory=one)
     state = net.start(params, {}, x, length=4, memory=one)
-    state = dp.restart(net, params, state, x, ROWS, length=4, memory=other)
+    state = dp.training.restart(net, params, state, x, ROWS, length=4, memory=other)
     y, _ = net.apply(params, state, x)
     close(y, jnp.where(ROWS[:, None, None], net(params, x, memory=other),
                        net(params, x, memory=one)))
@@ -66,7 +66,7 @@ def test_a_gradient_ends_where_a_row_begins_anew():
 
     def last(x):
         _, state = net.apply(params, net.start(params, rest, x, length=8), x)
-        state = dp.restart(net, params, state, x, ROWS, length=8)
+        state = dp.training.restart(net, params, state, x, ROWS, length=8)
         return net.apply(params, state, jnp.ones_like(x))[0].sum()
 
     found = jax.grad(last)(x)

@@ -42,7 +42,8 @@ def test_evaluate_of_a_step_is_at_rest():
     state, training = step.apply(step.init(KEY, x), (x, y))
     rest = step.evaluate(state, (x, y))
     logits = NOISY(state.params, jnp.asarray(x), state=state.state)
-    np.testing.assert_allclose(rest["loss"], dp.cross_entropy(logits, jnp.asarray(y)), rtol=1e-6)
+    np.testing.assert_allclose(rest["loss"], dp.losses.cross_entropy(logits, jnp.asarray(y)),
+        rtol=1e-6)
     assert float(training["loss"]) != float(rest["loss"])
 
 
@@ -133,7 +134,8 @@ def test_a_complex_parameter_goes_down(game):
     """By hand: z moves by -0.1 * 2 * (z - c), so that what is left shrinks to 0.8 of itself."""
     if game:
         play = lambda net, params, *given, **how: distance(net, params["z"], *given, **how)  # noqa: E731
-        step = dp.make_game(dp.serial(z=COMPLEX), {"z": dp.Player(play, optax.sgd(0.1), 2)})
+        step = dp.training.make_game(dp.serial(z=COMPLEX),
+            {"z": dp.training.Player(play, optax.sgd(0.1), 2)})
         state = step.init(KEY, jnp.ones(2))
         state, _ = step.apply(state, jnp.ones(2))
         params = state.params["z"]

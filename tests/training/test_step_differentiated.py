@@ -35,7 +35,7 @@ def error_after(params, rate, told, asked, *, optimizer=optax.sgd, net=NET):
 def test_gradients_through_training_agree_with_finite_differences(name):
     """By where training began, by the learning rate, and by the data that it saw."""
     params, _ = NET.init(KEY, jnp.ones((5, 2)))
-    found = dp.check_gradients(
+    found = dp.gradients.check_gradients(
         lambda params, rate, told: error_after(
             params, rate, told, jax.tree.map(jnp.asarray, ASKED), optimizer=OPTIMIZERS[name]),
         params, jnp.asarray(0.1), TOLD)
@@ -80,7 +80,7 @@ def test_the_root_of_adam_has_no_derivative_at_zero():
             return error_after(params, 0.1, told, asked, net=net, optimizer=adam)
 
         assert dp.tree.nonfinite(jax.jit(jax.grad(after))(params, 0.0))
-        dp.check_gradients(lambda params: after(params, 1e-8), params)
+        dp.gradients.check_gradients(lambda params: after(params, 1e-8), params)
 
 
 def test_a_step_that_reuses_memory_says_so_where_it_is_differentiated():

@@ -21,7 +21,7 @@ def closed(mean, log_variance):
 
 def example(batch=6):
     """A net whose latent and prediction are linear in x; images of yes and no."""
-    net = dp.vae(dp.branch(mean=dp.linear(2), log_variance=dp.linear(2)), dp.linear(5))
+    net = dp.models.vae(dp.branch(mean=dp.linear(2), log_variance=dp.linear(2)), dp.linear(5))
     x = jnp.asarray(drawn(batch, 3), jnp.float32)
     y = jnp.asarray(drawn(batch, 5, seed=1) > 0, jnp.float32)
     params, _ = net.init(KEY, x)
@@ -41,9 +41,9 @@ def test_the_kl_is_its_closed_form():
     mean, log_variance = drawn(4, 3), drawn(4, 3, seed=1)
     wanted = closed(mean, log_variance)
     pair = jnp.asarray(mean, jnp.float32), jnp.asarray(log_variance, jnp.float32)
-    np.testing.assert_allclose(dp.gaussian_kl(*pair, reduction="none"), wanted, rtol=1e-5)
-    np.testing.assert_allclose(dp.gaussian_kl(*pair), wanted.mean(), rtol=1e-5)
-    np.testing.assert_array_equal(dp.gaussian_kl(jnp.zeros(3), jnp.zeros(3)), 0)
+    np.testing.assert_allclose(dp.losses.gaussian_kl(*pair, reduction="none"), wanted, rtol=1e-5)
+    np.testing.assert_allclose(dp.losses.gaussian_kl(*pair), wanted.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(dp.losses.gaussian_kl(jnp.zeros(3), jnp.zeros(3)), 0)
 
 
 def test_the_kl_is_the_mean_of_log_q_less_log_p():
@@ -52,18 +52,18 @@ def test_the_kl_is_the_mean_of_log_q_less_log_p():
     e = np.random.default_rng(0).normal(size=(40_000, 2))
     z = mean + np.exp(log_variance / 2) * e
     ratio = (-(e**2) / 2 - log_variance / 2 + z**2 / 2).sum(1)
-    wanted = float(dp.gaussian_kl(jnp.asarray(mean), jnp.asarray(log_variance)))
+    wanted = float(dp.losses.gaussian_kl(jnp.asarray(mean), jnp.asarray(log_variance)))
     assert abs(ratio.mean() - wanted) < 4 * ratio.std() / 200
 
 
 def test_a_small_kl_keeps_its_digits():
     log_variance = jnp.array([1e-4])  # whose KL is log_variance**2 / 4
     np.testing.assert_allclose(
-        dp.gaussian_kl(jnp.zeros(1), log_variance), 2.5e-9, rtol=1e-2)
+        dp.losses.gaussian_kl(jnp.zeros(1), log_variance), 2.5e-9, rtol=1e-2)
 
 
 def test_the_gradient_of_the_kl_agrees():
-    dp.check_gradients(dp.gaussian_kl, drawn(3, 2), drawn(3, 2, seed=1))
+    dp.gradients.check_gradients(dp.losses.gaussian_kl, drawn(3, 2), drawn(3, 2, seed=1))
 
 
 def test_the_kl_of_what_is_not_real_is_nothing():
@@ -72,7 +72,7 @@ def test_the_kl_of_what_is_not_real_is_nothing():
     broken = [jnp.asarray(np.where(mask[:, None], a, np.nan)) for a in (mean, log_variance)]
     wanted = closed(mean, log_variance)[np.asarray(mask)].mean()
     value, grads = jax.value_and_grad(
-        lambda pair: dp.gaussian_kl(*pair, mask=mask))(tuple(broken))
+        lambda pair: dp.losses.gaussian_kl(*pair, mask=mask))(tuple(broken))
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     assert all(np.isfinite(g).all() and (g[1] == 0).all() for g in grads)
 
@@ -84,7 +84,7 @@ def test_both_terms_are_sums_over_an_example_and_means_over_the_batch():
     net, params, x, y = example()
     mean, log_variance = net(params, x)[1]
     for key, train, beta in ((None, False, 1.0), (KEY, False, 4.0), (KEY, True, 1.0)):
-        loss, (state, metrics) = dp.elbo(beta=beta)(
+        loss, (state, metrics) = dp.training.elbo(beta=beta)(
             net, params, {}, (x, y), key=key, train=train)
         wanted = {"reconstruction": surprise(net, params, x, y, key).sum(1).mean(),
                   "kl": closed(mean, log_variance).mean(), "count": 6}
@@ -104,7 +104,7 @@ def test_masks_leave_out_examples_and_entries():
         batch = {"x": jnp.where(rows[:, None], x, 9.0), name: jnp.asarray(mask),
                  "y": jnp.where(whole, y, jnp.nan)}
         (_, (_, metrics)), grads = jax.jit(jax.value_and_grad(
-            lambda p, batch: dp.elbo()(net, p, {}, batch, key=None, train=False),
+            lambda p, batch: dp.training.elbo()(net, p, {}, batch, key=None, train=False),
             has_aux=True))(params, batch)
         assert float(metrics["reconstruction"]) == pytest.approx(
             (losses * whole).sum() / 4, rel=1e-5)
@@ -114,19 +114,20 @@ def test_masks_leave_out_examples_and_entries():
 
 def test_evaluation_averages_over_examples():
     net, params, x, y = example(7)
-    step = dp.make_step(net, dp.elbo(), optax.sgd(0.1))
+    step = dp.make_step(net, dp.training.elbo(), optax.sgd(0.1))
     state = step.init(KEY, x)._replace(params=params)
     parts = dp.evaluate(step, state, dp.batches((x, y), 3))
     assert parts == pytest.approx(dp.evaluate(step, state, [(x, y)]), rel=1e-5)
 
 
 def test_images_and_maps_of_hidden_numbers_are_summed_too():
-    net = dp.vae(dp.branch(dp.conv(2, 3, stride=2), dp.conv(2, 3, stride=2)),
+    net = dp.models.vae(dp.branch(dp.conv(2, 3, stride=2), dp.conv(2, 3, stride=2)),
                  dp.conv_transpose(1, 3, stride=2))
     x = jnp.asarray(drawn(2, 4, 4, 1), jnp.float32)
     params, _ = net.init(KEY, x)
     y, latent = net(params, x)
-    _, (_, metrics) = dp.elbo(dp.squared_error)(net, params, {}, (x, x), key=None, train=False)
+    _, (_, metrics) = dp.training.elbo(dp.losses.squared_error)(net, params, {}, (x, x), key=None,
+        train=False)
     wanted = ((np.asarray(y) - np.asarray(x)) ** 2).sum() / 2
     np.testing.assert_allclose(metrics["reconstruction"], wanted, rtol=1e-5)
     np.testing.assert_allclose(metrics["kl"], closed(*latent).sum() / 2, rtol=1e-4)
@@ -145,7 +146,7 @@ def test_it_bounds_the_evidence():
 
     @jax.jit
     def losses(params, keys):
-        one = lambda key: dp.elbo(dp.squared_error)(  # noqa: E731
+        one = lambda key: dp.training.elbo(dp.losses.squared_error)(  # noqa: E731
             net, params, {}, (x, y), key=key, train=False)[0]
         return jax.vmap(one)(keys)
 
@@ -167,7 +168,7 @@ def test_it_bounds_the_evidence():
 
     @jax.jit
     def tight(params, keys):
-        one = lambda key: dp.elbo(dp.squared_error)(  # noqa: E731
+        one = lambda key: dp.training.elbo(dp.losses.squared_error)(  # noqa: E731
             net, params, {}, (y, y), key=key, train=False)[0]
         return jax.vmap(one)(keys)
 
@@ -180,6 +181,6 @@ def test_a_net_of_another_form_and_a_negative_beta_are_refused():
     net, x = dp.linear(3), jnp.ones((2, 4))
     for other in (net, net >> (lambda y: (y, y))):
         params, state = other.init(KEY, x)
-        error = refused(dp.elbo(), other, params, state, (x, x), key=None, train=False)
+        error = refused(dp.training.elbo(), other, params, state, (x, x), key=None, train=False)
         assert "(mean, log_variance)" in error.wants
-    assert refused(dp.elbo, beta=-1.0).remedy
+    assert refused(dp.training.elbo, beta=-1.0).remedy

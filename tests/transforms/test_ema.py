@@ -23,7 +23,7 @@ def test_the_average_in_numpy():
         # The plain mean of the first four, then a quarter of each.
         average = (average * (i - 1) + kernel) / i if i <= 4 else 0.75 * average + 0.25 * kernel
     np.testing.assert_allclose(state["#ema"]["kernel"]["average"], average, rtol=1e-6)
-    merged, rest = dp.merge(net, params, state)
+    merged, rest = dp.tree.merge(net, params, state)
     close(merged["kernel"], average.astype(np.float32))
     close(net(params, X, state=state), plain(merged, X))
     assert rest == {}

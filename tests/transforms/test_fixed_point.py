@@ -76,7 +76,7 @@ def test_derivatives_are_those_of_200_unrolled_steps_and_of_finite_differences()
 
     ours, wanted = (jax.jit(derivatives, static_argnums=0)(net) for net in (NET, unrolled))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), ours, wanted)
-    assert dp.check_gradients(NET, params, x).worst.error < 1e-7
+    assert dp.gradients.check_gradients(NET, params, x).worst.error < 1e-7
 
 
 def test_what_does_not_converge_is_nan_and_so_are_its_derivatives():

@@ -106,7 +106,8 @@ def test_training_follows_the_tangent_kernel():
     for _ in range(steps):
         state, _ = step.apply(state, (X, y))
     same(state.state["origin"], first)
-    kernel = np.asarray(jax.jit(functools.partial(dp.tangent_kernel, NET))(first, X), np.float64)
+    kernel = np.asarray(jax.jit(functools.partial(dp.gradients.tangent_kernel, NET))(first, X),
+        np.float64)
     shrink = np.eye(6) - rate * kernel.swapaxes(1, 2).reshape(6, 6)
     begin = np.asarray(run(NET, first, X, {}) - y).ravel()
     wanted = np.linalg.matrix_power(shrink, steps) @ begin

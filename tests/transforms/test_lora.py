@@ -34,11 +34,11 @@ def test_leading_axes_have_factors_of_their_own():
 
 
 def test_nothing_else_trains_where_the_rest_is_frozen():
-    tuned = dp.lora(dp.gpt(7, width=4, depth=2, heads=1, length=5), 1, "**/attend/**/kernel")
+    tuned = dp.lora(dp.models.gpt(7, width=4, depth=2, heads=1, length=5), 1, "**/attend/**/kernel")
     net = dp.freeze(tuned, but=("**/down", "**/up"))
     ids = jnp.arange(5)[None]
     params, _ = net.init(KEY, ids)
-    free = [path for path, moved in dp.tree.paths(dp.trainable(net, params)).items() if moved]
+    free = [path for path, moved in dp.tree.paths(dp.tree.trainable(net, params)).items() if moved]
     assert free and all(path.endswith(("down", "up")) for path in free)
     assert {path.split("/")[-3] for path in free} == {"query", "key", "value", "out"}
 
@@ -53,9 +53,9 @@ def test_fine_tuning_begins_from_what_was_learned_and_merges_into_it():
     tuned = dp.lora(plain, 1)
     step = dp.make_step(tuned, dp.regression(), optax.adam(0.1))
     begun = step.init(KEY, x)
-    params, _ = dp.unmerge(tuned, pretrained, key=jax.random.key(3))
+    params, _ = dp.tree.unmerge(tuned, pretrained, key=jax.random.key(3))
     close(tuned(params, x), plain(pretrained, x))
     done = dp.fit(step, [(x, y)], steps=400, state=begun._replace(params=params), progress=False)
     same(done.state.params["kernel"]["base"], pretrained["kernel"])
-    merged, _ = dp.merge(tuned, done.state.params)
+    merged, _ = dp.tree.merge(tuned, done.state.params)
     np.testing.assert_allclose(merged["kernel"], pretrained["kernel"] + change, atol=1e-3)

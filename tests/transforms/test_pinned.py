@@ -35,7 +35,7 @@ def test_pinned_to_inference_it_trains_as_it_infers():
 
 
 def test_pinned_to_inference_it_draws_nothing_whatever_key_comes():
-    net = dp.pin(dp.branch(jnp.sin, jnp.cos) >> dp.gaussian_sample(), train=False)
+    net = dp.pin(dp.branch(jnp.sin, jnp.cos) >> dp.estimators.gaussian_sample(), train=False)
     same(net.apply({}, {}, X, key=KEY, train=True)[0], jnp.sin(X))
     same(net({}, X, key=KEY), jnp.sin(X))
     assert not net.random and not INFERENCE.children["body"].random
@@ -124,11 +124,11 @@ def test_merge_computes_as_the_pinned_net_does(train):
     for net in (inside, around, nested):
         params, state = trees(net)
         for mode in (False, True):
-            merged, rest = dp.merge(net, params, state, train=mode)
+            merged, rest = dp.tree.merge(net, params, state, train=mode)
             assert rest == {}
             close(plain(merged, X), net.apply(params, state, X, train=mode)[0])
     params, _ = plain.init(KEY, X)
-    unmerged, state = dp.unmerge(inside, params, key=KEY)
+    unmerged, state = dp.tree.unmerge(inside, params, key=KEY)
     close(inside(unmerged, X, state=state), plain(params, X))
 
 
@@ -154,14 +154,14 @@ def test_examples_are_not_mixed_by_what_is_pinned_to_inference():
     net = dp.serial(dp.linear(4), dp.pin(dp.batch_norm(), train=False), dp.linear(3))
     params, state = trees(net)
     objective = dp.classification()
-    each = jax.jit(lambda p: dp.per_example_gradients(
+    each = jax.jit(lambda p: dp.gradients.per_example_gradients(
         net, objective, p, state, (X, LABELS), train=True))(params)
     whole = jax.jit(jax.grad(lambda p: objective(
         net, p, state, (X, LABELS), key=None, train=True)[0]))(params)
     close(jax.tree.map(lambda g: g.mean(0), each), whole)
     kept = dp.serial(dp.linear(4), dp.pin(dp.dropout(0.5), train=True), dp.linear(3))
     params, state = trees(kept)
-    jax.eval_shape(lambda p: dp.per_example_gradients(
+    jax.eval_shape(lambda p: dp.gradients.per_example_gradients(
         kept, objective, p, state, (X, LABELS)), params)
     assert dp.predict(kept, params, X, state=state, batch_size=2).shape == (3, 3)
     mixing = dp.serial(dp.linear(4), dp.pin(dp.batch_norm(), train=True), dp.linear(3))
@@ -173,11 +173,11 @@ def test_examples_are_not_mixed_by_what_is_pinned_to_inference():
 def test_gradients_flow_through_it_as_tools_see_them():
     params, state = trees()
     objective = dp.classification()
-    flow = lambda net: dp.gradient_flow(  # noqa: E731
+    flow = lambda net: dp.inspection.gradient_flow(  # noqa: E731
         net, objective, params, (X, LABELS), state=state, key=KEY).rows
     assert [row.path for row in flow(INFERENCE)] == [row.path for row in flow(NET)]
     assert dp.summary(INFERENCE, X).parameters == dp.summary(NET, X).parameters
-    assert "body" in dp.diagram(INFERENCE, X)
+    assert "body" in dp.inspection.diagram(INFERENCE, X)
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -16,7 +16,7 @@ def test_the_grid_in_numpy():
         step = np.abs(column).max() / 3
         columns.append(step * np.round(column / step))
     wanted = np.array(columns).T.astype(np.float32)
-    merged, _ = dp.merge(net, params)
+    merged, _ = dp.tree.merge(net, params)
     close(merged["kernel"], wanted)
     assert np.abs(wanted - kernel).max() > 0.01
     close(net(params, X), X @ wanted)
@@ -25,7 +25,7 @@ def test_the_grid_in_numpy():
 def test_the_gradient_is_that_at_the_rounded_kernel():
     net, plain = dp.quantize(dp.linear(3), bits=3), dp.linear(3)
     params = params_of(net)
-    merged, _ = dp.merge(net, params)
+    merged, _ = dp.tree.merge(net, params)
     close(gradient(net, params), gradient(plain, merged))
 
 
@@ -39,7 +39,7 @@ def test_steps_of_small_weights_in_float16():
     net = dp.quantize(dp.linear(3, bias=False))
     net.plan(X)
     kernel = jnp.asarray(1e-4 * np.random.default_rng(0).normal(size=(4, 3)), jnp.float16)
-    merged, _ = dp.merge(net, {"kernel": kernel})
+    merged, _ = dp.tree.merge(net, {"kernel": kernel})
     wide = np.asarray(kernel, np.float64)
     step = np.abs(wide).max(0) / 127
     assert merged["kernel"].dtype == jnp.float16

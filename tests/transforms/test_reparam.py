@@ -78,5 +78,5 @@ def test_a_tap_sees_through_it():
     net = dp.tap(dp.reparam(NET, logarithm, exponential), "linear_0")
     params = params_of(net)
     _, seen = net(params, X)
-    plain, _ = dp.merge(net, params)
+    plain, _ = dp.tree.merge(net, params)
     same(seen["linear_0"], dp.linear(5)(plain["linear_0"], X))

@@ -18,7 +18,7 @@ def test_kernels_are_divided_by_their_largest_singular_value(layer, x, matrix):
     params, state = net.init(KEY, x)
     kernel = np.asarray(params["kernel"])
     largest = np.linalg.svd(kernel.reshape(matrix), compute_uv=False)[0]
-    merged, rest = dp.merge(net, params, state)
+    merged, rest = dp.tree.merge(net, params, state)
     np.testing.assert_allclose(merged["kernel"], kernel / largest, rtol=1e-4)
     assert rest == {}
     close(net(params, x, state=state), layer(merged, x))
@@ -59,8 +59,8 @@ def test_kernels_of_any_size(dtype, size):
     net = dp.spectral_norm(dp.linear(3, bias=False))
     kernel = jnp.asarray(size * drawn(4, 3).astype(np.float32), dtype)
     net.plan(X)
-    params, state = dp.unmerge(net, {"kernel": kernel}, key=KEY)
-    merged, _ = dp.merge(net, params, state)
+    params, state = dp.tree.unmerge(net, {"kernel": kernel}, key=KEY)
+    merged, _ = dp.tree.merge(net, params, state)
     wide = np.asarray(kernel, np.float64)
     wanted = wide / np.linalg.svd(wide, compute_uv=False)[0]
     assert merged["kernel"].dtype == dtype
@@ -81,7 +81,7 @@ def test_a_kernel_of_zeros_stays_and_learns():
     step = jax.jit(lambda state: net.apply(params, state, X, train=True)[1])
     for _ in range(40):
         state = step(state)
-    merged, _ = dp.merge(net, params, state)
+    merged, _ = dp.tree.merge(net, params, state)
     np.testing.assert_allclose(np.linalg.norm(merged["kernel"], 2), 1, rtol=1e-4)
 
 
@@ -91,6 +91,6 @@ def test_a_complex_kernel_in_numpy():
                      lambda params, state, x, **_: ((x @ params["kernel"]).real, state))
     net = dp.spectral_norm(layer)
     params, state = net.init(KEY, jnp.ones((1, 3)))
-    merged, _ = dp.merge(net, params, state)
+    merged, _ = dp.tree.merge(net, params, state)
     largest = np.linalg.svd(np.asarray(kernel), compute_uv=False)[0]
     np.testing.assert_allclose(merged["kernel"], np.asarray(kernel) / largest, rtol=1e-3)

@@ -46,7 +46,7 @@ def test_lengths_of_weights_of_any_size(dtype, size):
     net = dp.weight_norm(dp.linear(3, bias=False))
     net.plan(X)
     wide = np.asarray(direction, np.float64)
-    merged, _ = dp.merge(net, {"kernel": {
+    merged, _ = dp.tree.merge(net, {"kernel": {
         "direction": direction, "scale": jnp.array([1.0, 2.0, -3.0], dtype)}})
     wanted = wide / np.sqrt((wide ** 2).sum(0)) * [1.0, 2.0, -3.0]
     assert merged["kernel"].dtype == dtype
@@ -64,7 +64,7 @@ def test_the_length_of_complex_weights():
     net, x = dp.weight_norm(layer), jnp.ones((1, 2))
     params, _ = net.init(jax.random.key(0), x)
     np.testing.assert_allclose(params["kernel"]["scale"], [np.sqrt(2), 2.0], rtol=1e-6)
-    merged, _ = dp.merge(net, params)
+    merged, _ = dp.tree.merge(net, params)
     np.testing.assert_allclose(merged["kernel"], begun(None, None, None), rtol=1e-6)
     grads = jax.grad(lambda p: net(p, x).sum())(params)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))

@@ -402,10 +402,10 @@ def test_any_name_reaches_a_child(name):
 
 
 def test_what_a_stream_keeps_is_known_from_its_children():
-    assert dp.gpt(5, length=4, width=4, depth=1, heads=1).kept == set()
-    decoder = dp.transformer_decoder(1, heads=2, hidden=4)
+    assert dp.models.gpt(5, length=4, width=4, depth=1, heads=1).kept == set()
+    decoder = dp.models.transformer_decoder(1, heads=2, hidden=4)
     for net in (decoder, dp.mixed(decoder, jnp.bfloat16), dp.repeat(2, decoder), dp.remat(decoder),
-                dp.encoder_decoder(dp.linear(4), decoder)):
+                dp.models.encoder_decoder(dp.linear(4), decoder)):
         assert net.kept == {"memory", "memory_mask"} <= net.side
 
 

@@ -308,8 +308,8 @@ def test_layers_train_by_the_kernel(wrap, wanted, hopper):
     params, _ = net.init(KEY, x)
     loss = lambda params: net(params, x).astype(jnp.float32).sum()  # noqa: E731
     assert calls(jax.grad(loss), params) == wanted
-    jax.eval_shape(lambda: dp.hessian_product(loss, params, params))
-    jax.eval_shape(lambda: dp.tangent_kernel(net, params, x[:1], x))
+    jax.eval_shape(lambda: dp.gradients.hessian_product(loss, params, params))
+    jax.eval_shape(lambda: dp.gradients.tangent_kernel(net, params, x[:1], x))
 
 
 def test_the_gradient_keeps_what_the_kernel_wants_and_nothing_twice(hopper):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from comparing import drawn
 from in_numpy import as_complex, speeds
+from names import by_name
 
 import diffprog as dp
 
@@ -44,7 +45,7 @@ def test_only_the_first_features_turn():
 
 @pytest.mark.parametrize("rope", [
     dp.rotary(), dp.rotary(interleaved=True), dp.rotary(features=6),
-    dp.rotary(scaling=dp.llama3_scaling(8.0, 64))], ids=repr)
+    dp.rotary(scaling=dp.rope.llama3_scaling(8.0, 64))], ids=repr)
 def test_products_depend_on_the_distance_alone_and_lengths_are_kept(rope):
     q, k = (jnp.asarray(drawn(8, seed=seed), jnp.float32) for seed in (1, 2))
     far, distance = np.array([[0], [5], [1000], [1_000_000]]), np.array([[0, 1, 7, 300]])
@@ -73,7 +74,7 @@ def test_it_computes_in_float32_and_gives_the_dtype_of_x():
 
 
 def test_gradients_agree():
-    dp.check_gradients(dp.rotary(features=2), X[0, :, :4])
+    dp.gradients.check_gradients(dp.rotary(features=2), X[0, :, :4])
 
 
 # Values.
@@ -89,11 +90,10 @@ ROPES = [
 
 def test_they_are_shown_as_code_and_are_equal_if_made_of_equal_numbers():
     for text in ROPES:
-        one, other = (eval(text, dict(vars(dp), **{n: getattr(dp, n) for n in dp.__all__}))
-                      for _ in range(2))
+        one, other = (eval(text, by_name()) for _ in range(2))
         assert repr(one) == text
         assert one == other and hash(one) == hash(other) and one is not other
         jax.jit(lambda x, rope: rope(x), static_argnums=1)(jnp.ones((3, 4)), one)
-    assert len({eval(t, {n: getattr(dp, n) for n in dp.__all__}) for t in ROPES}) == len(ROPES)
+    assert len({eval(t, by_name()) for t in ROPES}) == len(ROPES)
 
 

@@ -28,16 +28,16 @@ def of(rule, base, dims):
 
 
 def test_linear_and_ntk_scaling():
-    found, magnitude = of(dp.linear_scaling(4.0), 500.0, 16)
+    found, magnitude = of(dp.rope.linear_scaling(4.0), 500.0, 16)
     np.testing.assert_allclose(found, speeds(16, 500.0) / 4, rtol=1e-14)
     assert magnitude == 1
-    gives(dp.rotary(scaling=dp.linear_scaling(4.0)),  # as if the positions were 4 times nearer
+    gives(dp.rotary(scaling=dp.rope.linear_scaling(4.0)),  # as if the positions were 4 times nearer
           as_complex(X, np.arange(5) / 4, speeds(8)))
-    found, magnitude = of(dp.ntk_scaling(4.0), 500.0, 16)
+    found, magnitude = of(dp.rope.ntk_scaling(4.0), 500.0, 16)
     np.testing.assert_allclose(found, speeds(16, 500.0 * 4 ** (16 / 14)), rtol=1e-14)
     np.testing.assert_allclose(found[[0, -1]], speeds(16, 500.0)[[0, -1]] / [1, 4], rtol=1e-14)
     assert magnitude == 1
-    assert of(dp.ntk_scaling(4.0), 500.0, 2)[0] == 1
+    assert of(dp.rope.ntk_scaling(4.0), 500.0, 2)[0] == 1
 
 
 # Pair -> frequency, for a base of 10000, 128 dims, 2048 steps and a factor of 10, in the tests of
@@ -49,8 +49,8 @@ LLAMA3 = {0: 1.0, 8: 3.1623e-01, 30: 1.3335e-02, 31: 1.0730e-02, 32: 7.7785e-03,
 
 
 @pytest.mark.parametrize(("rule", "published", "magnitude"), [
-    (dp.yarn_scaling(10.0, 2048), YARN, 0.1 * math.log(10) + 1),
-    (dp.llama3_scaling(10.0, 2048), LLAMA3, 1.0),
+    (dp.rope.yarn_scaling(10.0, 2048), YARN, 0.1 * math.log(10) + 1),
+    (dp.rope.llama3_scaling(10.0, 2048), LLAMA3, 1.0),
 ])
 def test_frequencies_are_the_published_ones(rule, published, magnitude):
     found, got = of(rule, 10000.0, 128)
@@ -70,7 +70,7 @@ def test_llama3_scaling_pair_by_pair():
         else:
             smooth = (8192 / wavelength - 1) / (4 - 1)
             wanted.append((1 - smooth) * f / 8 + smooth * f)
-    found, _ = of(dp.llama3_scaling(8.0, 8192), 500000.0, 128)
+    found, _ = of(dp.rope.llama3_scaling(8.0, 8192), 500000.0, 128)
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
     assert len({round(w / f, 6) for w, f in zip(wanted, speeds(128, 500000.0), strict=True)}) > 5
 
@@ -87,23 +87,24 @@ def test_yarn_scaling_pair_by_pair():
         for i, f in enumerate(speeds(dims, base)):
             kept = 1 - min(max((i - low) / (high - low), 0), 1)
             wanted.append(f / factor * (1 - kept) + f * kept)
-        rule = dp.yarn_scaling(factor, length, beta_fast=fast, beta_slow=slow)
+        rule = dp.rope.yarn_scaling(factor, length, beta_fast=fast, beta_slow=slow)
         np.testing.assert_allclose(of(rule, base, dims)[0], wanted, rtol=1e-12)
-    assert of(dp.yarn_scaling(4.0, 64, attention_factor=0.5), 1e4, 8)[1] == 0.5
-    assert of(dp.yarn_scaling(0.5, 64), 1e4, 8)[1] == 1
-    step, _ = of(dp.yarn_scaling(4.0, 2, beta_fast=1.0), 1e4, 4)  # no pair between fast and slow
+    assert of(dp.rope.yarn_scaling(4.0, 64, attention_factor=0.5), 1e4, 8)[1] == 0.5
+    assert of(dp.rope.yarn_scaling(0.5, 64), 1e4, 8)[1] == 1
+    step, _ = of(dp.rope.yarn_scaling(4.0, 2, beta_fast=1.0), 1e4,
+        4)  # no pair between fast and slow
     np.testing.assert_allclose(step, speeds(4) / [1, 4])
 
 
 def test_longrope_scaling():
-    rule = dp.longrope_scaling([1.0, 2.0, 3.0, 4.0], 4096, 32.0)
+    rule = dp.rope.longrope_scaling([1.0, 2.0, 3.0, 4.0], 4096, 32.0)
     found, magnitude = of(rule, 10000.0, 8)
     np.testing.assert_allclose(found, speeds(8) / [1, 2, 3, 4], rtol=1e-14)
     assert magnitude == math.sqrt(1 + math.log(32) / math.log(4096))
     wanted = as_complex(X, np.arange(5), found, magnitude=magnitude)
     gives(dp.rotary(scaling=rule), wanted)
-    assert of(dp.longrope_scaling((1, 1), 4096), 1e4, 4)[1] == 1
-    assert of(dp.longrope_scaling((1, 1), 4096, 2.0, attention_factor=0.7), 1e4, 4)[1] == 0.7
+    assert of(dp.rope.longrope_scaling((1, 1), 4096), 1e4, 4)[1] == 1
+    assert of(dp.rope.longrope_scaling((1, 1), 4096, 2.0, attention_factor=0.7), 1e4, 4)[1] == 0.7
 
 
 def test_a_rule_of_ones_own():
@@ -112,19 +113,20 @@ def test_a_rule_of_ones_own():
 
 
 def test_rules_that_cannot_be_are_refused():
-    for make in (dp.linear_scaling, dp.ntk_scaling, lambda f: dp.yarn_scaling(f, 8),
-                 lambda f: dp.llama3_scaling(f, 8), lambda f: dp.longrope_scaling((1,), 8, f)):
+    for make in (dp.rope.linear_scaling, dp.rope.ntk_scaling, lambda f: dp.rope.yarn_scaling(f, 8),
+                 lambda f: dp.rope.llama3_scaling(f, 8),
+                 lambda f: dp.rope.longrope_scaling((1,), 8, f)):
         for wrong in (0.0, -1, "4", True, None):
             expect("", f"wants factor as a positive number, got {wrong!r}; pass 8.0, for example",
                    make, wrong)
     expect("", "wants original_length as a positive number, got 0; pass 8.0, for example",
-           dp.yarn_scaling, 2.0, 0)
+           dp.rope.yarn_scaling, 2.0, 0)
     expect("", "wants factors[1] as a positive number, got 0; pass 8.0, for example",
-           dp.longrope_scaling, (1, 0), 8)
+           dp.rope.longrope_scaling, (1, 0), 8)
     expect("", "wants low_frequency_factor below high_frequency_factor, got "
            "llama3_scaling(2.0, 64, low_frequency_factor=4); pass 1 and 4, as Llama 3.1 has them",
-           dp.llama3_scaling, 2.0, 64, 4)
-    rope = dp.rotary(scaling=dp.longrope_scaling((1.0, 2.0), 64))
+           dp.rope.llama3_scaling, 2.0, 64, 4)
+    rope = dp.rotary(scaling=dp.rope.longrope_scaling((1.0, 2.0), 64))
     expect("", "wants 4 factors, one for each pair, got 2; take those that were searched for "
            "heads of this size",
            rope, jnp.asarray(X))

@@ -37,7 +37,7 @@ def deviations(estimates, wanted):
 def test_a_normal_draw_has_its_mean_and_its_variance():
     mean, log_variance = jnp.array([-2.0, 0.0, 3.0]), jnp.array([0.0, -2.0, 1.0])
     pair = tuple(jnp.broadcast_to(a, (DRAWS, 3)) for a in (mean, log_variance))
-    y = np.asarray(dp.gaussian_sample()({}, pair, key=KEY), np.float64)
+    y = np.asarray(dp.estimators.gaussian_sample()({}, pair, key=KEY), np.float64)
     assert (deviations(y, np.asarray(mean)) < 4).all()
     variance = np.exp(np.asarray(log_variance))
     assert (deviations((y - np.asarray(mean)) ** 2, variance) < 4).all()
@@ -45,7 +45,8 @@ def test_a_normal_draw_has_its_mean_and_its_variance():
 
 
 def test_without_a_key_it_is_the_mean_and_with_one_it_is_drawn_at_rest_too():
-    net, pair = dp.gaussian_sample(), (jnp.asarray(drawn(4, 3)), jnp.asarray(drawn(4, 3, seed=1)))
+    net, pair = dp.estimators.gaussian_sample(), (jnp.asarray(drawn(4, 3)),
+        jnp.asarray(drawn(4, 3, seed=1)))
     same(net({}, pair), pair[0])
     rest = net({}, pair, key=KEY)
     same(net.apply({}, {}, pair, key=KEY, train=True)[0], rest)
@@ -59,7 +60,7 @@ def test_the_gradient_passes_to_mean_and_log_variance():
 
     @jax.jit
     def slopes(key):
-        f = lambda pair: jnp.square(dp.gaussian_sample()({}, pair, key=key))  # noqa: E731
+        f = lambda pair: jnp.square(dp.estimators.gaussian_sample()({}, pair, key=key))  # noqa: E731
         grads = jax.grad(lambda pair: f(pair).sum())(
             (jnp.full(DRAWS, m), jnp.full(DRAWS, log_s)))
         return jnp.stack(grads, -1)
@@ -72,7 +73,7 @@ def test_the_gradient_passes_to_mean_and_log_variance():
 
 @pytest.mark.parametrize("temperature", [0.2, 3.0])
 def test_the_class_drawn_has_the_probability_of_its_logit(temperature):
-    net = dp.gumbel_softmax(temperature=temperature, hard=True)
+    net = dp.estimators.gumbel_softmax(temperature=temperature, hard=True)
     y = np.asarray(net({}, jnp.tile(LOGITS, (DRAWS, 1)), key=KEY))
     np.testing.assert_array_equal(np.sort(y)[:, -2:], np.tile([0.0, 1.0], (DRAWS, 1)))
     assert (deviations(y, jax.nn.softmax(LOGITS)) < 4).all()
@@ -82,21 +83,22 @@ def test_a_soft_draw_is_the_softmax_of_noisy_logits():
     x, noise = drawn(5, 4), np.asarray(jax.random.gumbel(KEY, (5, 4)), np.float64)
     wanted = np.exp((x + noise) / 0.7)
     wanted /= wanted.sum(-1, keepdims=True)
-    got = dp.gumbel_softmax(temperature=0.7)({}, jnp.asarray(x, jnp.float32), key=KEY)
+    got = dp.estimators.gumbel_softmax(temperature=0.7)({}, jnp.asarray(x, jnp.float32), key=KEY)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 def test_without_a_key_there_is_no_noise():
     x = jnp.asarray(drawn(5, 4))
     np.testing.assert_allclose(
-        dp.gumbel_softmax(temperature=0.5)({}, x), jax.nn.softmax(2 * x), rtol=1e-6)
-    hard = dp.gumbel_softmax(hard=True)({}, x)
+        dp.estimators.gumbel_softmax(temperature=0.5)({}, x), jax.nn.softmax(2 * x), rtol=1e-6)
+    hard = dp.estimators.gumbel_softmax(hard=True)({}, x)
     np.testing.assert_array_equal(hard, np.eye(4)[np.asarray(x).argmax(-1)])
 
 
 def test_a_hard_draw_is_the_largest_entry_of_the_soft_one_and_has_its_gradient():
     x, weights = jnp.asarray(drawn(5, 4)), jnp.asarray(drawn(5, 4, seed=1))
-    soft, hard = (dp.gumbel_softmax(temperature=0.5, hard=hard) for hard in (False, True))
+    soft, hard = (dp.estimators.gumbel_softmax(temperature=0.5, hard=hard)
+        for hard in (False, True))
 
     def scored(net, x):
         y = net({}, x, key=KEY)
@@ -112,7 +114,8 @@ def test_a_hard_draw_is_the_largest_entry_of_the_soft_one_and_has_its_gradient()
 def test_a_tie_of_the_soft_vector_is_decided_by_the_logits():
     """In bfloat16 a high temperature makes all entries equal; the first is not the class then."""
     x = jnp.array([1.0, 2.0, 1.5], jnp.bfloat16)
-    soft, hard = (dp.gumbel_softmax(temperature=1e4, hard=hard)({}, x) for hard in (False, True))
+    soft, hard = (dp.estimators.gumbel_softmax(temperature=1e4, hard=hard)({}, x)
+        for hard in (False, True))
     assert soft.dtype == hard.dtype == jnp.bfloat16
     assert len(set(soft.tolist())) == 1 and hard.tolist() == [0.0, 1.0, 0.0]
 
@@ -136,7 +139,7 @@ def test_the_bias_of_a_relaxed_draw_falls_with_the_temperature_and_its_variance_
     wanted = exact(LOGITS, np.square(REWARDS))
     bias, spread = [], []
     for temperature in (2.0, 1.0, 0.5):
-        found = np.asarray(estimates(dp.gumbel_softmax(temperature=temperature), LOGITS))
+        found = np.asarray(estimates(dp.estimators.gumbel_softmax(temperature=temperature), LOGITS))
         error = np.linalg.norm(found.std(0)) / np.sqrt(DRAWS)
         bias.append(np.linalg.norm(found.mean(0) - wanted))
         spread.append(np.linalg.norm(found.std(0)))
@@ -153,7 +156,7 @@ def test_the_score_function_is_unbiased(baseline):
 
         def means(logits, draws):
             log_p = jax.nn.log_softmax(logits)[draws]
-            return dp.score_function(REWARDS[draws], log_p, baseline=baseline).mean()
+            return dp.estimators.score_function(REWARDS[draws], log_p, baseline=baseline).mean()
 
         return jax.vmap(jax.grad(means), (None, 1))(logits, draws)
 
@@ -167,7 +170,7 @@ def test_a_baseline_lessens_the_variance():
     def spread(baseline, rewards):
         def mean(logits, draws):
             log_p = jax.nn.log_softmax(logits)[draws]
-            return dp.score_function(rewards[draws], log_p, baseline=baseline).mean()
+            return dp.estimators.score_function(rewards[draws], log_p, baseline=baseline).mean()
 
         return jax.vmap(jax.grad(mean), (None, 1))(LOGITS, draws).std(0)
 
@@ -183,7 +186,7 @@ def test_the_score_function_is_its_formula():
     others = (np.asarray(f).sum(0) - f) / 2
     given = jnp.asarray(drawn(3, 2, seed=2))
     for baseline, b in ((None, 0), (1.5, 1.5), (given, given), ("leave_one_out", others)):
-        y = lambda f, p, b=baseline: dp.score_function(f, p, baseline=b)  # noqa: E731
+        y = lambda f, p, b=baseline: dp.estimators.score_function(f, p, baseline=b)  # noqa: E731
         np.testing.assert_array_equal(y(f, log_p), f)
         of_f, of_p = jax.grad(lambda f, p, y=y: y(f, p).sum(), (0, 1))(f, log_p)
         np.testing.assert_array_equal(of_f, 1)
@@ -192,7 +195,7 @@ def test_the_score_function_is_its_formula():
 
 def test_what_has_no_chance_keeps_the_score_function_finite():
     logits, f = jnp.array([0.0, 1.0, -jnp.inf]), jnp.array([1.0, 2.0, 4.0])
-    y = lambda logits: dp.score_function(f, jax.nn.log_softmax(logits))  # noqa: E731
+    y = lambda logits: dp.estimators.score_function(f, jax.nn.log_softmax(logits))  # noqa: E731
     assert y(logits).tolist() == f.tolist()
     shares = np.exp([0.0, 1.0, -np.inf]) / np.exp([0.0, 1.0]).sum()
     slope = jax.grad(lambda logits: y(logits).sum())(logits)
@@ -200,18 +203,20 @@ def test_what_has_no_chance_keeps_the_score_function_finite():
 
 
 def test_straight_through_lends_infinity_nothing_but_its_gradient():
-    y, slope = jax.value_and_grad(lambda x: dp.straight_through(jnp.float32(1), x))(-jnp.inf)
+    y, slope = jax.value_and_grad(lambda x: dp.estimators.straight_through(jnp.float32(1), x))(
+        -jnp.inf)
     assert [float(y), float(slope)] == [1, 1]
 
 
 def test_straight_through_is_one_thing_and_has_the_gradient_of_the_other():
     x = jnp.asarray(drawn(200))
     y, slope = jax.value_and_grad(
-        lambda x: dp.straight_through(jnp.round(x), jnp.sin(x)).sum())(x)
-    np.testing.assert_array_equal(dp.straight_through(jnp.round(x), jnp.sin(x)), np.round(x))
+        lambda x: dp.estimators.straight_through(jnp.round(x), jnp.sin(x)).sum())(x)
+    np.testing.assert_array_equal(dp.estimators.straight_through(jnp.round(x), jnp.sin(x)),
+        np.round(x))
     np.testing.assert_allclose(slope, np.cos(np.asarray(x)), rtol=1e-5)
     assert np.isfinite(y)
-    of_values = jax.grad(lambda v: dp.straight_through(v, x).sum())(x)
+    of_values = jax.grad(lambda v: dp.estimators.straight_through(v, x).sum())(x)
     np.testing.assert_array_equal(of_values, 0)
 
 
@@ -219,7 +224,7 @@ def test_straight_through_is_one_thing_and_has_the_gradient_of_the_other():
 def test_a_normal_draw_in_16_bits_has_tails(dtype):
     """P(|e| > 3) = 0.0027; drawn in bfloat16 it is 0."""
     zeros = jnp.zeros(2**18, dtype)
-    y = dp.gaussian_sample()({}, (zeros, zeros), key=jax.random.key(0))
+    y = dp.estimators.gaussian_sample()({}, (zeros, zeros), key=jax.random.key(0))
     assert y.dtype == dtype
     assert abs(float((jnp.abs(y.astype(jnp.float32)) > 3).mean()) - 0.0027) < 0.0004
 
@@ -230,6 +235,6 @@ def test_a_baseline_in_16_bits_is_that_of_all_other_values(dtype):
     """In float16 the sum of 1000 values of 100 would be infinite."""
     values = jnp.full(1000, 100, dtype)
     log_p = jnp.zeros(1000, dtype)
-    slope = jax.grad(lambda log_p: dp.score_function(
+    slope = jax.grad(lambda log_p: dp.estimators.score_function(
         values, log_p, baseline="leave_one_out").astype(jnp.float32).sum())(log_p)
     assert (slope == 0).all()

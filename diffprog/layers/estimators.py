@@ -42,7 +42,7 @@ def gaussian_sample() -> Layer:
         LayerError: x is no such pair of floating-point arrays; ``train=True`` without a key.
 
     Example:
-        >>> net, x = dp.gaussian_sample(), (jnp.full(1000, 5.0), jnp.zeros(1000))
+        >>> net, x = dp.estimators.gaussian_sample(), (jnp.full(1000, 5.0), jnp.zeros(1000))
         >>> net({}, x, key=jax.random.key(0)).std().round(1).tolist()
         1.0
         >>> net({}, x)[0].tolist()
@@ -92,7 +92,8 @@ def gumbel_softmax(*, temperature: float = 1.0, hard: bool = False) -> Layer:
             axis; ``train=True`` without a key.
 
     Example:
-        >>> net, logits = dp.gumbel_softmax(hard=True), jnp.log(jnp.array([0.1, 0.2, 0.7]))
+        >>> net = dp.estimators.gumbel_softmax(hard=True)
+        >>> logits = jnp.log(jnp.array([0.1, 0.2, 0.7]))
         >>> y = net({}, jnp.tile(logits, (1000, 1)), key=jax.random.key(0))
         >>> y[0].tolist(), [round(float(share), 1) for share in y.mean(0)]
         ([0.0, 1.0, 0.0], [0.1, 0.2, 0.7])
@@ -135,7 +136,7 @@ def straight_through(values: jax.Array, surrogate: jax.Array) -> jax.Array:
         LayerError: shapes or dtypes differ.
 
     Example:
-        >>> rounded = lambda x: dp.straight_through(jnp.round(x), x)
+        >>> rounded = lambda x: dp.estimators.straight_through(jnp.round(x), x)
         >>> float(rounded(0.7)), float(jax.grad(rounded)(0.7))
         (1.0, 1.0)
 
@@ -184,7 +185,8 @@ def score_function(
         >>> rewards = jnp.array([1.0, 0.0, 2.0])
         >>> def mean_reward(logits, draws):
         ...     log_p = jax.nn.log_softmax(logits)[draws]
-        ...     return dp.score_function(rewards[draws], log_p, baseline="leave_one_out").mean()
+        ...     y = dp.estimators.score_function(rewards[draws], log_p, baseline="leave_one_out")
+        ...     return y.mean()
         >>> draws = jax.random.categorical(jax.random.key(0), jnp.zeros(3), shape=(30_000,))
         >>> slopes = jax.grad(mean_reward)(jnp.zeros(3), draws)  # in the limit 0, -1/3 and 1/3
         >>> [abs(round(float(slope), 1)) for slope in slopes]

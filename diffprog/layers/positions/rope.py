@@ -38,7 +38,7 @@ class linear_scaling(_Scaling):
         factor: how many times longer the sequences may be; positive.
 
     Example:
-        >>> dp.rotary(scaling=dp.linear_scaling(4.0))
+        >>> dp.rotary(scaling=dp.rope.linear_scaling(4.0))
         rotary(scaling=linear_scaling(4.0))
 
     Source: Chen et al. 2023, arXiv:2306.15595, section 2.3.
@@ -63,7 +63,7 @@ class ntk_scaling(_Scaling):
         factor: how many times longer the sequences may be; positive.
 
     Example:
-        >>> frequencies, magnitude = dp.ntk_scaling(8.0)(10000.0, 4)
+        >>> frequencies, magnitude = dp.rope.ntk_scaling(8.0)(10000.0, 4)
         >>> [round(float(f), 6) for f in frequencies]
         [1.0, 0.00125]
 
@@ -97,7 +97,7 @@ class yarn_scaling(_Scaling):
         attention_factor: the magnitude of cosines and sines; ``0.1 ln(factor) + 1`` if None.
 
     Example:
-        >>> frequencies, magnitude = dp.yarn_scaling(4.0, 2048)(10000.0, 8)
+        >>> frequencies, magnitude = dp.rope.yarn_scaling(4.0, 2048)(10000.0, 8)
         >>> [round(float(f), 5) for f in frequencies], round(magnitude, 4)
         ([1.0, 0.1, 0.00625, 0.00025], 1.1386)
 
@@ -147,7 +147,7 @@ class llama3_scaling(_Scaling):
         high_frequency_factor: turns from which on a pair is fast; larger than the other.
 
     Example:
-        >>> frequencies, magnitude = dp.llama3_scaling(8.0, 8192)(500000.0, 8)
+        >>> frequencies, magnitude = dp.rope.llama3_scaling(8.0, 8192)(500000.0, 8)
         >>> [float(f"{f:.3g}") for f in frequencies]
         [1.0, 0.0376, 0.000525, 6.65e-06]
 
@@ -189,7 +189,7 @@ class longrope_scaling(_Scaling):
             ``sqrt(1 + ln(factor) / ln(original_length))`` for a `factor` above 1, else 1.
 
     Example:
-        >>> frequencies, magnitude = dp.longrope_scaling((1.0, 5.0), 4096, 32.0)(10000.0, 4)
+        >>> frequencies, magnitude = dp.rope.longrope_scaling((1.0, 5.0), 4096, 32.0)(10000.0, 4)
         >>> [round(float(f), 6) for f in frequencies], round(magnitude, 4)
         ([1.0, 0.002], 1.1902)
 
