@@ -198,7 +198,7 @@ def by_name():
 def makers():
     """The names of the factories whose layers show the call that made them, as models do not."""
     return {name.path.rpartition(".")[2] for name in public()
-            if hasattr(name.value, "__wrapped__") and name.group != "models"}
+            if hasattr(name.value, "__wrapped__") and name.group not in ("models", "interop")}
 
 
 class _Code(str):

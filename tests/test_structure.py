@@ -4,6 +4,7 @@ import ast
 import importlib
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 import types
@@ -110,6 +111,13 @@ def test_imports_keep_to_the_table():
 
 def test_every_row_of_the_table_is_a_room():
     assert {room(module) for module in graph()} == TABLE.keys()
+
+
+def test_the_table_is_that_of_the_docs():
+    text = (PACKAGE.parent / "docs" / "design.md").read_text()
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|[^|]+\|([^|]+)\|$", text, re.M)
+    written = {room: {*re.findall(r"\w+", others)} & TABLE.keys() for room, others in rows}
+    assert written == {room: {*others.split()} for room, others in TABLE.items()}
 
 
 @pytest.mark.parametrize(("edges", "wrong"), [

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from comparing import KEY, X, identity, names, same
-from names import makers
+from names import by_name, makers
 
 import diffprog as dp
 
@@ -86,9 +86,7 @@ SHOWN = {
 
 
 def namespace():
-    names = {"jax": jax, "jnp": jnp, "functools": functools, "kept": kept}
-    exec("from diffprog import *", names)
-    return names
+    return {**by_name(), "jax": jax, "jnp": jnp, "functools": functools, "kept": kept}
 
 
 @pytest.mark.parametrize("name", SHOWN)

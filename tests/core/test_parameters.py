@@ -20,7 +20,7 @@ import diffprog as dp
 from diffprog.core.parameters import INITIALIZERS, fold, parameter
 from diffprog.layers.recurrence.cells import forget_ones
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs" / "defaults.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "defaults.md"
 
 
 def table(section):

@@ -8,7 +8,7 @@ from comparing import close, drawn
 from in_numpy import affine, multihead, numbers, visible
 
 import diffprog as dp
-from diffprog.layers.attention.dot_product import dot_product as module
+from diffprog.layers.attention import dot_product as module
 
 STEPS, WIDTH = 5, 6
 X, MEMORY, VALUES = drawn(2, STEPS, WIDTH), drawn(2, 4, 3, seed=1), drawn(2, 4, 2, seed=2)

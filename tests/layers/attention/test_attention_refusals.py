@@ -6,6 +6,7 @@ from comparing import KEY
 from refusing import expect
 
 import diffprog as dp
+from diffprog.core.notation import show
 
 X, MEMORY = jnp.ones((2, 5, 12)), jnp.ones((2, 7, 3))
 FULL, OVER = "(2, 3, 5, 5)", "or 1 for axes that are alike"
@@ -32,7 +33,7 @@ def stream(layer, **side):
 @pytest.mark.parametrize("name", ["attention_mask", "attention_bias"])
 def test_explicit_patterns_are_refused_while_streaming(name):
     given = {name: jnp.ones((1, 1, 1, 1), bool if name == "attention_mask" else jnp.float32)}
-    shown = dp.notation.show(given[name])
+    shown = show(given[name])
     for layer, side in ((dp.self_attention(3, causal=True), {}), (CROSS, {"memory": MEMORY})):
         params, state = stream(layer, **side)
         message = f"{layer!r}: wants no {name} in a stream, got {shown}; {STREAM}"

@@ -13,10 +13,10 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AxisType
 from refusing import expect
 
-import diffprog as dp
 from diffprog.core.masks import real_before
+from diffprog.core.notation import show
+from diffprog.layers.attention import dot_product as module
 from diffprog.layers.attention.dot_product import Pattern, choose, dot_product
-from diffprog.layers.attention.dot_product import dot_product as module
 
 STEPS, LONG = 6, module._LONG
 MASK = np.array([[1, 1, 0, 1, 0, 1], [0, 0, 1, 1, 1, 0]], bool)
@@ -218,7 +218,7 @@ def test_a_hopper_is_known_by_what_it_computes(
                                      "keys"),
 ])
 def test_cudnn_is_refused_where_it_does_not_fit(given, pattern, options, wants):
-    got = f"({dp.notation.show(given[0])}, {dp.notation.show(given[2])})"
+    got = f"({show(given[0])}, {show(given[2])})"
     expect("", f"wants {wants}, for cuDNN's attention, got {got}; leave the choice of the "
            "implementation to the layer",
            lambda: choose(*given, pattern, implementation="cudnn", **options))

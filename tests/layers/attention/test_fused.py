@@ -16,9 +16,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 import diffprog as dp
+from diffprog.layers.attention import dot_product as module
 from diffprog.layers.attention import fused
 from diffprog.layers.attention.dot_product import Pattern, dot_product
-from diffprog.layers.attention.dot_product import dot_product as module
 from diffprog.training.mixing import mixes
 
 STEPS, CAUSAL = 4, Pattern(causal=True)

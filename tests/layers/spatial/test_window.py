@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import diffprog as dp
-from diffprog.layers.spatial.window import window
+from diffprog.layers.spatial import window
 
 
 def test_one_number_stands_for_all_axes_and_a_tuple_sets_their_number():
