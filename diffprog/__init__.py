@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffprog.layers.attention.attention import attention_head, cross_attention, self_attention
     from diffprog.layers.collapse import collapse
     from diffprog.layers.dropout import dropout, spatial_dropout, stochastic_depth
-    from diffprog.layers.embedding import attend, embedding
+    from diffprog.layers.embedding import embedding, unembed
     from diffprog.layers.linear import bilinear, linear
     from diffprog.layers.masking import hide
     from diffprog.layers.norms.batch_norm import batch_norm
@@ -81,8 +81,8 @@ _HOMES = {
     "attention_head": "layers.attention.attention", "cross_attention": "layers.attention.attention",
     "self_attention": "layers.attention.attention", "collapse": "layers.collapse",
     "dropout": "layers.dropout", "spatial_dropout": "layers.dropout",
-    "stochastic_depth": "layers.dropout", "attend": "layers.embedding",
-    "embedding": "layers.embedding", "bilinear": "layers.linear", "linear": "layers.linear",
+    "stochastic_depth": "layers.dropout", "embedding": "layers.embedding",
+    "unembed": "layers.embedding", "bilinear": "layers.linear", "linear": "layers.linear",
     "hide": "layers.masking", "batch_norm": "layers.norms.batch_norm",
     "group_norm": "layers.norms.norm", "instance_norm": "layers.norms.norm",
     "layer_norm": "layers.norms.norm", "rms_norm": "layers.norms.norm",
@@ -111,7 +111,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Layer", "LayerError", "adaptive_avg_pool", "adaptive_max_pool", "add", "add_norm", "attend",
+    "Layer", "LayerError", "adaptive_avg_pool", "adaptive_max_pool", "add", "add_norm",
     "attention_head", "avg_pool", "batch_norm", "batches", "bilinear", "binary_step", "branch",
     "check", "classification", "collapse", "concatenate", "conv", "conv_transpose",
     "cross_attention", "depthwise_conv", "diffusion", "dropout", "ema", "embedding", "ensemble",
@@ -123,7 +123,7 @@ __all__ = [
     "program", "quantize", "recurrent", "regression", "remat", "reparam", "repeat", "replace",
     "reshape", "residual", "rms_norm", "rope", "rotary", "self_attention", "serial", "simple_rnn",
     "sinusoidal_positions", "spatial_dropout", "spectral_norm", "stateless", "stochastic_depth",
-    "summary", "swiglu", "tap", "text", "training", "tree", "upsample", "weight_norm",
+    "summary", "swiglu", "tap", "text", "training", "tree", "unembed", "upsample", "weight_norm",
 ]
 # To here.
 

@@ -242,7 +242,7 @@ def main() -> None:
     step = dp.make_step(net, dp.text.masked_language(), optax.adamw(schedule, weight_decay=1e-2))
     # The held-out documents are watched for the picture; nothing is chosen by them.
     fit = dp.fit(step, batches(learn, size, given.seed), key=jax.random.key(given.seed),
-                 steps=given.steps, every=max(given.steps // 25, 10), validation=held[:12])
+                 steps=given.steps, log_every=max(given.steps // 25, 10), validation=held[:12])
 
     show_guesses(net, fit, unseen, tokens)
     draw(given.out, fit, tokens, base)

@@ -40,7 +40,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BATCH, CLASSES = 64, 10
-SCHEDULE = dp.diffusion.cosine_schedule(1000)
+SCHEDULE = dp.diffusion.cosine_noise(1000)
 GUIDANCE, SAMPLING_STEPS = 1.2, 50
 OPTIONS: Any = {"predict": "velocity", "null_class": CLASSES}
 
@@ -81,7 +81,7 @@ def train(
     optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, rate))
     step = dp.make_step(net, dp.diffusion.denoising(SCHEDULE, **OPTIONS), optimizer)
     return dp.fit(step, dp.batches(images, BATCH, seed=seed), key=jax.random.key(seed),
-                  steps=steps, every=max(steps // 40, 1))
+                  steps=steps, log_every=max(steps // 40, 1))
 
 
 def draw_digits(
@@ -91,7 +91,7 @@ def draw_digits(
     noise = jax.random.normal(jax.random.key(seed), (len(labels), 8, 8, 1))
     x = dp.diffusion.ddim(net, trained.params, noise, SCHEDULE, steps=SAMPLING_STEPS,
         state=trained.state,
-                guidance=GUIDANCE, condition=jnp.asarray(labels), **OPTIONS)
+                guidance_scale=GUIDANCE, condition=jnp.asarray(labels), **OPTIONS)
     return np.clip((np.asarray(x) + 1) / 2, 0, 1)
 
 

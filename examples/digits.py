@@ -187,7 +187,7 @@ def main() -> None:
     # The held-out images are watched for the picture; nothing is chosen by them.
     log = given.out.with_suffix(".jsonl")
     log.unlink(missing_ok=True)
-    _, result = train(net, images, steps, reach, given.seed, every=max(steps // 20, 1),
+    _, result = train(net, images, steps, reach, given.seed, log_every=max(steps // 20, 1),
                       validation=[held], log=log)
 
     logits = dp.predict(net, result.state.params, held[0], state=result.state.state)

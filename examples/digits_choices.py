@@ -45,7 +45,7 @@ CHOICES = {
 
 def measure(net: dp.Layer, steps: int, reach: int, seed: int, seen: Images, held: Images) -> float:
     """Accuracy in percent on `held` after training on `seen`."""
-    step, fit = train(net, seen, steps, reach, seed, every=steps, progress=False)
+    step, fit = train(net, seen, steps, reach, seed, log_every=steps, progress=False)
     return 100 * dp.evaluate(step, fit.state, [held])["accuracy"]
 
 

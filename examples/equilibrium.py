@@ -99,7 +99,7 @@ def train(net: dp.Layer, images: Images, held: Images, steps: int, seed: int) ->
     step = dp.make_step(net, dp.classification(), optimizer)
     data = dp.batches(images, BATCH, seed=seed)
     fit = dp.fit(step, data, key=jax.random.key(seed), steps=steps,
-                 every=max(steps // READINGS, 1), validation=[held])
+                 log_every=max(steps // READINGS, 1), validation=[held])
     seen = [(int(row["step"]), 100 * row["validation/accuracy"]) for row in fit.history]
     return Run(fit.state.params, dp.tree.count(fit.state.params), seen)
 

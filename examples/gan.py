@@ -220,7 +220,7 @@ def main() -> None:
           "and noise for digits")
 
     net, fit = train(learn[0], given.steps, given.inner, given.seed,
-                     every=max(given.steps // 100, 1))
+                     log_every=max(given.steps // 100, 1))
     made = samples(net, fit.state, given.seed)
     found = judge(made)
     print(f"distance to the most similar image learned from, median: samples "

@@ -105,7 +105,7 @@ def train(net: dp.Layer, images: np.ndarray, steps: int, seed: int) -> dp.traini
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, RATE), weight_decay=1e-2)
     step = dp.make_step(net, dp.regression(), optimizer)
     data = examples(dp.batches(images, BATCH, seed=seed), seed)
-    return dp.fit(step, data, key=jax.random.key(seed), steps=steps, every=max(steps // 20, 1))
+    return dp.fit(step, data, key=jax.random.key(seed), steps=steps, log_every=max(steps // 20, 1))
 
 
 # The guesses to compare with.

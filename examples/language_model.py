@@ -156,7 +156,7 @@ def train(
     data, state, history = windows(text, seed), None, []
     for part in np.diff(np.linspace(0, steps, (STAGES if steps > 100 else 1) + 1).astype(int)):
         begin: Any = {"key": jax.random.key(seed)} if state is None else {"state": state}
-        fit = dp.fit(step, data, steps=int(part), every=max(steps // 100, 1), **begin)
+        fit = dp.fit(step, data, steps=int(part), log_every=max(steps // 100, 1), **begin)
         state, history = fit.state, history + fit.history
         report(fit)
     assert state is not None

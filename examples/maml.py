@@ -183,7 +183,7 @@ def main() -> None:
     for name, objective in METHODS.items():
         step = dp.make_step(learner(net), objective, optax.adam(1e-3))
         fit = dp.fit(step, endless(given.seed), key=jax.random.key(given.seed), steps=given.steps,
-                     every=max(given.steps // 10, 1))
+                     log_every=max(given.steps // 10, 1))
         found[name] = fit.state.params
         if name == "pretrained":  # at the rate that suits it best on the very waves it is judged by
             tried = [at_rate(found[name], rate) for rate in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)]

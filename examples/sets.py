@@ -172,7 +172,7 @@ def main() -> None:
     net, (learn, held) = reader(), (as_sets(*images) for images in load())
     print(dp.summary(net, learn["x"][:BATCH], mask=learn["mask"][:BATCH]))
     # The held-out sets are watched for the picture; nothing is chosen by them.
-    _, fit = train(net, learn, given.steps, given.seed, every=max(given.steps // 20, 1),
+    _, fit = train(net, learn, given.steps, given.seed, log_every=max(given.steps // 20, 1),
                    validation=[held])
 
     logits = scores(net, fit.state.params, held["x"], held["mask"])

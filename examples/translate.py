@@ -201,7 +201,7 @@ def translate(net: dp.Layer, params: Any, batch: Batch) -> np.ndarray:
     begin = np.full((len(source), 1), BEGIN)
     steps = batch["x"].shape[1] - 1
     return np.asarray(dp.text.generate(net, params, begin, steps, memory=memory, memory_mask=mask,
-                                  stop=[END]).tokens)
+                                  stop_tokens=[END]).tokens)
 
 
 def text(ids: np.ndarray) -> str:

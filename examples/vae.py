@@ -92,7 +92,7 @@ def train(net: dp.Layer, x: np.ndarray, steps: int, seed: int) -> dp.training.Fi
         print(f"{number:5}   {row['reconstruction']:14.2f}  {row['kl']:5.2f}")
 
     return dp.fit(step, dp.batches((x, x), BATCH, seed=seed), key=jax.random.key(seed),
-                  steps=steps, every=max(steps // 20, 1), log=log, progress=False)
+                  steps=steps, log_every=max(steps // 20, 1), log=log, progress=False)
 
 
 def draw(path: pathlib.Path, net: dp.Layer, fit: dp.training.Fit, means: np.ndarray,

@@ -111,7 +111,7 @@ NET = STACK | {"width": 8}
 @dp.program(embed=dp.embedding(5, 4), positions=dp.learned_positions(6), body=dp.linear(4))
 def tied(layers, x):
     y = jnp.tanh(layers.body(layers.positions(layers.embed(x))))
-    return dp.attend(layers.embed.params, y)
+    return dp.unembed(layers.embed.params, y)
 
 
 # Through which the keys of noise and the segments of texts must come.
@@ -595,7 +595,7 @@ CASES = [
                            dp.linear(4)), floats(3, 4),
              untried=(*PLAIN, ROUNDED, BENT)),
         Case("sequence_classifier", dp.models.sequence_classifier(
-            11, 3, dp.recurrent(dp.gru(4)), width=6, how="last"), IDS, FIVE,
+            11, 3, dp.recurrent(dp.gru(4)), width=6, method="last"), IDS, FIVE,
              untried=(DRY, UNPACKED, TIMELESS, COUNTING)),
     )),
 ]

@@ -29,7 +29,7 @@ class Computed:
     Attributes:
         make: ``(key, leaf) -> tree``, what stands in the place of the leaf.
         use: ``tree -> leaf``; with `carry`, ``(tree, carried, train) -> (leaf, carried)``.
-        pattern, but: of the paths of leaves that are meant, and of those that are not.
+        pattern, exclude: of the paths of leaves that are meant, and of those that are not.
         carry: ``tree -> carried``, what the state holds for the leaf; None for nothing.
         constant: the pattern of the paths inside a tree that no gradient reaches; "" for none.
         mark: the name in the state under which all that is carried stands, at the paths of the
@@ -39,7 +39,7 @@ class Computed:
     make: Callable[[jax.Array, Any], Any]
     use: Callable[..., Any]
     pattern: Patterns
-    but: Patterns = ()
+    exclude: Patterns = ()
     carry: Callable[[Any], Any] | None = None
     constant: str = ""
     mark: str = "#reparam"
@@ -47,10 +47,11 @@ class Computed:
 
     def choose(self, params: Params) -> list[str]:
         """The paths of the leaves that are replaced; what a tool has marked is none of them."""
-        if self.but:
-            select(params, *_several(self.but))
+        if self.exclude:
+            select(params, *_several(self.exclude))
         if not (chosen := [*filter(self._means, select(params, *_several(self.pattern)))]):
-            raise LayerError("a leaf that is not left out", f"but={self.but!r}, which leaves out "
+            raise LayerError("a leaf that is not left out",
+                f"exclude={self.exclude!r}, which leaves out "
                              "all", "name fewer of them")
         return chosen
 
@@ -136,9 +137,9 @@ class Computed:
 
     def _means(self, path: str) -> bool:
         """Is the leaf at a path meant?"""
-        meant, but = (any(matches(path, pattern) for pattern in _several(patterns))
-                      for patterns in (self.pattern, self.but))
-        return meant and not but and "#" not in path
+        meant, excluded = (any(matches(path, pattern) for pattern in _several(patterns))
+                      for patterns in (self.pattern, self.exclude))
+        return meant and not excluded and "#" not in path
 
     def _find(self, params: Any, stacks: Callable[[str], int], at: str = "") -> Iterator[str]:
         """The paths of the small trees; a leaf that should be one is refused."""

@@ -184,7 +184,7 @@ def trained(net: Layer, params: Params) -> tuple[Params, Callable[[Params], Para
             part = put(part, path, leaf)
     if not part:
         raise LayerError("a net with something to train", f"{net!r}, which is frozen",
-                         "freeze less of it: name what trains by but=")
+                         "freeze less of it: name what trains by exclude=")
     return part, lambda part: whole.unflatten(
         [paths(part).get(path, leaf) for path, leaf in paths(params).items()])
 

@@ -8,11 +8,11 @@ from diffprog.core.synonyms import unknown
 
 # Written by tests/names.py --write.
 from diffprog.diffusion.denoising import denoising
-from diffprog.diffusion.process import add_noise, cosine_schedule, linear_schedule
+from diffprog.diffusion.process import add_noise, cosine_noise, linear_noise
 from diffprog.diffusion.samplers import ddim, ddpm
 
 __all__ = [
-    "add_noise", "cosine_schedule", "ddim", "ddpm", "denoising", "linear_schedule",
+    "add_noise", "cosine_noise", "ddim", "ddpm", "denoising", "linear_noise",
 ]
 # To here.
 

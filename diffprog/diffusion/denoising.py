@@ -38,8 +38,8 @@ def denoising(
     each example always has the same step and noise, so that losses can be compared.
 
     Args:
-        schedule: shares of the image, (steps,), falling, in (0, 1): what `linear_schedule` or
-            `cosine_schedule` give.
+        schedule: shares of the image, (steps,), falling, in (0, 1): what `linear_noise` or
+            `cosine_noise` give.
         predict: the target, "noise" or "velocity". Velocity says something of the image also
             where hardly anything is left of it.
         null_class: the class that stands for none. It takes the place of some of the `condition`,
@@ -57,7 +57,7 @@ def denoising(
 
     Example:
         >>> net = dp.models.dit(1, width=8, depth=1, heads=2, classes=10)
-        >>> objective = dp.diffusion.denoising(dp.diffusion.cosine_schedule(100), null_class=10)
+        >>> objective = dp.diffusion.denoising(dp.diffusion.cosine_noise(100), null_class=10)
         >>> step = dp.make_step(net, objective, optax.adam(1e-3))
         >>> batch = {"x": jnp.ones((2, 8, 8, 1)), "condition": jnp.array([3, 7])}
         >>> fit = dp.fit(step, [batch], key=jax.random.key(0), steps=1, progress=False)

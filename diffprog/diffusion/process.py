@@ -23,12 +23,12 @@ from diffprog.core.meshes import placed, reshaped
 from diffprog.core.notation import show
 from diffprog.losses.entries import wide
 
-__all__ = ["add_noise", "cosine_schedule", "linear_schedule"]
+__all__ = ["add_noise", "cosine_noise", "linear_noise"]
 
 Predict = Literal["noise", "velocity"]
 
 
-def linear_schedule(
+def linear_noise(
     steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
     """Noise whose variance grows in equal parts: ``a_t = prod(1 - beta_0, ..., 1 - beta_t)``.
@@ -42,7 +42,7 @@ def linear_schedule(
         LayerError: beta_start or beta_end is outside (0, 1).
 
     Example:
-        >>> dp.diffusion.linear_schedule(2, beta_start=0.5, beta_end=0.75).tolist()
+        >>> dp.diffusion.linear_noise(2, beta_start=0.5, beta_end=0.75).tolist()
         [0.5, 0.125]
 
     Source: Ho, Jain, Abbeel 2020, arXiv:2006.11239, section 4.
@@ -54,7 +54,7 @@ def linear_schedule(
     return np.cumprod(1 - np.linspace(beta_start, beta_end, steps))
 
 
-def cosine_schedule(steps: int = 1000, *, offset: float = 0.008) -> np.ndarray:
+def cosine_noise(steps: int = 1000, *, offset: float = 0.008) -> np.ndarray:
     """Noise that comes and goes gently: ``a_t = f(t + 1) / f(0)``, ``f(t) = cos(angle of t)**2``.
 
     The angle is ``(t / steps + offset) / (1 + offset) * pi / 2``. No step takes more than 99.9 %
@@ -68,7 +68,7 @@ def cosine_schedule(steps: int = 1000, *, offset: float = 0.008) -> np.ndarray:
         LayerError: offset is negative.
 
     Example:
-        >>> [round(a, 3) for a in dp.diffusion.cosine_schedule(4).tolist()]
+        >>> [round(a, 3) for a in dp.diffusion.cosine_noise(4).tolist()]
         [0.847, 0.494, 0.144, 0.0]
 
     Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17.
@@ -117,7 +117,7 @@ def checked(schedule: Any) -> np.ndarray:
     if found.ndim != 1 or not found.size or not (
             0 < found[-1] and found[0] < 1 and (np.diff(found) < 0).all()):
         raise LayerError("a schedule of numbers that fall inside of (0, 1)", show(schedule),
-                         "pass cosine_schedule(1000), for example")
+                         "pass cosine_noise(1000), for example")
     return found
 
 

@@ -38,7 +38,7 @@ __all__ = ["ddim", "ddpm"]
 def ddpm(
     net: Layer, params: Params, x: jax.Array, schedule: np.ndarray, *, steps: int | None = None,
     state: State | None = None, key: jax.Array, predict: Predict = "noise",
-    guidance: float = 1.0, null_class: int | None = None,
+    guidance_scale: float = 1.0, null_class: int | None = None,
     null: Mapping[str, Any] | None = None, **side: Any,
 ) -> jax.Array:
     """Walk back at random: ``x ~ normal(mean, var)`` of the step before, given x and its image.
@@ -59,10 +59,10 @@ def ddpm(
         steps: how many, spread evenly over the schedule, whose last is always the first that is
             taken; all of them if None.
         predict: what the net was trained to predict.
-        guidance: how far the condition is followed, s in ``y(null) + s * (y(condition) -
+        guidance_scale: how far the condition is followed, s in ``y(null) + s * (y(condition) -
             y(null))``: 1 follows the net, more trades variety for likeness to the class, and 0
             ignores the condition. The paper's w is s - 1.
-        null_class: the class that stands for none; needed where guidance is not 1.
+        null_class: the class that stands for none; needed where guidance_scale is not 1.
         null: in place of it what stands for none where that is no class, as in `denoising`.
         side: `condition`, (batch,) or what the net takes, and other side inputs of the net.
 
@@ -76,8 +76,8 @@ def ddpm(
         >>> key, x, digits = jax.random.key(0), jnp.ones((2, 8, 8, 1)), jnp.array([3, 7])
         >>> params, state = net.init(key, x, time=jnp.zeros(2, int), condition=digits)
         >>> noise = jax.random.normal(key, x.shape)
-        >>> schedule = dp.diffusion.cosine_schedule(100)
-        >>> dp.diffusion.ddpm(net, params, noise, schedule, key=key, steps=4, guidance=3.0,
+        >>> schedule = dp.diffusion.cosine_noise(100)
+        >>> dp.diffusion.ddpm(net, params, noise, schedule, key=key, steps=4, guidance_scale=3.0,
         ...                   null_class=10, condition=digits).shape
         (2, 8, 8, 1)
 
@@ -93,13 +93,13 @@ def ddpm(
         "fresh": np.sqrt((1 - before) / (1 - now) * (1 - now / before)),
     }
     return _walked(net, params, x, schedule, weights, key=key, state=state, predict=predict,
-                   guidance=guidance, null_class=null_class, null=null, side=side)
+                   guidance_scale=guidance_scale, null_class=null_class, null=null, side=side)
 
 
 def ddim(
     net: Layer, params: Params, x: jax.Array, schedule: np.ndarray, *, steps: int | None = None,
     eta: float = 0.0, state: State | None = None, key: jax.Array | None = None,
-    predict: Predict = "noise", guidance: float = 1.0, null_class: int | None = None,
+    predict: Predict = "noise", guidance_scale: float = 1.0, null_class: int | None = None,
     null: Mapping[str, Any] | None = None, **side: Any,
 ) -> jax.Array:
     """Walk back straight: ``x = sqrt(b) * image + sqrt(1 - b - v) * noise + sqrt(v) * fresh``.
@@ -115,7 +115,7 @@ def ddim(
     Args:
         eta: how much of the noise is drawn anew, from 0 to 1.
         key: of fresh noise; not needed with eta 0.
-        net, params, schedule, state, steps, predict, guidance, null_class, null, side: as in
+        net, params, schedule, state, steps, predict, guidance_scale, null_class, null, side: as in
             `ddpm`.
 
     Raises:
@@ -125,7 +125,7 @@ def ddim(
         >>> net = dp.models.dit(1, width=8, depth=1, heads=2)
         >>> noise = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
         >>> params, state = net.init(jax.random.key(0), noise, time=jnp.zeros(2, int))
-        >>> dp.diffusion.ddim(net, params, noise, dp.diffusion.cosine_schedule(100), steps=10).shape
+        >>> dp.diffusion.ddim(net, params, noise, dp.diffusion.cosine_noise(100), steps=10).shape
         (2, 8, 8, 1)
 
     Source: Song, Meng, Ermon 2020, arXiv:2010.02502, eq. 12 and 16.
@@ -143,7 +143,8 @@ def ddim(
         "fresh": np.sqrt(drawn),
     }
     return _walked(net, params, x, schedule, weights, key=key if eta else None, state=state,
-                   predict=predict, guidance=guidance, null_class=null_class, null=null, side=side)
+                   predict=predict, guidance_scale=guidance_scale, null_class=null_class,
+                   null=null, side=side)
 
 
 def _path(schedule: Any, steps: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +166,7 @@ def _times(length: int, steps: int | None) -> np.ndarray:
 
 def _walked(
     net: Layer, params: Params, x: jax.Array, schedule: Any, weights: dict[str, np.ndarray], *,
-    key: jax.Array | None, state: State | None, predict: Predict, guidance: float,
+    key: jax.Array | None, state: State | None, predict: Predict, guidance_scale: float,
     null_class: int | None, null: Mapping[str, Any] | None, side: dict[str, Any],
 ) -> jax.Array:
     """Take all steps: x becomes the sum of image, x, noise and fresh noise by these weights."""
@@ -174,31 +175,31 @@ def _walked(
     side = held({name: value for name, value in side.items() if value is not None})
     check_denoiser(net)
     check_null(null_class, null)
-    if guidance != 1 and null_class is None and null is None:
+    if guidance_scale != 1 and null_class is None and null is None:
         raise LayerError("a null_class for guidance, or null", "none",
                          "pass what stood for none in denoising(..., null_class=) or (..., null=)")
-    if guidance != 1 and null is None and "condition" not in side:
+    if guidance_scale != 1 and null is None and "condition" not in side:
         raise LayerError("a condition for guidance", "none", "pass condition=labels")
-    none = {} if guidance == 1 else untold(side, null_class, null)
+    none = {} if guidance_scale == 1 else untold(side, null_class, null)
     now, _ = _path(schedule, len(weights["x"]))
     each = weights | {"signal": np.sqrt(now), "spread": np.sqrt(1 - now)}
     each = {name: jnp.asarray(values, wide(x).dtype) for name, values in each.items()}
     times = jnp.asarray(_times(len(schedule), len(now)), jnp.int32)
     return _scanned(params, {} if state is None else state, x, key, times, each, side,
-                    none, None if guidance == 1 else guidance, net=net, predict=predict)
+                    none, None if guidance_scale == 1 else guidance_scale, net=net, predict=predict)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "predict"))
 def _scanned(
     params: Params, state: State, x: jax.Array, key: jax.Array | None, times: jax.Array,
-    each: dict[str, jax.Array], side: dict[str, Any], none: dict[str, Any], guidance: Any, *,
+    each: dict[str, jax.Array], side: dict[str, Any], none: dict[str, Any], guidance_scale: Any, *,
     net: Layer, predict: Predict,
 ) -> jax.Array:
     held, inside = outside((params, state, side, none))  # what all steps read
 
     def step(seen: jax.Array, now: Any) -> tuple[jax.Array, None]:
         params, state, side, none = inside(held)
-        ask = _asking(net, params, state, side, none, guidance)
+        ask = _asking(net, params, state, side, none, guidance_scale)
         time, w = now
         y = ask(seen.astype(x.dtype), beside(jnp.full(x.shape[:1], time), x))
         check_prediction(y, x)
@@ -215,20 +216,20 @@ def _scanned(
 
 def _asking(
     net: Layer, params: Params, state: State, side: dict[str, Any], none: dict[str, Any],
-    guidance: Any,
+    guidance_scale: Any,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """What the net predicts of x at a time; with guidance, beyond what it predicts of none."""
 
     def ask(x: jax.Array, time: jax.Array, **other: Any) -> jax.Array:
         return net.apply(params, state, x, time=time, **side | other)[0]
 
-    if guidance is None:
+    if guidance_scale is None:
         return ask
 
     def both(x: jax.Array, time: jax.Array) -> jax.Array:
         pairs = jax.tree.map(lambda own, none: jnp.stack([own, beside(none, own)]),
                              {name: side[name] for name in none}, none)
         told, free = jax.vmap(lambda own: ask(x, time, **own))(pairs)
-        return free + guidance * (told - free)
+        return free + guidance_scale * (told - free)
 
     return both

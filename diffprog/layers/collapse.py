@@ -24,7 +24,7 @@ __all__ = ["collapse"]
 
 
 @factory
-def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
+def collapse(method: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
     """One vector out of a sequence: ``y = sum_t w[t] * x[t]``, or the largest of each feature.
 
     The weights w are 1 for the first or the last step and 0 elsewhere; equal for the mean; and for
@@ -39,7 +39,7 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
             no gradient.
 
     Args:
-        how: "first", "last", "mean", "max" or "attention".
+        method: "first", "last", "mean", "max" or "attention".
         kernel_init: initializer, for attention.
 
     Raises:
@@ -50,18 +50,19 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
     Example:
         >>> x = jnp.arange(6.0).reshape(1, 3, 2)
         >>> mask = jnp.array([[True, True, False]])
-        >>> [dp.collapse(how)({}, x, mask=mask)[0].tolist() for how in ("first", "last", "mean")]
+        >>> methods = ("first", "last", "mean")
+        >>> [dp.collapse(method)({}, x, mask=mask)[0].tolist() for method in methods]
         [[0.0, 1.0], [2.0, 3.0], [1.0, 2.0]]
 
     Source: attention: Raffel and Ellis 2015, arXiv:1512.08756, section 1.2, with a linear score.
     """
-    if not isinstance(how, str) or how not in {*_FIXED, "attention"}:
-        raise LayerError(f"how out of {listed({*_FIXED, 'attention'})}", show(how),
+    if not isinstance(method, str) or method not in {*_FIXED, "attention"}:
+        raise LayerError(f"method out of {listed({*_FIXED, 'attention'})}", show(method),
                          "write collapse('mean'), for example")
-    learned = how == "attention"
+    learned = method == "attention"
 
     def check(x: Any) -> None:
-        check_array(x, rank=2, axes="(..., time, features)", floating=learned or how == "mean")
+        check_array(x, rank=2, axes="(..., time, features)", floating=learned or method == "mean")
         if x.shape[-2] == 0:
             raise LayerError("at least one step", show(x), "pad the sequence, with a mask")
 
@@ -79,7 +80,7 @@ def collapse(how: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
         check(x)
         real = over_steps(mask, x)
         if not learned:
-            return _FIXED[how](x, real), state
+            return _FIXED[method](x, real), state
         check_features(params["kernel"].shape[0], x)
         check_leaves(params, 1)
         return _attended(params["kernel"], x, real), state

@@ -18,7 +18,7 @@ from diffprog.core.notation import show
 from diffprog.core.parameters import Initializer, parameter
 from diffprog.core.plans import Params
 
-__all__ = ["attend", "embedding"]
+__all__ = ["embedding", "unembed"]
 
 _UNIT_SCORES = jax.nn.initializers.variance_scaling(
     1.0, "fan_in", "normal", in_axis=1, out_axis=0)
@@ -44,7 +44,7 @@ def embedding(
         vocabulary: how many ids there are; positive.
         features: size of the vectors; positive.
         embedding_init: initializer; normal with variance 1 / features, so that the scores that
-            `attend` gives to x of variance 1 have variance 1.
+            `unembed` gives to x of variance 1 have variance 1.
 
     Raises:
         LayerError: x holds no ints.
@@ -75,11 +75,11 @@ def embedding(
     return stateless(init, forward, name="embedding", casts=True)
 
 
-def attend(params: Params, x: jax.Array) -> jax.Array:
+def unembed(params: Params, x: jax.Array) -> jax.Array:
     """Score x against every id with the vectors that read it: ``y = x @ embedding.T``.
 
     This is the output layer that is tied to an embedding: inside a program, after a call of its
-    child ``embed``, it is ``attend(layers.embed.params, y)``.
+    child ``embed``, it is ``unembed(layers.embed.params, y)``.
 
     Shapes:
         params: those of an `embedding`, of (vocabulary, features).
@@ -92,7 +92,7 @@ def attend(params: Params, x: jax.Array) -> jax.Array:
         >>> @dp.program(embed=dp.embedding(11, 4), body=dp.linear(4))
         ... def net(layers, x):
         ...     y = layers.body(layers.embed(x))
-        ...     return dp.attend(layers.embed.params, y)
+        ...     return dp.unembed(layers.embed.params, y)
         >>> net.plan(jax.ShapeDtypeStruct((2, 5), jnp.int32)).y.shape
         (2, 5, 11)
 

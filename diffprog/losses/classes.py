@@ -33,8 +33,8 @@ __all__ = ["binary_cross_entropy", "cross_entropy", "ctc", "kl_divergence", "lin
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0,
-    class_weights: jax.Array | None = None, ignore: int | None = None, mask: Mask = None,
+    logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0,
+    class_weights: jax.Array | None = None, ignore_index: int | None = None, mask: Mask = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
     """The surprise of the true classes: ``loss = -sum(target * log softmax(logits))``, in nats.
@@ -52,15 +52,15 @@ def cross_entropy(
             nothing where the target is 0.
         labels: the true classes, ints in [0, classes), or soft targets, floats that are
             probabilities. A class outside the range gives NaN, for it cannot raise under `jax.jit`.
-        smoothing: the share s of the target that is spread over all classes, in [0, 1).
+        label_smoothing: the share s of the target that is spread over all classes, in [0, 1).
         class_weights: one for each class. With integer labels the mean divides by the sum of the
             weights of the true classes; with soft ones by the number of entries.
-        ignore: entries of this label are not real; often -100.
+        ignore_index: entries of this label are not real; often -100.
         mask: entries where it is False are not real.
         reduction: "mean" over the real entries, their "sum", or "none".
 
     Raises:
-        LayerError: shapes, dtypes or ranges do not fit; `ignore` is given for soft labels.
+        LayerError: shapes, dtypes or ranges do not fit; `ignore_index` is given for soft labels.
 
     Example:
         >>> float(dp.losses.cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))).__round__(4)
@@ -68,19 +68,20 @@ def cross_entropy(
 
     Source: smoothing is that of Szegedy et al. 2016, arXiv:1512.00567, section 7.
     """
-    check_share("smoothing", smoothing)
+    check_share("label_smoothing", label_smoothing)
     if is_soft(labels):
-        if labels.shape != logits.shape or ignore is not None:
-            raise LayerError(f"integer labels, or probabilities as {show(logits)} without ignore",
-                             f"{show(labels)} and ignore={ignore}",
+        if labels.shape != logits.shape or ignore_index is not None:
+            raise LayerError(
+                f"integer labels, or probabilities as {show(logits)} without ignore_index",
+                             f"{show(labels)} and ignore_index={ignore_index}",
                              "make class numbers integers, or leave soft labels out by a mask")
         logits, targets, real = paired(logits, labels, mask, features=1)
-        targets = (1 - smoothing) * targets + smoothing / logits.shape[-1]
+        targets = (1 - label_smoothing) * targets + label_smoothing / logits.shape[-1]
         targets *= jax.lax.broadcast_to_rank(_of_classes(class_weights, logits), targets.ndim)
         return reduce(_surprise(logits, targets), real, reduction)
 
     labels = class_numbers(logits, labels)
-    real = known(labels, mask, ignore)
+    real = known(labels, mask, ignore_index)
     logits = clear(wide(logits), real)
     classes = logits.shape[-1]
     valid = (labels >= 0) & (labels < classes)
@@ -89,15 +90,16 @@ def cross_entropy(
         out_sharding=placed(labels, labels.ndim, 0))
     if each is not None:
         losses = _weighed(each, losses)
-    if smoothing:
+    if label_smoothing:
         uniform = _of_classes(class_weights, logits) / classes
-        losses = (1 - smoothing) * losses + smoothing * _surprise(logits, uniform)
+        losses = (1 - label_smoothing) * losses + label_smoothing * _surprise(logits, uniform)
     return reduce(jnp.where(valid, losses, jnp.nan), real, reduction, each)
 
 
 def linear_cross_entropy(
     x: jax.Array, kernel: jax.Array, labels: jax.Array, *, bias: jax.Array | None = None,
-    chunk: int = 8192, ignore: int | None = None, mask: Mask = None, reduction: Reduction = "mean",
+    chunk: int = 8192, ignore_index: int | None = None, mask: Mask = None,
+    reduction: Reduction = "mean",
 ) -> tuple[jax.Array, jax.Array]:
     """`cross_entropy` of ``x @ kernel + bias``, computed a part of the classes at a time.
 
@@ -115,7 +117,7 @@ def linear_cross_entropy(
         labels: the true classes, ints in [0, classes); a class outside gives NaN.
         chunk: how many classes are scored at a time; positive. Multiples that divide the number of
             classes spare a copy of the rest.
-        ignore, mask, reduction: as in `cross_entropy`.
+        ignore_index, mask, reduction: as in `cross_entropy`.
 
     Raises:
         LayerError: shapes or dtypes do not fit.
@@ -138,7 +140,7 @@ def linear_cross_entropy(
         raise LayerError(f"a bias of shape ({classes},)", show(bias),
                          "give one number to each class")
     labels = class_numbers(x, labels)
-    real = known(labels, mask, ignore)
+    real = known(labels, mask, ignore_index)
     rows, targets = clear(x, real).reshape(-1, x.shape[-1]), labels.reshape(-1)
     held, inside = outside(rows)  # its gradient is summed over the chunks
     dtype = joint(x.dtype, jnp.float32)

@@ -48,12 +48,12 @@ def class_numbers(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return as_int32(labels)
 
 
-def known(labels: jax.Array, mask: Mask, ignore: int | None) -> Mask:
+def known(labels: jax.Array, mask: Mask, ignore_index: int | None) -> Mask:
     """Which labels are real: those that the mask marks, without the ignored; None is all."""
     real = spread(mask, labels.shape)
-    if ignore is None:
+    if ignore_index is None:
         return real
-    return labels != ignore if real is None else real & (labels != ignore)
+    return labels != ignore_index if real is None else real & (labels != ignore_index)
 
 
 def spread(mask: Any, shape: tuple[int, ...]) -> Any:

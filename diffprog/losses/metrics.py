@@ -18,7 +18,7 @@ __all__ = ["accuracy", "bits_per_character", "confusion_matrix", "perplexity", "
 
 
 def accuracy(
-    logits: jax.Array, labels: jax.Array, *, ignore: int | None = None, mask: Mask = None,
+    logits: jax.Array, labels: jax.Array, *, ignore_index: int | None = None, mask: Mask = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
     """The share of entries whose largest logit is that of the label, ``argmax(logits) == label``.
@@ -31,7 +31,7 @@ def accuracy(
     Args:
         logits: the larger, the likelier the class.
         labels: the true classes.
-        ignore: entries of this label are not real; often -100.
+        ignore_index: entries of this label are not real; often -100.
         mask: entries where it is False are not real.
         reduction: "mean" over the real entries (0 if there are none), "sum": the number of hits,
             or "none": 1 for a hit and 0 for a miss.
@@ -45,11 +45,11 @@ def accuracy(
     """
     labels = class_numbers(logits, labels)
     hits = jnp.asarray(logits).argmax(-1).astype(jnp.int32) == labels
-    return reduce(hits.astype(jnp.float32), known(labels, mask, ignore), reduction)
+    return reduce(hits.astype(jnp.float32), known(labels, mask, ignore_index), reduction)
 
 
 def top_k_accuracy(
-    logits: jax.Array, labels: jax.Array, *, k: int = 5, ignore: int | None = None,
+    logits: jax.Array, labels: jax.Array, *, k: int = 5, ignore_index: int | None = None,
     mask: Mask = None, reduction: Reduction = "mean",
 ) -> jax.Array:
     """The share of entries with the label's logit among the `k` largest; ``k=1`` is `accuracy`.
@@ -58,7 +58,7 @@ def top_k_accuracy(
     chance.
 
     Args:
-        logits, labels, ignore, mask, reduction: as in `accuracy`.
+        logits, labels, ignore_index, mask, reduction: as in `accuracy`.
         k: how many guesses; at least 1 and at most the number of classes.
 
     Raises:
@@ -76,11 +76,11 @@ def top_k_accuracy(
     # `top_k` takes -0 for less than 0, and NaN for the least or the largest, by its sign.
     ordered = jnp.where(jnp.isnan(logits), jnp.nan, jnp.where(logits == 0, 0, logits))
     hits = (jax.lax.top_k(ordered, k)[1] == labels[..., None]).any(-1)
-    return reduce(hits.astype(jnp.float32), known(labels, mask, ignore), reduction)
+    return reduce(hits.astype(jnp.float32), known(labels, mask, ignore_index), reduction)
 
 
 def confusion_matrix(
-    logits: jax.Array, labels: jax.Array, *, ignore: int | None = None, mask: Mask = None
+    logits: jax.Array, labels: jax.Array, *, ignore_index: int | None = None, mask: Mask = None
 ) -> jax.Array:
     """How often class i was taken for class j: ``table[i, j]``, rows true, columns guessed.
 
@@ -92,7 +92,7 @@ def confusion_matrix(
         logits: the largest is the guess; of equal ones the first.
         labels: the true classes. If one of them is no class, the whole table is NaN, for it can
             neither be counted nor raise under `jax.jit`; this is why counts are floats.
-        ignore: entries of this label are not counted; often -100.
+        ignore_index: entries of this label are not counted; often -100.
         mask: entries where it is False are not counted.
 
     Raises:
@@ -105,7 +105,7 @@ def confusion_matrix(
     """
     labels = class_numbers(logits, labels)
     classes = logits.shape[-1]
-    real = known(labels, mask, ignore)
+    real = known(labels, mask, ignore_index)
     real = jnp.ones(labels.shape, bool) if real is None else real
     wrong = real & ((labels < 0) | (labels >= classes))
     table = jnp.zeros((classes, classes), jnp.int32)  # float32 would stop counting at 2**24

@@ -21,7 +21,7 @@ from diffprog.layers.spatial.pool import max_pool
 __all__ = ["alexnet"]
 
 
-def alexnet(features: int = 1000) -> Layer:
+def alexnet(classes: int = 1000) -> Layer:
     """``y = FeedForward^3(MaxPool(Conv^3(MaxPool(Conv(MaxPool(Conv(x)))))))``, the sizes of 2012.
 
     Conv is a convolution and a ReLU, FeedForward a linear map and an activation: ReLU twice, and
@@ -30,12 +30,12 @@ def alexnet(features: int = 1000) -> Layer:
     paper and not in the formula; so they are not here.
 
     Shapes:
-        x: (..., 227, 227, 3) -> (..., features). The paper says 224, with which its first layer
+        x: (..., 227, 227, 3) -> (..., classes). The paper says 224, with which its first layer
             would not give its 55 x 55 places.
-        params: 60,965,224 numbers for 1000 features.
+        params: 60,965,224 numbers for 1000 classes.
 
     Args:
-        features: number of classes.
+        classes: how many.
 
     Example:
         >>> image = jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)
@@ -52,12 +52,12 @@ def alexnet(features: int = 1000) -> Layer:
         return max_pool(3, stride=2)
 
     def FeedForward(features: int, activation: Any = jax.nn.relu) -> Layer:
-        return linear(features) >> activation
+        return linear(classes) >> activation
 
     return (
         Conv(96, 11, stride=4, padding="VALID") >> MaxPool()
         >> Conv(256, 5, groups=2) >> MaxPool()
         >> Conv(384, 3) >> Conv(384, 3, groups=2) >> Conv(256, 3, groups=2) >> MaxPool()
         >> flatten()
-        >> FeedForward(4096) >> FeedForward(4096) >> FeedForward(features, jax.nn.identity)
+        >> FeedForward(4096) >> FeedForward(4096) >> FeedForward(classes, jax.nn.identity)
     )

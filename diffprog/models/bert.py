@@ -18,7 +18,7 @@ from diffprog.core.notation import show
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
 from diffprog.layers.dropout import dropout as dropping
-from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.embedding import embedding, unembed
 from diffprog.layers.linear import linear, shift
 from diffprog.layers.masking import hide
 from diffprog.layers.norms.norm import layer_norm
@@ -132,7 +132,7 @@ def bert_pretraining(
     @program(encoder=encoder, transform=transform, bias=shift(), follows=linear(2))
     def bert_pretraining(layers: Children, x: Any) -> tuple[jax.Array, jax.Array]:
         y, whole = layers.encoder(x)
-        scores = attend(layers.encoder.params["embed"], layers.transform(y))
+        scores = unembed(layers.encoder.params["embed"], layers.transform(y))
         return layers.bias(scores), layers.follows(whole)
 
     return bert_pretraining

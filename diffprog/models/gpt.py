@@ -13,7 +13,7 @@ import jax
 from diffprog.core.factories import known
 from diffprog.core.layer import Layer
 from diffprog.layers.dropout import dropout as dropping
-from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.embedding import embedding, unembed
 from diffprog.layers.masking import hide
 from diffprog.layers.positions.absolute import learned_positions
 from diffprog.models.transformer import Activation, transformer_decoder
@@ -73,6 +73,6 @@ def gpt(
     def gpt(layers: Children, x: Any) -> jax.Array:
         y = layers.positions(layers.embed(layers.hide(x)))
         y = layers.trunk(layers.drop(y))
-        return attend(layers.embed.params, y)
+        return unembed(layers.embed.params, y)
 
     return gpt

@@ -14,7 +14,7 @@ from diffprog.core.factories import known
 from diffprog.core.layer import Layer
 from diffprog.layers.activation import swiglu
 from diffprog.layers.attention.attention import self_attention
-from diffprog.layers.embedding import attend, embedding
+from diffprog.layers.embedding import embedding, unembed
 from diffprog.layers.linear import linear
 from diffprog.layers.masking import hide
 from diffprog.layers.norms.norm import rms_norm
@@ -83,6 +83,6 @@ def llama(
     @program(hide=hide(), embed=embed, trunk=trunk)
     def llama(layers: Children, x: Any) -> jax.Array:
         y = layers.trunk(layers.embed(layers.hide(x)))
-        return attend(layers.embed.params, y)
+        return unembed(layers.embed.params, y)
 
     return llama

@@ -29,19 +29,19 @@ __all__ = ["resnet"]
 
 @known
 def resnet(
-    depth: int = 50, features: int = 1000, *, width: int = 64, stem: Any = None,
+    depth: int = 50, classes: int = 1000, *, width: int = 64, stem: Any = None,
     zero_init: bool = True,
 ) -> Layer:
     """Stages of residual blocks: ``y = linear(mean(stage_4(... stage_1(stem(x)))))``.
 
     Shapes:
-        x: (..., H, W, C) -> (..., features); sides are divided by 32 (by 8 without the stem's 4).
+        x: (..., H, W, C) -> (..., classes); sides are divided by 32 (by 8 without the stem's 4).
         params: ``stem``, ``stage_1`` to ``stage_4`` with ``first`` and the stacked ``rest``,
             ``head``; 11,689,512 numbers at depth 18, 25,557,032 at depth 50.
 
     Args:
         depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
-        features: number of classes.
+        classes: how many.
         width: channels of the first stage; every later stage has twice as many.
         stem: the layer before the stages; None is `image_stem`, for images of 224 x 224. It
             must give `width` channels.
@@ -61,13 +61,13 @@ def resnet(
     if depth not in _DEPTHS:
         raise LayerError(f"depth out of {', '.join(map(str, _DEPTHS))}", repr(depth),
                          "build others from image_stem and stages of diffprog.models.resnet")
-    check_count("features", features)
+    check_count("classes", classes)
     check_count("width", width)
     block, counts = _DEPTHS[depth]
     widths = [width * 2**i for i in range(len(counts))]
     before = image_stem(width) if stem is None else as_layer(stem)
     return serial(stem=before, **stages(block, counts, widths, zero_init=zero_init),
-                  head=global_avg_pool() >> linear(features))
+                  head=global_avg_pool() >> linear(classes))
 
 
 def image_stem(width: int) -> Layer:

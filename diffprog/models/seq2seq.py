@@ -17,7 +17,7 @@ from diffprog.core.factories import known
 from diffprog.core.layer import Layer
 from diffprog.layers.attention.attention import cross_attention
 from diffprog.layers.dropout import dropout as dropping
-from diffprog.layers.embedding import attend, embedding, scaled
+from diffprog.layers.embedding import embedding, scaled, unembed
 from diffprog.layers.linear import linear
 from diffprog.layers.masking import hide
 from diffprog.layers.recurrence.cells import lstm
@@ -85,6 +85,6 @@ def seq2seq(
         h = layers.scaled(layers.embed(layers.hide(x)))
         h = layers.body(layers.drop(h))
         y = layers.join(jnp.concatenate([h, layers.attend(h)], axis=-1))
-        return attend(layers.embed.params, layers.drop(jnp.tanh(y)))
+        return unembed(layers.embed.params, layers.drop(jnp.tanh(y)))
 
     return encoder_decoder(encoder, decoder)

@@ -18,35 +18,35 @@ __all__ = ["sequence_classifier"]
 
 @known
 def sequence_classifier(
-    vocabulary: int, features: int, body: Any, *, width: int = 128, how: str = "mean"
+    vocabulary: int, classes: int, body: Any, *, width: int = 128, method: str = "mean"
 ) -> Layer:
     """The scores of classes: ``y = collapse(body(embed(x))) @ W + b``.
 
     Shapes:
-        x: ints (batch, time) in [0, vocabulary) -> (batch, features).
+        x: ints (batch, time) in [0, vocabulary) -> (batch, classes).
         mask: booleans (batch, time), True = real; padding changes nothing.
         params: ``embed``, ``body``, ``collapse`` if it attends, and ``head``.
 
     Args:
         vocabulary: how many ids there are.
-        features: number of classes.
+        classes: how many.
         body: what maps vectors (batch, time, width) to vectors, such as
             ``recurrent(gru(128), bidirectional=True)`` or ``sinusoidal_positions() >>
             transformer_encoder(2)``.
         width: size of the vectors that are read.
-        how: which vector stands for the sequence, as in `collapse`.
+        method: which vector stands for the sequence, as in `collapse`.
 
     Raises:
         LayerError: as `collapse` and the body do.
 
     Example:
         >>> body = dp.recurrent(dp.gru(16))
-        >>> net = dp.models.sequence_classifier(11, 3, body, width=8, how="last")
+        >>> net = dp.models.sequence_classifier(11, 3, body, width=8, method="last")
         >>> net.plan(jnp.ones((2, 5), int)).y.shape
         (2, 3)
 
-    Source: with how="mean" and no body: Joulin et al. 2016, arXiv:1607.01759.
+    Source: with method="mean" and no body: Joulin et al. 2016, arXiv:1607.01759.
     """
-    check_count("features", features)
+    check_count("classes", classes)
     return serial(hide=hide(), embed=embedding(vocabulary, width), body=body,
-                  collapse=collapse(how), head=linear(features))
+                  collapse=collapse(method), head=linear(classes))

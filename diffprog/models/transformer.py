@@ -18,7 +18,7 @@ from diffprog.core.layer import Layer
 from diffprog.core.notation import show
 from diffprog.layers.attention.attention import cross_attention, self_attention
 from diffprog.layers.dropout import dropout as dropping
-from diffprog.layers.embedding import attend, embedding, scaled
+from diffprog.layers.embedding import embedding, scaled, unembed
 from diffprog.layers.masking import hide
 from diffprog.layers.norms.norm import layer_norm
 from diffprog.layers.positions.absolute import sinusoidal_positions
@@ -178,7 +178,7 @@ def transformer(
     def decoder(layers: Children, x: jax.Array) -> jax.Array:
         y = layers.positions(layers.scaled(layers.embed(layers.hide(x))))
         y = layers.body(layers.drop(y))
-        return attend(layers.embed.params, y)
+        return unembed(layers.embed.params, y)
 
     return encoder_decoder(encoder, decoder)
 

@@ -29,19 +29,19 @@ __all__ = ["vit"]
 
 @known
 def vit(
-    features: int = 1000, *, image_size: int = 224, patch_size: int = 16, width: int = 768,
+    classes: int = 1000, *, image_size: int = 224, patch_size: int = 16, width: int = 768,
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
     eps: float = 1e-6,
 ) -> Layer:
     """Read an image as words: ``y = linear(body([token, patch_1 @ W, ...] + position)[0])``.
 
     Shapes:
-        x: (..., image_size, image_size, C) -> (..., features).
+        x: (..., image_size, image_size, C) -> (..., classes).
         params: ``patches``, ``token``, ``positions``, ``body`` and ``head``; 86,567,656 numbers
             by default, which is ViT-B/16. Initial values are those of the layers.
 
     Args:
-        features: number of classes.
+        classes: how many.
         image_size: side of the images in pixels; a multiple of patch_size.
         patch_size: side of a patch in pixels.
         width: size of the vectors; a multiple of heads.
@@ -62,7 +62,7 @@ def vit(
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1 to 4.
     """
-    sizes = {"features": features, "image_size": image_size, "patch_size": patch_size}
+    sizes = {"classes": classes, "image_size": image_size, "patch_size": patch_size}
     for name, size in sizes.items():
         check_count(name, size)
     if image_size % patch_size:
@@ -75,7 +75,7 @@ def vit(
         patches=conv(width, patch_size, stride=patch_size, padding="VALID"),
         rows=_rows, token=leading_token(),
         positions=learned_positions((image_size // patch_size) ** 2 + 1),
-        drop=dropping(dropout), body=body, first=collapse("first"), head=linear(features))
+        drop=dropping(dropout), body=body, first=collapse("first"), head=linear(classes))
 
 
 def _sized(side: int) -> Layer:

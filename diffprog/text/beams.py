@@ -23,9 +23,9 @@ __all__ = ["beam_search"]
 
 
 def beam_search(
-    net: Layer, params: Params, prompts: Prompts, steps: int, *, beams: int = 4,
+    net: Layer, params: Params, prompts: Prompts, max_tokens: int, *, beams: int = 4,
     length_penalty: float = 0.0, state: State | None = None,
-    stop: Sequence[int | Sequence[int]] = (), adjust: Adjust | None = None, **side: Any,
+    stop_tokens: Sequence[int | Sequence[int]] = (), adjust: Adjust | None = None, **side: Any,
 ) -> Generation:
     """Likely texts, not likely tokens: the `beams` texts of largest ``score / length**penalty``.
 
@@ -36,13 +36,13 @@ def beam_search(
     beams as there are beginnings it is exhaustive.
 
     Shapes:
-        Returns tokens (batch, beams, steps), lengths and scores (batch, beams), the best first.
-            A beam that is left over has length 0 and score -inf.
+        Returns tokens (batch, beams, max_tokens), lengths and log_probs (batch, beams), best first.
+            A beam that is left over has length 0 and log-probability -inf.
 
     Args:
-        net, params, prompts, steps, state, stop, adjust, side: as in `generate`. An array among
-            the side inputs whose first axis is as long as the batch is of its texts; any other is
-            of all. `adjust` sees beams as rows, and what it makes of the scores is searched by.
+        net, params, prompts, max_tokens, state, stop_tokens, adjust, side: as in `generate`. An
+            array among the side inputs whose first axis has the length of the batch belongs to
+            its texts; any other to all. `adjust` gets beams as rows; the search uses what it gives.
         beams: how many beginnings are kept; positive.
         length_penalty: in [0, 10]; 0 compares log-probabilities, which favours short texts; 1
             compares their means over tokens.
@@ -63,11 +63,11 @@ def beam_search(
     if not 0 <= length_penalty <= 10:
         raise LayerError("length_penalty in [0, 10]", repr(length_penalty),
                          "choose 0 to compare whole texts, 1 their tokens")
-    begin = begun(net, params, state, prompts, steps, side)
+    begin = begun(net, params, state, prompts, max_tokens, side)
     check_adjust(adjust)
     return checked(_searched(
-        begin, float(length_penalty), steps=steps, beams=beams, stop=as_stop(stop), adjust=adjust,
-        net=net))
+        begin, float(length_penalty), steps=max_tokens, beams=beams, stop=as_stop(stop_tokens),
+        adjust=adjust, net=net))
 
 
 @functools.partial(jax.jit, static_argnames=("net", "steps", "beams", "stop", "adjust"))
@@ -97,7 +97,8 @@ def _searched(
         return Generation(tokens, jnp.full_like(live.lengths, step + 1), scores), beam, token
 
     def rank(found: Generation) -> jax.Array:
-        return found.scores / jnp.maximum(found.lengths, 1).astype(found.scores.dtype) ** penalty
+        return found.log_probs / jnp.maximum(found.lengths,
+            1).astype(found.log_probs.dtype) ** penalty
 
     def best_of(*found: Generation) -> Generation:
         """The best of several sets of texts; of equal ones the first."""
@@ -109,7 +110,7 @@ def _searched(
     def grow(step: Any, logits: jax.Array, live: Generation, ended: Generation) -> Any:
         """One token more. What ends leaves the beams, so that nothing unfinished displaces it."""
         logits = adjusted(adjust, logits, prompt, live.tokens.reshape(batch * beams, steps))
-        scores = live.scores[..., None] + jax.nn.log_softmax(wide(logits)).reshape(
+        scores = live.log_probs[..., None] + jax.nn.log_softmax(wide(logits)).reshape(
             batch, beams, vocabulary)
         if ends := ending(live.tokens, step, stop):
             ids, here = jnp.asarray([*ends], jnp.int32), jnp.stack([*ends.values()], -1)
@@ -144,9 +145,9 @@ def _searched(
     *_, live, ended = jax.lax.while_loop(
         going, body, settled(lambda carry, _: body(carry), begun))
     found = best_of(ended, live)
-    left = jnp.isneginf(found.scores)
+    left = jnp.isneginf(found.log_probs)
     return Generation(jnp.where(left[..., None], NOTHING, found.tokens),
-                      jnp.where(left, 0, found.lengths), found.scores)
+                      jnp.where(left, 0, found.lengths), found.log_probs)
 
 
 def _batch_axes(net: Layer, begin: Begin, steps: int) -> Any:

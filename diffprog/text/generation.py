@@ -45,21 +45,22 @@ class Generation(NamedTuple):
     """What a net wrote.
 
     Attributes:
-        tokens: ints (batch, steps), of `beam_search` (batch, beams, steps); -1 behind the end.
+        tokens: ints (batch, max_tokens), of `beam_search` (batch, beams, max_tokens); -1 after the
+            end.
         lengths: how many tokens there are before the end, the tokens of a stop included.
-        scores: log-probability of the tokens, in nats, as the net has it (at temperature 1), or
+        log_probs: log-probability of the tokens, in nats, as the net has it (at temperature 1), or
             `adjust` makes it.
     """
 
     tokens: jax.Array
     lengths: jax.Array
-    scores: jax.Array
+    log_probs: jax.Array
 
 
 def generate(
-    net: Layer, params: Params, prompts: Prompts, steps: int, *, state: State | None = None,
+    net: Layer, params: Params, prompts: Prompts, max_tokens: int, *, state: State | None = None,
     key: jax.Array | None = None, temperature: Temperature = 0.0, top_k: int | None = None,
-    top_p: float | None = None, stop: Sequence[int | Sequence[int]] = (),
+    top_p: float | None = None, stop_tokens: Sequence[int | Sequence[int]] = (),
     adjust: Adjust | None = None, callback: Callback | None = None, **side: Any,
 ) -> Generation:
     """Go on after prompts: ``token[t] ~ softmax(net(prompt, token[:t]) / temperature)``.
@@ -70,14 +71,14 @@ def generate(
         net: a net that streams and gives scores (batch, time, vocabulary) of the next token.
         params, state: of the net.
         prompts: ints (batch, time), or a list of lists of ints, which may differ in length.
-        steps: how many tokens at most; positive.
+        max_tokens: how many at most; positive.
         key: the same key gives the same tokens. With keys (batch,), one for each prompt, such as
             ``jax.random.split(key, batch)``, a prompt draws what it draws alone with its key.
         temperature: 0, or at least 1e-30; one for all, or (batch,), one for each prompt.
         top_k: of the likeliest tokens alone; between 1 and the vocabulary.
         top_p: of the likeliest tokens that make up this probability alone, in (0, 1]. It is
             measured after temperature and top_k.
-        stop: what ends a text: ids, and sequences of ids that are written one after the other.
+        stop_tokens: what ends a text: ids, and sequences of ids, written one after the other.
             When all texts have ended, the loop does.
         adjust: ``(logits, text) -> logits``, what the scores (rows, vocabulary) of the next token
             become before anything is drawn; `text` is ints (rows, length), prompt and all that was
@@ -95,14 +96,14 @@ def generate(
             every step.
 
     Raises:
-        LayerError: an argument is out of its range; a prompt is empty, or with `steps` longer than
-            the net can go; prompts of different lengths and a net that takes no mask; scores that
-            are NaN, for which NaN parameters or ids outside the vocabulary are to blame.
+        LayerError: an argument is out of its range; a prompt is empty, or with `max_tokens` longer
+            than the net can go; prompts of different lengths and a net that takes no mask; logits
+            that are NaN, for which NaN parameters or ids outside the vocabulary are to blame.
 
     Example:
         >>> net = dp.models.gpt(11, length=8, width=16, depth=2, heads=4)
         >>> params, state = net.init(jax.random.key(0), jnp.ones((1, 8), int))
-        >>> written = dp.text.generate(net, params, [[1, 2, 3], [4]], 5, stop=[10, [7, 7]])
+        >>> written = dp.text.generate(net, params, [[1, 2, 3], [4]], 5, stop_tokens=[10, [7, 7]])
         >>> written.tokens.shape, written.lengths.shape
         ((2, 5), (2,))
         >>> def repeat_less(logits, text):  # the penalty of Keskar et al. 2019, section 4.1
@@ -114,7 +115,7 @@ def generate(
     Source: top_k: Fan, Lewis, Dauphin 2018, arXiv:1805.04833, section 5.3; top_p: Holtzman et al.
     2020, arXiv:1904.09751, section 3.1; the penalty: Keskar et al. 2019, arXiv:1909.05858.
     """
-    begin = begun(net, params, state, prompts, steps, side)
+    begin = begun(net, params, state, prompts, max_tokens, side)
     check_adjust(adjust)
     rows = begin.ids.shape[:1]
     check_sampling(temperature, top_k, top_p, rows)
@@ -126,8 +127,8 @@ def generate(
         check_keys(key, rows)
     given = None if greedy else key, numbers(temperature, top_p)
     return checked(heard(callback, lambda listener: _generated(
-        begin, *given, listener, steps=steps, stop=as_stop(stop), greedy=greedy, top_k=top_k,
-        adjust=adjust, net=net)))
+        begin, *given, listener, steps=max_tokens, stop=as_stop(stop_tokens), greedy=greedy,
+        top_k=top_k, adjust=adjust, net=net)))
 
 
 @functools.partial(
@@ -159,7 +160,7 @@ def _generated(
         found = Generation(
             jax.lax.dynamic_update_index_in_dim(found.tokens, written, step, 1),
             found.lengths + alive.astype(jnp.int32),
-            jnp.where(alive, found.scores + score, found.scores))
+            jnp.where(alive, found.log_probs + score, found.log_probs))
         return found, functools.reduce(lambda going, end: going & ~end, ends,
                                        alive & ~jnp.isnan(score))
 
@@ -216,9 +217,9 @@ def adjusted(
 
 def checked(found: Generation) -> Generation:
     """What was written, unless scores were NaN."""
-    if isinstance(found.scores, Tracer):
+    if isinstance(found.log_probs, Tracer):
         return found
-    if (wrong := np.isnan(found.scores).reshape(len(found.scores), -1).any(1)).any():
+    if (wrong := np.isnan(found.log_probs).reshape(len(found.log_probs), -1).any(1)).any():
         raise LayerError("scores that are numbers", f"NaN for prompt {int(wrong.argmax())}",
                          "look for ids outside the vocabulary, for an adjust that leaves no token, "
                          "and for NaN in the parameters by tree.nonfinite(params)")

@@ -40,7 +40,7 @@ __all__ = ["chunked_next_token", "masked_language", "next_token"]
 IGNORED = -100  # the label of a token that is not asked for, as `mask_tokens` writes it
 
 
-def next_token(*, smoothing: float = 0.0) -> Objective:
+def next_token(*, label_smoothing: float = 0.0) -> Objective:
     """The objective of a net that scores the next token: ``loss = -log p(x[t+1] | x[:t+1])``.
 
     The net sees all tokens but the last, and is asked for all but the first. A net that also takes
@@ -56,8 +56,8 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     `sample_weight`, numbers (batch,) or (batch, time), how much each of them counts.
 
     Args:
-        smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that are not
-            smoothed, in nats. It is what `bits` and `perplexity` speak of.
+        label_smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that
+            are not smoothed, in nats. It is what `bits` and `perplexity` speak of.
 
     Raises:
         LayerError: a batch of another form, or with fewer than two tokens; the net gives no scores
@@ -75,7 +75,7 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
     Source: Bengio et al. 2003, JMLR 3, section 2; teacher forcing: Williams and Zipser 1989,
     doi:10.1162/neco.1989.1.2.270.
     """
-    check_share("smoothing", smoothing)
+    check_share("label_smoothing", label_smoothing)
 
     def score(
         net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
@@ -89,9 +89,9 @@ def next_token(*, smoothing: float = 0.0) -> Objective:
             return mean(cross_entropy(logits, labels, mask=real, reduction="none", **options))
 
         plain = loss = surprise()
-        if smoothing:
-            loss = surprise(smoothing=smoothing)
-        metrics = {"cross_entropy": plain} if smoothing else {}
+        if label_smoothing:
+            loss = surprise(label_smoothing=label_smoothing)
+        metrics = {"cross_entropy": plain} if label_smoothing else {}
         right = mean(accuracy(logits, labels, reduction="none"))
         return loss, metrics | _of_tokens(plain, right), state
 
@@ -202,7 +202,7 @@ def masked_language() -> Objective:
                              "leave the mask out: tokens not asked for have the label -100")
         if not isinstance(y, (tuple, list)) or len(y) != 2:
             raise LayerError("y as a pair (true tokens, what follows)", show(y),
-                             "use classification(ignore=-100) for tokens alone")
+                             "use classification(ignore_index=-100) for tokens alone")
         scores, state = net.apply(params, state, x, key=key, train=train, **side)
         if not isinstance(scores, (tuple, list)) or len(scores) != 2:
             raise LayerError("a net that scores a pair, tokens and what follows", show(scores),

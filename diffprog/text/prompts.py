@@ -45,8 +45,8 @@ def begun(
     side: dict[str, Any],
 ) -> Begin:
     """Prompts as one array, padded to a length that many prompts share."""
-    check_layer(net, "generate(net, params, prompts, steps)")
-    check_count("steps", steps)
+    check_layer(net, "generate(net, params, prompts, max_tokens)")
+    check_count("max_tokens", steps)
     steps = int(steps)  # a number of NumPy would overflow below
     side = {name: value for name, value in side.items() if value is not None}
     if wrong := side.keys() & _OF_CHUNKS:

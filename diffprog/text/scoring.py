@@ -42,7 +42,7 @@ def log_probabilities(
         >>> written = dp.text.generate(net, params, [[1, 2, 3]], 5)
         >>> text = jnp.concatenate([jnp.array([[1, 2, 3]]), written.tokens], 1)
         >>> y = dp.text.log_probabilities(net, params, text)
-        >>> bool(jnp.allclose(y[:, 2:].sum(1), written.scores, rtol=1e-3))
+        >>> bool(jnp.allclose(y[:, 2:].sum(1), written.log_probs, rtol=1e-3))
         True
     """
     begin = begun(net, params, state, texts, 1, side)

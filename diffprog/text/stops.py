@@ -17,12 +17,13 @@ Stop = tuple[tuple[int, ...], ...]
 def as_stop(stop: Sequence[Any]) -> Stop:
     """Each end as a tuple of ints, by which programs are remembered."""
     if not isinstance(stop, (list, tuple, range)) and not np.ndim(stop):
-        raise LayerError("stop as a sequence of ids", repr(stop), "pass stop=[0], for example")
+        raise LayerError("stop_tokens as a sequence of ids", repr(stop),
+            "pass stop_tokens=[0], for example")
     ends = [np.atleast_1d(np.asarray(end)) for end in stop]
     for given, end in zip(stop, ends, strict=True):
         if end.ndim != 1 or not end.size or end.dtype.kind not in "iu":
             raise LayerError("ends of a text as ids, or as sequences of ids", repr(given),
-                             "pass stop=[0, [4, 2]], for example")
+                             "pass stop_tokens=[0, [4, 2]], for example")
     return tuple(tuple(map(int, end)) for end in ends)
 
 

@@ -23,17 +23,17 @@ Callback = Callable[[int, TrainState, dict[str, float]], None]
 
 def fit(
     step: Step, data: Iterable[Any], *, steps: int, state: TrainState | Fit | None = None,
-    key: jax.Array | None = None, validation: Iterable[Any] | None = None, every: int = 50,
+    key: jax.Array | None = None, validation: Iterable[Any] | None = None, log_every: int = 50,
     log: Log | None = None, callback: Callback | None = None, patience: int | None = None,
     metric: str = "loss", highest: bool = False, data_from: int | None = None,
     progress: bool = True,
 ) -> Fit:
     """Take `steps` training steps over the batches of `data`.
 
-    Every `every` steps, and after the last, metrics are read, averaged over the steps since, and
-    written down; `validation` is evaluated then, and the state with the least loss on it is kept as
-    ``best``. Between, nothing waits for the device. Ctrl-C ends it early: what is returned holds
-    the state after the last finished step.
+    Every `log_every` steps, and after the last, metrics are read, averaged over the steps since,
+    and written down; `validation` is evaluated then, and the state with the least loss on it is
+    kept as ``best``. Between, nothing waits for the device. Ctrl-C ends it early: what is returned
+    holds the state after the last finished step.
 
     Args:
         step: what `make_step` gives.
@@ -46,7 +46,7 @@ def fit(
             ``state._replace(state=net.start(...))``, is carried from batch to batch.
         key: of the initial parameters and of all randomness in training.
         validation: batches, gone through once each time; gives metrics ``validation/...``.
-        every: steps between two readings.
+        log_every: steps between two readings.
         log: a path, to which one JSON object a line is appended, or ``log(step, metrics)``.
         callback: ``callback(step, state, metrics)`` at each reading. The state is valid until it
             returns, as the next step takes its memory: keep ``jax.tree.map(jnp.copy, state)``.
@@ -77,7 +77,7 @@ def fit(
     """
     check_step(step)
     check_count("steps", steps)
-    check_count("every", every)
+    check_count("log_every", log_every)
     if (key is None) == (state is None):
         raise LayerError("a key to begin with or a state to go on from",
                          "neither" if state is None else "both", "pass one of them")
@@ -101,7 +101,7 @@ def fit(
                 with uncut():
                     course.take(batch)
                 shown.update(1)
-                if course.number % every == 0 or course.number == last:
+                if course.number % log_every == 0 or course.number == last:
                     seen = course.read(validation, patience, last)
                     write(course.number, seen)
                     if callback:

@@ -63,7 +63,8 @@ _SQUASHES = (jax.nn.softmax, jax.nn.sigmoid, jax.nn.hard_sigmoid, jax.lax.logist
 
 
 def classification(
-    *, smoothing: float = 0.0, class_weights: jax.Array | None = None, ignore: int | None = None,
+    *, label_smoothing: float = 0.0, class_weights: jax.Array | None = None, ignore_index: int
+    | None = None,
     top_k: int | None = None, reduction: Literal["mean", "sum"] = "mean",
 ) -> Objective:
     """The objective of a classifier: `cross_entropy` of the net's logits; metric `accuracy`.
@@ -76,10 +77,10 @@ def classification(
     Where labels are soft, the likeliest class counts as the true one in the metrics.
 
     Args:
-        smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that are not
-            smoothed.
+        label_smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that
+            are not smoothed.
         class_weights: as in `cross_entropy`; metrics but the loss do not heed them.
-        ignore: entries of this label are not real; often -100.
+        ignore_index: entries of this label are not real; often -100.
         top_k: adds the metric ``top_<k>``, the `top_k_accuracy`.
         reduction: whether the loss is the mean over the real entries or their sum.
 
@@ -95,23 +96,24 @@ def classification(
         >>> sorted(metrics)
         ['accuracy', 'count', 'loss']
     """
-    check_share("smoothing", smoothing)
+    check_share("label_smoothing", label_smoothing)
     if top_k is not None:
         check_count("top_k", top_k)
     if reduction not in ("mean", "sum"):
         raise LayerError("reduction out of mean, sum", repr(reduction), "choose one of them")
     loss = functools.partial(
-        cross_entropy, smoothing=smoothing, class_weights=class_weights, ignore=ignore)
+        cross_entropy, label_smoothing=label_smoothing, class_weights=class_weights,
+        ignore_index=ignore_index)
 
     def measure(logits: jax.Array, labels: jax.Array, mask: Mask, weights: Any) -> Metrics:
         soft = is_soft(labels) and labels.shape == logits.shape
         given = labels
         labels = class_numbers(logits, labels.argmax(-1) if soft else labels)
-        real = known(labels, mask, ignore)
+        real = known(labels, mask, ignore_index)
         entries = {"accuracy": accuracy(logits, labels, reduction="none")}
-        if smoothing:
+        if label_smoothing:
             entries["cross_entropy"] = cross_entropy(
-                logits, given, ignore=ignore, mask=mask, reduction="none")
+                logits, given, ignore_index=ignore_index, mask=mask, reduction="none")
         if top_k is not None:
             entries[f"top_{top_k}"] = top_k_accuracy(logits, labels, k=top_k, reduction="none")
         metrics = {name: average(values, real, weights) for name, values in entries.items()}

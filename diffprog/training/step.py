@@ -157,7 +157,7 @@ def make_step(
         params, state = net.init(first, arrays(x), **arrays(side))
         if params and not any(jax.tree.leaves(trainable(net, params))):
             raise LayerError("a net with something to train", f"{net!r}, which is frozen",
-                             "freeze less of it: name what trains by but=")
+                             "freeze less of it: name what trains by exclude=")
         # Some optimizers keep the initial parameters, and an init may give an array that is not its
         # own, such as a pretrained table; a buffer can be donated only once.
         params, state, opt = jax.tree.map(jnp.copy, (params, state, own.init(params)))

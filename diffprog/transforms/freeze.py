@@ -13,7 +13,7 @@ __all__ = ["freeze"]
 
 
 @factory
-def freeze(layer: Any, pattern: Patterns = "**", *, but: Patterns = ()) -> Layer:
+def freeze(layer: Any, pattern: Patterns = "**", *, exclude: Patterns = ()) -> Layer:
     """Keep parameters as they are: ``y = f(x; stop_gradient(w))``.
 
     The trees are those of the layer. No gradient reaches what is frozen, and `make_step` keeps it
@@ -24,7 +24,7 @@ def freeze(layer: Any, pattern: Patterns = "**", *, but: Patterns = ()) -> Layer
     Args:
         layer: any layer.
         pattern: of the paths of what is frozen, or a tuple of several.
-        but: of the paths of what is trained all the same, or a tuple of several.
+        exclude: of the paths of what is trained all the same, or a tuple of several.
 
     Raises:
         LayerError: at ``init``: a pattern that matches nothing.
@@ -36,6 +36,6 @@ def freeze(layer: Any, pattern: Patterns = "**", *, but: Patterns = ()) -> Layer
         >>> jax.tree.map(lambda g: bool(jnp.any(g)), grads["body"])
         {'bias': False, 'kernel': False}
     """
-    own = Computed(lambda key, leaf: leaf, lambda leaf: leaf, pattern, but, constant="**")
+    own = Computed(lambda key, leaf: leaf, lambda leaf: leaf, pattern, exclude, constant="**")
     return reparametrized(
-        as_layer(layer), own, lambda layer: freeze(layer, pattern, but=but))
+        as_layer(layer), own, lambda layer: freeze(layer, pattern, exclude=exclude))

@@ -25,7 +25,7 @@ def lora(layer: Any, rank: int, pattern: Patterns = "**/kernel") -> Layer:
 
     A kernel (in, out) becomes `base`, which no gradient reaches, `down` (in, rank) and `up`
     (rank, out), which begins at zero, so that the layer begins as it was. All other leaves train
-    on; ``freeze(lora(net, 8), but=("**/down", "**/up"))`` trains nothing else. Begin from
+    on; ``freeze(lora(net, 8), exclude=("**/down", "**/up"))`` trains nothing else. Begin from
     parameters that are there by `unmerge`, and end with `merge`: the plain net takes the sum.
 
     Leading axes, such as the positions of a convolution's kernel, each have factors of their own.

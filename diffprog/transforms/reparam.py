@@ -95,7 +95,8 @@ def reparametrized(layer: Layer, own: Computed, again: Callable[[Layer], Layer])
         for path in chosen:
             if not paths(held)[path] and path not in paths(params):
                 raise LayerError(f"{path} to be trained", "a leaf that is frozen inside",
-                                 "freeze around it: freeze(lora(...), but=('**/down', '**/up'))")
+                                 "freeze around it: freeze(lora(...), exclude=('**/down', "
+                                 "'**/up'))")
         return dataclasses.replace(plan, params=params, state=state)
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:

@@ -130,7 +130,7 @@ def _computed(d, x, depth):
     if make is dp.reparam:
         return d.make(make, f, halved, doubled)
     if make is dp.freeze:
-        return d.make(make, f, but=d.pick([(), "**/kernel"]))
+        return d.make(make, f, exclude=d.pick([(), "**/kernel"]))
     return d.make(make, f, **({"rank": 1} if make is dp.lora else {}))
 
 

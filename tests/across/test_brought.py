@@ -165,7 +165,7 @@ def test_numbers_of_numpy_are_options_of_tools():
                                rate=np.float32(0.5))
     assert x.shape == labels.shape == (3, 4)
     assert len(list(dp.batches(ids, np.int64(2)))) == 2
-    dp.classification(smoothing=np.float32(0.1), top_k=np.int32(2))
+    dp.classification(label_smoothing=np.float32(0.1), top_k=np.int32(2))
     assert dp.metrics.bits_per_character(1.0, np.int64(2), np.int64(4)) < 1
 
 

@@ -272,7 +272,7 @@ def test_statistics_are_refused_beside_averages():
 
 @pytest.mark.slow
 def test_only_what_is_trained_is_differentiated():
-    net = dp.freeze(dp.lora(NET, 1), but=("**/down", "**/up"))
+    net = dp.freeze(dp.lora(NET, 1), exclude=("**/down", "**/up"))
     params, state = trees(net)
     seen = dp.gradients.per_example_gradients(net, OBJECTIVE, params, state, (X, LABELS))
     assert {path.rsplit("/", 1)[-1] for path in dp.tree.paths(seen)} == {"down", "up"}

@@ -203,7 +203,7 @@ ON_MESH = {
     "vae": (dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5)), dp.training.elbo(),
         {
         "x": floats(2, 5), "y": floats(2, 5)}),
-    "diffusion": (TOLD, dp.diffusion.denoising(dp.diffusion.linear_schedule(4), null_class=3), {
+    "diffusion": (TOLD, dp.diffusion.denoising(dp.diffusion.linear_noise(4), null_class=3), {
         "x": floats(2, 4), "condition": jax.ShapeDtypeStruct((2,), jnp.int32)}),
 }
 
@@ -223,8 +223,9 @@ def test_a_step_runs_on_an_explicit_mesh(name):
             jax.eval_shape(step.evaluate, state, given)
         else:
             jax.eval_shape(lambda x, classes: dp.diffusion.ddpm(
-                net, {"scale": jnp.ones(())}, x, dp.diffusion.linear_schedule(4), key=KEY, steps=2,
-                guidance=2.0, null_class=3, condition=classes), given["x"], given["condition"])
+                net, {"scale": jnp.ones(())}, x, dp.diffusion.linear_noise(4), key=KEY, steps=2,
+                guidance_scale=2.0, null_class=3, condition=classes), given["x"],
+                    given["condition"])
 
 
 def test_losses_and_metrics_are_traced_for_any_size():

@@ -61,7 +61,7 @@ def agrees(found, wanted):
 @dp.program(embed=dp.embedding(2, 3), body=dp.linear(3))
 def tied(layers, x):
     y = layers.body(layers.embed(x))
-    return dp.attend(layers.embed.params, y)
+    return dp.unembed(layers.embed.params, y)
 
 
 @functools.partial(dp.stateless, lambda key, x: {"scale": jnp.ones(x.shape[-1])}, casts=True)

@@ -93,7 +93,7 @@ NET = dp.serial(dp.linear(3), dp.batch_norm(), jnp.tanh, dp.dropout(0.5), dp.lin
 PLAIN = dp.linear(3) >> jnp.tanh >> dp.linear(3)
 GPT = dp.models.gpt(11, length=12, width=8, depth=2, heads=2, hidden=12)
 DENOISER = dp.models.dit(1, width=8, depth=1, heads=2, hidden=12, classes=3)
-SCHEDULE = dp.diffusion.cosine_schedule(8)
+SCHEDULE = dp.diffusion.cosine_noise(8)
 
 
 def scores(dtype, classes=7):
@@ -146,10 +146,10 @@ def curved(dtype):
 def written(dtype):
     params = cast(GPT.init(jax.random.key(0), IDS)[0], dtype)
     prompts = [[1, 2, 3], [4]]
-    dp.text.generate(GPT, params, prompts, 3, stop=[0])
+    dp.text.generate(GPT, params, prompts, 3, stop_tokens=[0])
     dp.text.generate(GPT, params, prompts, 3, key=jax.random.key(0), temperature=0.5, top_k=4,
         top_p=0.9)
-    dp.text.beam_search(GPT, params, prompts, 3, beams=2, length_penalty=0.6, stop=[0])
+    dp.text.beam_search(GPT, params, prompts, 3, beams=2, length_penalty=0.6, stop_tokens=[0])
     dp.text.sample(jax.random.key(0), scores(dtype), temperature=0.5, top_k=3, top_p=0.9)
 
 
@@ -160,7 +160,7 @@ def dreamed(dtype):
     key = jax.random.key(0)
     dp.diffusion.add_noise(x, x, SCHEDULE, labels)
     for walk in (dp.diffusion.ddpm, functools.partial(dp.diffusion.ddim, eta=0.5)):
-        walk(DENOISER, params, x, SCHEDULE, key=key, steps=2, guidance=2.0, null_class=3,
+        walk(DENOISER, params, x, SCHEDULE, key=key, steps=2, guidance_scale=2.0, null_class=3,
              condition=labels)
         walk(DENOISER, params, x, SCHEDULE, key=key, predict="velocity", condition=labels)
     stepped(dp.diffusion.denoising(SCHEDULE, null_class=3), {"x": x, "condition": labels},
@@ -174,12 +174,13 @@ def compared(dtype):
     weights = jnp.ones(7)
     for options in ({"reduction": "mean"}, {"reduction": "sum", "mask": REAL[:, 0]},
                     {"reduction": "none", "mask": REAL}):
-        dp.losses.cross_entropy(logits, labels, smoothing=0.1, class_weights=weights, ignore=-100,
+        dp.losses.cross_entropy(logits, labels, label_smoothing=0.1, class_weights=weights,
+            ignore_index=-100,
                          **options)
-        dp.losses.cross_entropy(logits, soft, smoothing=0.1, class_weights=weights, **options)
+        dp.losses.cross_entropy(logits, soft, label_smoothing=0.1, class_weights=weights, **options)
         dp.losses.linear_cross_entropy(scores(dtype, 3), jnp.ones((3, 7)), labels, bias=weights,
             chunk=3,
-                                ignore=-100, **options)
+                                ignore_index=-100, **options)
         for loss in (dp.losses.binary_cross_entropy, dp.losses.squared_error,
             dp.losses.absolute_error, dp.losses.huber,
                      dp.losses.kl_divergence):
@@ -193,7 +194,7 @@ def compared(dtype):
 
 def measured(dtype):
     logits, labels = scores(dtype), IDS
-    for options in ({}, {"mask": REAL, "ignore": -100}):
+    for options in ({}, {"mask": REAL, "ignore_index": -100}):
         dp.metrics.accuracy(logits, labels, **options)
         dp.metrics.top_k_accuracy(logits, labels, k=3, **options)
         dp.metrics.confusion_matrix(logits, labels, **options)
@@ -205,7 +206,8 @@ def trained(dtype):
     penalized = dp.training.penalized(dp.classification(), lambda params: 1e-4
         * dp.losses.l2(params)
                              + 1e-4 * dp.losses.l1(params))
-    stepped(dp.classification(smoothing=0.1, class_weights=jnp.ones(3), ignore=-100, top_k=2),
+    stepped(dp.classification(label_smoothing=0.1, class_weights=jnp.ones(3), ignore_index=-100,
+        top_k=2),
             (x, y), {"x": x, "y": y, "target_mask": y > 0})
     stepped(penalized, (x, y), net=dp.mixed(NET, jnp.bfloat16))
     stepped(dp.classification(), (x, jnp.ones((4, 3)) / 3), net=dp.freeze(NET, "linear_0/**"))
@@ -219,7 +221,7 @@ def told(dtype):
     """Objectives of text."""
     net = GPT if dtype == jnp.float32 else dp.mixed(GPT, dtype)
     batch = {"x": IDS, "mask": REAL, "segments": IDS, "asked": REAL}
-    for objective in (dp.text.next_token(smoothing=0.1),
+    for objective in (dp.text.next_token(label_smoothing=0.1),
                       dp.text.chunked_next_token("trunk", "embed/embedding", chunk=4)):
         stepped(objective, batch, net=net)
     bert = dp.models.bert_pretraining(11, length=8, width=8, depth=1, heads=2, hidden=12)
@@ -311,7 +313,7 @@ def test_tools_give_the_values_of_the_default():
         dp.summary(NET, x)
         dp.inspection.diagram(NET, x)
         ids = GPT.init(jax.random.key(0), IDS)[0]
-        written = dp.text.generate(GPT, ids, [[1, 2, 3], [4]], 3, stop=[0])
+        written = dp.text.generate(GPT, ids, [[1, 2, 3], [4]], 3, stop_tokens=[0])
         return (params, dp.evaluate(step, fit.state, [(x, y)]),
                 dp.predict(NET, params, x, state=state, batch_size=4),
                 [row.gradient for row in flow.rows], written)

@@ -120,7 +120,7 @@ def test_no_transformation_leaves_a_loop_around_a_convolution(name):
 def walk_of_a_sampler():
     net = dp.program(conv=dp.conv(2, 3))(lambda layers, x, *, time: layers.conv(x))
     plan = net.plan(IMAGES, time=jnp.array([1, 1]))
-    walk = lambda params, x: dp.diffusion.ddim(net, params, x, dp.diffusion.cosine_schedule(4))  # noqa: E731
+    walk = lambda params, x: dp.diffusion.ddim(net, params, x, dp.diffusion.cosine_noise(4))  # noqa: E731
     return jax.jit(walk).lower(plan.params, IMAGES)
 
 

@@ -72,7 +72,7 @@ SHOWN = {
         dp.tap(dp.ensemble(2, BLOCK), "body")), X),
     "computed parameters": (dp.serial(
         dp.lora(dp.freeze(BLOCK, "**/bias"), 2), dp.weight_norm(dp.spectral_norm(dp.linear(3))),
-        dp.freeze(dp.linear(4), but=("bias",)),
+        dp.freeze(dp.linear(4), exclude=("bias",)),
         dp.quantize(BLOCK, bits=4, pattern="body/linear_0/kernel"),
         dp.ema(dp.reparam(
             dp.linear(2), kept, jnp.tanh, constant="**"), decay=0.5)), X),

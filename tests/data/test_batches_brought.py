@@ -151,8 +151,8 @@ class Again:
 
 
 def test_a_loader_may_be_its_own_iterator():
-    wanted = train(sgd(), [(X[:6], Y[:6]), (X[6:], Y[6:])], 5, every=2, validation=[(X, Y)])
-    result = train(sgd(), Again(), 5, every=2, validation=Again())
+    wanted = train(sgd(), [(X[:6], Y[:6]), (X[6:], Y[6:])], 5, log_every=2, validation=[(X, Y)])
+    result = train(sgd(), Again(), 5, log_every=2, validation=Again())
     assert_same(result.state, wanted.state)
     assert [row["validation/loss"] for row in result.history] == pytest.approx(
         [row["validation/loss"] for row in wanted.history], rel=1e-6)

@@ -10,7 +10,7 @@ from comparing import KEY, drawn
 import diffprog as dp
 from diffprog.diffusion.process import image_and_noise, shares
 
-SCHEDULE = dp.diffusion.cosine_schedule(50)
+SCHEDULE = dp.diffusion.cosine_noise(50)
 IMAGE = np.array([0.5, -1.0, 2.0])  # all images are this one, so that noise can be told from it
 
 
@@ -22,7 +22,7 @@ def test_the_linear_schedule_step_by_step():
         signal, variance = signal * np.sqrt(1 - beta), (1 - beta) * variance + beta
         found.append(signal**2)
         assert abs(signal**2 + variance - 1) < 1e-12
-    np.testing.assert_allclose(dp.diffusion.linear_schedule(), found, rtol=1e-12)
+    np.testing.assert_allclose(dp.diffusion.linear_noise(), found, rtol=1e-12)
     # Section 4 of the paper: what is left of an image says hardly anything of it, about 1e-5 bits.
     assert 3e-5 < found[-1] < 5e-5
 
@@ -35,7 +35,7 @@ def test_the_cosine_schedule():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 1000])
-@pytest.mark.parametrize("make", [dp.diffusion.linear_schedule, dp.diffusion.cosine_schedule])
+@pytest.mark.parametrize("make", [dp.diffusion.linear_noise, dp.diffusion.cosine_noise])
 def test_schedules_fall_inside_of_0_and_1(make, steps):
     schedule = make(steps)
     assert schedule.shape == (steps,) and schedule.dtype == np.float64

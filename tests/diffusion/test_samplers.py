@@ -15,7 +15,7 @@ from comparing import KEY, close
 import diffprog as dp
 from diffprog.diffusion.process import shares
 
-SCHEDULE = dp.diffusion.cosine_schedule(100)
+SCHEDULE = dp.diffusion.cosine_noise(100)
 MEAN, DEVIATION = 0.7, 0.4
 NOISE = jax.random.normal(jax.random.key(1), (20_000, 1))
 
@@ -142,8 +142,8 @@ def test_guidance_goes_beyond_what_is_predicted_of_no_class():
 
     for guidance in (0.0, 0.5, 3.0):
         beyond = table[3] + guidance * (table - table[3])
-        close(sampled(table, guidance=guidance, null_class=3), sampled(beyond))
-    close(sampled(table, guidance=1.0), sampled(table, null_class=3))
+        close(sampled(table, guidance_scale=guidance, null_class=3), sampled(beyond))
+    close(sampled(table, guidance_scale=1.0), sampled(table, null_class=3))
 
 
 def test_guidance_by_sequences_goes_beyond_what_is_predicted_of_none():
@@ -162,7 +162,7 @@ def test_guidance_by_sequences_goes_beyond_what_is_predicted_of_none():
         return nothing + 0.1 * x + 3.0 * (told - nothing - 0.1 * x)
 
     run = functools.partial(dp.diffusion.ddim, params={}, x=x, schedule=SCHEDULE, steps=5)
-    found = run(dp.stateless(None, forward), memory=words, memory_mask=real, guidance=3.0,
+    found = run(dp.stateless(None, forward), memory=words, memory_mask=real, guidance_scale=3.0,
                 null={"memory": nothing, "memory_mask": first})
     close(found, run(dp.stateless(None, by_hand)))
     plain = functools.partial(run, dp.stateless(None, forward), memory=words, memory_mask=real)
@@ -191,7 +191,7 @@ def test_the_gradient_of_what_every_step_reads_is_summed_in_float32():
         return jnp.broadcast_to(condition, x.shape)
 
     net = dp.stateless(None, forward)
-    schedule, x = dp.diffusion.linear_schedule(512, beta_end=1e-3), jnp.zeros((1, 2))
+    schedule, x = dp.diffusion.linear_noise(512, beta_end=1e-3), jnp.zeros((1, 2))
 
     def total(condition):
         return dp.diffusion.ddim(net, {}, x, schedule, condition=condition).sum()

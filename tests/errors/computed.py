@@ -56,9 +56,9 @@ EXAMPLES = {
     "lora(linear(3), 2, pattern='kernels'): wants a pattern that matches a path (bias, kernel), "
     "got 'kernels'; correct it: * is one level, ** any number":
         lambda: dp.lora(LINEAR, 2, "kernels").init(KEY, X),
-    "freeze(linear(3), but='**'): wants a leaf that is not left out, got but='**', which leaves "
-    "out all; name fewer of them":
-        lambda: dp.freeze(LINEAR, but="**").init(KEY, X),
+    "freeze(linear(3), exclude='**'): wants a leaf that is not left out, got exclude='**', which "
+    "leaves out all; name fewer of them":
+        lambda: dp.freeze(LINEAR, exclude="**").init(KEY, X),
     "lora(linear(3), 2, pattern='bias'): wants kernels (..., in, out) of at least 2 by 2, got "
     "float32[3]; choose a smaller rank, or a pattern that matches larger ones":
         lambda: dp.lora(LINEAR, 2, "bias").init(KEY, X),
@@ -69,7 +69,7 @@ EXAMPLES = {
     "pattern that matches no vectors":
         lambda: dp.weight_norm(LINEAR, "**").init(KEY, X),
     "lora(freeze(linear(3)), 2): wants kernel to be trained, got a leaf that is frozen inside; "
-    "freeze around it: freeze(lora(...), but=('**/down', '**/up'))":
+    "freeze around it: freeze(lora(...), exclude=('**/down', '**/up'))":
         lambda: dp.lora(dp.freeze(LINEAR), 2).init(KEY, X),
     "ema(renamed): wants a state that leaves the name #ema free, got #ema; make the wrapper "
     "inside by dataclasses.replace, which hands on what is computed":
@@ -111,6 +111,6 @@ EXAMPLES = {
     "any number":
         lambda: dp.tree.unmerge(LORA, {"bias": PLAIN["bias"]}, key=KEY),
     "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less of "
-    "it: name what trains by but=":
+    "it: name what trains by exclude=":
         lambda: dp.make_step(dp.freeze(LINEAR), dp.classification(), optax.sgd(0.1)).init(KEY, X),
 }

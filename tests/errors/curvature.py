@@ -109,7 +109,7 @@ EXAMPLES = {
     "params, state) gives: it computes with these at rest":
         each(dp.ema(dp.serial(NET))),
     "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less of "
-    "it: name what trains by but=":
+    "it: name what trains by exclude=":
         each(dp.freeze(NET)),
     # Kernels.
     "wants batch_size as an int of at least 1, got None; pass a Python int":

@@ -10,7 +10,7 @@ from refusing import KEY
 import diffprog as dp
 from errors.given import floats, ints, traced
 
-SCHEDULE = dp.diffusion.cosine_schedule(10)
+SCHEDULE = dp.diffusion.cosine_noise(10)
 SMALL = dict(widths=(4, 8), depth=1, attention=(), groups=2)
 UNET = dp.models.unet(1, classes=3, **SMALL)
 X, TIME = floats(2, 4, 4, 1), ints(2)
@@ -41,24 +41,24 @@ def asked(net, batch, **options):
 EXAMPLES = {
     # Schedules.
     "wants beta_start in (0, 1), got 0.0; pass a share of the variance":
-        lambda: dp.diffusion.linear_schedule(10, beta_start=0.0),
+        lambda: dp.diffusion.linear_noise(10, beta_start=0.0),
     "wants beta_end in (0, 1), got 1; pass a share of the variance":
-        lambda: dp.diffusion.linear_schedule(10, beta_end=1),
+        lambda: dp.diffusion.linear_noise(10, beta_end=1),
     "wants offset of at least 0, got -0.1; pass 0.008, as the paper does":
-        lambda: dp.diffusion.cosine_schedule(10, offset=-0.1),
+        lambda: dp.diffusion.cosine_noise(10, offset=-0.1),
     "wants steps as an int of at least 1, got 0; pass 1 or more":
-        lambda: dp.diffusion.cosine_schedule(0),
+        lambda: dp.diffusion.cosine_noise(0),
     "wants a schedule of numbers that fall inside of (0, 1), got [0.9, 0.0]; pass "
-    "cosine_schedule(1000), for example":
+    "cosine_noise(1000), for example":
         lambda: dp.diffusion.denoising([0.9, 0.0]),
     "wants a schedule of numbers that fall inside of (0, 1), got float64[10]; pass "
-    "cosine_schedule(1000), for example":
+    "cosine_noise(1000), for example":
         lambda: dp.diffusion.denoising(SCHEDULE[::-1]),
     "wants a schedule of numbers that fall inside of (0, 1), got float64[3]; pass "
-    "cosine_schedule(1000), for example":
+    "cosine_noise(1000), for example":
         drawn(plain, schedule=np.array([1.0, 0.5, 0.2])),
     "wants a schedule of numbers that fall inside of (0, 1), got float64[2]; pass "
-    "cosine_schedule(1000), for example":
+    "cosine_noise(1000), for example":
         drawn(plain, sampler=dp.diffusion.ddpm, schedule=np.array([np.nan, 0.5]), key=KEY),
     # The objective.
     "wants noise of shape (2, 3) and time of shape (2,), got float32[3] and int32[2]; draw noise "
@@ -106,9 +106,9 @@ EXAMPLES = {
         drawn(plain, steps=11),
     "wants a null_class for guidance, or null, got none; pass what stood for none in "
     "denoising(..., null_class=) or (..., null=)":
-        drawn(plain, guidance=3.0, condition=TIME),
+        drawn(plain, guidance_scale=3.0, condition=TIME),
     "wants a condition for guidance, got none; pass condition=labels":
-        drawn(plain, guidance=3.0, null_class=3),
+        drawn(plain, guidance_scale=3.0, null_class=3),
     # Denoisers.
     "told (told(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)), "
     "classes=embedding(4, 16))): wants time as ints of shape (2,), got none; give one to each "

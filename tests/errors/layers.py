@@ -61,12 +61,12 @@ EXAMPLES = {
         lambda: EMBED({"embedding": jnp.ones((12, 3))}, jnp.array([1])),
     "wants 3 features on the last axis, as init saw, got float32[2,4]; init anew on input of this "
     "shape, or mend the layer before":
-        lambda: dp.attend(TABLE, jnp.ones((2, 4))),
+        lambda: dp.unembed(TABLE, jnp.ones((2, 4))),
     "wants the params of an embedding, got {kernel: float32[3,4]}; pass layers.embed.params, for "
     "example, after a call of layers.embed":
-        lambda: dp.attend({"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3))),
+        lambda: dp.unembed({"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3))),
     "wants floating-point input, got int32[2,3]; convert it: x.astype(jnp.float32)":
-        lambda: dp.attend(TABLE, jnp.ones((2, 3), int)),
+        lambda: dp.unembed(TABLE, jnp.ones((2, 3), int)),
     "one_hot(2.0): wants classes as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.one_hot(2.0),
     "at (one_hot(2)): wants integer input, got float32[3]; convert it: x.astype(jnp.int32)":

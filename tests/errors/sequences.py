@@ -128,7 +128,7 @@ EXAMPLES = {
     "call; apply it without start: it looks ahead":
         start(dp.recurrent(dp.gru(2), bidirectional=True)),
     # The whole sequence at once.
-    "collapse('sum'): wants how out of attention, first, last, max, mean, got 'sum'; write "
+    "collapse('sum'): wants method out of attention, first, last, max, mean, got 'sum'; write "
     "collapse('mean'), for example":
         lambda: dp.collapse("sum"),
     "at (collapse('mean')): wants at least 2 axes (..., time, features), got float32[3]; add the "

@@ -111,7 +111,7 @@ EXAMPLES = {
         lambda: dp.metrics.bits_per_character(1.0, 1, 0),
     # Hidden tokens, pairs of sentences.
     "wants y as a pair (true tokens, what follows), got int32[2,7]; use "
-    "classification(ignore=-100) for tokens alone":
+    "classification(ignore_index=-100) for tokens alone":
         learn(dp.text.masked_language(), {"x": IDS, "y": IDS}, ONE),
     "wants a net that scores a pair, tokens and what follows, got int32[2,7]; use "
     "bert_pretraining, for example":
@@ -176,19 +176,19 @@ EXAMPLES = {
     "wants top_k of at most 7, the vocabulary, got 8; lower it":
         ask(top_k=8),
     "wants stop tokens in [0, 7), got 7; leave it out: the net can never write it":
-        ask(stop=[7]),
+        ask(stop_tokens=[7]),
     "wants stop tokens in [0, 7), got -1; leave it out: the net can never write it":
-        ask(stop=[-1]),
-    "wants stop as a sequence of ids, got 3; pass stop=[0], for example":
-        ask(stop=3),
-    "wants ends of a text as ids, or as sequences of ids, got []; pass stop=[0, [4, 2]], for "
-    "example":
-        ask(stop=[1, []]),
-    "wants ends of a text as ids, or as sequences of ids, got 'a'; pass stop=[0, [4, 2]], for "
-    "example":
-        ask(stop=["a"]),
+        ask(stop_tokens=[-1]),
+    "wants stop_tokens as a sequence of ids, got 3; pass stop_tokens=[0], for example":
+        ask(stop_tokens=3),
+    "wants ends of a text as ids, or as sequences of ids, got []; pass stop_tokens=[0, [4, 2]], "
+    "for example":
+        ask(stop_tokens=[1, []]),
+    "wants ends of a text as ids, or as sequences of ids, got 'a'; pass stop_tokens=[0, [4, 2]], "
+    "for example":
+        ask(stop_tokens=["a"]),
     "wants stop tokens in [0, 7), got 8; leave it out: the net can never write it":
-        ask(stop=[[1, 8]]),
+        ask(stop_tokens=[[1, 8]]),
     "wants a key, or one for each row, (3,), got uint32[3]; pass jax.random.key(seed), or "
     "jax.random.split(key, rows)":
         ask(temperature=1.0, key=jnp.ones(3, jnp.uint32)),
@@ -200,7 +200,7 @@ EXAMPLES = {
         ask(adjust=lambda logits, text: logits[:, :1]),
     "wants top_k of at most 3, the vocabulary, got 4; lower it":
         lambda: dp.text.sample(KEY, jnp.ones((2, 3)), top_k=4),
-    "wants steps as an int of at least 1, got 0; pass 1 or more":
+    "wants max_tokens as an int of at least 1, got 0; pass 1 or more":
         ask(steps=0),
     "wants side inputs that hold for all steps, got mask; give prompts of different lengths as a "
     "list of lists: they are padded and masked here":
@@ -210,7 +210,7 @@ EXAMPLES = {
     "wants length_penalty in [0, 10], got -1.0; choose 0 to compare whole texts, 1 their tokens":
         search(length_penalty=-1.0),
     "wants stop tokens in [0, 7), got 9; leave it out: the net can never write it":
-        search(stop=[9]),
+        search(stop_tokens=[9]),
     # Nets that cannot write.
     "look (self_attention(2)): wants causal=True for a stream, got causal=False; set it: without "
     "it every position sees later ones":

@@ -78,8 +78,8 @@ EXAMPLES = {
     "ignore=None; make class numbers integers, or leave soft labels out by a mask":
         traced(dp.losses.cross_entropy, LOGITS, floats(2)),
     "wants integer labels, or probabilities as float32[2,3] without ignore, got float32[2,3] and "
-    "ignore=-100; make class numbers integers, or leave soft labels out by a mask":
-        traced(dp.losses.cross_entropy, LOGITS, LOGITS, ignore=-100),
+    "ignore_index=-100; make class numbers integers, or leave soft labels out by a mask":
+        traced(dp.losses.cross_entropy, LOGITS, LOGITS, ignore_index=-100),
     "wants integer labels, got bool[2]; convert them: labels.astype(jnp.int32)":
         traced(dp.losses.cross_entropy, LOGITS, bools(2)),
     "wants labels of the logits' leading shape (2,), got int32[2,1]; give each entry the number "
@@ -93,8 +93,8 @@ EXAMPLES = {
         traced(dp.losses.cross_entropy, LOGITS, LABELS, mask=floats(2)),
     "wants a mask of the leading axes of (2,), got bool[2,1]":
         traced(dp.losses.cross_entropy, LOGITS, LABELS, mask=bools(2, 1)),
-    "wants smoothing in [0, 1), got 10; pass a share, not a percentage":
-        traced(dp.losses.cross_entropy, LOGITS, LABELS, smoothing=10),
+    "wants label_smoothing in [0, 1), got 10; pass a share, not a percentage":
+        traced(dp.losses.cross_entropy, LOGITS, LABELS, label_smoothing=10),
     "wants one weight for each of 3 classes, got float32[2]; pass an array of shape (classes,)":
         traced(dp.losses.cross_entropy, LOGITS, LABELS, class_weights=floats(2)),
     "wants reduction out of mean, none, sum, got 'average'; choose one of them":

@@ -155,8 +155,8 @@ EXAMPLES = {
     # Objectives.
     "wants reduction out of mean, sum, got 'none'; choose one of them":
         lambda: dp.classification(reduction="none"),
-    "wants smoothing in [0, 1), got 1.0; pass a share, not a percentage":
-        lambda: dp.classification(smoothing=1.0),
+    "wants label_smoothing in [0, 1), got 1.0; pass a share, not a percentage":
+        lambda: dp.classification(label_smoothing=1.0),
     "wants top_k as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.classification(top_k=0),
     "wants k of at most 3, the number of classes, got 4; lower it":

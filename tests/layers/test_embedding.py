@@ -1,4 +1,4 @@
-"""`embedding` and `attend` against NumPy: rows, scores, gradients, and ids that do not exist."""
+"""`embedding` and `unembed` against NumPy: rows, scores, gradients, and ids that do not exist."""
 
 import math
 
@@ -112,23 +112,23 @@ def test_attend_scores_by_products():
     wanted = np.zeros((2, 4, 11))
     for place in np.ndindex(2, 4, 11):
         wanted[place] = sum(x[place[:2]] * np.asarray(TABLE["embedding"])[place[2]])
-    y = dp.attend(TABLE, jnp.asarray(x, jnp.float32))
+    y = dp.unembed(TABLE, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5)
-    assert dp.attend(TABLE, jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
-    assert dp.attend(TABLE, jnp.ones(3)).shape == (11,)
+    assert dp.unembed(TABLE, jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+    assert dp.unembed(TABLE, jnp.ones(3)).shape == (11,)
 
 
 def test_scores_begin_with_variance_one():
     params, _ = dp.embedding(500, 64).init(KEY, jnp.array([0]))
     x = jax.random.normal(jax.random.key(1), (100, 64))
-    assert abs(float(dp.attend(params, x).var()) - 1) < 0.05
+    assert abs(float(dp.unembed(params, x).var()) - 1) < 0.05
     assert abs(float(params["embedding"].std()) * math.sqrt(64) - 1) < 0.02
 
 
 @dp.program(embed=dp.embedding(11, 3), body=dp.linear(3))
 def tied(layers, x):
     y = jnp.tanh(layers.body(layers.embed(x)))
-    return dp.attend(layers.embed.params, y)
+    return dp.unembed(layers.embed.params, y)
 
 
 def test_a_tied_embedding_learns_from_both_of_its_places():

@@ -94,7 +94,7 @@ def weighed(logits, labels, smoothing, weights, soft):
 
 
 @pytest.mark.parametrize("leading", [(), (6,), (2, 3)])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("soft", [False, True])
 def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
@@ -105,19 +105,20 @@ def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
         logits, labels, smoothing, np.ones(5) if weights is None else weights, soft)
     with jax.enable_x64(True):
         found = reductions(
-            dp.losses.cross_entropy, logits, labels, smoothing=smoothing, class_weights=weights)
+            dp.losses.cross_entropy, logits, labels, label_smoothing=smoothing,
+            class_weights=weights)
         assert found[0].shape == leading and found[0].dtype == jnp.float64
         for got, want in zip(found, (wanted, wanted.sum(), wanted.sum() / each.sum()), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-13)
     dp.gradients.check_gradients(lambda logits: dp.losses.cross_entropy(
-        logits, jnp.asarray(labels), smoothing=smoothing, class_weights=weights),
+        logits, jnp.asarray(labels), label_smoothing=smoothing, class_weights=weights),
         jnp.asarray(logits))
 
 
 def test_soft_targets_that_are_sure_are_labels():
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
     for smoothing in (0.0, 0.3):
-        loss = jax.jit(functools.partial(dp.losses.cross_entropy, smoothing=smoothing))
+        loss = jax.jit(functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing))
         hard, soft = (loss(logits, target) for target in (labels, np.eye(3)[labels]))
         np.testing.assert_allclose(hard, soft, rtol=1e-6)
 
@@ -147,7 +148,7 @@ def test_bfloat16_logits_are_reduced_in_float32():
     logits = jnp.asarray(drawn(8, 50), jnp.bfloat16)
     for labels in (jnp.arange(8), jnp.asarray(shares(8, 50), jnp.bfloat16)):
         for smoothing in (0.0, 0.1):
-            loss = functools.partial(dp.losses.cross_entropy, smoothing=smoothing)
+            loss = functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing)
             each, _, mean = reductions(loss, logits, labels)
             assert each.dtype == mean.dtype == jnp.float32
             wide = labels if labels.ndim == 1 else labels.astype(jnp.float32)
@@ -156,7 +157,7 @@ def test_bfloat16_logits_are_reduced_in_float32():
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"class_weights": np.array([0.5, 1.0, 2.0])}], ids=str)
+    {}, {"label_smoothing": 0.1}, {"class_weights": np.array([0.5, 1.0, 2.0])}], ids=str)
 def test_masked_labels_count_nothing_whatever_they_hold(options):
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
     mask = np.array([True, False, True, False])
@@ -170,14 +171,15 @@ def test_masked_labels_count_nothing_whatever_they_hold(options):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"class_weights": np.array([0.5, 1.0, 2.0])}], ids=str)
+    {}, {"label_smoothing": 0.1}, {"class_weights": np.array([0.5, 1.0, 2.0])}], ids=str)
 @pytest.mark.parametrize("ignore", [-100, 1, 255])
 def test_ignored_labels_are_masked(options, ignore):
     logits, labels = drawn(2, 3, 3), np.array([[0, ignore, 1], [2, 0, ignore]])
     mask = np.array([[True, True, True], [True, False, True]])
     if ignore != -100:
         labels = labels.astype(np.uint8)
-    found = reductions(dp.losses.cross_entropy, logits, labels, ignore=ignore, mask=mask, **options)
+    found = reductions(dp.losses.cross_entropy, logits, labels, ignore_index=ignore, mask=mask,
+        **options)
     wanted = reductions(
         dp.losses.cross_entropy, logits, labels, mask=mask & (labels != ignore), **options)
     assert np.count_nonzero(wanted[0]) == (2 if ignore == 1 else 3)
@@ -188,7 +190,7 @@ def test_ignored_labels_are_masked(options, ignore):
 def test_a_narrow_label_is_not_taken_for_what_is_ignored():
     labels = np.array([156], np.uint8)  # the bits of -100
     assert float(
-        reductions(dp.losses.cross_entropy, np.zeros((1, 200)), labels, ignore=-100)[2]) > 0
+        reductions(dp.losses.cross_entropy, np.zeros((1, 200)), labels, ignore_index=-100)[2]) > 0
 
 
 def test_a_mask_may_have_leading_axes_alone():
@@ -214,7 +216,7 @@ def test_nothing_real_gives_zero():
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"class_weights": np.ones(3)}, {"ignore": -100}], ids=str)
+    {}, {"label_smoothing": 0.1}, {"class_weights": np.ones(3)}, {"ignore_index": -100}], ids=str)
 def test_labels_out_of_range_give_nan(options):
     labels = jnp.array([-1, 0, 2, 3, 1000, -3])
     each, _, mean = reductions(dp.losses.cross_entropy, jnp.zeros((6, 3)), labels, **options)
@@ -264,8 +266,8 @@ def test_what_cross_entropy_refuses():
         error = refused(loss, logits, wrong)
         assert error.wants == "integer labels, or probabilities as float32[2,3] without ignore"
         assert "integers" in error.remedy
-    error = refused(loss, logits, jnp.zeros((2, 3)), ignore=-100)
-    assert "ignore=-100" in error.got and "mask" in error.remedy
+    error = refused(loss, logits, jnp.zeros((2, 3)), ignore_index=-100)
+    assert "ignore_index=-100" in error.got and "mask" in error.remedy
     expect("", "wants integer labels, got bool[2]", loss, logits, jnp.zeros(2, bool))
     for wrong in ((3,), (2, 1), ()):
         error = refused(loss, logits, jnp.zeros(wrong, jnp.int32))
@@ -277,7 +279,8 @@ def test_what_cross_entropy_refuses():
         kind = "booleans" if mask.dtype != bool else "the leading axes of (2,)"
         assert error.wants == f"a mask of {kind}" and error.remedy
     for smoothing in (-0.1, 1.0, 10, None):
-        assert "smoothing in [0, 1)" in refused(loss, logits, labels, smoothing=smoothing).wants
+        assert "label_smoothing in [0, 1)" in refused(loss, logits, labels,
+            label_smoothing=smoothing).wants
     for target in (labels, jnp.zeros((2, 3))):
         for weights in (jnp.ones(2), jnp.ones((1, 3)), 2.0):
             error = refused(loss, logits, target, class_weights=weights)

@@ -50,7 +50,8 @@ NARROW = np.where(LOGITS[:1].repeat(2, 0) == -INF, -INF, LOGITS[:1])  # class 2 
 
 @pytest.mark.parametrize("name", ["labels", "soft", "weighted", "smoothed", "divergence"])
 def test_an_impossible_class_that_is_not_asked_for_costs_nothing(name):
-    smoothed = functools.partial(dp.losses.cross_entropy, smoothing=0.2, class_weights=WEIGHTS)
+    smoothed = functools.partial(dp.losses.cross_entropy, label_smoothing=0.2,
+        class_weights=WEIGHTS)
     loss, logits, given = {
         "labels": (dp.losses.cross_entropy, LOGITS, LABELS),
         "soft": (dp.losses.cross_entropy, LOGITS, SOFT),
@@ -63,9 +64,9 @@ def test_an_impossible_class_that_is_not_asked_for_costs_nothing(name):
     like_the_limit(loss, logits, np.where(logits == -INF, -700.0, logits), given)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 def test_an_impossible_class_that_is_asked_for_costs_all(smoothing):
-    loss = functools.partial(dp.losses.cross_entropy, smoothing=smoothing)
+    loss = functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing)
     value, slope = value_and_slope(loss, LOGITS[:1], np.array([2]))
     assert float(value) == INF and np.isfinite(slope).all()
     value, slope = value_and_slope(loss, LOGITS[:1], np.array([[0.0, 0.5, 0.5, 0.0]]))

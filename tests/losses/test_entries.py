@@ -98,7 +98,7 @@ def test_a_label_beyond_32_bits_is_no_class(labels, wide):
 def test_what_is_ignored_is_no_other_label_modulo_two_to_the_32():
     for labels in (np.array([1, 2**32 - 100]), np.array([1, 2**32 - 100], np.uint32),
                    jnp.array([1, 2**32 - 100], jnp.uint32)):
-        assert np.isnan(dp.losses.cross_entropy(LOGITS[:2], labels, ignore=-100))
+        assert np.isnan(dp.losses.cross_entropy(LOGITS[:2], labels, ignore_index=-100))
 
 
 @pytest.mark.parametrize("net", [

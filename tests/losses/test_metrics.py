@@ -36,7 +36,7 @@ def test_hits_are_labels_among_the_first_guesses(k):
         metrics.append(dp.metrics.accuracy)
     for metric in metrics:
         each, total, mean, bare = jax.jit(lambda *x, f=metric: (
-            *[f(*x, ignore=-100, mask=mask, reduction=r) for r in ("none", "sum", "mean")],
+            *[f(*x, ignore_index=-100, mask=mask, reduction=r) for r in ("none", "sum", "mean")],
             f(*x)))(logits, labels)
         np.testing.assert_array_equal(each, hits & real)
         assert float(total) == (hits & real).sum()
@@ -69,12 +69,14 @@ def test_confusion_counts_pairs():
     for at in np.ndindex(5, 30):
         if mask[at] and labels[at] != -100:
             table[labels[at], max(range(6), key=logits[at].__getitem__)] += 1
-    found = jax.jit(lambda *x: dp.metrics.confusion_matrix(*x, ignore=-100, mask=mask))(logits,
+    found = jax.jit(lambda
+        *x: dp.metrics.confusion_matrix(*x, ignore_index=-100, mask=mask))(logits,
         labels)
     np.testing.assert_array_equal(found, table)
     assert found.dtype == jnp.float32 and found.sum() == (mask & (labels != -100)).sum()
     share = found.trace() / found.sum()
-    np.testing.assert_allclose(share, dp.metrics.accuracy(logits, labels, ignore=-100, mask=mask))
+    np.testing.assert_allclose(share,
+        dp.metrics.accuracy(logits, labels, ignore_index=-100, mask=mask))
 
 
 def test_a_label_that_is_no_class_shows():
@@ -82,7 +84,7 @@ def test_a_label_that_is_no_class_shows():
     for wrong in (3, -1, -100):
         labels = jnp.array([0, wrong, 2])
         assert np.isnan(dp.metrics.confusion_matrix(logits, labels)).all()
-        assert dp.metrics.confusion_matrix(logits, labels, ignore=wrong).sum() == 2
+        assert dp.metrics.confusion_matrix(logits, labels, ignore_index=wrong).sum() == 2
         assert dp.metrics.confusion_matrix(logits, labels, mask=labels != wrong).sum() == 2
         assert dp.metrics.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
 

@@ -57,7 +57,7 @@ MODELS = {
     "seq2seq": Model(dp.models.seq2seq(50, 60, width=16), IDS, {"source": IDS}),
     "vae": Model(dp.models.vae(dp.serial(body=dp.linear(32) >> jnp.tanh, latent=LATENT),
                         dp.models.mlp((32,), 64)), jax.ShapeDtypeStruct((1, 64), jnp.float32)),
-    "sequence_classifier": Model(dp.models.sequence_classifier(50, 3, READER, how="attention"),
+    "sequence_classifier": Model(dp.models.sequence_classifier(50, 3, READER, method="attention"),
         IDS),
 }
 

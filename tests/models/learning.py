@@ -37,6 +37,6 @@ def differs(a, b):
 def learns(net, objective, batch, steps):
     """Assert that so many steps on one batch leave next to no loss."""
     step = dp.make_step(net, objective, optax.adam(1e-2))
-    fit = dp.fit(step, dp.batches(batch, 8, seed=0), key=KEY, steps=steps, every=10,
+    fit = dp.fit(step, dp.batches(batch, 8, seed=0), key=KEY, steps=steps, log_every=10,
                  progress=False)
     assert fit.history[-1]["loss"] < 0.05

@@ -19,7 +19,8 @@ NETS = {
     "seq2seq": dp.models.seq2seq(11, 11, width=8),
     "classifier of a recurrence": dp.models.sequence_classifier(
         11, 3, dp.recurrent(dp.gru(4), bidirectional=True), width=8),
-    "classifier of a transformer": dp.models.sequence_classifier(11, 3, BODY, width=8, how="max"),
+    "classifier of a transformer": dp.models.sequence_classifier(11, 3, BODY, width=8,
+        method="max"),
 }
 TRANSLATE = ("transformer", "seq2seq")
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])

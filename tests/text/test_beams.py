@@ -48,14 +48,14 @@ def exhaustive(name, prompt, number, stop, penalty):
       for stop, penalty in (((), 0.0), ((1, 4), 0.7)))])
 def test_with_enough_beams_it_is_exhaustive(name, stop, penalty):
     """As many beams as beginnings: the best texts are those of the search of all."""
-    written = search(name, beams=VOCABULARY, stop=stop, length_penalty=penalty)
+    written = search(name, beams=VOCABULARY, stop_tokens=stop, length_penalty=penalty)
     for i, prompt in enumerate(PROMPTS):
         wanted = exhaustive(name, prompt, i, stop, penalty)[:VOCABULARY]
         for beam, (text, score) in enumerate(wanted):
             length = int(written.lengths[i, beam])
             assert written.tokens[i, beam, :length].tolist() == text
             assert (written.tokens[i, beam, length:] == -1).all()
-            np.testing.assert_allclose(written.scores[i, beam], score, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(written.log_probs[i, beam], score, rtol=1e-4, atol=1e-5)
 
 
 def test_one_beam_is_greedy():
@@ -69,9 +69,9 @@ def test_one_beam_is_greedy():
 def test_more_beams_than_texts():
     written = search("gpt", [[3]], 1, beams=VOCABULARY + 2)
     assert sorted(written.tokens[0, :VOCABULARY, 0].tolist()) == list(range(VOCABULARY))
-    np.testing.assert_allclose(jnp.exp(written.scores[0, :VOCABULARY]).sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(written.log_probs[0, :VOCABULARY]).sum(), 1, rtol=1e-5)
     assert (written.tokens[0, VOCABULARY:] == -1).all()
-    assert (written.scores[0, VOCABULARY:] == -jnp.inf).all()
+    assert (written.log_probs[0, VOCABULARY:] == -jnp.inf).all()
     assert written.lengths[0].tolist() == [1] * VOCABULARY + [0, 0]
 
 
@@ -91,11 +91,11 @@ def test_side_inputs_of_texts_and_of_all(shape):
         found = dp.text.beam_search(net, params, [[1], [2]], 3, beams=beams, style=style)
         if beams == 1:
             assert (found.tokens[:, 0] == plain.tokens).all()
-        assert (found.scores[:, 0] >= plain.scores - 1e-5).all()
+        assert (found.log_probs[:, 0] >= plain.log_probs - 1e-5).all()
         both = [dp.text.beam_search(net, params, [[token]], 3, beams=beams, style=(
             style[i : i + 1] if len(shape) == 3 else style)) for i, token in enumerate((1, 2))]
         np.testing.assert_allclose(
-            found.scores, jnp.concatenate([one.scores for one in both]), rtol=1e-5)
+            found.log_probs, jnp.concatenate([one.log_probs for one in both]), rtol=1e-5)
 
 
 def over_lists(likely, steps, beams, stop, penalty):
@@ -129,12 +129,12 @@ def test_ended_texts_are_kept_apart(steps, beams, stop, penalty):
         likely = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         wanted = over_lists(likely, steps, beams, stop, penalty)
         found = dp.text.beam_search(
-            TABLE, params, [[0]], steps, beams=beams, stop=stop, length_penalty=penalty)
+            TABLE, params, [[0]], steps, beams=beams, stop_tokens=stop, length_penalty=penalty)
         texts = [tuple(row[:n]) for row, n in zip(
             found.tokens[0].tolist(), found.lengths[0].tolist(), strict=True)]
         assert texts[: len(wanted)] == [text for text, _ in wanted]
         np.testing.assert_allclose(
-            found.scores[0, : len(wanted)], [score for _, score in wanted], rtol=1e-4, atol=1e-4)
+            found.log_probs[0, : len(wanted)], [score for _, score in wanted], rtol=1e-4, atol=1e-4)
         assert set(texts[len(wanted) :]) <= {()}
         best_of_all += over_lists(likely, steps, 4**steps, stop, penalty)[0][0] == texts[0]
     assert best_of_all > 40
@@ -146,9 +146,9 @@ def test_an_ended_text_is_not_lost_behind_unfinished_ones():
     table[0] = [0, 0.4, 0.4, 0, 0, 0, 0, 0, 0.2]
     found = dp.text.beam_search(dp.embedding(9, 9), {"embedding": jnp.log(jnp.asarray(table))},
         [[0]],
-                           4, beams=2, stop=[8])
+                           4, beams=2, stop_tokens=[8])
     assert found.tokens[0, 0].tolist() == [8, -1, -1, -1] and found.lengths[0, 0] == 1
-    np.testing.assert_allclose(jnp.exp(found.scores[0, 0]), 0.2, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(found.log_probs[0, 0]), 0.2, rtol=1e-5)
 
 
 def test_the_search_ends_where_no_beginning_can_win():
@@ -163,7 +163,7 @@ def test_the_search_ends_where_no_beginning_can_win():
     table = np.full((4, 4), 1e-9)
     table[0, 3] = table[1, 2] = table[2, 3] = 1.0
     params = {"table": {"embedding": jnp.log(jnp.asarray(table, jnp.float32))}}
-    found = dp.text.beam_search(net, params, [[0], [1]], 9, beams=1, stop=[3])
+    found = dp.text.beam_search(net, params, [[0], [1]], 9, beams=1, stop_tokens=[3])
     jax.effects_barrier()
     assert found.lengths.tolist() == [[1], [2]]
     assert len(asked) == 2  # the prompt, and one token

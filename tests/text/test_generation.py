@@ -41,7 +41,7 @@ def test_greedy_is_reading_all_anew(name):
     for i, prompt in enumerate(PROMPTS):
         tokens, found = greedy(name, prompt, 5, i)
         assert written.tokens[i].tolist() == tokens
-        np.testing.assert_allclose(written.scores[i], found.sum(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(written.log_probs[i], found.sum(), rtol=1e-4, atol=1e-5)
     assert len(set(written.tokens.ravel().tolist())) > 2  # it is no constant
 
 
@@ -84,9 +84,9 @@ def test_a_refusal_for_another_reason_is_forgotten():
 def test_texts_end_at_a_stop_token():
     plain = [greedy("gpt", prompt, 5)[0] for prompt in PROMPTS]
     stop = plain[0][2]
-    written = write("gpt", stop=[stop, VOCABULARY - 1])
+    written = write("gpt", stop_tokens=[stop, VOCABULARY - 1])
     for row, length, text, score, prompt in zip(
-            written.tokens.tolist(), written.lengths.tolist(), plain, written.scores, PROMPTS,
+            written.tokens.tolist(), written.lengths.tolist(), plain, written.log_probs, PROMPTS,
             strict=True):
         ends = [i for i, token in enumerate(text) if token in (stop, VOCABULARY - 1)]
         end = ends[0] + 1 if ends else 5
@@ -104,7 +104,7 @@ def test_the_loop_ends_with_the_last_text():
         return jax.nn.one_hot((x + 1) % 9, 9) * 20.0
 
     net = dp.stateless(None, count, name="count")
-    written = dp.text.generate(net, {}, [[2], [4]], 7, stop=[6])
+    written = dp.text.generate(net, {}, [[2], [4]], 7, stop_tokens=[6])
     jax.effects_barrier()
     assert written.tokens.tolist() == [[3, 4, 5, 6, -1, -1, -1], [5, 6, -1, -1, -1, -1, -1]]
     assert len(calls) == 4
@@ -126,7 +126,7 @@ def test_scores_are_those_of_what_was_drawn():
         text = prompt + written.tokens[i].tolist()
         likely = scores("gpt", [text])[0]
         wanted = sum(likely[len(prompt) - 1 + t, text[len(prompt) + t]] for t in range(5))
-        np.testing.assert_allclose(written.scores[i], wanted, rtol=1e-4)
+        np.testing.assert_allclose(written.log_probs[i], wanted, rtol=1e-4)
 
 
 LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))

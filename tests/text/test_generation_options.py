@@ -69,7 +69,7 @@ def test_steps_may_be_a_number_of_numpy():
 def test_texts_end_with_several_tokens(stop, length):
     """A sequence is found wherever it begins, but not in the prompt, which ends with 0."""
     for prompts in ([[5, 0]], [[4, 0], [5, 0]]):
-        written = dp.text.generate(SILENT, MUTE, prompts, 7, stop=stop, adjust=scripted)
+        written = dp.text.generate(SILENT, MUTE, prompts, 7, stop_tokens=stop, adjust=scripted)
         assert written.lengths.tolist() == [length] * len(prompts)
         assert written.tokens[0].tolist() == [*SCRIPT[:length].tolist(), *[-1] * (7 - length)]
 
@@ -77,7 +77,7 @@ def test_texts_end_with_several_tokens(stop, length):
 def test_each_text_ends_by_itself():
     plain = list(map(likeliest, PROMPTS))
     stop = [plain[0][1:3], plain[1][:4]]
-    written = write(stop=stop)
+    written = write(stop_tokens=stop)
     for text, row, length in zip(plain, written.tokens.tolist(), written.lengths, strict=True):
         ends = [t + 1 for t in range(5) for end in stop if text[: t + 1][-len(end):] == end]
         end = min(ends, default=5)
@@ -101,11 +101,12 @@ def test_beams_end_with_several_tokens(beams):
         live = sorted(set(texts) - set(over), key=score, reverse=True)[:beams]
     wanted = sorted(ended + live, key=score, reverse=True)[:beams]
     found = dp.text.beam_search(dp.embedding(3, 3), {"embedding": jnp.asarray(table)}, [[0]], 4,
-                           beams=beams, stop=[[0, 1], 2, [1, 1], [2, 2]])
+                           beams=beams, stop_tokens=[[0, 1], 2, [1, 1], [2, 2]])
     texts = [tuple(row[:n]) for row, n in zip(
         found.tokens[0].tolist(), found.lengths[0].tolist(), strict=True)]
     assert texts[: len(wanted)] == wanted and set(texts[len(wanted):]) <= {()}
-    np.testing.assert_allclose(found.scores[0, : len(wanted)], list(map(score, wanted)), rtol=1e-4)
+    np.testing.assert_allclose(found.log_probs[0, : len(wanted)], list(map(score, wanted)),
+        rtol=1e-4)
 
 
 # By which key, at which temperature.
@@ -191,7 +192,7 @@ def test_what_was_read_and_written_is_repeated_less():
             row.append(int(logits.argmax()))
             total += logits.max() - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
         assert written.tokens[i].tolist() == row[len(prompt):]
-        np.testing.assert_allclose(written.scores[i], total, rtol=1e-4)
+        np.testing.assert_allclose(written.log_probs[i], total, rtol=1e-4)
         changed += row[len(prompt):] != likeliest(prompt)
     assert changed
 
@@ -208,13 +209,13 @@ def test_beams_are_searched_by_what_the_scores_become():
         return logits + other[last]
 
     net = dp.embedding(5, 5)
-    found = dp.text.beam_search(net, {"embedding": table}, [[2], [4]], 4, beams=3, stop=[1],
+    found = dp.text.beam_search(net, {"embedding": table}, [[2], [4]], 4, beams=3, stop_tokens=[1],
                            length_penalty=0.5, adjust=change)
     wanted = dp.text.beam_search(net, {"embedding": table + other}, [[2], [4]], 4, beams=3,
-        stop=[1],
+        stop_tokens=[1],
                             length_penalty=0.5)
     assert found.tokens.tolist() == wanted.tokens.tolist()
-    np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-4)
+    np.testing.assert_allclose(found.log_probs, wanted.log_probs, rtol=1e-4)
     assert set(seen) == {(6, 5)}
 
 
@@ -223,7 +224,7 @@ def test_beams_are_searched_by_what_the_scores_become():
 
 def test_tokens_are_handed_on_as_they_come():
     told = []
-    written = write(stop=[likeliest(PROMPTS[0])[2]], callback=lambda step, tokens: (
+    written = write(stop_tokens=[likeliest(PROMPTS[0])[2]], callback=lambda step, tokens: (
         told.append((step, tokens.tolist()))))
     assert [step for step, _ in told] == list(range(int(written.lengths.max())))
     assert [tokens for _, tokens in told] == written.tokens.T[: len(told)].tolist()
@@ -298,7 +299,7 @@ def test_what_was_written_has_its_scores():
     found = dp.text.log_probabilities(last_alone, params, texts)
     own = [found[i, len(prompt) - 1 : len(text) - 1].sum()
            for i, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True))]
-    np.testing.assert_allclose(own, written.scores, rtol=1e-4)
+    np.testing.assert_allclose(own, written.log_probs, rtol=1e-4)
     nan = dp.text.log_probabilities(last_alone, params, [[1, VOCABULARY, 2], [1, 2, 3]])
     assert np.isnan(nan[0]).any() and np.isfinite(nan[1]).all()
     assert dp.text.log_probabilities(last_alone, params, [[1]]).shape == (1, 0)

@@ -135,9 +135,10 @@ def test_a_translation_sees_the_true_beginning():
 
 def test_smoothing():
     """The loss is that of smoothed targets; what is said in words is the surprise of the true."""
-    loss, metrics = measured(dp.text.next_token(smoothing=0.1), IDS)
+    loss, metrics = measured(dp.text.next_token(label_smoothing=0.1), IDS)
     logits = scores(IDS[:, :-1])
-    np.testing.assert_allclose(loss, dp.losses.cross_entropy(logits, IDS[:, 1:], smoothing=0.1),
+    np.testing.assert_allclose(loss,
+        dp.losses.cross_entropy(logits, IDS[:, 1:], label_smoothing=0.1),
         rtol=1e-6)
     surprise = surprises(logits, IDS[:, 1:]).mean()
     np.testing.assert_allclose(metrics["cross_entropy"], surprise, rtol=1e-5)
@@ -149,10 +150,11 @@ def test_the_perplexity_of_a_net_that_is_trained_with_smoothing():
     """Logits (4, 0, 0) of the true class: its surprise is log(1 + 2 exp(-4)), whatever is smoothed.
     """
     net = dp.embedding(3, 3)
-    state = dp.make_step(net, dp.text.next_token(smoothing=0.3), optax.sgd(0.1)).init(KEY, IDS % 3)
+    state = dp.make_step(net, dp.text.next_token(label_smoothing=0.3), optax.sgd(0.1)).init(KEY,
+        IDS % 3)
     state = state._replace(params={"embedding": 4.0 * jnp.roll(jnp.eye(3), 1, axis=1)})
     ids = jnp.arange(8).reshape(1, 8) % 3  # each is followed by the next
-    for objective in (dp.text.next_token(smoothing=0.3), dp.text.next_token()):
+    for objective in (dp.text.next_token(label_smoothing=0.3), dp.text.next_token()):
         found = dp.evaluate(dp.make_step(net, objective, optax.sgd(0.1)), state, [ids])
         wanted = 1 + 2 * math.exp(-4)
         assert dp.metrics.perplexity(found.get("cross_entropy", found["loss"])) == pytest.approx(
@@ -248,7 +250,7 @@ def test_labels_that_are_none_and_entries_that_are_not_real():
         reduction="none")
     assert np.isnan(loss).tolist() == [False, True, False]
     loss, _ = dp.losses.linear_cross_entropy(
-        x.at[1].set(jnp.nan), kernel, jnp.array([1, -100, 2]), chunk=2, ignore=-100)
+        x.at[1].set(jnp.nan), kernel, jnp.array([1, -100, 2]), chunk=2, ignore_index=-100)
     np.testing.assert_allclose(loss, math.log(5), rtol=1e-6)
 
 

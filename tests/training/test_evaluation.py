@@ -102,7 +102,7 @@ SILENT = dp.stateless(None, lambda params, x, *, time: 0 * x, name="silent")
 @pytest.mark.parametrize("size", [1, 40])
 def test_no_two_examples_share_their_noise(size):
     """The net predicts no noise at all, so that the loss is the mean square of 2,000 normals."""
-    objective = dp.diffusion.denoising(dp.diffusion.cosine_schedule(10))
+    objective = dp.diffusion.denoising(dp.diffusion.cosine_noise(10))
     step, state = of(SILENT, objective, jnp.ones((1, 2)), time=jnp.ones(1))
     found = dp.evaluate(step, state, dp.batches(np.ones((1000, 2), np.float32), size))["loss"]
     assert abs(found - 1) < 4 * np.sqrt(2 / 2000)
@@ -116,10 +116,10 @@ def echo(layers, x, *, time):
 
 
 DRAWING = {
-    "denoising": (dp.program()(echo), dp.diffusion.denoising(dp.diffusion.cosine_schedule(10)),
+    "denoising": (dp.program()(echo), dp.diffusion.denoising(dp.diffusion.cosine_noise(10)),
                   lambda x: {"x": x}, {"time": jnp.ones(1, int)}),
     "velocity": (dp.program()(echo),
-        dp.diffusion.denoising(dp.diffusion.cosine_schedule(10), predict="velocity"),
+        dp.diffusion.denoising(dp.diffusion.cosine_noise(10), predict="velocity"),
                  lambda x: x, {"time": jnp.ones(1, int)}),
     "elbo": (dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(3)),
              dp.training.elbo(dp.losses.squared_error), lambda x: (x, x), {}),
@@ -149,7 +149,7 @@ def test_a_side_input_for_all_examples_is_not_drawn_apart():
         return x * time[:, None] + shift
 
     x, shift = np.ones((3, 3), np.float32), np.arange(3, dtype=np.float32)
-    step, state = of(net, dp.diffusion.denoising(dp.diffusion.cosine_schedule(10)), x,
+    step, state = of(net, dp.diffusion.denoising(dp.diffusion.cosine_noise(10)), x,
         time=jnp.ones(3), shift=shift)
     whole = dp.evaluate(step, state, [{"x": x, "shift": shift}])
     parts = [{"x": x[:2], "shift": shift}, {"x": x[2:], "shift": shift}]
@@ -202,7 +202,8 @@ def test_an_objective_that_does_not_count_is_weighed_by_examples():
     wanted = ((np.asarray(dp.linear(1)(state.params, x))[:, 0] - y) ** 2).mean()
     for found in cuts(step, state, (x, y), 2, 4, 9):
         assert found["loss"] == pytest.approx(wanted, rel=1e-5)
-    each = dp.fit(step, dp.batches((x, y), 4), key=KEY, steps=3, every=1, progress=False).history
+    each = dp.fit(step, dp.batches((x, y), 4), key=KEY, steps=3, log_every=1,
+        progress=False).history
     some = dp.fit(step, dp.batches((x, y), 4), key=KEY, steps=3, progress=False).history
     losses = [row["loss"] for row in each]
     assert some[0]["loss"] == pytest.approx(np.average(losses, weights=[4, 4, 1]), rel=1e-5)

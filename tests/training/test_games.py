@@ -242,7 +242,7 @@ def test_a_game_is_a_pure_step():
 
 def test_fit_plays_a_game():
     batch = batch_of(4)
-    fit = dp.fit(game(), [batch], key=KEY, steps=3, validation=[batch], every=3, progress=False)
+    fit = dp.fit(game(), [batch], key=KEY, steps=3, validation=[batch], log_every=3, progress=False)
     assert fit.history[0].keys() == {
         "step", "judge/loss", "maker/loss", "validation/judge/loss", "validation/maker/loss"}
     looped = begun(game())

@@ -49,8 +49,8 @@ def test_fit_is_a_loop_of_steps():
 def test_history_is_the_mean_since_the_last_reading():
     x, y = examples()
     data = [(x[:7], y[:7]), (x[7:], y[7:])]  # of unequal size: entries count, not batches
-    each = train(sgd(), data, 8, every=1).history
-    some = train(sgd(), data, 8, every=3).history
+    each = train(sgd(), data, 8, log_every=1).history
+    some = train(sgd(), data, 8, log_every=3).history
     assert [row["step"] for row in some] == [3, 6, 8]
     weights = np.array([7, 5] * 4)
     for name in ("loss", "accuracy"):
@@ -73,7 +73,7 @@ def test_a_log_is_a_path_of_json_lines(tmp_path):
     x, y = examples()
     for kind in (str, type(tmp_path)):
         path = tmp_path / kind.__name__
-        data, options = [(x, y)], dict(every=2, validation=[(x, y)], log=kind(path))
+        data, options = [(x, y)], dict(log_every=2, validation=[(x, y)], log=kind(path))
         first = train(sgd(), data, 5, **options).history
         second = train(sgd(), data, 2, **options).history
         lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -87,20 +87,20 @@ def test_a_log_is_a_function():
     x, y = examples()
     seen = []
     log = lambda step, metrics: seen.append({"step": step, **metrics})  # noqa: E731
-    assert train(sgd(), [(x, y)], 5, every=2, log=log).history == seen
+    assert train(sgd(), [(x, y)], 5, log_every=2, log=log).history == seen
     assert len(seen) == 3
 
 
 def test_the_best_state_has_the_least_validation_loss():
     x, y = examples()
     against = (x, (y + 1) % 3)  # what is learned is wrong here: the first reading is the best
-    result = train(sgd(), [(x, y)], 9, every=2, validation=[against])
+    result = train(sgd(), [(x, y)], 9, log_every=2, validation=[against])
     losses = [row["validation/loss"] for row in result.history]
     assert losses == sorted(losses) and losses[0] < losses[-1]
     assert int(result.best.step) == 2 and int(result.state.step) == 9
     assert dp.evaluate(sgd(), result.best, [against])["loss"] == losses[0]
     assert_same(result.best, train(sgd(), [(x, y)], 2).state)
-    result = train(sgd(), [(x, y)], 9, every=2, validation=[(x, y)])
+    result = train(sgd(), [(x, y)], 9, log_every=2, validation=[(x, y)])
     assert int(result.best.step) == 9
     assert_same(result.best, result.state)
 
@@ -125,7 +125,7 @@ def readings(losses, **options):
 
     batch = (np.zeros(1, np.float32), np.zeros(1, np.float32))
     steps = options.pop("steps", len(losses))
-    return train(step, [batch], steps, every=1, validation=Validation(), **options)
+    return train(step, [batch], steps, log_every=1, validation=Validation(), **options)
 
 
 @pytest.mark.parametrize(("losses", "patience", "stop", "best"), [
@@ -191,7 +191,7 @@ def test_going_on_equals_never_stopping():
     step = noisy()
     whole = train(step, [(x, y)], 7)
     part = train(step, [(x, y)], 4)
-    rest = train(step, [(x, y)], 3, state=part.state, every=5)
+    rest = train(step, [(x, y)], 3, state=part.state, log_every=5)
     assert int(rest.state.step) == 7
     assert_same(rest.state, whole.state)
     assert [row["step"] for row in rest.history] == [5, 7]
@@ -211,7 +211,7 @@ def test_the_given_state_survives():
 
 def test_the_best_state_survives_the_steps_after_it():
     x, y = examples()
-    result = train(sgd(), [(x, y)], 4, every=1, validation=[(x, (y + 1) % 3)])
+    result = train(sgd(), [(x, y)], 4, log_every=1, validation=[(x, (y + 1) % 3)])
     assert int(result.best.step) == 1
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(result.best))
 
@@ -243,7 +243,7 @@ def test_a_loss_that_explodes_names_the_parameters():
     x, y = examples()
     net = dp.serial(body=dp.linear(4), head=NET)
     with pytest.raises(dp.LayerError, match="a finite loss") as caught:
-        train(sgd(net, rate=1e38), [(x, y)], 20, every=5)
+        train(sgd(net, rate=1e38), [(x, y)], 20, log_every=5)
     assert all(path in str(caught.value) for path in (
         "body/bias", "body/kernel", "head/bias", "head/kernel"))
     assert "by step 5" in str(caught.value)
@@ -261,7 +261,7 @@ def test_infinite_inputs_name_the_parameters():
 
 def test_fit_wants_positive_counts():
     x, y = examples()
-    for wrong in (dict(steps=0), dict(steps=2.0), dict(steps=2, every=0)):
+    for wrong in (dict(steps=0), dict(steps=2.0), dict(steps=2, log_every=0)):
         with pytest.raises(dp.LayerError, match="at least 1"):
             dp.fit(sgd(), [(x, y)], key=KEY, progress=False, **wrong)
 

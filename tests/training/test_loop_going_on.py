@@ -77,7 +77,7 @@ def judged(values, steps, **options):
     net = dp.stateless(lambda key, x: {"kernel": jnp.zeros(1)}, lambda params, x: x)
     step = dp.make_step(net, objective, optax.sgd(1.0))
     batch = (np.zeros(1, np.float32), np.zeros(1, np.float32))
-    return train(step, [batch], steps, every=1, validation=Validation(values), **options)
+    return train(step, [batch], steps, log_every=1, validation=Validation(values), **options)
 
 
 @pytest.mark.parametrize(("options", "best"), [
@@ -113,7 +113,7 @@ def test_the_best_of_a_game_is_by_a_metric_that_is_named():
     step = dp.training.make_game(dp.serial(point=number),
         {"point": dp.training.Player(guess, optax.sgd(0.1))},
                         inputs=lambda batch: batch[0])
-    options = {"validation": [BATCH], "every": 1}
+    options = {"validation": [BATCH], "log_every": 1}
     assert train(step, [BATCH], 2, **options).best is None
     assert int(train(step, [BATCH], 2, metric="point/loss", **options).best.step) == 2
 
@@ -128,7 +128,7 @@ def test_a_callback_sees_each_reading():
         assert int(state.step) == step
         seen.append((step, jax.tree.map(jnp.copy, state), state, metrics))
 
-    result = train(sgd(), [BATCH], 5, every=2, callback=callback, validation=[BATCH])
+    result = train(sgd(), [BATCH], 5, log_every=2, callback=callback, validation=[BATCH])
     assert [step for step, *_ in seen] == [2, 4, 5]
     assert [{"step": step, **metrics} for step, _, _, metrics in seen] == result.history
     for step, copy, _, _ in seen:
@@ -196,9 +196,9 @@ def pressing(where, at):
 @pytest.mark.parametrize(("where", "taken"), [("step", 5), ("data", 4), ("callback", 5)])
 def test_ctrl_c_returns_what_there_is(where, taken):
     step, data, callback = pressing(where, 5)
-    result = train(step, data, 99, every=1, callback=callback, validation=[BATCH])
+    result = train(step, data, 99, log_every=1, callback=callback, validation=[BATCH])
     assert int(result.state.step) == taken
-    wanted = train(sgd(), [BATCH], taken, every=1, validation=[BATCH])
+    wanted = train(sgd(), [BATCH], taken, log_every=1, validation=[BATCH])
     assert_same(result.state, wanted.state)
     read = taken - (where == "step")  # it came before the reading of this step
     assert result.history == wanted.history[:read] and int(result.best.step) == read
@@ -242,7 +242,8 @@ def breaking(step_loss=None, step_gradient=None):
 def test_a_loss_that_is_not_finite_carries_what_there_is(every, broken):
     step, data = breaking(step_loss=broken)
     read = -(-broken // every) * every if every < 20 else 20
-    error = refused(train, step, data, 20, every=every, validation=data[-1:] if every < 5 else None)
+    error = refused(train, step, data, 20, log_every=every, validation=data[-1:] if every < 5
+        else None)
     assert error.step == broken
     assert int(error.state.step) == read
     assert [row["step"] for row in error.history] == list(range(every, read, every))
@@ -254,11 +255,11 @@ def test_a_loss_that_is_not_finite_carries_what_there_is(every, broken):
 
 def test_what_the_last_step_broke_is_seen():
     step, data = breaking(step_gradient=5)
-    error = refused(train, step, data, 5, every=3)
+    error = refused(train, step, data, 5, log_every=3)
     assert "finite parameters" in error.wants and "bias" in error.got
     assert error.step == 5 and int(error.state.step) == 5
     assert [row["step"] for row in error.history] == [3]
-    assert refused(train, step, data, 9, every=3).step == 6  # which sees it in its loss
+    assert refused(train, step, data, 9, log_every=3).step == 6  # which sees it in its loss
 
 
 def test_what_was_infinite_from_the_start_is_no_fault_of_training():

@@ -73,8 +73,9 @@ def at_once_and_in_parts(objective, net, params, data, size=3):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"ignore": 2}, {"class_weights": np.array([0.2, 1.0, 3.0])},
-    {"class_weights": np.array([0.2, 1.0, 3.0]), "ignore": 2, "smoothing": 0.1}], ids=str)
+    {}, {"label_smoothing": 0.1}, {"ignore_index": 2}, {"class_weights": np.array([0.2, 1.0, 3.0])},
+    {"class_weights": np.array([0.2, 1.0, 3.0]), "ignore_index": 2, "label_smoothing": 0.1}],
+        ids=str)
 def test_classification_averages_over_what_is_real(options):
     net, params, _, _, _, _ = classifier()
     draw = np.random.default_rng(1)
@@ -84,11 +85,11 @@ def test_classification_averages_over_what_is_real(options):
     parts, whole = at_once_and_in_parts(
         dp.classification(top_k=2, **options), net, params, data, size=4)
     logits = net(params, jnp.asarray(x))
-    ignore = {"ignore": options.get("ignore"), "mask": mask}
+    ignore = {"ignore_index": options.get("ignore_index"), "mask": mask}
     wanted = {"loss": dp.losses.cross_entropy(logits, y, mask=mask, **options),
               "accuracy": dp.metrics.accuracy(logits, y, **ignore),
               "top_2": dp.metrics.top_k_accuracy(logits, y, k=2, **ignore)}
-    if "smoothing" in options:
+    if "label_smoothing" in options:
         wanted["cross_entropy"] = dp.losses.cross_entropy(logits, y, **ignore)
     assert 0 < float(wanted["accuracy"]) < float(wanted["top_2"]) <= 1
     for found in (parts, whole):
@@ -98,7 +99,7 @@ def test_classification_averages_over_what_is_real(options):
 def test_the_counts_of_a_weighed_loss():
     net, params, state, x, y, _ = classifier()
     weights = np.array([0.5, 1.0, 2.0])
-    objective = dp.classification(class_weights=weights, ignore=1)
+    objective = dp.classification(class_weights=weights, ignore_index=1)
     _, (_, metrics) = objective(net, params, state, (x, y), key=None, train=True)
     assert set(metrics) == {"loss", "accuracy", "count", "count/loss"}
     assert (float(metrics["count"]), float(metrics["count/loss"])) == (3.0, 4.5)  # y is 0 2 1 2
@@ -111,20 +112,20 @@ def test_classification_of_soft_targets():
     mask = np.array([True, True, False, True])
     for batch in ((x, soft), {"x": x, "y": soft, "mask": mask}):
         real = mask if isinstance(batch, dict) else mask | True
-        loss, (_, metrics) = dp.classification(smoothing=0.1, class_weights=weights)(
+        loss, (_, metrics) = dp.classification(label_smoothing=0.1, class_weights=weights)(
             net, params, state, batch, key=None, train=True)
-        wanted = dp.losses.cross_entropy(logits, soft, smoothing=0.1, class_weights=weights,
+        wanted = dp.losses.cross_entropy(logits, soft, label_smoothing=0.1, class_weights=weights,
             mask=real)
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)
         hits = (logits.argmax(-1) == soft.argmax(-1))[real]
         np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-6)
         assert float(metrics["count"]) == real.sum() and "count/loss" not in metrics
-    assert refused(dp.classification(ignore=1), net, params, state, (x, soft), key=None,
+    assert refused(dp.classification(ignore_index=1), net, params, state, (x, soft), key=None,
                    train=True).remedy
 
 
 def test_classification_is_checked_when_it_is_made():
-    for wrong in ({"reduction": "none"}, {"smoothing": 1.0}, {"top_k": 0}, {"top_k": 1.0}):
+    for wrong in ({"reduction": "none"}, {"label_smoothing": 1.0}, {"top_k": 0}, {"top_k": 1.0}):
         assert refused(dp.classification, **wrong).remedy
     net, params, state, x, y, _ = classifier()
     for wrong in ({"top_k": 4}, {"class_weights": jnp.ones(2)}):

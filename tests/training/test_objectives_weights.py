@@ -24,17 +24,17 @@ PAIR = dp.program(embed=SCORES, follows=dp.linear(2))(lambda layers, x: (
 NOT_SURE = np.full((4, 3), 1 / 3, np.float32)
 
 OBJECTIVES = {
-    "classification": (dp.classification(top_k=2, smoothing=0.1), dp.linear(3), X, LABELS),
+    "classification": (dp.classification(top_k=2, label_smoothing=0.1), dp.linear(3), X, LABELS),
     "of weighted classes": (dp.classification(class_weights=np.array([1.0, 2, 4], np.float32)),
                             dp.linear(3), X, LABELS),
     "summed": (dp.classification(reduction="sum"), dp.linear(3), X, LABELS),
-    "with ignored labels": (dp.classification(ignore=2), dp.linear(3), X, LABELS),
+    "with ignored labels": (dp.classification(ignore_index=2), dp.linear(3), X, LABELS),
     "soft": (dp.classification(class_weights=np.array([1.0, 2, 4], np.float32)), dp.linear(3), X,
              NOT_SURE),
     "binary": (dp.training.binary_classification(), dp.linear(2), X, DRAW.random((4, 2)) < 0.5),
     "regression": (dp.regression(dp.losses.absolute_error), dp.linear(2), X, X[:, :2]),
     "elbo": (dp.training.elbo(dp.losses.squared_error, beta=0.5), LATENT, X, X),
-    "next token": (dp.text.next_token(smoothing=0.1), SCORES, IDS, None),
+    "next token": (dp.text.next_token(label_smoothing=0.1), SCORES, IDS, None),
     "chunked": (dp.text.chunked_next_token("body", "head/kernel", chunk=3), dp.serial(
         body=dp.embedding(7, 3), head=dp.linear(7, bias=False)), IDS, None),
     "masked language": (dp.text.masked_language(), PAIR, IDS, (HIDDEN, np.array([0, 1, 1, 0]))),
@@ -119,7 +119,7 @@ def test_noise_is_weighted():
     """Two weights of one size are none; the mean of two is that of each alone."""
     net = dp.program(f=dp.linear(5))(lambda layers, x, *, time: layers.f(x) + time[:, None])
     params, _ = net.init(KEY, X, time=LABELS)
-    objective = dp.diffusion.denoising(dp.diffusion.cosine_schedule(10))
+    objective = dp.diffusion.denoising(dp.diffusion.cosine_noise(10))
 
     def run(weights):
         batch = {"x": X} if weights is None else {"x": X, "sample_weight": np.array(weights)}

@@ -230,7 +230,8 @@ def test_fit_believes_an_optimizer_that_skipped():
     (row,), (plain,) = result.history, wanted.history
     assert row.pop("skipped") == pytest.approx(1 / 3) and plain.pop("skipped") == 0
     assert row == {**plain, "step": 3}
-    assert train(step, [BATCH, NAN, BATCH], 2, every=1).history[1] == {"step": 2, "skipped": 1.0}
+    assert train(step, [BATCH, NAN, BATCH], 2, log_every=1).history[1] == {"step": 2,
+        "skipped": 1.0}
 
 
 def test_what_is_skipped_inside_of_what_gathers_is_a_step():

@@ -18,8 +18,8 @@ def test_patterns_say_what_is_frozen():
     everything = moved(NET)
     assert everything == set(dp.tree.paths(params_of(NET)))
     assert moved(dp.freeze(NET, "head/**")) == everything - {"head/kernel", "head/bias"}
-    assert moved(dp.freeze(NET, but="**/bias")) == {p for p in everything if p.endswith("bias")}
-    assert moved(dp.freeze(NET, ("head/*", "**/scale"), but="head/bias")) == everything - {
+    assert moved(dp.freeze(NET, exclude="**/bias")) == {p for p in everything if p.endswith("bias")}
+    assert moved(dp.freeze(NET, ("head/*", "**/scale"), exclude="head/bias")) == everything - {
         "head/kernel", "batch_norm_0/scale"}
     assert moved(dp.freeze(NET)) == set()
 

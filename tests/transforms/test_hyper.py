@@ -219,7 +219,7 @@ def test_it_learns_a_map_that_depends_on_the_condition():
     batch = {"x": x, "y": jnp.einsum("ijb,bj->bi", turns, x), "condition": angle[:, None]}
     net = dp.hyper(dp.linear(2), dp.linear(16) >> jnp.tanh)
     step = dp.make_step(net, dp.regression(), optax.adam(0.03))
-    fit = dp.fit(step, [batch], key=KEY, steps=300, every=100, progress=False)
+    fit = dp.fit(step, [batch], key=KEY, steps=300, log_every=100, progress=False)
     assert fit.history[-1]["loss"] < 0.01 * float(jnp.var(batch["y"]))
 
 

@@ -35,7 +35,7 @@ def test_leading_axes_have_factors_of_their_own():
 
 def test_nothing_else_trains_where_the_rest_is_frozen():
     tuned = dp.lora(dp.models.gpt(7, width=4, depth=2, heads=1, length=5), 1, "**/attend/**/kernel")
-    net = dp.freeze(tuned, but=("**/down", "**/up"))
+    net = dp.freeze(tuned, exclude=("**/down", "**/up"))
     ids = jnp.arange(5)[None]
     params, _ = net.init(KEY, ids)
     free = [path for path, moved in dp.tree.paths(dp.tree.trainable(net, params)).items() if moved]

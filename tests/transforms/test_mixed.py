@@ -211,7 +211,7 @@ def test_parameters_that_a_program_reads_are_in_dtype():
         seen.update(embed=layers.embed.params["embedding"].dtype,
                     own=layers.own.params["scale"].dtype,
                     inner=layers.inner.params["up"]["kernel"].dtype)
-        return dp.attend(layers.embed.params, y)
+        return dp.unembed(layers.embed.params, y)
 
     ids = jnp.arange(3)
     for narrow in (dp.mixed(net, BF16), dp.tap(dp.mixed(net, BF16), "inner/up"),
