@@ -41,6 +41,7 @@ _MEANT = {
                     "pass train=True to apply in training: it reaches every layer"),
     **dict.fromkeys(["attn_mask", "padding_mask"],
                     "pass mask for which positions are real, attention_mask for who sees whom"),
+    "stop": "pass stop_tokens to generate",
 }
 
 # Where the modules of other libraries are from, and what makes layers of them.

@@ -52,7 +52,7 @@ def alexnet(classes: int = 1000) -> Layer:
         return max_pool(3, stride=2)
 
     def FeedForward(features: int, activation: Any = jax.nn.relu) -> Layer:
-        return linear(classes) >> activation
+        return linear(features) >> activation
 
     return (
         Conv(96, 11, stride=4, padding="VALID") >> MaxPool()

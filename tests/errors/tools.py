@@ -74,11 +74,13 @@ DEAF = dp.Layer(lambda key, x: ({}, {}), lambda p, s, x, **_: (x, s), random=Tru
 
 EXAMPLES = {
     # Losses.
-    "wants integer labels, or probabilities as float32[2,3] without ignore, got float32[2] and "
-    "ignore=None; make class numbers integers, or leave soft labels out by a mask":
+    "wants integer labels, or probabilities as float32[2,3] without ignore_index, got "
+    "float32[2] and ignore_index=None; make class numbers integers, or leave soft labels out by "
+    "a mask":
         traced(dp.losses.cross_entropy, LOGITS, floats(2)),
-    "wants integer labels, or probabilities as float32[2,3] without ignore, got float32[2,3] and "
-    "ignore_index=-100; make class numbers integers, or leave soft labels out by a mask":
+    "wants integer labels, or probabilities as float32[2,3] without ignore_index, got "
+    "float32[2,3] and ignore_index=-100; make class numbers integers, or leave soft labels out by "
+    "a mask":
         traced(dp.losses.cross_entropy, LOGITS, LOGITS, ignore_index=-100),
     "wants integer labels, got bool[2]; convert them: labels.astype(jnp.int32)":
         traced(dp.losses.cross_entropy, LOGITS, bools(2)),

@@ -94,7 +94,7 @@ def weighed(logits, labels, smoothing, weights, soft):
 
 
 @pytest.mark.parametrize("leading", [(), (6,), (2, 3)])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("soft", [False, True])
 def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
@@ -264,7 +264,7 @@ def test_what_cross_entropy_refuses():
     loss = dp.losses.cross_entropy
     for wrong in (jnp.zeros(2), jnp.zeros((3, 3)), jnp.zeros((2, 1))):
         error = refused(loss, logits, wrong)
-        assert error.wants == "integer labels, or probabilities as float32[2,3] without ignore"
+        assert error.wants == "integer labels, or probabilities as float32[2,3] without ignore_index"
         assert "integers" in error.remedy
     error = refused(loss, logits, jnp.zeros((2, 3)), ignore_index=-100)
     assert "ignore_index=-100" in error.got and "mask" in error.remedy

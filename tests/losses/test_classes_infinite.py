@@ -64,7 +64,7 @@ def test_an_impossible_class_that_is_not_asked_for_costs_nothing(name):
     like_the_limit(loss, logits, np.where(logits == -INF, -700.0, logits), given)
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_an_impossible_class_that_is_asked_for_costs_all(smoothing):
     loss = functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing)
     value, slope = value_and_slope(loss, LOGITS[:1], np.array([2]))

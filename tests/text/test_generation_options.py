@@ -162,7 +162,7 @@ def test_each_prompt_has_a_temperature():
 def test_nothing_is_promoted():
     """Neither a rank nor a dtype, of all that may be asked for; it is traced alone."""
     net = dp.stateless(None, lambda params, x: jax.nn.one_hot(x, 7, dtype=jnp.float32))
-    options = {"stop": [1, [2, 3]], "adjust": lambda logits, text: logits}
+    options = {"stop_tokens": [1, [2, 3]], "adjust": lambda logits, text: logits}
     drawn = {"key": jax.random.split(KEY, 1), "temperature": jnp.ones(1), "top_k": 3, "top_p": 0.5}
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         for given in ({}, {"key": KEY, "temperature": 0.5}, drawn):

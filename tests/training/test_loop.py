@@ -177,7 +177,7 @@ def test_ignored_labels_and_masks_pass_through_fit():
     kept = mask & (y != 1)
     options = dict(class_weights=np.array([0.5, 1.0, 2.0]))
     step, plain = (dp.make_step(NET, dp.classification(**options, **more), optax.sgd(0.1))
-                   for more in ({"ignore": 1}, {}))
+                   for more in ({"ignore_index": 1}, {}))
     data = {"x": np.where(mask[:, None], x, 1e6), "y": y, "mask": mask}
     results = [
         train(step, [data], 3, validation=dp.batches(data, 5)),
