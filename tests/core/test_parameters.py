@@ -294,6 +294,6 @@ def test_sharded_init_gives_the_bits_of_one_device():
         # What else the environment says stays: BLAS may be told by it how to compute `orthogonal`.
         cwd=pathlib.Path(__file__).parent, env=os.environ | {
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(DOCS.parents[1])})
+            "PYTHONPATH": os.pathsep.join(map(str, (DOCS.parents[1], DOCS.parents[1] / "tests")))})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [wanted] * 2

@@ -264,7 +264,8 @@ def test_what_cross_entropy_refuses():
     loss = dp.losses.cross_entropy
     for wrong in (jnp.zeros(2), jnp.zeros((3, 3)), jnp.zeros((2, 1))):
         error = refused(loss, logits, wrong)
-        assert error.wants == "integer labels, or probabilities as float32[2,3] without ignore_index"
+        assert error.wants == (
+            "integer labels, or probabilities as float32[2,3] without ignore_index")
         assert "integers" in error.remedy
     error = refused(loss, logits, jnp.zeros((2, 3)), ignore_index=-100)
     assert "ignore_index=-100" in error.got and "mask" in error.remedy
