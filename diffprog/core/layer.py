@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 
@@ -30,7 +30,28 @@ __all__ = ["Layer", "stateless"]
 
 # What a record says of its functions, and what it says where they were replaced.
 _OF_FUNCTIONS = {
-    "planner": None, "rebuild": None, "within": None, "factory": None, "settings": {}}
+    "planner": None, "rebuild": None, "within": None, "wraps": None, "factory": None,
+    "settings": {}}
+
+Order = Literal["once", "depth", "width", "time", "fixed point"]
+
+
+class Wraps(NamedTuple):
+    """What a wrapper runs, as `summary`, `diagram`, `gradient_flow` and `generate` read it.
+
+    Attributes:
+        layer: what is wrapped.
+        times: how many copies there are, each with parameters of its own.
+        order: how they run. "depth": each on the result of the one before; "width": side by side on
+            the same input; "time": on each time step; "fixed point": on the pair (z, x) until z
+            stays; "once": as it is.
+        dtype: to which inputs are cast; None leaves them.
+    """
+
+    layer: Layer
+    times: int = 1
+    order: Order = "once"
+    dtype: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -47,29 +68,38 @@ class Layer(Called):
         apply: ``(params, state, x, *, key=None, train=False, **side) -> (y, state)``.
         start: ``(params, state, x, *, length, **side) -> state``, what streaming carries; None
             promises that the layer does not mix positions in time.
-        children: the layers inside, under the names that their parameters have in the trees.
-        rebuild: ``(children) -> Layer``, the same layer made of other children.
-        name: the kind; unnamed children are numbered by it.
-        settings: argument -> value, for `repr`, errors and summaries; never in the trees.
-        bare: True of what never has parameters or state.
+
+    Attributes, how it is called:
+        bare: True if it never has parameters or state.
         random: may `apply` use a key?
         side: the names of the side inputs that the layer takes.
         kept: those of them that a stream keeps from its `start`, so that they need not be passed
-            again; all others belong to the chunk with which they are given.
+            again; all others belong to the chunk with which they are passed.
         planner: ``(x, side) -> Plan`` of layers made of layers; None evaluates the pair.
+        casts: does it cast parameters where it uses them? Then `mixed` passes them as they are
+            stored; to others it passes them in its dtype.
+
+    Attributes, what is inside:
+        children: the layers inside, under the names that their parameters have in the trees.
+        rebuild: ``(children) -> Layer``, the same layer made of other children.
+        within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for a layer
+            that passes parameters on unchanged.
+        wraps: the layer that a wrapper runs, and how often; None if it is no wrapper.
+
+    Attributes, its trees:
         computed: what `reparam` did to its trees, and `pin` to the mode in which they are read, the
-            outermost first; wrappers hand it on.
+            outermost first; wrappers pass it on.
         stacks: how many leading axes its trees have for copies of what it wraps.
-        choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
-        casts: does it cast parameters where it uses them? Then `mixed` hands them to it as they
-            are stored; to others it hands them in its dtype.
-        within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for what
-            hands parameters on as they come.
         dtype: in which a program that reads this child's parameters sees them; None is as stored.
         lent: the layer of which this one is a view, as a layer that computes its parameters shows
-            its children: to be looked at, and composed anew, but not to be called on parameters
+            its children: to be inspected and composed anew, but not to be called on parameters
             that are not computed yet. None is a layer of its own, as an edited view is.
+
+    Attributes, how it is shown:
+        name: the kind; unnamed children are numbered by it.
+        settings: argument -> value, for `repr` and errors; never in the trees.
         factory: the function whose call `repr` shows.
+        choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
 
     `dataclasses.replace` makes a record with other functions. What the old one said of its own,
     planner, rebuild, within, settings and factory, is not true of these: it is left out, unless it
@@ -82,26 +112,33 @@ class Layer(Called):
         (2, 3)
     """
 
+    # The functions.
     init: Callable[..., tuple[Params, State]]
     apply: Callable[..., tuple[Any, State]]
     start: Callable[..., State] | Any = None
+    # What is inside, and how it is shown: the arguments that authors pass most.
     children: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
     name: str = "layer"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # How it is called.
     bare: bool = False
     random: bool = False
     side: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
     planner: Callable[[Any, dict[str, Any]], Plan] | None = None
+    # Its trees.
     computed: tuple[Own, ...] = ()
     stacks: int = 0
     choice: Callable[[Any, dict[str, Any]], str] | None = None
     casts: bool = False
+    # For wrappers.
     within: Callable[[Callable[[Layer], Layer]], Layer] | None = None
+    wraps: Wraps | None = None
     dtype: Any = None
     lent: Layer | None = None
     factory: Callable[..., Layer] | None = None
+    # What the record keeps for itself.
     _call: Callable[[], Layer] | None = None
     _made: dict[str, Any] = dataclasses.field(default_factory=dict)
     _planned: Callable[[Any, dict[str, Any]], Plan] = dataclasses.field(init=False)
@@ -276,11 +313,13 @@ def as_layer(f: Any) -> Layer:
     return plain.described(as_layer, {"f": f})
 
 
-def around(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
-    """The fields by which a wrapper is made again: `again` wraps a layer as this one was wrapped.
-    """
+def around(
+    layer: Layer, again: Callable[[Layer], Layer], *, times: int = 1, order: Order = "once",
+) -> dict[str, Any]:
+    """The fields of a wrapper of `layer`: `again` wraps another layer in the same way."""
     return {"rebuild": lambda children: again(layer.rebuilt(children)),
-            "within": lambda f: again(f(layer))}
+            "within": lambda f: again(f(layer)),
+            "wraps": Wraps(layer, times, order)}
 
 
 def computing(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:

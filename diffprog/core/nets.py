@@ -6,6 +6,7 @@ it stands, so that the trees of a net with reparametrizations become those of th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from diffprog.core.computed import Computed, Expanded, Mapped, Own, Pinned, WrittenOut, one_copy
 from diffprog.core.dtypes import cast
 from diffprog.core.errors import LayerError
-from diffprog.core.layer import Layer
+from diffprog.core.layer import Layer, Wraps
 from diffprog.core.notation import listed
 from diffprog.core.parameters import fold
 from diffprog.core.paths import joined, part_at, paths, put
@@ -41,6 +42,45 @@ def visits(layer: Layer, x: Any, side: dict[str, Any], path: str = "") -> Iterat
     for name, seen, beside in plan.calls:
         child = layer.children[name].lent or layer.children[name]
         yield from visits(child, seen, beside, f"{path}/{name}" if path else name)
+
+
+class Run(NamedTuple):
+    """How a wrapper runs what it wraps: on inputs of these shapes."""
+
+    wrapper: Layer
+    wraps: Wraps
+    x: Any
+    side: dict[str, Any]
+
+
+def unwrapped(layer: Layer, x: Any, side: dict[str, Any]) -> Iterator[Run]:
+    """The wrappers around the innermost layer, the outermost first."""
+    while wraps := layer.wraps:
+        if wraps.dtype is not None:
+            x, side = jax.eval_shape(
+                functools.partial(cast, dtype=wraps.dtype), (x, side))
+        if wraps.order == "time":  # a recurrence keeps mask and segments to itself
+            x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
+                (*a.shape[:1], *a.shape[2:]), a.dtype), x)
+            side = {name: side[name] for name in side.keys() - {"mask", "segments"}}
+        if wraps.order == "fixed point":
+            x = (x, x)  # z and x
+        yield Run(layer, wraps, x, side)
+        layer = wraps.layer
+
+
+# Convolutions and pools with a window, known by their factories: a kind has the name of any
+# function, the user's too.
+_WINDOWS = {f"diffprog.layers.spatial.{factory}" for factory in (
+    "conv.conv", "conv.depthwise_conv", "pool.max_pool", "pool.avg_pool")}
+_TRANSPOSED = "diffprog.layers.spatial.conv.conv_transpose"
+
+
+def is_window(layer: Layer, *, transposed: bool = False) -> bool:
+    """Is it a convolution or a pool with a window, or a transposed one, if these count?"""
+    made_by = layer.factory
+    name = made_by and f"{made_by.__module__}.{made_by.__qualname__}"
+    return name in _WINDOWS or (transposed and name == _TRANSPOSED)
 
 
 def verify(net: Layer, params: Any, x: Any, *, state: Any = None, **side: Any) -> None:

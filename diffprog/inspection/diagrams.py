@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 
 from diffprog.core.arguments import check_count
-from diffprog.core.dtypes import cast
-from diffprog.core.layer import Layer, as_layer
+from diffprog.core.layer import Layer
+from diffprog.core.nets import unwrapped
 from diffprog.core.notation import clip, show
 from diffprog.core.plans import spec
 from diffprog.inspection.dataflow import Step, Value, Wiring, wiring
@@ -128,6 +128,8 @@ class _Artist:
             self.drawn.setdefault(call.path, box)
         for name in sorted(sides.keys() - core.side.keys()):  # what a copy does not see
             self._enter(name, sides[name], call.side[name], box)
+        for _ in range(core.solved):
+            xs = [None for _ in xs] + xs
         found = self._wire(call.path, core, inside, xs, sides, box, levels)
         more = itertools.repeat(found[-1])  # a tap gives more than what it wraps
         return [place for place, _ in zip(itertools.chain(found, more), y, strict=False)]
@@ -187,37 +189,34 @@ class _Artist:
 
 
 class _Core(NamedTuple):
-    """What wrappers wrap, what it is given, how it is copied, and a note for its `repr`."""
+    """What wrappers wrap, its inputs, how it is copied, and a note for its `repr`.
+
+    `solved` fixed points around it put their z, which comes from nowhere, before x.
+    """
 
     layer: Layer
     x: Any
     side: dict[str, Any]
     copies: list[str]
     note: str
+    solved: int = 0
 
 
 def _core(call: _Call) -> _Core:
-    layer, x, side, copies, note = call.layer, call.x, call.side, list[str](), ""
-    while True:
-        given = layer.settings
-        if "layer" in given:  # as every wrapper calls it
-            if "n" in given:
-                copies.append(f"{layer.name} \N{MULTIPLICATION SIGN} {given['n']}")
-            if "dtype" in given:
-                dtype = given["dtype"]
-                x, side = jax.eval_shape(lambda inputs, dtype=dtype: cast(inputs, dtype), (x, side))
-                note = f" in {jax.numpy.dtype(dtype).name}"
-            layer = as_layer(given["layer"])
-        elif layer.name == "recurrent" and as_layer(given.get("cell", layer)).children and not (
-                given["bidirectional"]):
-            copies.append("recurrent")
-            x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
-                (*a.shape[:1], *a.shape[2:]), a.dtype), x)
-            side = {name: value for name, value in side.items()
-                    if name not in ("mask", "segments")}
-            layer = as_layer(given["cell"])
-        else:
-            return _Core(layer, x, side, copies, note)
+    core = _Core(call.layer, call.x, call.side, [], "")
+    for wrapper, wraps, x, side in unwrapped(call.layer, call.x, call.side):
+        if wraps.order == "time" and not wraps.layer.children:
+            break  # a cell without parts is drawn as one node
+        copies, note = core.copies, core.note
+        if wraps.times > 1 or wraps.order in ("depth", "width"):
+            copies = [*copies, f"{wrapper.name} \N{MULTIPLICATION SIGN} {wraps.times}"]
+        elif wraps.order in ("time", "fixed point"):
+            copies = [*copies, wrapper.name]
+        if wraps.dtype is not None:
+            note = f" in {jax.numpy.dtype(wraps.dtype).name}"
+        solved = core.solved + (wraps.order == "fixed point")
+        core = _Core(wraps.layer, x, side, copies, note, solved)
+    return core
 
 
 def _says_nothing(name: str, layer: Layer, parent: Layer) -> bool:

@@ -9,7 +9,6 @@ and the other combinators hand them in and out, a copy its own, as they do with 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,14 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import held
-from diffprog.core.computed import Expanded
+from diffprog.core.computed import Expanded, Mapped
 from diffprog.core.dtypes import is_float
 from diffprog.core.layer import Layer, around, as_layer
 from diffprog.core.notation import clip
 from diffprog.core.plans import Params, Plan, State
 from diffprog.inspection.tables import table
 from diffprog.training.objectives import Objective
-from diffprog.transforms.repeat import repeat
 
 __all__ = ["gradient_flow"]
 
@@ -131,8 +129,8 @@ def _inmost(layer: Layer, f: Callable[[Layer], Layer]) -> Layer:
     """f of a layer; of what is repeated, if it is a `repeat`, so that each copy has a mark."""
     if not _is_repeat(layer):
         return f(layer)
-    given = layer.settings
-    return repeat(**{**given, "layer": _inmost(as_layer(given["layer"]), f)})
+    assert layer.within is not None
+    return layer.within(lambda inner: _inmost(inner, f))
 
 
 def _marked(layer: Layer, note: Callable[[], Any]) -> Layer:
@@ -240,34 +238,33 @@ def _row(path: str, layer: Layer, at: tuple[Any, ...], trees: tuple[Params, Para
 
 
 def _axes(layer: Layer) -> list[tuple[bool, int]]:
-    """The leading axes of a layer's copies: are they in sequence, and how many?"""
-    found, given = [], layer.settings
-    while "layer" in given:  # as every wrapper calls it
-        if "n" in given:
-            found.append((layer.name == "repeat", given["n"]))
-        layer = as_layer(given["layer"])
-        given = layer.settings
+    """The leading axes of a layer's copies: do they run in sequence, and how many are they?"""
+    found = []
+    while wraps := layer.wraps:
+        if wraps.order in ("depth", "width"):
+            found.append((wraps.order == "depth", wraps.times))
+        layer = wraps.layer
     return found
 
 
 def _repeats(layer: Layer) -> tuple[list[int], Layer]:
-    """How often each `repeat` goes that has nothing but a `repeat` around it, and what repeats."""
+    """The counts of each `repeat` with nothing but a `repeat` around it, and what they repeat."""
     counts = []
-    while _is_repeat(layer):
-        counts.append(layer.settings["n"])
-        layer = as_layer(layer.settings["layer"])
+    while (wraps := layer.wraps) and wraps.order == "depth":
+        counts.append(wraps.times)
+        layer = wraps.layer
     return counts, layer
 
 
 def _is_repeat(layer: Layer) -> bool:
-    return layer.factory is inspect.unwrap(repeat)
+    return layer.wraps is not None and layer.wraps.order == "depth"
 
 
 def _children(layer: Layer) -> Mapping[str, Layer]:
     """The layers inside that have rows: those in `hyper` are written, and what is in `linearize` is
     computed elsewhere, at the origin."""
-    expanded = any(isinstance(own, Expanded) for own in layer.computed)
-    known = layer.rebuild and "target" not in layer.settings and not expanded
+    elsewhere = any(isinstance(own, (Expanded, Mapped)) for own in layer.computed)
+    known = layer.rebuild and not elsewhere
     return {name: as_layer(child) for name, child in layer.children.items()} if known else {}
 
 

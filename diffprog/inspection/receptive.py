@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from diffprog.core.layer import Layer
-
-_WINDOWS = frozenset({"conv", "depthwise_conv", "max_pool", "avg_pool"})
+from diffprog.core.nets import is_window
 
 
 class Field(NamedTuple):
@@ -81,11 +80,6 @@ def _before(
     if isinstance(padding, int):
         return (padding,) * len(wider)
     return tuple(before for before, _ in padding)
-
-
-def is_window(layer: Layer) -> bool:
-    """Is it a convolution or a pool with a window?"""
-    return layer.name in _WINDOWS and not layer.children
 
 
 def repeated(before: Reach | None, once: Reach | None, times: int) -> Reach | None:

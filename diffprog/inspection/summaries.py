@@ -7,26 +7,20 @@ of them, and nothing is compiled.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import itertools
 from typing import Any, NamedTuple
 
 import jax
 
-from diffprog.core.dtypes import cast
-from diffprog.core.layer import Layer, as_layer
+from diffprog.core.computed import Mapped
+from diffprog.core.layer import Layer
+from diffprog.core.nets import is_window, unwrapped
 from diffprog.core.notation import show
 from diffprog.core.paths import count
 from diffprog.core.plans import blank, spec, step_by_step
 from diffprog.inspection.costs import flops
-from diffprog.inspection.receptive import Field, Reach, Ways, behind, is_window, repeated
+from diffprog.inspection.receptive import Field, Reach, Ways, behind, repeated
 from diffprog.inspection.tables import table
-from diffprog.transforms.ema import ema
-from diffprog.transforms.fixed_point import fixed_point
-from diffprog.transforms.freeze import freeze
-from diffprog.transforms.remat import remat
-from diffprog.transforms.tap import tap
 
 __all__ = ["summary"]
 
@@ -190,7 +184,7 @@ class _Reader:
 
         def alike(name: str, x: Any) -> int:
             """How often a child does this at once: of `hyper` the target, for each example."""
-            if inner.name != "hyper" or name != "target":
+            if name != "target" or Mapped not in map(type, inner.computed):
                 return 1
             whole, part = (jax.tree.leaves(given)[0].size for given in (narrow, x))
             return whole // max(part, 1)
@@ -260,47 +254,29 @@ class _Core(NamedTuple):
     around: float
 
 
-# Wrappers that compute nothing themselves; others are counted to know what they do.
-_TRANSPARENT = tuple(map(inspect.unwrap, (ema, freeze, remat, tap)))
-
-
 def _core(layer: Layer, x: Any, side: dict[str, Any]) -> _Core:
-    runs, depth, timed, around = 1, 1, False, 0.0
-    while inner := _wrapped(layer):
-        given = layer.settings
-        if "cell" in given:
-            timed, runs = True, runs * jax.tree.leaves(x)[0].shape[1]
-            x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
-                (*a.shape[:1], *a.shape[2:]), a.dtype), x)
-            # Recurrence keeps these for itself.
-            side = {name: side[name] for name in side.keys() - {"mask", "segments"}}
-        elif layer.factory is inspect.unwrap(fixed_point):
-            x = (x, x)  # one application counts: how many there are depends on the numbers
-        elif "dtype" in given:
-            x, side = jax.eval_shape(functools.partial(cast, dtype=given["dtype"]), (x, side))
-        elif "n" in given:
-            runs *= given["n"]
-            depth *= given["n"] if layer.name == "repeat" else 1
-        elif layer.factory not in _TRANSPARENT:
-            around += runs * (_at_rest(layer, x, side) - _at_rest(inner, x, side))
-        layer = inner
-    return _Core(layer, x, side, runs, depth, timed, around)
-
-
-def _wrapped(layer: Layer) -> Layer | None:
-    """The layer that a wrapper wraps."""
-    if layer.name == "recurrent" and layer.settings.get("bidirectional") is False:
-        return as_layer(layer.settings["cell"])
-    return as_layer(layer.settings["layer"]) if "layer" in layer.settings else None
+    core = _Core(layer, x, side, runs=1, depth=1, timed=False, around=0.0)
+    for wrapper, wraps, inner_x, inner_side in unwrapped(layer, x, side):
+        runs, depth, timed, around = core.runs, core.depth, core.timed, core.around
+        if wraps.order == "time":
+            timed, runs = True, runs * jax.tree.leaves(core.x)[0].shape[1]
+        elif wraps.order == "once" and wraps.dtype is None:
+            # What the wrapper computes itself, such as parameters.
+            around += runs * (_of_call(wrapper, core.x, core.side)
+                              - _of_call(wraps.layer, inner_x, inner_side))
+        runs *= wraps.times
+        depth *= wraps.times if wraps.order == "depth" else 1
+        core = _Core(wraps.layer, inner_x, inner_side, runs, depth, timed, around)
+    return core
 
 
 def _copies(layer: Layer) -> int:
     """How many copies wrappers make of what they wrap."""
-    inner = _wrapped(layer)
-    return layer.settings.get("n", 1) * _copies(inner) if inner else 1
+    return layer.wraps.times * _copies(layer.wraps.layer) if layer.wraps else 1
 
 
-def _at_rest(layer: Layer, x: Any, side: dict[str, Any]) -> float:
+def _of_call(layer: Layer, x: Any, side: dict[str, Any]) -> float:
+    """The operations of a call at inference."""
     plan = layer.plan(x, **side)
     return flops(lambda params, state, x, side: layer.apply(params, state, x, **side)[0],
                  plan.params, plan.state, x, side)

@@ -16,14 +16,13 @@ import jax.numpy as jnp
 from diffprog.core.arguments import known
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
-from diffprog.core.nets import Visit, visits
+from diffprog.core.nets import Visit, is_window, visits
 from diffprog.core.notation import clip, show
 from diffprog.core.plans import grown, spec
 from diffprog.training.mixing import mixes
 
 _Given = tuple[Any, dict[str, Any]]  # x and side inputs
 
-_WINDOWS = frozenset({"conv", "depthwise_conv", "conv_transpose", "max_pool", "avg_pool"})
 
 # Shapes on which nothing was found; they die with the net.
 _passed: weakref.WeakKeyDictionary[Layer, set[Any]] = weakref.WeakKeyDictionary()
@@ -138,8 +137,7 @@ def _check_channels(net: Layer, x: Any, side: dict[str, Any]) -> None:
         (a.shape[1] <= 4 and a.shape[1] < a.shape[2] == a.shape[3])
         or (a.shape[1] in (1, 3) and min(a.shape[2:]) >= 8))}
     for visit in visits(net, x, side) if first else ():
-        if (visit.layer.name in _WINDOWS and not visit.layer.children
-                and getattr(visit.x, "shape", None) in first):
+        if is_window(visit.layer, transposed=True) and getattr(visit.x, "shape", None) in first:
             raise _of(visit.path, visit.layer, LayerError(
                 "images with channels last, (batch, height, width, channels)", show(visit.x),
                 "write jnp.moveaxis(x, 1, -1), or pass check_axes=False if axis 1 is the height"))

@@ -153,7 +153,8 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
 
     return Layer(
         init, apply, layer.start and start, layer.children,
-        **around(layer, lambda layer: fixed_point(layer, tolerance=tolerance, steps=steps)),
+        **around(layer, lambda layer: fixed_point(layer, tolerance=tolerance, steps=steps),
+                 order="fixed point"),
         name="fixed_point",
         bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
         computed=layer.computed, stacks=layer.stacks,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from diffprog.core.dtypes import cast, is_float, joint
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
-from diffprog.core.layer import Layer, as_layer
+from diffprog.core.layer import Layer, Wraps, as_layer
 from diffprog.core.notation import code
 from diffprog.core.plans import Params, Plan, State, remember
 
@@ -87,6 +87,7 @@ def mixed(layer: Any, dtype: Any) -> Layer:
         layer, apply=apply, start=layer.start and start, planner=planner,
         rebuild=lambda children: mixed(layer.rebuilt(children), dtype),
         within=lambda f: mixed(layer, dtype),  # in another `mixed` it keeps to its own dtype
+        wraps=Wraps(layer, dtype=dtype),
     )
 
 

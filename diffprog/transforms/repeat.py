@@ -109,7 +109,8 @@ def repeat(
 
     return Layer(
         init, once(apply, "train"), layer.start and once(start, "length"), layer.children,
-        **around(layer, lambda layer: repeat(n, layer, unroll=unroll, remat=remat)),
+        **around(layer, lambda layer: repeat(n, layer, unroll=unroll, remat=remat),
+                 times=n, order="depth"),
         name="repeat",
         bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
         computed=layer.computed, stacks=layer.stacks + 1,

@@ -56,7 +56,8 @@ def side_by_side(
         return jax.vmap(one, axis_size=n)(params, state)
 
     return Layer(
-        init, apply, layer.start and start, layer.children, **around(layer, again), bare=layer.bare,
+        init, apply, layer.start and start, layer.children,
+        **around(layer, again, times=n, order="width"), bare=layer.bare,
         random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
         computed=layer.computed, stacks=layer.stacks + 1,
     )

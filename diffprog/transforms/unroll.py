@@ -7,15 +7,13 @@ updates caches in place. So what runs one net thousands of times writes it out f
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from diffprog.core.computed import WrittenOut
-from diffprog.core.layer import Layer, as_layer
-from diffprog.transforms.repeat import repeat
+from diffprog.core.layer import Layer
 
 Split = Callable[[Any], Any]
 
@@ -26,10 +24,9 @@ def unrolled(layer: Layer) -> tuple[Layer, Split]:
     Repeats inside other wrappers, such as `mixed`, stay as they are. A program that reads the
     parameters of a repeat, ``layers.body.params``, sees them stacked in either net.
     """
-    if layer.factory is inspect.unwrap(repeat):
-        count = layer.settings["n"]
-        one, split = unrolled(as_layer(layer.settings["layer"]))
-        names = [f"copy_{i}" for i in range(count)]
+    if layer.wraps and layer.wraps.order == "depth":
+        one, split = unrolled(layer.wraps.layer)
+        names = [f"copy_{i}" for i in range(layer.wraps.times)]
 
         def copies(tree: Any) -> Any:
             return {name: split(jax.tree.map(lambda a, i=i: a[i], tree))
@@ -40,8 +37,7 @@ def unrolled(layer: Layer) -> tuple[Layer, Split]:
 
     # The trees of what wraps another layer are not those of its children; and what a layer of one's
     # own does with trees is its own affair, unless it says that it hands them on as they come.
-    wraps = layer.settings.keys() & {"layer", "cell", "target"} or layer.stacks or layer.computed
-    if wraps or not layer.children or layer.within is None:
+    if layer.wraps or layer.stacks or layer.computed or not layer.children or layer.within is None:
         return layer, lambda tree: tree
     parts = {name: unrolled(child) for name, child in layer.children.items()}
     if all(parts[name][0] is child for name, child in layer.children.items()):

@@ -233,3 +233,12 @@ def test_none_is_an_absent_side_input_and_faults_of_the_net_are_its_own():
         dp.inspection.diagram(net, shape(2, 3, 4), memory=shape(2, 3, 4))
     with pytest.raises(dp.LayerError, match="wants levels"):
         dp.inspection.diagram(net, shape(2, 3, 4), levels=0)
+
+
+def test_a_fixed_point_is_drawn_with_its_iterate_from_nowhere():
+    net = dp.fixed_point(dp.parallel(dp.linear(4), dp.linear(4, bias=False)) >> dp.add >> jnp.tanh)
+    edges, boxes = drawn(net, shape(2, 4))
+    assert [edge[:2] for edge in edges] == [
+        ("x", "linear(4, bias=False)"), ("linear(4)", "add"), ("linear(4, bias=False)", "add"),
+        ("add", "jax.nn.tanh"), ("jax.nn.tanh", "y")]
+    assert boxes["linear(4)"] == ("fixed_point",)

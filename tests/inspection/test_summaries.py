@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 import diffprog as dp
+from diffprog.core.factories import factory
 
 
 def shape(*sides, dtype=jnp.float32):
@@ -118,3 +119,30 @@ def test_memory_counts_bytes_and_not_numbers():
         seen = dp.summary(dp.linear(3), shape(2, 4, dtype=jnp.float64))
         assert (seen.parameters, seen.bytes) == (15, 120)
     assert dp.summary(dp.linear(3), shape(2, 4, dtype=jnp.bfloat16)).bytes == 60
+
+
+# Wrappers and windows are known by the record, not by names.
+
+def max_pool(x):
+    """A user's function with the name of a layer."""
+    return x[:, ::2]
+
+
+@factory
+def top(n, layer):
+    """A user's factory with arguments named as those of `repeat`."""
+    return dp.serial(layer, dp.linear(n))
+
+
+def test_a_users_function_named_as_a_pool_is_no_window():
+    found = dp.summary(dp.linear(4) >> max_pool, shape(2, 6))
+    assert [row.field for row in found.rows] == [None, None, None]
+
+
+def test_a_users_factory_is_no_wrapper():
+    layer = dp.linear(4)
+    net = top(3, layer)
+    found = dp.summary(net, shape(2, 6))
+    alone = dp.summary(dp.serial(layer, dp.linear(3)), shape(2, 6))
+    assert found.flops == alone.flops and found.parameters == alone.parameters
+    assert [row.path for row in found.rows] == ["", "linear_0", "linear_1"]

@@ -282,7 +282,7 @@ def recurrent(
 
     return Layer(
         init, once(apply, "train"), start, cell.children,
-        **around(cell, lambda cell: recurrent(cell, reverse=reverse, unroll=unroll)),
+        **around(cell, lambda cell: recurrent(cell, reverse=reverse, unroll=unroll), order="time"),
         name="recurrent", bare=cell.bare, random=cell.random, side=cell.side | own,
         kept=cell.kept, planner=planner, computed=cell.computed, stacks=cell.stacks,
     )
