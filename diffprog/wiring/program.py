@@ -65,135 +65,205 @@ def wire(
     rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None,
 ) -> Layer:
     """The layer of a function over named children; `named` are the side inputs it names."""
-    children = {name: as_layer(f) for name, f in parts.items()}
-    flagged = "train" in inspect.signature(function).parameters
-    side = named.union(*(child.side for child in children.values())) - {"train"}
-
-    def given_to(visit: Callable[..., Any], read: Callable[[str], Params], train: bool,
-                 given: Mapping[str, Any]) -> tuple[dict[str, Child], dict[str, Any]]:
-        """The children and the side inputs with which the function is run.
-
-        It is called where it is run: nets are nested deeply, and Python's stack is short.
-        """
-        own = {n: given[n] for n in given.keys() & named} | ({"train": train} if flagged else {})
-        routed = {n: given[n] for n in given.keys() - named}
-        return {n: Child(n, child, visit, read, routed) for n, child in children.items()}, own
-
-    @remember
-    def planner(x: Any, given: dict[str, Any]) -> Plan:
-        params: Params = {}
-        state: State = {}
-        calls: list[Call] = []
-
-        def visit(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
-            plan = children[name].plan(x, **side)
-            calls.append(Call(name, spec(x), spec(side)))
-            for trees, tree in ((params, plan.params), (state, plan.state)):
-                if trees.setdefault(name, tree) != tree:
-                    first = next(call.x for call in calls if call.name == name)
-                    raise LayerError("the same parameters in all its calls",
-                                     f"{show(first)} first and {show(x)} later",
-                                     "share it between inputs of one width")
-            return blank(plan.y), plan.state, None
-
-        def read(name: str) -> Params:
-            if name not in params:
-                raise LayerError(f"a call of layers.{name} before its params are read", "",
-                                 f"call layers.{name} on a line before")
-            return reader(children, *blank((params, state)))(name)
-
-        def run(x: Any, given: dict[str, Any], train: bool) -> Any:
-            seen, own = given_to(visit, read, train, given)
-            return checked_result(function(Children(seen), x, **own))
-
-        evaluate = lambda train: jax.eval_shape(  # noqa: E731
-            functools.partial(run, train=train), x, given)
-        y, at_rest = evaluate(False), list(calls)
-        if flagged:
-            evaluate(True)
-        if idle := [n for n, child in children.items() if n not in params and not child.bare]:
-            raise LayerError(f"a call of every child, {listed(idle)} too", "no call on this input",
-                             f"give init every side input ({listed(side)}), or remove the child")
-        in_training = [call for call in calls if call.name not in {c.name for c in at_rest}]
-        return Plan(_full(params), _full(state), y, (*at_rest, *in_training))
-
-    def init(key: jax.Array, x: Any, **given: Any) -> tuple[Params, State]:
-        params, state = {}, {}
-        for name, seen, side in planner(x, given).calls:
-            if name not in params:
-                with signed(children[name].__repr__, seen, name):  # some fail on values alone
-                    params[name], state[name] = children[name].init(fold(key, name), seen, **side)
-        return _full(params), _full(state)
-
-    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
-              train: bool = False, **given: Any) -> tuple[Any, State]:
-        check_children(params, state, children)
-        new = dict(state)
-        streaming: set[str] = set()
-
-        def visit(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
-            child = children[name]
-            parts = lambda tree: parted(child, tree, lambda: child._shaped(x, side)[1])  # noqa: E731
-            if child.start and name in state and nth == 0 and parts(state[name])[1]:
-                streaming.add(name)
-            # What a stream carries belongs to the call, running statistics to the child.
-            slot = slot_of(name, nth) if name in streaming else name
-            if name in streaming and slot not in state:
-                raise miscounted(name, nth + 1)
-            own = None  # deterministic layers cost no key operations
-            if child.random and key is not None:
-                own = fold(key, name) if nth == 0 else jax.random.fold_in(fold(key, name), nth)
-            later = slot != name
-            statistics, first = parts(new[name]) if later else ({}, {})
-            held = both(new.get(slot, {}), statistics)
-            y, after = child.apply(params.get(name, {}), held, x, key=own, train=train, **side)
-            if later:
-                statistics, new[slot] = parts(after)
-                new[name] = both(first, statistics)
-            elif after:
-                new[name] = after
-            return y, after, own
-
-        seen, own = given_to(visit, reader(children, params, state, train), train, given)
-        y = checked_result(function(Children(seen), x, **own))
-        for name, child in children.items():
-            left = slot_of(name, calls := seen[name].calls)
-            at_rest = lambda name=name: planner(spec(x), spec(given)).state.get(name, {})  # noqa: E731
-            if left in state and (calls or parted(child, state[name], at_rest)[1]):
-                raise miscounted(name, calls)
-        return y, new
-
-    def start(params: Params, state: State, x: Any, *, length: int, **given: Any) -> State:
-        check_children(params, state, children)
-        new = dict(state)
-
-        def visit(name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
-            child, own = children[name], (params.get(name, {}), state.get(name, {}))
-            carried = child.start(*own, x, length=length, **side) if child.start else {}
-            if carried:
-                new[slot_of(name, nth)] = carried if nth == 0 else parted(
-                    child, carried, lambda: child._shaped(x, side)[1])[1]
-            return child.apply(*own, x, **side)[0], carried or own[1], None
-
-        seen, own = given_to(visit, reader(children, params, state), False, given)
-        checked_result(function(Children(seen), x, **own))
-        return new
-
-    inside = children.values()
+    program = _Program(function, {name: as_layer(f) for name, f in parts.items()}, named)
+    children, inside = program.children, program.children.values()
     again = functools.partial(rebuild, children) if rebuild else functools.partial(
         wire, function, children, named, name=name)
     rebuild = rebuild or (lambda new: wire(function, new, named))
     return Layer(
-        init, apply, start if any(child.start for child in inside) else None, children,
-        rebuild,
+        program.init, program.apply, program.start if any(child.start for child in inside) else
+        None, children, rebuild,
         name=name or name_of(function),
         bare=all(child.bare for child in inside), random=any(child.random for child in inside),
-        side=side, kept=frozenset().union(*(child.kept for child in inside)), planner=planner,
+        side=program.side, kept=frozenset().union(*(child.kept for child in inside)),
+        planner=program.plan,
         within=lambda f: rebuild({name: f(child) for name, child in children.items()}),
         _call=again,
     )
 
 
-def _full(trees: Mapping[str, Any]) -> dict[str, Any]:
+class _Program:
+    """A function over named children. It is run to plan, to apply, and to start a stream.
+
+    What differs is only what a call of a child does: `_Planning`, `_Applying` and `_Starting` have
+    a method `visit` for it, and `read` for a child's parameters.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], children: dict[str, Layer], named: frozenset[str]
+    ) -> None:
+        self.function, self.children, self.named = function, children, named
+        self.flagged = "train" in inspect.signature(function).parameters
+        self.side = named.union(*(child.side for child in children.values())) - {"train"}
+        self.plan = remember(self._plan)
+
+    def arguments(
+        self, visit: Callable[..., Any], read: Callable[[str], Params], train: bool,
+        side: Mapping[str, Any],
+    ) -> tuple[dict[str, Child], dict[str, Any]]:
+        """The children and the side inputs with which the function is called.
+
+        The caller calls it: nets are nested deeply, and Python's stack is short.
+        """
+        own = {name: side[name] for name in side.keys() & self.named}
+        if self.flagged:
+            own["train"] = train
+        routed = {name: side[name] for name in side.keys() - self.named}
+        seen = {name: Child(name, child, visit, read, routed)
+                for name, child in self.children.items()}
+        return seen, own
+
+    def _plan(self, x: Any, side: dict[str, Any]) -> Plan:
+        planning = _Planning(self.children)
+
+        def run(x: Any, side: dict[str, Any], train: bool) -> Any:
+            seen, own = self.arguments(planning.visit, planning.read, train, side)
+            return checked_result(self.function(Children(seen), x, **own))
+
+        y = jax.eval_shape(functools.partial(run, train=False), x, side)
+        inference = list(planning.calls)
+        if self.flagged:
+            jax.eval_shape(functools.partial(run, train=True), x, side)
+        called = {call.name for call in inference}
+        training = [call for call in planning.calls if call.name not in called]
+        idle = [name for name, child in self.children.items()
+                if name not in planning.params and not child.bare]
+        if idle:
+            raise LayerError(
+                f"a call of every child, {listed(idle)} too", "no call on this input",
+                f"give init every side input ({listed(self.side)}), or remove the child")
+        return Plan(_nonempty(planning.params), _nonempty(planning.state), y,
+                    (*inference, *training))
+
+    def init(self, key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        """Each child on the input of its first call, by a key of its own name."""
+        params, state = {}, {}
+        for name, seen, beside in self.plan(x, side).calls:
+            if name not in params:
+                with signed(self.children[name].__repr__, seen, name):  # some fail on values alone
+                    params[name], state[name] = self.children[name].init(
+                        fold(key, name), seen, **beside)
+        return _nonempty(params), _nonempty(state)
+
+    def apply(
+        self, params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+        train: bool = False, **side: Any,
+    ) -> tuple[Any, State]:
+        """The function's result, and the state with that of each child after its call."""
+        check_children(params, state, self.children)
+        applying = _Applying(self.children, params, state, key, train)
+        read = reader(self.children, params, state, train)
+        seen, own = self.arguments(applying.visit, read, train, side)
+        y = checked_result(self.function(Children(seen), x, **own))
+        for name, child in self.children.items():
+            calls = seen[name].calls
+            initial = lambda name=name: self.plan(spec(x), spec(side)).state.get(name, {})  # noqa: E731
+            if slot_of(name, calls) in state and (calls or parted(child, state[name], initial)[1]):
+                raise miscounted(name, calls)
+        return y, applying.new
+
+    def start(
+        self, params: Params, state: State, x: Any, *, length: int, **side: Any
+    ) -> State:
+        """The state with the carry of each call of a child that streams."""
+        check_children(params, state, self.children)
+        starting = _Starting(self.children, params, state, length)
+        seen, own = self.arguments(
+            starting.visit, reader(self.children, params, state), False, side)
+        checked_result(self.function(Children(seen), x, **own))
+        return starting.new
+
+
+class _Planning:
+    """Calls of children on shapes: they add to the trees and to the list of calls."""
+
+    def __init__(self, children: Mapping[str, Layer]) -> None:
+        self.children = children
+        self.params: Params = {}
+        self.state: State = {}
+        self.calls: list[Call] = []
+
+    def visit(self, name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
+        """Zeros in the shape of the output, the shapes of the state, and no key."""
+        plan = self.children[name].plan(x, **side)
+        self.calls.append(Call(name, spec(x), spec(side)))
+        for trees, tree in ((self.params, plan.params), (self.state, plan.state)):
+            if trees.setdefault(name, tree) != tree:
+                first = next(call.x for call in self.calls if call.name == name)
+                raise LayerError("the same parameters in all its calls",
+                                 f"{show(first)} first and {show(x)} later",
+                                 "share it between inputs of one width")
+        return blank(plan.y), plan.state, None
+
+    def read(self, name: str) -> Params:
+        """Zeros in the shapes of the parameters of a child that was called before."""
+        if name not in self.params:
+            raise LayerError(f"a call of layers.{name} before its params are read", "",
+                             f"call layers.{name} on a line before")
+        return reader(self.children, *blank((self.params, self.state)))(name)
+
+
+class _Applying:
+    """Calls of children on values: each replaces its state in `new`.
+
+    The carry of a stream belongs to a call, so the nth call has a slot of its own; running
+    statistics belong to the child, and are in the slot of the first.
+    """
+
+    def __init__(
+        self, children: Mapping[str, Layer], params: Params, state: State,
+        key: jax.Array | None, train: bool,
+    ) -> None:
+        self.children, self.params, self.state = children, params, state
+        self.key, self.train = key, train
+        self.new = dict(state)
+        self.streaming: set[str] = set()
+
+    def visit(self, name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
+        """The output, the new state, and the key of the call."""
+        child = self.children[name]
+        parts = lambda tree: parted(child, tree, lambda: child._shaped(x, side)[1])  # noqa: E731
+        if child.start and name in self.state and nth == 0 and parts(self.state[name])[1]:
+            self.streaming.add(name)
+        slot = slot_of(name, nth) if name in self.streaming else name
+        if name in self.streaming and slot not in self.state:
+            raise miscounted(name, nth + 1)
+        key = None  # deterministic layers cost no key operations
+        if child.random and self.key is not None:
+            key = fold(self.key, name)
+            key = key if nth == 0 else jax.random.fold_in(key, nth)
+        later = slot != name
+        statistics, carry = parts(self.new[name]) if later else ({}, {})
+        held = both(self.new.get(slot, {}), statistics)
+        y, after = child.apply(
+            self.params.get(name, {}), held, x, key=key, train=self.train, **side)
+        if later:
+            statistics, self.new[slot] = parts(after)
+            self.new[name] = both(carry, statistics)
+        elif after:
+            self.new[name] = after
+        return y, after, key
+
+
+class _Starting:
+    """Calls of children that begin a stream: each adds its carry to `new`."""
+
+    def __init__(
+        self, children: Mapping[str, Layer], params: Params, state: State, length: int
+    ) -> None:
+        self.children, self.params, self.state, self.length = children, params, state, length
+        self.new = dict(state)
+
+    def visit(self, name: str, nth: int, x: Any, side: dict[str, Any]) -> Any:
+        """The output without a stream, the carry, and no key."""
+        child, own = self.children[name], (self.params.get(name, {}), self.state.get(name, {}))
+        carried = child.start(*own, x, length=self.length, **side) if child.start else {}
+        if carried:
+            self.new[slot_of(name, nth)] = carried if nth == 0 else parted(
+                child, carried, lambda: child._shaped(x, side)[1])[1]
+        return child.apply(*own, x, **side)[0], carried or own[1], None
+
+
+def _nonempty(trees: Mapping[str, Any]) -> dict[str, Any]:
     """The trees of children without those that are empty."""
     return {name: tree for name, tree in trees.items() if tree}
