@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from diffprog.core.errors import LayerError, signed
-from diffprog.core.guards import taken, trace, transformed
+from diffprog.core.guards import trace, transformed
 from diffprog.core.layer import Layer
 from diffprog.core.notation import keyword_only, listed, name_of, show
 from diffprog.core.plans import Params
@@ -18,9 +18,9 @@ _RESERVED = frozenset({"params", "state", "x", "key", "length"})
 class Child:
     """A child as the program's function sees it: called with x and side inputs alone.
 
-    Side inputs that the program does not name are `routed` to it. ``visit(name, nth, x, side)`` is
-    what its nth call does: it gives the output, and the state and the key of the call.
-    ``read(name)`` is what its parameters are.
+    Side inputs that the program does not name are `routed` to it. ``visit(name, nth, x, side)``
+    runs its nth call and returns the output, and the state and the key of the call; ``read(name)``
+    returns its parameters. The layer itself checks the side inputs.
     """
 
     def __init__(
@@ -39,8 +39,7 @@ class Child:
                              "side inputs go by name, params and state by themselves")
         nth, self.calls = self.calls, self.calls + 1
         with signed(self._layer.__repr__, x, self._name):
-            y, state, key = self._visit(self._name, nth, x, taken(
-                self._layer, self._routed | side))
+            y, state, key = self._visit(self._name, nth, x, self._routed | side)
             if (state or key is not None) and trace() != self._begun:
                 raise transformed(state)
             return y
