@@ -15,7 +15,7 @@ NO_KEY = "wants a key when train=True, got none; pass key=jax.random.key(seed) t
 INIT_GAVE = "pass what init gave"
 NAMES = "wants a name without leading _ and / * @ ~ #"
 STATIC = "make it static under jax.jit: jax.jit(net.apply, static_argnames='train')"
-ANOTHER = "pass what init gave on input of this shape"
+ANOTHER = "pass what init returned on input of this shape"
 NOBODY = "leave it out, or add a layer that takes it"
 LIST = ("write serial(a, b) for a sequence of layers, and Layer(init, apply) for a pair of "
         "functions")

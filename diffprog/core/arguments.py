@@ -1,4 +1,4 @@
-"""What layers ask of their arguments and inputs, each demand in the same words everywhere."""
+"""Checks of arguments and inputs that many layers share, with the same message everywhere."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jax.core import Tracer
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
 
-_FORBIDDEN = "/*@~#"  # they mean something in paths
+_FORBIDDEN = "/*@~#"  # they have a meaning in paths
 _NUMPY = (np.ndarray, np.generic)
 
 
 def check_array(x: Any, rank: int = 0, axes: str = "", *, floating: bool = True) -> None:
-    """Raise unless x is one array with at least `rank` axes, of floats unless told otherwise."""
+    """Raise unless x is one array with at least `rank` axes, of floats if `floating`."""
     if not is_array(x):
         remedy = "convert it: jnp.asarray(x)" if hasattr(x, "dtype") else (
             "pick one part of it with a lambda")
@@ -32,7 +32,7 @@ def check_array(x: Any, rank: int = 0, axes: str = "", *, floating: bool = True)
 
 
 def is_array(x: Any) -> bool:
-    """Has it a shape, and a dtype that JAX knows? That of a tensor of another library is none."""
+    """Does it have a shape, and a dtype that JAX knows? Tensors of other libraries do not."""
     try:
         return hasattr(x, "shape") and jnp.issubdtype(x.dtype, np.generic)
     except (AttributeError, TypeError):
@@ -43,17 +43,18 @@ def check_features(wanted: int, x: Any) -> None:
     """Raise unless the last axis of x has the size that the parameters were made for."""
     if x.shape[-1] != wanted:
         raise LayerError(f"{_features(wanted)} on the last axis, as init saw", show(x),
-                         "init anew on input of this shape, or mend the layer before")
+                         "initialize again on input of this shape, or change the layer before")
 
 
 def check_leaves(params: Any, features: int) -> None:
-    """Raise unless every leaf has `features` on its last axis: a single one would broadcast."""
+    """Raise unless each leaf has `features` on its last axis: an axis of 1 would broadcast."""
     if any(leaf.shape[-1] != features for leaf in params.values()):
-        raise LayerError(f"params of {_features(features)}", show(params), "pass what init gave")
+        raise LayerError(f"params of {_features(features)}", show(params),
+                         "pass what init returned")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless `value` is an int, of Python or NumPy, of at least `least`."""
+    """Raise unless `value` is an int, of Python or NumPy, and at least `least`."""
     wanted = f"{name} as an int of at least {least}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise LayerError(wanted, show(value), "pass a Python int")
@@ -62,7 +63,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def check_copies(n: Any) -> None:
-    """Raise unless a number of copies is a count; the layer comes after it."""
+    """Raise unless `n`, the number of copies, is a positive int."""
     if callable(n):
         raise LayerError("n as an int of at least 1", show(n),
                          "give the number first, as in repeat(3, layer)")
@@ -70,12 +71,12 @@ def check_copies(n: Any) -> None:
 
 
 def known(size: Any) -> bool:
-    """Is a size a number? One that `jax.export` leaves open cannot be compared."""
+    """Is a size a number? A symbolic size of `jax.export` cannot be compared."""
     return isinstance(size, int)
 
 
 def at_most(size: Any, most: Any) -> bool:
-    """Is a size surely no larger, whatever its open parts are?"""
+    """Is a size at most `most`, for all values of its symbolic parts?"""
     try:
         return bool(size <= most)
     except jax.errors.InconclusiveDimensionOperation:
@@ -83,8 +84,8 @@ def at_most(size: Any, most: Any) -> bool:
 
 
 def check_steps(length: Any) -> None:
-    """Raise unless a stream's `length` is a count, or a size that `jax.export` leaves open."""
-    from jax.export import is_symbolic_dim  # would make the import of diffprog heavy
+    """Raise unless the `length` of a stream is a positive int, or symbolic under `jax.export`."""
+    from jax.export import is_symbolic_dim  # a heavy import
 
     if not is_symbolic_dim(length):
         check_count("length", length)
@@ -95,18 +96,18 @@ def check_share(name: str, value: Any) -> None:
     if not is_number(value):
         raise LayerError(f"{name} in [0, 1)", show(value), "pass a number, a Python float")
     if not 0 <= value < 1:
-        raise LayerError(f"{name} in [0, 1)", repr(value), "pass a share, not a percentage")
+        raise LayerError(f"{name} in [0, 1)", repr(value), "pass a fraction, not a percentage")
 
 
 def is_number(value: Any) -> bool:
-    """Is it a real number, of Python or NumPy? An array of JAX is none, and may be traced."""
+    """Is it a real number of Python or NumPy? An array of JAX is not, as it may be traced."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def plain_numbers(value: Any) -> Any:
-    """An option whose NumPy scalars, also those in tuples, are Python's.
+    """An option with NumPy scalars, also those in tuples, converted to Python's.
 
-    A NumPy scalar has a dtype, which would widen x in 16 bits.
+    A NumPy scalar has a dtype, which would widen an x of 16 bits.
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
@@ -114,47 +115,47 @@ def plain_numbers(value: Any) -> Any:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise for a name that a path pattern could not tell from its own signs."""
+    """Raise for names with characters that have a meaning in path patterns."""
     for name in names:
         if not name or name.startswith("_") or any(sign in name for sign in _FORBIDDEN):
             raise LayerError(f"a name without leading _ and {' '.join(_FORBIDDEN)}", repr(name),
-                             "rename it: these signs mean something in paths")
+                             "rename it: these characters have a meaning in paths")
 
 
 def donated(state: Any) -> bool:
-    """Has an array of a tree been given up to a step?"""
+    """Was an array of the tree donated to a step?"""
     return any(isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and
                leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def check_kept(state: Any) -> None:
-    """Raise if a step was given this state, or that of which it is a part, and took its memory."""
+    """Raise if the state, or a state that contains it, was donated to a step."""
     if donated(state):
         raise given_up()
 
 
 def given_up() -> LayerError:
-    """What is wrong with a state whose memory a step took."""
-    return LayerError("a state that is still there", "one that was donated to a later step",
-                      "keep a copy, jax.tree.map(jnp.copy, state), or go on from what the step "
-                      "returned: make_step(..., donate=False) keeps them all")
+    """The error for a state that was donated to a step."""
+    return LayerError("a state that was not donated", "one that was donated to a later step",
+                      "keep a copy, jax.tree.map(jnp.copy, state), or continue from the state "
+                      "that the step returned: make_step(..., donate=False) keeps all states")
 
 
 def held(x: Any) -> Any:
-    """A pytree whose NumPy numbers have the dtypes that JAX will hold; ints are the nearest ones.
+    """A pytree with NumPy arrays in the dtypes that JAX uses; ints saturate at the limits.
 
-    A float64 that JAX makes a float32 would mislead who goes by the dtype of x, as tolerances do.
-    And JAX takes an id of 2**32 + 3 as 3, another class or another row of a table, where it has 32
-    bits alone. The largest int is none, and gives NaN, as every id out of range does. This is seen
-    before JAX has the array: a jitted function of one's own is handed the 3.
+    Code that reads the dtype of x, such as tolerances, must not see a float64 that JAX makes a
+    float32. And with 32-bit ints JAX takes an id of 2**32 + 3 as 3, another class or row of a
+    table; the largest int is out of range instead, and gives NaN. This works only before JAX gets
+    the array: a jitted function of your own receives the 3.
     """
     return jax.tree.map(_held, x)
 
 
 def arrays(tree: Any) -> Any:
-    """The pytree with JAX's arrays in the place of NumPy's, whose numbers are `held`.
+    """The pytree with NumPy arrays converted to JAX arrays, after `held`.
 
-    NumPy's have no `at`, and give NumPy's again: a layer computes with JAX's alone.
+    NumPy arrays have no `at`, and operations on them return NumPy arrays.
     """
     def array(a: Any) -> Any:
         if not isinstance(a, _NUMPY):
@@ -163,18 +164,18 @@ def arrays(tree: Any) -> Any:
         return jnp.asarray(_held(a))
 
     numpy = any(isinstance(leaf, _NUMPY) for leaf in jax.tree.leaves(tree))
-    return jax.tree.map(array, tree) if numpy else tree  # a dict keeps its order
+    return jax.tree.map(array, tree) if numpy else tree  # keeps the order of a dict
 
 
 def check_numbers(a: np.ndarray[Any, Any] | np.generic) -> None:
     """Raise for a NumPy array of text, dates, objects or records."""
     if a.dtype.names or a.dtype.hasobject or a.dtype.kind in "SUMm":
         raise LayerError("an array of numbers", show(a),
-                         "convert it: number what is text, and stack the columns of a table")
+                         "convert it: encode text as ints, and stack the columns of a table")
 
 
 def as_int32(ids: Any) -> jax.Array:
-    """Ints as int32, or the nearest ones there."""
+    """Ints as int32, saturated at the limits."""
     ids = _held(ids)
     kind, least, most = jnp.iinfo(ids.dtype), -(2**31), 2**31 - 1
     if kind.min < least or kind.max > most:

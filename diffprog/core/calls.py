@@ -1,6 +1,6 @@
-"""What is known by the call that made it: equal calls make equal things, and a pickle is a call.
+"""Objects compared, hashed and pickled by the call that made them.
 
-Numbers, names and arrays are compared by value, functions by their code and by what they enclose.
+Numbers, names and arrays are compared by value, functions by their code and closure.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from diffprog.core.errors import LayerError, signed
 from diffprog.core.factories import factory
 from diffprog.core.notation import code
 
-# Where a function is looked for by which a pickle may name it; else it is where it says itself.
+# Modules in which a pickle finds functions by name, before the module that they name themselves.
 _PUBLIC = ("jax.nn", "jax.numpy", "jax.lax", "jax.nn.initializers", "jax", "numpy")
-_BY_VALUE = {"cloudpickle", "dill"}  # picklers that hold functions themselves
+_BY_VALUE = {"cloudpickle", "dill"}  # picklers that store functions by value
 
 
 class Called:
-    """What a call makes: equal to what an equal call makes, hashed alike, and pickled as it."""
+    """An object made by a call: equal calls make equal objects, with equal hashes."""
 
     def call(self) -> functools.partial[Any]:
-        """The call that makes an equal one."""
+        """The call that makes an equal object."""
         raise NotImplementedError
 
     def __eq__(self, other: Any) -> bool:
@@ -48,7 +48,7 @@ class Called:
         return vars(self)["_hash"]
 
     def __copy__(self) -> Any:
-        return self  # nothing in it changes
+        return self  # it is immutable
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self
@@ -57,7 +57,7 @@ class Called:
         call = self.call()
         name = _name(call.args[0]) if call.args else None
         if name and _found(*name) is self and not _is_elsewhere(*name):
-            return _named, name  # as a program is, which has the name of its function
+            return _named, name  # a program, found under the name of its function
         usual = {name: p.default for name, p in inspect.signature(call.func).parameters.items()}
         given = {name: value for name, value in call.keywords.items()
                  if value is not usual.get(name, inspect.Parameter.empty)}
@@ -66,7 +66,7 @@ class Called:
 
 
 class Identity:
-    """A value that equals itself alone."""
+    """A value that equals only itself."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -79,16 +79,16 @@ class Identity:
 
 
 def _key(made: Called) -> Any:
-    """By what it is compared."""
+    """The key by which it is compared."""
     if "_known" not in vars(made):
         vars(made)["_known"] = compared(made.call())
     return vars(made)["_known"]
 
 
 def compared(value: Any, within: tuple[Any, ...] = ()) -> Any:
-    """What is hashable and equal exactly for values that stand for each other in a call.
+    """A hashable key, equal for values that are interchangeable as arguments of a call.
 
-    `within` are the functions around it. What such one encloses and may change is itself alone.
+    `within` are the functions around it: mutable values in their closures equal only themselves.
     """
     kind, inside = type(value), functools.partial(compared, within=within)
     if isinstance(value, Called):
@@ -115,12 +115,12 @@ def compared(value: Any, within: tuple[Any, ...] = ()) -> Any:
 
 
 def _of_function(function: types.FunctionType, within: tuple[Any, ...]) -> Any:
-    """Code, the module that it reads, defaults, and what it encloses; with more, it is itself."""
+    """Code, module, defaults and closure; a function with other attributes equals only itself."""
     if vars(function).keys() - {"__wrapped__"} or any(function is outer for outer in within):
         return Identity(function)
     try:
         enclosed = tuple(cell.cell_contents for cell in function.__closure__ or ())
-    except ValueError:  # a cell that is empty still
+    except ValueError:  # an empty cell
         return Identity(function)
     given = enclosed, function.__defaults__, tuple((function.__kwdefaults__ or {}).items())
     return (Identity(function.__code__), Identity(function.__globals__),
@@ -128,12 +128,12 @@ def _of_function(function: types.FunctionType, within: tuple[Any, ...]) -> Any:
 
 
 def _is_known(array: Any) -> bool:
-    """Has an array values, which are no objects?"""
+    """Does the array have known values, other than objects?"""
     return not isinstance(array, Tracer) and array.dtype != object
 
 
 def _of_array(array: Any) -> Any:
-    """Bytes, shape and dtype; a Python number's own dtype gives way to others, which matters."""
+    """Bytes, shape, dtype, and whether the dtype is weak, as that of a Python number."""
     weak = getattr(array, "weak_type", False)
     kind = type(array), array.shape, str(array.dtype), weak
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
@@ -155,7 +155,7 @@ def _named(module: str, name: str) -> Any:
 
 
 class _Pickled:
-    """What is made by a call when it is loaded."""
+    """An object that unpickling makes by a call."""
 
     def __init__(self, *reduced: Any) -> None:
         self.reduced = reduced
@@ -165,7 +165,7 @@ class _Pickled:
 
 
 def _maker(function: Any) -> Any:
-    """What made a layer, for a pickle: a factory as it is called, which is around it."""
+    """The function that made a layer, for a pickle: the decorated factory."""
     around = _found(*(_name(function) or ("", "")))
     if around is not function and inspect.unwrap(around) is function:
         return around
@@ -175,7 +175,7 @@ def _maker(function: Any) -> Any:
 
 
 def _packed(value: Any) -> Any:
-    """A value as a pickle can hold it: functions by a public name, if they have one."""
+    """A value that can be pickled: functions by a public name, if they have one."""
     if isinstance(value, (Called, type)):
         return value
     if isinstance(value, functools.partial):
@@ -201,7 +201,7 @@ def _packed(value: Any) -> Any:
 
 
 def _tried(value: Any) -> Any:
-    """A value of another kind, if pickle takes it: there may be functions in it too."""
+    """A value of another kind; raise if pickle refuses it, as it may hold functions."""
     if isinstance(value, (int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)):
         return value
     try:
@@ -213,23 +213,23 @@ def _tried(value: Any) -> Any:
 
 def _nameless(value: Any) -> LayerError:
     return LayerError("functions that a module has by name, to be pickled", code(value),
-                      "use cloudpickle, which holds functions themselves, or define it by def in a "
+                      "use cloudpickle, which pickles functions by value, or define it by def in a "
                       "module")
 
 
 def _name(value: Any) -> tuple[str, str] | None:
-    """The module of a function, and its name there; None for what says nothing of it."""
+    """The module of a function and its name there; None if it has none."""
     module, name = (getattr(value, name, None) for name in ("__module__", "__qualname__"))
     return (module, name) if module and name else None
 
 
 def _is_elsewhere(module: str, name: str) -> bool:
-    """Has the process that loads a pickle something else under this name, or nothing?"""
+    """May the name refer to something else in the process that loads the pickle?"""
     return module == "__main__" and _takes_functions()
 
 
 def _found(module: str, name: str) -> Any:
-    """What a module that is loaded has under a name; None for nothing."""
+    """The attribute of a loaded module under a dotted name; None if there is none."""
     found = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -237,8 +237,7 @@ def _found(module: str, name: str) -> Any:
 
 
 def _takes_functions() -> bool:
-    """Does the pickler that asks hold functions themselves? It is the first to call from outside.
-    """
+    """Does the current pickler store functions by value? It is the first caller outside here."""
     frame = inspect.currentframe()
     while frame and frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back

@@ -27,13 +27,13 @@ class Computed:
     """How the leaves of a layer that match a pattern are computed from small trees.
 
     Attributes:
-        make: ``(key, leaf) -> tree``, what stands in the place of the leaf.
+        make: ``(key, leaf) -> tree``, the small tree that replaces the leaf.
         use: ``tree -> leaf``; with `carry`, ``(tree, carried, train) -> (leaf, carried)``.
-        pattern, exclude: of the paths of leaves that are meant, and of those that are not.
-        carry: ``tree -> carried``, what the state holds for the leaf; None for nothing.
-        constant: the pattern of the paths inside a tree that no gradient reaches; "" for none.
-        mark: the name in the state under which all that is carried stands, at the paths of the
-            leaves; it begins with #, as no name of a child or leaf does.
+        pattern, exclude: of the paths of the leaves that are replaced, and of exceptions.
+        carry: ``tree -> carried``, the initial state for the leaf; None for no state.
+        constant: the pattern of the paths inside a small tree without a gradient; "" for none.
+        mark: the key in the state that holds what is carried, at the paths of the leaves. It
+            begins with #, which no child or leaf may.
     """
 
     make: Callable[[jax.Array, Any], Any]
@@ -46,19 +46,18 @@ class Computed:
     _found: dict[tuple[int, ...], Any] = dataclasses.field(init=False, default_factory=dict)
 
     def choose(self, params: Params) -> list[str]:
-        """The paths of the leaves that are replaced; what a tool has marked is none of them."""
+        """The paths of the leaves that are replaced; leaves with a # in their path never are."""
         if self.exclude:
             select(params, *_several(self.exclude))
         if not (chosen := [*filter(self._means, select(params, *_several(self.pattern)))]):
-            raise LayerError("a leaf that is not left out",
-                f"exclude={self.exclude!r}, which leaves out "
-                             "all", "name fewer of them")
+            raise LayerError("a leaf that is not excluded",
+                             f"exclude={self.exclude!r}, which excludes all", "exclude fewer")
         return chosen
 
     def made(
         self, key: jax.Array, params: Params, state: State, stacks: Callable[[str], int]
     ) -> tuple[Params, State]:
-        """The trees with small trees in the places of the leaves, and what these carry."""
+        """Parameters with a small tree for each leaf, and the state with what these carry."""
         held: State = {}
         for path in self.choose(params):
             leaf, depth = part_at(params, path), stacks(path)
@@ -70,9 +69,9 @@ class Computed:
         return params, {**state, self.mark: held} if held else state
 
     def found(self, params: Params, stacks: Callable[[str], int]) -> tuple[str, ...]:
-        """The paths of the small trees, which are known by themselves.
+        """The paths of the small trees in `params`, recognized by their structure and shapes.
 
-        One is what `make` gives for the leaf that `use` gives for it, in structure and shapes.
+        A subtree is one if ``make(key, use(subtree))`` has the same structure and shapes.
         """
         depths = tuple(map(stacks, paths(params)))
         if depths not in self._found:
@@ -81,13 +80,13 @@ class Computed:
         return self._found[depths](spec(params))
 
     def leaf(self, tree: Any, carried: Any = None) -> Any:
-        """The leaf of a small tree at rest; of one that is new if it carries nothing yet."""
+        """The leaf that a small tree stands for at inference; without `carried`, of a new tree."""
         if not self.carry:
             return self.use(tree)
         return self.use(tree, self.carry(tree) if carried is None else carried, False)[0]
 
     def leaves(self, params: Params, stacks: Callable[[str], int]) -> Params:
-        """The parameters with leaves in the places of small trees that are new."""
+        """The parameters with leaves in place of the small trees, all taken as new."""
         for path in self.found(params, stacks):
             params = put(params, path, _over(self.leaf, stacks(path))(part_at(params, path)))
         return params
@@ -96,9 +95,9 @@ class Computed:
         self, params: Params, state: State, stacks: Callable[[str], int], train: bool = False,
         at: Sequence[str] | None = None,
     ) -> tuple[Params, State, State]:
-        """The trees without it, and apart from them what it carries after the call.
+        """The plain parameters and state, and separately what is carried after the call.
 
-        `at` are the paths of the small trees, if they are known.
+        `at` are the paths of the small trees, if the caller knows them.
         """
         held, after = state.get(self.mark, {}), {}
         rest = {name: part for name, part in state.items() if name != self.mark}
@@ -109,7 +108,7 @@ class Computed:
             if self.carry:
                 if (carried := part_at(held, path)) is None:
                     raise LayerError(f"state with {self.mark}/{path}", listed(paths(state)),
-                                     "pass state=, as init gave it")
+                                     "pass state=, as init returned it")
                 use = _over(lambda tree, carried: self.use(tree, carried, train), stacks(path))
                 leaf, carried = use(tree, carried)
                 after = put(after, path, carried)
@@ -119,12 +118,12 @@ class Computed:
         return params, rest, {self.mark: after} if after else {}
 
     def held(self, tree: Any) -> Any:
-        """The mask of a small tree that is True where no gradient goes."""
+        """The mask of a small tree that is True for leaves without a gradient."""
         held = [bool(self.constant) and matches(at, f"{self.constant}/**") for at in paths(tree)]
         return jax.tree.unflatten(jax.tree.structure(tree), held)
 
     def moves(self, tree: Any) -> bool:
-        """Has the leaf of a small tree a gradient in it at rest? An average has none."""
+        """Does the leaf at inference have a gradient by the small tree? An average has none."""
         moves: list[bool] = []
 
         def evaluate(tree: Any) -> None:
@@ -136,13 +135,13 @@ class Computed:
         return moves[0]
 
     def _means(self, path: str) -> bool:
-        """Is the leaf at a path meant?"""
+        """Does the leaf at a path match `pattern`, and not `exclude`?"""
         meant, excluded = (any(matches(path, pattern) for pattern in _several(patterns))
                       for patterns in (self.pattern, self.exclude))
         return meant and not excluded and "#" not in path
 
     def _find(self, params: Any, stacks: Callable[[str], int], at: str = "") -> Iterator[str]:
-        """The paths of the small trees; a leaf that should be one is refused."""
+        """The paths of the small trees; raise for a leaf that should be one."""
         for name, tree in level(params)[0].items():
             path = joined(at, name)
             one = one_copy(tree, stacks(path))
@@ -154,44 +153,44 @@ class Computed:
                 form = self._form(one)
                 raise LayerError(f"{path} with {listed(paths(form))}" if isinstance(form, dict) else
                                  f"{path} as one array", show(tree),
-                                 "pass the parameters of the reparametrized net: these are merged "
-                                 "already, or of another one")
+                                 "pass the parameters of the reparametrized net: these are already "
+                                 "merged, or belong to another net")
 
     def _form(self, leaf: Any) -> Any:
         """The shapes of the small tree of one leaf."""
         return jax.eval_shape(lambda leaf: self.make(jax.random.key(0), leaf), leaf)
 
     def _is_made(self, tree: Any) -> bool:
-        """Is this one small tree, in shapes?"""
+        """Is this a small tree, by structure and shapes?"""
         try:
             leaf = jax.eval_shape(self.leaf, tree)
             again = self._form(leaf)
         except Exception:
-            return False  # it is a level above them, or a leaf
+            return False  # a level above the small trees, or a leaf
         forms = [(jax.tree.structure(a), [leaf.shape for leaf in jax.tree.leaves(a)])
                  for a in (again, tree)]
         return hasattr(leaf, "shape") and forms[0] == forms[1]
 
 
 class Expanded:
-    """What `linearize` does: all that is inside is computed at the origin, which is in the state,
-    and along the straight line from there to the parameters."""
+    """The mark of `linearize`: the layers inside are computed at the origin, which is in the state,
+    and along the line from there to the parameters."""
 
     mark = "origin"
 
 
 class Pinned(NamedTuple):
-    """What `pin` does: all that is inside is computed in this mode, in training or at rest."""
+    """The mark of `pin`: the layers inside run in this mode, training or inference."""
 
     train: bool
 
 
 class Mapped:
-    """What `hyper` does: of its child ``target`` each leaf is an affine map in the trees."""
+    """The mark of `hyper`: each leaf of its child ``target`` is an affine map in the trees."""
 
 
 class WrittenOut:
-    """What `unrolled` does to a repeat: its children are the copies, whose trees were stacked."""
+    """The mark of `unrolled`: the children are the copies of a repeat, whose trees were stacked."""
 
 
 Own = Computed | Expanded | Pinned | Mapped | WrittenOut
@@ -202,12 +201,12 @@ def _several(patterns: Patterns) -> tuple[str, ...]:
 
 
 def _over(function: Callable[..., Any], depth: int) -> Callable[..., Any]:
-    """The function of one copy, mapped over the leading axes of stacked ones."""
+    """The function of one copy, vectorized over the leading axes of stacked copies."""
     for _ in range(depth):
         function = jax.vmap(function)
     return function
 
 
 def one_copy(tree: Any, depth: int) -> Any:
-    """The shapes of one copy of a tree that is stacked so often."""
+    """The shapes of one copy of a tree with `depth` axes of copies."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[depth:], a.dtype), tree)

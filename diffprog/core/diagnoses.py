@@ -1,6 +1,6 @@
-"""Why a layer of one's own failed, where its exception says little: a second try finds it.
+"""Why a user's layer failed, if its exception says little: a second evaluation finds the cause.
 
-Nothing here runs before something else went wrong.
+All of this runs only after an exception.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def of_plan(
     layer: Record, init: Callable[..., Any], apply: Callable[..., Any], x: Any,
     side: Mapping[str, Any],
 ) -> LayerError | None:
-    """Why a pair cannot be evaluated on the shapes x: init computes with x, or apply has no key."""
+    """Why a pair fails on shapes: init computes with x, or apply needs a key."""
     own = _evaluated(lambda key: init(key, x, **side), _key())
     if own is None:
         return of_init(layer, init, x, side)
@@ -30,7 +30,7 @@ def of_plan(
 def of_init(
     layer: Record, init: Callable[..., Any], x: Any, side: Mapping[str, Any]
 ) -> LayerError | None:
-    """Why an init failed on shapes, if it does not on arrays."""
+    """Why an init fails on shapes, if it works on arrays."""
     zeros = lambda: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), x)  # noqa: E731
     if layer.children or not (
             _evaluated(lambda key, x: init(key, x, **side), _key(), x)
@@ -38,15 +38,15 @@ def of_init(
         return None
     return LayerError(
         "an init that reads shapes and dtypes of x alone", "one that computes with x",
-        "put what the data decides into params after init, as in params | {'scale': 1 / x.std(0)}: "
-        "inside of a net tap shows what reaches a layer")
+        "set data-dependent parameters after init, as in params | {'scale': 1 / x.std(0)}: inside "
+        "a net, tap shows the input of a layer")
 
 
 def of_apply(
     layer: Record, apply: Callable[..., Any], params: Any, state: Any, x: Any,
     side: Mapping[str, Any], *, key: Any, train: bool,
 ) -> LayerError | None:
-    """Why a call without a key failed, if one with a key does not."""
+    """Why a call without a key fails, if one with a key works."""
     given = params, state, x, dict(side)
     run = lambda key, given: apply(*given[:3], key=key, train=train, **given[3])  # noqa: E731
     if layer.children or key is not None or _evaluated(run, None, given):
@@ -55,16 +55,17 @@ def of_apply(
         start = layer.start
         carry = _evaluated(lambda given: start(*given[:3], length=1, **given[3]), given)
         if carry and _evaluated(run, None, (params, carry, x, dict(side))):
-            return LayerError("an apply that runs without a carry too", "one that reads it of {}",
+            return LayerError("an apply that also runs without a carry",
+                              "one that reads it from {}",
                               "begin it with carry = state or start(params, state, x, length=1), "
-                              "and return the state that came if it is empty")
+                              "and return the given state if it is empty")
     if not _evaluated(run, _key(), given):
         return None
     if not layer.random:
-        return LayerError("a layer that says that it draws", "random=False",
-                          "pass Layer(init, apply, random=True): no other is given a key")
-    return LayerError("a layer that needs no key at rest", "one that draws without a key",
-                      "return what it gives without noise, or its mean, where key is None")
+        return LayerError("a layer that is declared random", "random=False",
+                          "pass Layer(init, apply, random=True): no other layer gets a key")
+    return LayerError("a layer that needs no key at inference", "one that draws without a key",
+                      "return the output without noise, or its mean, if key is None")
 
 
 def _key() -> Any:

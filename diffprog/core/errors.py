@@ -1,8 +1,8 @@
 """Errors speak one grammar: ``<path> (<layer>): wants X, got Y; <remedy>``.
 
-A layer raises `LayerError(wants, got, remedy)` and knows nothing of where it stands. The layer that
-runs it signs the error, and every program on the way out puts one name in front of the path. Other
-exceptions keep their type and receive the same place as a note.
+A layer raises `LayerError(wants, got, remedy)` without knowing its place in a net. The record adds
+the layer, and each program on the way out prepends a name to the path. Other exceptions keep their
+type and get the same place as a note.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class LayerError(ValueError):
     """The one error of the library: ``<path> (<layer>): wants X, got Y; <remedy>``.
 
     Attributes:
-        wants: what would have been right.
+        wants: what is required.
         got: what arrived instead.
-        remedy: what to do about it; may be empty.
+        remedy: how to fix it; may be empty.
         path: the names of the children that lead to the layer, joined by ``/``.
         layer: the layer as its ``repr`` shows it.
 
@@ -49,9 +49,9 @@ class LayerError(ValueError):
 
 
 class signed:
-    """A block whose exceptions say which layer raised them, given what; the innermost signs first.
+    """A block whose exceptions name the layer that raised them, and its input; the innermost wins.
 
-    Each block with the `name` of a child puts that name in front of the path.
+    A block with the `name` of a child prepends it to the path.
     """
 
     def __init__(self, layer: Callable[[], str], given: Any = None, name: str = "") -> None:
@@ -64,8 +64,9 @@ class signed:
         if isinstance(error, RecursionError):
             with signed(self.layer, self.given, self.name):
                 raise LayerError(
-                    "a net whose parts are less deep in each other",
-                    "more than Python's stack holds", "write repeat(n, layer) for copies, or "
+                    "a net nested less deeply",
+                    "more levels than Python's stack holds",
+                    "write repeat(n, layer) for copies, or "
                     "layer ** n for a chain: neither adds depth") from None
         if isinstance(error, LayerError):
             error.layer = error.layer or clip(self.layer())
@@ -81,7 +82,7 @@ class signed:
 
 
 class _Place(str):
-    """The note that tells where an exception that is no `LayerError` was raised."""
+    """A note with the place of an exception other than `LayerError`."""
 
     def __new__(cls, what: str, path: str) -> _Place:
         return super().__new__(cls, f"at {path}: {what}" if path else f"at {what}")

@@ -1,4 +1,4 @@
-"""A layer shows the call that made it: in its `repr`, in errors, in summaries."""
+"""Factories: functions whose layers show the call that made them, in `repr` and errors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ L = TypeVar("L", bound="Made")
 
 
 class Made(Protocol):
-    """What a factory makes, a `Layer`: it takes the call that made it."""
+    """A `Layer`, as far as factories need it."""
 
     def described(self, function: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
-        """The same, with the call as its description."""
+        """The layer, shown as the call."""
         ...
 
     def known_by(self, call: Callable[..., Any]) -> Any:
-        """The same, pickled and compared as the call."""
+        """The layer, compared and pickled by the call."""
         ...
 
 
@@ -47,11 +47,11 @@ def _given(
     function: Callable[..., Any], signature: inspect.Signature, args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> inspect.BoundArguments:
-    """The arguments by name; what does not fit is told with what may have been meant."""
+    """The arguments by name; an argument that does not fit raises with a suggestion."""
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
-        from diffprog.core.synonyms import arguments  # it serves errors alone
+        from diffprog.core.synonyms import arguments  # needed for errors only
 
         name, parameters = function.__name__, signature.parameters
         star = next((p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY), None)
@@ -62,9 +62,9 @@ def _given(
 
 
 def known(function: Callable[P, L]) -> Callable[P, L]:
-    """Let the layers that `function` makes be known by that call, by which they are pickled.
+    """Let the layers that `function` makes be compared and pickled by the call that made them.
 
-    They show what they are made of, as a model of many layers does.
+    Their `repr` shows their parts, as of a model of many layers.
     """
     signature = inspect.signature(function)
 
@@ -80,7 +80,7 @@ def known(function: Callable[P, L]) -> Callable[P, L]:
 
 
 def bound(function: Callable[..., Any], settings: Mapping[str, Any]) -> functools.partial[Any]:
-    """The call of a function with these arguments, by name where they need not be in order."""
+    """The call of a function with these arguments, by name if their order does not matter."""
     args: list[Any] = []
     keywords: dict[str, Any] = {}
     parameters = inspect.signature(function).parameters.values()

@@ -1,8 +1,8 @@
-"""What every call is checked for, once, by the record: authors of layers write no such checks.
+"""Checks of every call of a layer, made by the record: authors of layers write none of them.
 
-A call with another net's trees, a traced flag, a forgotten key, or a side input that nobody takes
-is refused by name, before anything is computed. All of it happens while a call is traced, so a
-compiled step pays nothing.
+A call with the trees of another net, a traced flag, a missing key, or an unknown side input raises
+an error that names it, before anything is computed. Checks run while a call is traced, so a
+compiled step costs nothing.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from diffprog.core.plans import Params, Plan, State, remember, spec
 from diffprog.core.records import Record
 from diffprog.core.streams import foreign
 
-NOTHING: Any = inspect.Parameter.empty  # an argument that was not given
+NOTHING: Any = inspect.Parameter.empty  # a missing argument
 
-# What other libraries call what is no side input here.
+# Side inputs that do not exist, under their names in other libraries.
 _MEANT = {
     **dict.fromkeys(["rng", "rngs"], "pass key=jax.random.key(seed) to apply"),
     **dict.fromkeys(["deterministic", "inference", "train", "training"],
                     "pass train=True to apply in training: it reaches every layer"),
     **dict.fromkeys(["attn_mask", "padding_mask"],
-                    "pass mask for which positions are real, attention_mask for who sees whom"),
+                    "pass mask for valid positions, attention_mask for which keys each query sees"),
     "stop": "pass stop_tokens to generate",
 }
 
-# Where the modules of other libraries are from, and what makes layers of them.
+# The modules of other libraries, and the function that makes a layer of each.
 _FOREIGN = (
     ("flax.nnx.", "Module", "from_nnx"), ("flax.linen.", "Module", "from_linen"),
     ("equinox.", "Module", "from_equinox"), ("haiku.", "Transformed", "from_haiku"),
@@ -53,10 +53,10 @@ _FOREIGN = (
 
 
 def guarded_plans(layer: Record, planner: Any, init: Any, apply: Any) -> tuple[Any, Any]:
-    """`planner` on inputs that the layer can take, and the trees of its plan alone.
+    """`planner` with checked inputs, and a cheaper function for the trees of the plan alone.
 
-    Without a planner it is the pair under evaluation. The trees need no more than `init`, which is
-    much the cheaper half: they are what a call asks for.
+    Without a planner, the plan is `init` and `apply` under abstract evaluation. The trees need
+    `init` alone, and a call needs no more than these.
     """
 
     @remember
@@ -89,13 +89,13 @@ def guarded_plans(layer: Record, planner: Any, init: Any, apply: Any) -> tuple[A
 
 
 def guarded_init(layer: Record, raw: Any) -> Any:
-    """`raw`, which has seen no input that the layer cannot take."""
+    """`raw` with checked inputs."""
 
     def init(key: jax.Array, x: Any = NOTHING, **side: Any) -> tuple[Params, State]:
         with signed(layer.__repr__, x):
             _check_given("init(key, x)", x)
             check_key(key)
-            layer.plan(x, **side)  # whatever is wrong with x shows here, before anything is drawn
+            layer.plan(x, **side)  # an x that does not fit raises here, before any random draw
             x, side = inputs(x), inputs(taken(layer, side))
             with _explained(lambda known: known.of_init(layer, raw, x, side)):
                 return arrays(raw(key, x, **side))
@@ -104,7 +104,7 @@ def guarded_init(layer: Record, raw: Any) -> Any:
 
 
 def guarded_apply(layer: Record, raw: Any) -> Any:
-    """`raw`, called with trees of this layer alone; what else goes wrong is explained by them."""
+    """`raw` with checked arguments; if it fails, the error explains a misfit of the parameters."""
 
     def apply(
         params: Params, state: State = NOTHING, x: Any = NOTHING, *,
@@ -117,10 +117,10 @@ def guarded_apply(layer: Record, raw: Any) -> Any:
             _check_call(layer, params, state, x, key, train, side)
             params, state = arrays((params, state))
             if jax.sharding.get_abstract_mesh().explicit_axes:
-                from diffprog.core.meshes import on_mesh  # which is of no use to most imports
+                from diffprog.core.meshes import on_mesh  # most programs need no mesh
 
                 params, state = on_mesh((params, state))
-            key = key if layer.random else None  # alone a layer is as random as inside a net
+            key = key if layer.random else None  # as inside a net
             with _explained(lambda known: (
                     check_kept((params, state)) or _misfit(layer, params, x, side)
                     or known.of_apply(layer, raw, params, state, x, side, key=key, train=train)),
@@ -128,14 +128,14 @@ def guarded_apply(layer: Record, raw: Any) -> Any:
                 y, after = _result(raw(params, state, x, key=key, train=train, **side))
             if jax.tree.structure(after) != jax.tree.structure(state):
                 raise LayerError(f"a state of one structure, {show(state)}", show(after),
-                                 "let apply return the state that came, with new values")
+                                 "let apply return the given state, with new values")
             return y, after
 
     return _keeping(apply, raw)
 
 
 def guarded_start(layer: Record, raw: Any) -> Any:
-    """`raw`, whose stream can be donated: it holds no array that was given, and none twice."""
+    """`raw`, with a result that can be donated: it shares no array with the arguments or itself."""
 
     def start(
         params: Params, state: State = NOTHING, x: Any = NOTHING, *, length: Any = None,
@@ -151,7 +151,7 @@ def guarded_start(layer: Record, raw: Any) -> Any:
             carried = raw(params, state, x, length=length, **side)
             if not isinstance(carried, dict):
                 raise LayerError("a start that returns a dict", show(carried),
-                                 "give what is carried a name: {'carry': h}")
+                                 "name what is carried: {'carry': h}")
             return _distinct(carried, (params, state, x, side))
 
     return _keeping(start, raw)
@@ -161,9 +161,9 @@ def guarded_start(layer: Record, raw: Any) -> Any:
 def _explained(
     reason: Callable[[Any], LayerError | None], given: Any = ()
 ) -> Iterator[None]:
-    """A block whose exception is told by its reason, if `diagnoses`, which `reason` is given, know.
+    """A block whose exception is replaced by its cause, if ``reason(diagnoses)`` finds one.
 
-    What stands in its way may also be how the arrays in `given` lie on an explicit mesh.
+    The cause may also be the placement of the arrays in `given` on an explicit mesh.
     """
     try:
         yield
@@ -171,8 +171,8 @@ def _explained(
         raise
     except Exception as error:
         if isinstance(error, (RuntimeError, ValueError)) and "has been deleted" in str(error):
-            raise given_up() from error  # inside of jax.grad there is no array to be looked at
-        from diffprog.core import diagnoses, meshes  # they serve errors alone
+            raise given_up() from error  # under jax.grad there is no array to inspect
+        from diffprog.core import diagnoses, meshes  # needed for errors only
 
         if found := meshes.unplaced(error, given) or reason(diagnoses):
             raise found from error
@@ -180,7 +180,7 @@ def _explained(
 
 
 def taken(layer: Record, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The side inputs that are there; None is absent, and what nobody takes is refused."""
+    """The side inputs without those that are None; unknown ones raise."""
     given = {name: value for name, value in given.items() if value is not None}
     if unknown := given.keys() - layer.side:
         remedy = next((_MEANT[name] for name in sorted(unknown) if name in _MEANT),
@@ -191,7 +191,7 @@ def taken(layer: Record, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inputs(x: Any) -> Any:
-    """Shapes and dtypes of what the caller gave; what has none is refused."""
+    """Shapes and dtypes of the arguments; raise for what is no array."""
     if isinstance(x, (tuple, list)) and x and all(isinstance(n, int) for n in x):
         raise LayerError("an array or a jax.ShapeDtypeStruct", f"the shape {x}",
                          f"write jax.ShapeDtypeStruct({tuple(x)}, jnp.float32)")
@@ -204,24 +204,24 @@ def inputs(x: Any) -> Any:
 
 
 def trace() -> Any:
-    """What JAX is tracing for now, to be compared: another one under every transformation."""
-    from jax.extend.core import get_opaque_trace_state  # would make the import of diffprog heavy
+    """The current trace of JAX, to be compared: each transformation has its own."""
+    from jax.extend.core import get_opaque_trace_state  # a heavy import
 
     return get_opaque_trace_state()
 
 
 def transformed(state: State) -> LayerError:
-    """What is wrong with a call of a child under a transformation that its program opened."""
+    """The error for a child called inside a transformation that its own program opened."""
     what, why = (("has state or is tapped", "its new state would be lost") if state else
                  ("draws", "examples and steps would share one draw"))
     return LayerError(
-        f"a call outside of the program's own transformations, as it {what}",
+        f"a call outside the program's own transformations, as it {what}",
         "one inside of vmap, scan, cond, checkpoint, jit or the like",
         f"use ensemble, heads, repeat or remat, or put a layer of your own around both: {why}")
 
 
 def check_short_form(x: Any, side: dict[str, Any]) -> None:
-    """Refuse ``net(x)``, and training by ``net(params, x)``."""
+    """Raise for ``net(x)``, and for training by ``net(params, x)``."""
     if x is NOTHING:
         raise LayerError("net(params, x)", "one argument",
                          "call layers.<name>(x), the child, inside a program, and "
@@ -232,9 +232,9 @@ def check_short_form(x: Any, side: dict[str, Any]) -> None:
 
 
 def check_composable(f: Any) -> None:
-    """Refuse what can be no part of a net: a factory that was not called, a list, a class.
+    """Raise for what cannot be part of a net: a factory that was not called, a list, a class.
 
-    And a module of another library, whose parameters would be constants that nothing trains.
+    Modules of other libraries raise too: their parameters would be constants, never trained.
     """
     made = called(f)
     if re.search(r"\bLayer\b", str(getattr(made, "__annotations__", {}).get("return"))):
@@ -258,18 +258,18 @@ def check_composable(f: Any) -> None:
 
 
 def _foreign(made: Any) -> str:
-    """What makes a layer of a module of another library; "" for what is none."""
+    """The function that makes a layer of a module of another library; "" if it is no module."""
     for home, kind, by in _FOREIGN:
         if any(f"{base.__module__}.".startswith(home) and base.__name__ == kind
                for base in type(made).__mro__):
-            # One of Equinox may wrap a function alone.
+            # A module of Equinox may hold no parameters, but wrap a function.
             held = by != "from_equinox" or any(map(is_float, jax.tree.leaves(made)))
             return by if held else ""
     return ""
 
 
 def checked_result(y: Any) -> Any:
-    """The result as it is, unless it is none: nothing, or a layer that was not called."""
+    """The result of a program's function; raise for None and for a layer that was not called."""
     if y is None:
         raise LayerError("a result", "None", "end the function with return")
     if made := next((leaf for leaf in jax.tree.leaves(y) if callable(leaf)), None):
@@ -279,15 +279,15 @@ def checked_result(y: Any) -> Any:
 
 
 def check_children(params: Params, state: State, children: Mapping[str, Any]) -> None:
-    """Refuse trees with a name that is no child's; the children answer for what is in them."""
+    """Raise for names that are no child's; each child checks its own trees."""
     for kind, given in (("params", params), ("state", state)):
         if others := {name for name in given if name.split("@")[0] not in children}:
             raise LayerError(f"{kind} of its children ({listed(children)})", listed(others),
-                             "pass what init gave: this is of another net")
+                             "pass what init returned: this belongs to another net")
 
 
 def _distinct(tree: State, given: Any) -> State:
-    """The tree with copies of the arrays that were given, or that stand in it twice."""
+    """The tree with copies of arrays that occur in `given`, or twice in the tree."""
     seen = set(map(id, jax.tree.leaves(given)))
 
     def own(leaf: Any) -> Any:
@@ -309,13 +309,13 @@ def _trees(pair: Any) -> tuple[Params, State]:
 def _result(pair: Any) -> tuple[Any, State]:
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], dict)):
         raise LayerError("apply to return (y, state)", show(pair),
-                         "return the state that came if it does not change")
+                         "return the given state if it does not change")
     checked_result(pair[0])
     return pair
 
 
 def _keeping(checked: Any, raw: Any) -> Any:
-    """The checked function, which remembers the one that it checks."""
+    """The checked function, with the original as its attribute `raw`."""
     checked.raw = raw
     return checked
 
@@ -323,14 +323,14 @@ def _keeping(checked: Any, raw: Any) -> Any:
 def _check_given(call: str, x: Any) -> None:
     if x is NOTHING:
         raise LayerError(f"net.{call}", "fewer arguments",
-                         "pass them all: state is what init gave, {} if the net has none")
+                         "pass them all: state is what init returned, {} if the net has none")
 
 
 def _check_own(layer: Record) -> None:
     if layer.lent:
         raise LayerError(
             "a call of the whole net, which computes the parameters of its children",
-            "one of this child alone, by what they are computed from",
+            "a call of one child, whose own parameters are not computed yet",
             "take its output by tap(net, path), or call the child of the net without the wrapper "
             "on merge(net, params, state)")
 
@@ -348,7 +348,7 @@ def check_key(key: Any) -> None:
 def _check_call(
     layer: Record, params: Any, state: Any, x: Any, key: Any, train: Any, side: dict[str, Any],
 ) -> None:
-    """Refuse what would be silently wrong: another net's trees, a traced flag, a missing key."""
+    """Raise for calls that would be silently wrong: other trees, a traced flag, a missing key."""
     if not isinstance(train, bool):
         raise LayerError("train as a Python bool", show(train), "make it static under jax.jit: "
                          "jax.jit(net.apply, static_argnames='train')")
@@ -357,26 +357,26 @@ def _check_call(
                          "unpack it: params, state = net.init(key, x)")
     for kind, given in (("params", params), ("state", state)):
         if not isinstance(given, dict):
-            trained = hasattr(given, kind)  # a state of training
+            trained = hasattr(given, kind)  # a TrainState
             raise LayerError(f"{kind} as a dict", type(given).__name__ if trained else show(given),
                              f"pass its own {kind}: state.{kind}" if trained else
                              "pass what init gave")
     if key is not None:
         check_key(key)
     if layer.children:
-        return  # a program answers for its children's names, and they for their own
+        return  # a program checks the names of its children, and they check their own
     if layer.random and train and key is None:
         raise LayerError("a key when train=True", "none", "pass key=jax.random.key(seed) to apply")
     _check_trees(layer, params, state, x, side)
 
 
 def _check_trees(layer: Record, params: Any, state: Any, x: Any, side: dict[str, Any]) -> None:
-    """Refuse names that are missing or foreign in the trees of a leaf, for such an input."""
+    """Raise for missing or unknown names in the trees of a layer without children."""
     try:
         planned = layer._shaped(x, side)
     except Exception:
         if state and layer.kept - side.keys():
-            return  # of what `start` has kept is more to know; the layer must know its own state
+            return  # the plan needs side inputs that the stream keeps
         raise
     if planned[0].keys() != params.keys():
         raise LayerError(f"params {listed(planned[0])}", listed(params), "pass what init gave")
@@ -386,9 +386,9 @@ def _check_trees(layer: Record, params: Any, state: Any, x: Any, side: dict[str,
 
 
 def _misfit(layer: Record, params: Params, x: Any, side: dict[str, Any]) -> LayerError | None:
-    """Why a leaf failed, if it is that its parameters were made for another input.
+    """The error if parameters were initialized for another input, for a layer without children.
 
-    A part of `mixed` is handed parameters in another dtype than it would make.
+    A part of `mixed` is skipped: it gets parameters in another dtype than it would initialize.
     """
     if layer.children or layer.dtype is not None:
         return None
@@ -397,4 +397,4 @@ def _misfit(layer: Record, params: Params, x: Any, side: dict[str, Any]) -> Laye
     except LayerError as error:
         return error
     except Exception:
-        return None  # it fails on shapes as well, so the parameters are not at fault
+        return None  # the plan fails too, so the parameters are not the cause

@@ -1,4 +1,4 @@
-"""What JAX writes into a jaxpr in another way from version to version: read here alone."""
+"""Parts of jaxprs that differ between versions of JAX."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
-    """How many of a scan's arguments are constants, and how many its carry."""
+    """The numbers of constants and of carried values of a scan."""
     if "ft_in" in params:  # from jax 0.12 on: trees of constants, carry and xs
         consts, carry, _ = params["ft_in"].unpack()
         return len(consts), len(carry)

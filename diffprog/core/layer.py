@@ -1,9 +1,9 @@
-"""A layer is a pair of pure functions over a tree of parameters; nothing else exists.
+"""The layer: a pair of pure functions over a tree of parameters.
 
-``init(key, x)`` makes ``(params, state)``; ``apply(params, state, x)`` gives ``(y, state)``. Every
-layer has this signature, so what is made of layers is one, and `jax.jit`, `jax.grad` and `jax.vmap`
-work on it unwrapped. The record around the pair says how the layer is called, what is in it, and
-what it may be given; `guards` checks each call.
+``init(key, x)`` returns ``(params, state)``; ``apply(params, state, x)`` returns ``(y, state)``.
+Every layer has this signature, so layers compose to layers, and `jax.jit`, `jax.grad` and
+`jax.vmap` apply to them unwrapped. The record around the pair describes how the layer is called and
+what is inside; `guards` checks each call.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diffprog.core.streams import carrying
 
 __all__ = ["Layer", "stateless"]
 
-# What a record says of its functions, and what it says where they were replaced.
+# Fields that describe the functions, and their values once the functions are replaced.
 _OF_FUNCTIONS = {
     "planner": None, "rebuild": None, "within": None, "wraps": None, "factory": None,
     "settings": {}}
@@ -59,8 +59,8 @@ class Layer(Called):
     """A pair of pure functions; ``init, apply = layer``.
 
     Equal calls of a factory make equal layers, so a function that is jitted with the net as a
-    static argument is compiled once for them. A layer is pickled as its call; a lambda in it, or a
-    function defined in another, takes `cloudpickle`.
+    static argument is compiled once for them. A layer is pickled as its call; with a lambda or a
+    local function inside, pickling needs `cloudpickle`.
 
     Attributes:
         init: ``(key, x, **side) -> (params, state)``; x is a pytree of arrays or
@@ -68,8 +68,11 @@ class Layer(Called):
         apply: ``(params, state, x, *, key=None, train=False, **side) -> (y, state)``.
         start: ``(params, state, x, *, length, **side) -> state``, what streaming carries; None
             promises that the layer does not mix positions in time.
-
-    Attributes, how it is called:
+        children: the layers inside, under the names that their parameters have in the trees.
+        rebuild: ``(children) -> Layer``, the same layer made of other children.
+        within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for a layer
+            that passes parameters on unchanged.
+        wraps: the layer that a wrapper runs, and how often; None if it is no wrapper.
         bare: True if it never has parameters or state.
         random: may `apply` use a key?
         side: the names of the side inputs that the layer takes.
@@ -78,15 +81,6 @@ class Layer(Called):
         planner: ``(x, side) -> Plan`` of layers made of layers; None evaluates the pair.
         casts: does it cast parameters where it uses them? Then `mixed` passes them as they are
             stored; to others it passes them in its dtype.
-
-    Attributes, what is inside:
-        children: the layers inside, under the names that their parameters have in the trees.
-        rebuild: ``(children) -> Layer``, the same layer made of other children.
-        within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for a layer
-            that passes parameters on unchanged.
-        wraps: the layer that a wrapper runs, and how often; None if it is no wrapper.
-
-    Attributes, its trees:
         computed: what `reparam` did to its trees, and `pin` to the mode in which they are read, the
             outermost first; wrappers pass it on.
         stacks: how many leading axes its trees have for copies of what it wraps.
@@ -94,16 +88,14 @@ class Layer(Called):
         lent: the layer of which this one is a view, as a layer that computes its parameters shows
             its children: to be inspected and composed anew, but not to be called on parameters
             that are not computed yet. None is a layer of its own, as an edited view is.
-
-    Attributes, how it is shown:
         name: the kind; unnamed children are numbered by it.
         settings: argument -> value, for `repr` and errors; never in the trees.
         factory: the function whose call `repr` shows.
         choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
 
-    `dataclasses.replace` makes a record with other functions. What the old one said of its own,
-    planner, rebuild, within, settings and factory, is not true of these: it is left out, unless it
-    is given anew.
+    `dataclasses.replace` makes a record with other functions. The fields that describe the old
+    functions (planner, rebuild, within, wraps, settings, factory) are reset, unless they are passed
+    too.
 
     Example:
         >>> net = dp.linear(3)
@@ -116,28 +108,28 @@ class Layer(Called):
     init: Callable[..., tuple[Params, State]]
     apply: Callable[..., tuple[Any, State]]
     start: Callable[..., State] | Any = None
-    # What is inside, and how it is shown: the arguments that authors pass most.
+    # What is inside.
     children: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
-    name: str = "layer"
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    within: Callable[[Callable[[Layer], Layer]], Layer] | None = None
+    wraps: Wraps | None = None
     # How it is called.
     bare: bool = False
     random: bool = False
     side: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
     planner: Callable[[Any, dict[str, Any]], Plan] | None = None
+    casts: bool = False
     # Its trees.
     computed: tuple[Own, ...] = ()
     stacks: int = 0
-    choice: Callable[[Any, dict[str, Any]], str] | None = None
-    casts: bool = False
-    # For wrappers.
-    within: Callable[[Callable[[Layer], Layer]], Layer] | None = None
-    wraps: Wraps | None = None
     dtype: Any = None
     lent: Layer | None = None
+    # How it is shown.
+    name: str = "layer"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     factory: Callable[..., Layer] | None = None
+    choice: Callable[[Any, dict[str, Any]], str] | None = None
     # What the record keeps for itself.
     _call: Callable[[], Layer] | None = None
     _made: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -145,11 +137,12 @@ class Layer(Called):
     _shaped: Callable[[Any, dict[str, Any]], tuple[Params, State]] = dataclasses.field(init=False)
     _carried: Callable[..., State] = dataclasses.field(init=False)
 
-    chain: ClassVar[Callable[..., Layer]]  # what ``>>`` and ``**`` mean is wiring, so it is
-    serial: ClassVar[Callable[..., Layer]]  # `combinators` that says it
+    # For ``>>`` and ``**`` alone: wiring, which imports this module, sets them.
+    chain: ClassVar[Callable[..., Layer]]
+    serial: ClassVar[Callable[..., Layer]]
 
     def __post_init__(self) -> None:
-        # A record made by `dataclasses.replace` holds the checked functions of the old one.
+        # A record made by `dataclasses.replace` gets the checked functions of the old one.
         said = self._said()
         init, apply, start = functions = (said["init"], said["apply"], said["start"])
         made = self._made or said
@@ -168,7 +161,7 @@ class Layer(Called):
         vars(self).update(checked)  # the fields are frozen from here on
 
     def call(self) -> functools.partial[Layer]:
-        """The call that makes an equal layer: of its factory, of `program`, or of `Layer`."""
+        """The call that makes an equal layer, of its factory, `program`, or `Layer`."""
         if self.lent:
             return functools.partial(view, self.lent)
         said = self._said()
@@ -181,37 +174,36 @@ class Layer(Called):
             name: value for name, value in said.items() if value is not _UNSAID[name]})
 
     def described(self, function: Callable[..., Layer], settings: Mapping[str, Any]) -> Layer:
-        """The layer with the call ``function(**settings)`` as its description."""
+        """The layer, shown as the call ``function(**settings)``."""
         name = function.__name__ if self.name == "layer" else self.name
         made_by = inspect.unwrap(function)
         return dataclasses.replace(
             self, name=name, factory=made_by, settings=settings, _made={}, _call=None)
 
     def known_by(self, call: Callable[[], Layer]) -> Layer:
-        """The layer as the call makes it, by which it is compared and pickled."""
+        """The layer, compared and pickled by this call."""
         return dataclasses.replace(self, _call=call, _made={})
 
     def rebuilt(self, children: Mapping[str, Layer]) -> Layer:
-        """The layer with other children; one whose children stay, or that has none, stays as it is.
-        """
+        """The layer with other children; itself if it has none, or they are the same."""
         children = {name: child.lent or child for name, child in children.items()}
         if self.rebuild:
             return self.rebuild(children)
         changed = [name for name, child in self.children.items() if children[name] is not child]
         if changed:
-            raise LayerError(f"rebuild, to make it anew with another {listed(changed)}", "none",
-                             "pass rebuild=lambda children: ...: dataclasses.replace leaves it out "
-                             "with other functions, unless it is given anew")
+            raise LayerError(f"rebuild, to make it with another {listed(changed)}", "none",
+                             "pass rebuild=lambda children: ...: dataclasses.replace resets it "
+                             "with other functions, unless it is passed too")
         return self
 
     def _said(self) -> dict[str, Any]:
-        """All fields, with the functions that were given."""
+        """All fields, with the unchecked functions."""
         said = {name: getattr(self, name) for name in _UNSAID}
         return {name: getattr(f, "raw", f) if name in ("init", "apply", "start") else f
                 for name, f in said.items()}
 
     def _differs(self, other: Layer) -> bool:
-        """Does the record say anything else than the other one, but for functions and children?"""
+        """Do the records differ in anything but functions and children?"""
         own = {"init", "apply", "start", "children", "lent"}
         return any(getattr(self, field.name) is not getattr(other, field.name)
                    for field in dataclasses.fields(self)
@@ -230,7 +222,7 @@ class Layer(Called):
         self, params: Params, x: Any = guards.NOTHING, *, state: State | None = None,
         key: jax.Array | None = None, **side: Any,
     ) -> Any:
-        """Inference, y alone: ``apply(params, state, x)[0]``."""
+        """The output at inference: ``apply(params, state, x)[0]``."""
         with signed(self.__repr__):
             guards.check_short_form(x, side)
         return self.apply(params, {} if state is None else state, x, key=key, **side)[0]
@@ -260,22 +252,22 @@ class Layer(Called):
             return f"{self.name}({', '.join(notation.keywords(shown))})" if shown else self.name
 
 
-# The fields, and what they are where nothing is said.
+# The fields and their defaults.
 _UNSAID = {field.name: field.default for field in dataclasses.fields(Layer)
            if field.name[0] != "_"}
 
 
 def stateless(
     init: Callable[[jax.Array, Any], Params] | None, forward: Callable[..., Any], *,
-    name: str | None = None, casts: bool = False,
+    casts: bool = False, name: str | None = None,
 ) -> Layer:
-    """The short form of authors: ``y = forward(params, x)`` with ``params = init(key, x)``.
+    """A layer without state: ``y = forward(params, x)`` with ``params = init(key, x)``.
 
     Args:
-        init: ``(key, x) -> params``, where x has shapes and dtypes alone; None for no parameters.
+        init: ``(key, x) -> params``, where x has shapes and dtypes only; None for no parameters.
         forward: ``(params, x) -> y``; its keyword-only arguments are the side inputs it takes.
-        name: the kind; the name of `forward` if not given.
         casts: does `forward` cast parameters to the dtype of x itself? See `mixed`.
+        name: the kind; the name of `forward` if not given.
 
     Example:
         >>> def forward(params, x):
@@ -298,14 +290,14 @@ def stateless(
 
 
 def check_layer(net: Any, call: str) -> None:
-    """Raise unless it is a layer, which is the first argument of `call`."""
+    """Raise unless `net`, the first argument of `call`, is a layer."""
     if not isinstance(net, Layer):
         raise LayerError(f"a net, as in {call}", notation.code(net),
-                         "pass the layer that init was called of")
+                         "pass the layer whose init made the parameters")
 
 
 def as_layer(f: Any) -> Layer:
-    """A layer as it is, of a view what it shows; a plain function as the layer ``y = f(x)``."""
+    """A layer as it is; a view as the layer behind it; a function as the layer ``y = f(x)``."""
     if isinstance(f, Layer):
         return f.lent or f
     guards.check_composable(f)
@@ -323,13 +315,12 @@ def around(
 
 
 def computing(layer: Layer, again: Callable[[Layer], Layer]) -> dict[str, Any]:
-    """`around` for a wrapper that computes the parameters of the layer; it shows views of children.
-    """
+    """`around` for a wrapper that computes the layer's parameters: its children are views."""
     return {**around(layer, again),
             "children": {name: view(child) for name, child in layer.children.items()}}
 
 
 def view(layer: Layer) -> Layer:
-    """The layer to be looked at, as one shows it that computes its parameters."""
+    """The layer, to be inspected but not called, in a wrapper that computes its parameters."""
     children = {name: view(child) for name, child in layer.children.items()}
     return dataclasses.replace(layer, lent=layer.lent or layer, children=children)

@@ -1,11 +1,11 @@
-"""Loops: compiled once for all eager calls, and written out where XLA is slow in them.
+"""Loops: compiled once for all eager calls, and unrolled where XLA is slow in them.
 
-`jax.lax.scan` compiles a body anew that is a new function, as a closure in each call is. So what
-loops is a function of its layer, given all that it reads.
+`jax.lax.scan` compiles a body again if it is a new function, such as a closure of each call. So a
+looping layer passes one function everything that it reads.
 
-XLA brings convolutions to the form that is fast on CPU only where they stand in the program itself.
-In the body of a loop, or in a branch, their gradients are tens of times slower, and so they are if
-the loop has one round or the branch no choice, for these are removed after that.
+XLA rewrites convolutions to the form that is fast on CPU only at the top level of a program. In the
+body of a loop or a branch their gradients are tens of times slower, even if the loop has one round
+or the branch no alternative, as these are removed later.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jax.core import Tracer
 from diffprog.core.meshes import settled
 from diffprog.core.parameters import INLINE
 
-# What was told while this thread traced; None where nobody listens.
+# The notes made while this thread traces; None if nobody listens.
 _TOLD: contextvars.ContextVar[set[Hashable] | None] = contextvars.ContextVar("told", default=None)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[set[Hashable]]:
-    """What is told within; who listens around is told it too."""
+    """The notes made inside the block; an outer block receives them too."""
     told: set[Hashable] = set()
     outer = _TOLD.set(told)
     try:
@@ -41,7 +41,7 @@ def listening() -> Iterator[set[Hashable]]:
 
 
 def tell(*notes: Hashable) -> None:
-    """Let those who listen know, also where the call is not traced again."""
+    """Add notes for the blocks around, also if a cached call is not traced again."""
     told = _TOLD.get()
     if told is not None:
         told.update(notes)
@@ -50,16 +50,16 @@ def tell(*notes: Hashable) -> None:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Told:
-    """What was told in a trace, which is remembered with the form of its result."""
+    """The notes of a trace, cached as a static part of its result."""
 
     notes: frozenset[Hashable]
 
 
 def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
-    """f, compiled once for all eager calls on the same shapes; in a program as it is written.
+    """f, compiled once for all eager calls on the same shapes, and inlined into a traced program.
 
-    It must be the same function in each call, and is given all that it reads; what is no array is
-    named in `static`.
+    Pass the same function in each call, and everything that it reads as arguments; arguments that
+    are no arrays are named in `static`.
     """
 
     @functools.wraps(f)
@@ -68,7 +68,7 @@ def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
             result = f(*given, **named)
         return result, _Told(frozenset(told))
 
-    # What is written into a program is written into an eager gradient too, and so compiled anew.
+    # An inlined function is inlined into an eager gradient too, and compiled again for each.
     alone, inside = (jax.jit(heard, static_argnames=static, inline=inline)
                      for inline in (False, INLINE))
 
@@ -82,7 +82,7 @@ def once(f: Callable[..., Any], *static: str) -> Callable[..., Any]:
 
 
 def _is_staged(leaf: Any) -> bool:
-    """Is it of a program that is being traced, and not a value that is differentiated or mapped?"""
+    """Does it belong to a program that is being traced, not just to `jax.grad` or `jax.vmap`?"""
     while isinstance(leaf, Tracer):
         if hasattr(leaf, "primal"):
             leaf = leaf.primal
@@ -94,7 +94,7 @@ def _is_staged(leaf: Any) -> bool:
 
 
 def convolves(f: Callable[..., Any], *given: Any, **named: Any) -> bool:
-    """Is there a convolution in f, or in what it calls?"""
+    """Does f, or a function that it calls, contain a convolution?"""
     return "conv_general_dilated" in str(jax.make_jaxpr(f)(*given, **named))
 
 
@@ -102,15 +102,15 @@ def scan(
     step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, length: int,
     convolving: Callable[[], bool], unroll: int = 1,
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan`, written out if `unroll` is the length, and on CPU if the step convolves."""
+    """`jax.lax.scan`, unrolled if `unroll` is the length, and on CPU if the step convolves."""
 
     carry = settled(lambda carry, at: step(carry, at)[0], carry, xs)
 
     def loop() -> tuple[Any, Any]:
         return jax.lax.scan(step, carry, xs, length=length, unroll=unroll)
 
-    # Not as a scan that is unrolled: `vmap` gives all its rounds what one of them needs, and a
-    # convolution whose input all copies share becomes one in groups.
+    # Not by ``unroll=length``: under `vmap`, a scan batches all rounds as soon as one needs it, and
+    # a convolution whose input all copies share becomes one in groups.
     def written_out() -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(xs)
         rounds = zip(*map(jnp.unstack, leaves), strict=True) if leaves else [()] * length
@@ -126,10 +126,10 @@ def scan(
 
 
 def _chosen(cpu: Callable[[], Any], default: Callable[[], Any]) -> Any:
-    """What the platform runs, without a trace of the choice.
+    """The function for the platform, chosen so that XLA removes the choice early.
 
-    The number of the branch is computed anew for the gradient: handed from one function of the
-    program to another it would be a value, and the branch be taken out too late.
+    The index of the branch is recomputed for the gradient: as a value passed between functions of
+    the program it would keep the branch until after convolutions are rewritten.
     """
     anew = lambda primitive, *_, **__: primitive.name != "platform_index"  # noqa: E731
     choose = lambda: jax.lax.platform_dependent(cpu=cpu, default=default)  # noqa: E731

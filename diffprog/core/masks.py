@@ -1,8 +1,8 @@
-"""Masks say which entries are real, segments which of them belong together.
+"""Masks mark valid entries; segments mark sequences that share a row.
 
-A mask is booleans over leading axes, True where real. What mixes or averages entries clears the
-others first, so that what stands in the padding, even NaN, reaches nothing. Segments are ints of
-each step: sequences that share a row, each as if it were alone.
+A mask is booleans over leading axes, True where valid. A layer that mixes or averages entries
+zeroes the invalid ones first, so that values in the padding, even NaN, reach no output. Segments
+are one int for each time step: steps of equal number are one sequence, independent of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffprog.core.errors import LayerError
 from diffprog.core.meshes import beside
 from diffprog.core.notation import show
 
-NONE = -(2**31)  # no segment and no position is this, the least int32
+NONE = -(2**31)  # the least int32: reserved, as neither a segment nor a position has it
 
 
 def cleared(x: jax.Array, mask: jax.Array | None, *, reach: int | None = None) -> jax.Array:
@@ -30,14 +30,14 @@ def cleared(x: jax.Array, mask: jax.Array | None, *, reach: int | None = None) -
 def widened(
     mask: jax.Array, shape: tuple[int, ...], *, reach: int | None = None
 ) -> jax.Array:
-    """The mask with an axis of size 1 for each axis of `shape` that it does not speak of.
+    """The mask with an axis of size 1 for each axis of `shape` that it does not cover.
 
-    It may speak of the first `reach` axes: all but the last, the features, if None.
+    It may cover the first `reach` axes; None means all but the last, the features.
     """
     reach = len(shape) - 1 if reach is None else reach
     if not (hasattr(mask, "dtype") and mask.dtype == jnp.bool_):
         raise LayerError("a mask of booleans", show(mask),
-                         "make it boolean: True marks what is real")
+                         "make it boolean: True marks valid entries")
     if not 1 <= mask.ndim <= reach or mask.shape != shape[: mask.ndim]:
         remedy = ("name mask in a program where the time axis changes length, and pass on the new "
                   "one")
@@ -59,9 +59,9 @@ def over_steps(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
 
 
 def counted(real: jax.Array, each: int = 1) -> jax.Array:
-    """How many entries are real, each of the mask standing for so many.
+    """The number of valid entries, where each entry of the mask counts for several.
 
-    A float where int32 may not hold the number, which is never wrong by more than rounding.
+    A float if int32 may overflow: it is exact up to rounding.
     """
     kind = int if known(real.size * each) and real.size * each < 2**31 else float
     number = real.sum(dtype=kind)
@@ -69,12 +69,12 @@ def counted(real: jax.Array, each: int = 1) -> jax.Array:
 
 
 def real_before(mask: jax.Array) -> jax.Array:
-    """How many real steps stand before each step."""
+    """The number of valid steps before each step."""
     return jnp.cumsum(mask, -1, dtype=jnp.int32) - mask.astype(jnp.int32)
 
 
 def last_real(values: jax.Array, mask: jax.Array | None, otherwise: jax.Array) -> jax.Array:
-    """The value of each row's last real step; `otherwise` where it has none."""
+    """The value at each row's last valid step; `otherwise` if it has none."""
     if values.shape[-1] == 0:
         return otherwise
     if mask is None:
@@ -87,16 +87,16 @@ def last_real(values: jax.Array, mask: jax.Array | None, otherwise: jax.Array) -
 def begins(
     segments: jax.Array, mask: jax.Array | None = None, last: jax.Array | None = None
 ) -> jax.Array:
-    """Where a segment begins: the real steps that are of another one than the real step before.
+    """True where a segment begins: at valid steps whose previous valid step has another segment.
 
-    The segment before the first step is `last`, (...,); where that is `NONE`, as by default, the
-    first real step begins nothing.
+    The segment before the first step is `last`, (...,); if it is `NONE`, the default, the first
+    valid step begins no segment.
     """
     first = jnp.full(segments.shape[:-1], NONE, segments.dtype) if last is None else last
     first = beside(first, segments)
     before = jnp.concatenate([first[..., None], segments[..., :-1]], -1)
     if mask is not None:
-        # The latest real step before each, counted from 1; 0 stands for what was before the first.
+        # The latest valid step before each, counted from 1; 0 is the step before the first.
         steps = jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32), 0)
         latest = jax.lax.cummax(steps, axis=mask.ndim - 1)
         latest = jnp.concatenate([jnp.zeros_like(latest[..., :1]), latest[..., :-1]], -1)

@@ -1,8 +1,8 @@
-"""Meshes: where an array lies on them is part of its type, which loops and choices want equal.
+"""Meshes: the placement of an array is part of its type, and loops need equal types.
 
-Under `jax.shard_map` an array varies over axes of the mesh, on an explicit one it is sharded over
-them; what is made inside of a layer, zeros or draws, is the same on all devices. Without a mesh
-nothing is asked and nothing done.
+Under `jax.shard_map` an array varies over axes of the mesh; on an explicit mesh it is sharded over
+them. New arrays inside a layer, such as zeros or draws, are replicated, and must be given the
+placement of the inputs. Without a mesh these functions do nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from diffprog.core.notation import listed
 
 
 def settled(step: Callable[[Any, Any], Any], carry: Any, xs: Any = None) -> Any:
-    """The carry of a loop, lying as ``step(carry, x)`` gives it back; x is an entry of `xs`.
+    """The carry of a loop, placed as ``step(carry, x)`` returns it; x is an entry of `xs`.
 
-    A part may come to lie elsewhere only after another one does, so this is asked again.
+    A part may change its placement only after another one does, so this is repeated.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.manual_axes + mesh.explicit_axes or any(
@@ -44,9 +44,9 @@ def settled(step: Callable[[Any, Any], Any], carry: Any, xs: Any = None) -> Any:
 
 
 def beside(a: jax.Array, x: jax.Array, *, below: int = 0) -> jax.Array:
-    """`a`, lying as x does: sharded alike on the axes that are equally long, from the first on.
+    """`a` with the placement of x, on leading axes of equal sizes.
 
-    Those of `a` begin `below` so many of its own.
+    The axes of `a` that correspond to those of x begin after the first `below`.
     """
     kind, own = jax.typeof(x), jax.typeof(a).sharding.spec
     axes = [mine or (other if m == n else None) for m, n, mine, other in zip(
@@ -55,14 +55,14 @@ def beside(a: jax.Array, x: jax.Array, *, below: int = 0) -> jax.Array:
 
 
 def on_mesh(tree: Any) -> Any:
-    """What lies on no mesh yet, as parameters that were made before one was set, on that mesh."""
+    """Arrays without a mesh, such as parameters made before it was set, replicated on the mesh."""
     return jax.tree.map(lambda a: _moved(a, kind := jax.typeof(a), kind.sharding.spec), tree)
 
 
 def placed(x: jax.Array, keep: int, more: int) -> NamedSharding | None:
-    """Where an array lies whose first `keep` axes are those of x, and `more` are whole.
+    """The sharding of an array with the first `keep` axes of x, and `more` unsharded ones.
 
-    For JAX to know where it cannot tell by itself; None where it has nothing to be told.
+    For operations whose sharding JAX cannot infer; None if it need not be given.
     """
     sharding = jax.typeof(x).sharding
     if not any(sharding.spec[:keep]):
@@ -76,18 +76,18 @@ def reshaped(x: jax.Array, keep: int, *sizes: int) -> jax.Array:
 
 
 def _moved(a: jax.Array, kind: Any, spec: PartitionSpec) -> jax.Array:
-    """`a` varying over the axes of a type too, and sharded by `spec` over its mesh."""
+    """`a`, varying over the axes of `like` too, and sharded by `spec` over its mesh."""
     if axes := varying(kind) - varying(own := jax.typeof(a)):
         a = jax.lax.pcast(a, tuple(sorted(axes, key=str)), to="varying")
     mesh = kind.sharding.mesh
-    mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh  # an array of no mesh yet
+    mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh  # an array without a mesh
     if not mesh.explicit_axes or (own.sharding.mesh, own.sharding.spec) == (mesh, spec):
         return a
     return jax.sharding.reshard(a, NamedSharding(mesh, spec))
 
 
 def unplaced(error: Exception, given: Any) -> LayerError | None:
-    """What is wrong where JAX does not know how a result is sharded over an explicit mesh."""
+    """The error if JAX cannot infer how a result is sharded over an explicit mesh; else None."""
     axes = {axis: None for leaf in jax.tree.leaves(given)
             for axis in jax.typeof(leaf).sharding.mesh.explicit_axes}
     if not axes or not re.search("shard|@", str(error), re.IGNORECASE):
@@ -95,8 +95,8 @@ def unplaced(error: Exception, given: Any) -> LayerError | None:
     each = f" * {len(axes)}" if len(axes) > 1 else ""
     return LayerError(
         "arrays on a mesh of automatic axes", f"explicit axes ({listed(map(str, axes))})",
-        f"pass axis_types=(jax.sharding.AxisType.Auto,){each} to jax.make_mesh: what is explicit "
-        "needs a sharding of each result, which JAX cannot tell here")
+        f"pass axis_types=(jax.sharding.AxisType.Auto,){each} to jax.make_mesh: explicit axes "
+        "need a sharding of each result, which JAX cannot infer here")
 
 
 def varying(kind: Any) -> frozenset[str]:

@@ -1,7 +1,7 @@
-"""What walks over a whole net: its layers call by call, its computed parameters, its trees.
+"""Walks over a whole net: its calls, its wrappers, its computed parameters.
 
-A layer knows what is done to its own trees (`computed`); here this is done to a net, however deep
-it stands, so that the trees of a net with reparametrizations become those of the net without them.
+The record of a layer lists what is done to its own trees (`computed`). The functions here apply it
+throughout a net, so that the trees of a net with reparametrizations become plain ones, and back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["merge", "trainable", "unmerge", "verify"]
 
 
 class Visit(NamedTuple):
-    """One run of a layer somewhere in a net: where, which, on what, and its plan."""
+    """One call of a layer in a net: its path, the layer, its inputs, and its plan."""
 
     path: str
     layer: Layer
@@ -36,7 +36,7 @@ class Visit(NamedTuple):
 
 
 def visits(layer: Layer, x: Any, side: dict[str, Any], path: str = "") -> Iterator[Visit]:
-    """A layer and all layers in it, in the order of the calls; one called twice comes twice."""
+    """The calls of a layer and all layers in it, in order; a layer called twice comes twice."""
     plan = layer.plan(x, **side)
     yield Visit(path, layer, x, side, plan)
     for name, seen, beside in plan.calls:
@@ -69,8 +69,7 @@ def unwrapped(layer: Layer, x: Any, side: dict[str, Any]) -> Iterator[Run]:
         layer = wraps.layer
 
 
-# Convolutions and pools with a window, known by their factories: a kind has the name of any
-# function, the user's too.
+# Factories of convolutions and pools with a window: a name alone may be that of a user's function.
 _WINDOWS = {f"diffprog.layers.spatial.{factory}" for factory in (
     "conv.conv", "conv.depthwise_conv", "pool.max_pool", "pool.avg_pool")}
 _TRANSPOSED = "diffprog.layers.spatial.conv.conv_transpose"
@@ -84,9 +83,9 @@ def is_window(layer: Layer, *, transposed: bool = False) -> bool:
 
 
 def verify(net: Layer, params: Any, x: Any, *, state: Any = None, **side: Any) -> None:
-    """Raise unless `params` have the paths, shapes and dtypes of `net` on x; `state` too, if given.
+    """Raise unless `params`, and `state` if given, fit the net on x in paths, shapes and dtypes.
 
-    `apply` compares names only; this compares everything, from abstract evaluation alone.
+    `apply` compares names only; this compares everything, by abstract evaluation.
 
     Args:
         net, params, x: a layer, its parameters, and an input or its shapes.
@@ -104,16 +103,16 @@ def verify(net: Layer, params: Any, x: Any, *, state: Any = None, **side: Any) -
 def merge(
     net: Layer, params: Params, state: State | None = None, *, train: bool = False
 ) -> tuple[Params, State]:
-    """The trees of the net without its reparametrizations: every leaf is computed once.
+    """The trees of the net without its reparametrizations: each leaf is computed once.
 
-    After fine-tuning by `lora` this gives what the plain net takes, with nothing left to compute;
-    of `ema` it gives the averages, of `spectral_norm` the divided kernels. Whatever of your own
-    reads parameters beside the net reads these; gradients flow through.
+    For `lora` these are the parameters of the plain net after fine-tuning, for `ema` the averages,
+    for `spectral_norm` the divided kernels. Use them wherever parameters are read outside the net.
+    Gradients flow through.
 
     Args:
-        net: a net with `reparam`, or what is made by it, somewhere in it.
+        net: a net with `reparam`, or a transformation made by it, somewhere in it.
         params, state: its trees; None for no state.
-        train: as the net computes in training, where `ema` has the parameters themselves.
+        train: as in training, where `ema` uses the parameters themselves.
 
     Returns:
         Parameters and state of the same net composed without them.
@@ -136,14 +135,14 @@ def merge(
 def unmerge(
     net: Layer, params: Params, state: State | None = None, *, key: jax.Array
 ) -> tuple[Params, State]:
-    """The trees of the net from those of the net without reparametrizations: `merge` turned round.
+    """The inverse of `merge`: the trees of the net from those without reparametrizations.
 
-    So fine-tuning begins from parameters that are there.
+    Fine-tuning starts from pretrained parameters this way.
 
     Args:
         net: as in `merge`.
         params, state: trees of the same net composed without reparametrizations.
-        key: of what is drawn, such as the factors of `lora`.
+        key: of random draws, such as the factors of `lora`.
 
     Raises:
         LayerError: as in `merge`; a leaf that is to be replaced is missing.
@@ -161,10 +160,10 @@ def unmerge(
 
 
 def trainable(net: Layer, params: Params) -> Params:
-    """The tree of booleans that is False where `freeze` and `lora` let no gradient through.
+    """A tree of booleans, False for parameters that `freeze` and `lora` hold constant.
 
-    `make_step` hands exactly these parameters to the optimizer, so that no decay or penalty moves
-    what is frozen and no memory is spent on its moments. In a loop of your own,
+    `make_step` passes exactly the others to the optimizer, so that no weight decay moves frozen
+    parameters and no memory is spent on their moments. In a training loop of your own,
     ``optax.multi_transform({True: optimizer, False: optax.set_to_zero()}, mask)`` does.
 
     Args:
@@ -186,19 +185,19 @@ def trainable(net: Layer, params: Params) -> Params:
 
 
 def freezes(net: Layer) -> bool:
-    """Is there something in a net that no gradient reaches?"""
+    """Does the net have frozen parameters?"""
     inside = any(map(freezes, net.children.values()))
     return inside or any(own.constant for own in net.computed if isinstance(own, Computed))
 
 
 def idle(net: Layer, params: Params) -> list[str]:
-    """The paths of the leaves that are trained but have no gradient at rest, as averages are."""
+    """The paths of trained leaves without a gradient at inference, such as averages."""
     return [path for path, own, one, train in _replaced(net, net.computed, params)
             if own.carry and not train and not own.moves(one)]
 
 
 def statistics(layer: Layer, state: State, train: bool) -> State:
-    """The part of a state that moves by the inputs in this mode, and not by parameters."""
+    """The part of a state that depends on the inputs in this mode, and not only on parameters."""
     carried = {own.mark for own in layer.computed if isinstance(own, (Computed, Expanded))}
     train = mode(layer.computed, train)
     found = {name: part for name, part in state.items()
@@ -209,12 +208,12 @@ def statistics(layer: Layer, state: State, train: bool) -> State:
 
 
 def mode(computed: Sequence[Own], train: bool) -> bool:
-    """In which mode all of these are inside, where the net is in `train`; the inner one counts."""
+    """The mode inside these marks, with `train` around them; the innermost pin wins."""
     return next((own.train for own in reversed(computed) if isinstance(own, Pinned)), train)
 
 
 def trained(net: Layer, params: Params) -> tuple[Params, Callable[[Params], Params]]:
-    """The parameters that are trained alone, and what puts such among the others."""
+    """The trained parameters only, and the function that puts them back among the others."""
     if not freezes(net):
         return params, lambda part: part
     free, whole = trainable(net, params), jax.tree.structure(params)
@@ -224,22 +223,22 @@ def trained(net: Layer, params: Params) -> tuple[Params, Callable[[Params], Para
             part = put(part, path, leaf)
     if not part:
         raise LayerError("a net with something to train", f"{net!r}, which is frozen",
-                         "freeze less of it: name what trains by exclude=")
+                         "freeze less of it: exclude= names what trains")
     return part, lambda part: whole.unflatten(
         [paths(part).get(path, leaf) for path, leaf in paths(params).items()])
 
 
 def check_moves(net: Layer, params: Params, remedy: str) -> None:
-    """Raise if parameters that are trained have no gradient at rest."""
+    """Raise if trained parameters have no gradient at inference."""
     if still := idle(net, params):
-        raise LayerError("parameters that have a gradient at rest",
-                         f"averages in the place of {listed(still)}", remedy)
+        raise LayerError("parameters that have a gradient at inference",
+                         f"averages in place of {listed(still)}", remedy)
 
 
 def plain(
     layer: Layer, params: Params, state: State, train: bool = False
 ) -> tuple[Params, State]:
-    """The trees of a layer as those of the layer without reparametrizations, if it has any."""
+    """The trees of a layer without its reparametrizations; unchanged if it has none."""
     return _plain(layer, layer.computed, 0, params, state, train)
 
 
@@ -247,7 +246,7 @@ def _plain(
     layer: Layer, computed: Sequence[Own], above: int, params: Params,
     state: State, train: bool,
 ) -> tuple[Params, State]:
-    """`plain` of a layer of which these are left, the outer before the inner."""
+    """`plain` of a layer with these marks left, the outermost first."""
     if not computes(layer, computed):
         return params, state
     if computed:
@@ -280,7 +279,7 @@ def _made(
     layer: Layer, computed: Sequence[Own], at: str, above: int, params: Params,
     state: State, key: jax.Array,
 ) -> tuple[Params, State]:
-    """`unmerge` of a layer at a path of which these are left; the inner ones are made first."""
+    """`unmerge` of a layer at a path, with these marks left; the innermost is made first."""
     if not computes(layer, computed):
         return params, state
     if computed:
@@ -303,26 +302,26 @@ def _made(
 
 
 def computes(layer: Layer, computed: Sequence[Own]) -> bool:
-    """Is there something to compute in a layer of which these are left?"""
+    """Are parameters computed in a layer with these marks left?"""
     inside = any(computes(child, child.computed) for child in layer.children.values())
     return inside or any(isinstance(own, (Computed, WrittenOut)) for own in computed)
 
 
 def _stacks(layer: Layer, above: int) -> Callable[[str], int]:
-    """How many axes for copies the leaf at a path has, `above` of them around the layer."""
+    """The number of axes of copies of the leaf at a path, `above` of them from around the layer."""
     return lambda path: above + stacks_at(layer, path)
 
 
 def reader(
     children: Mapping[str, Layer], params: Params, state: State, train: bool = False
 ) -> Callable[[str], Params]:
-    """What reads the plain parameters of a child by its name."""
+    """A function that returns the plain parameters of a child by its name."""
     return lambda name: cast(plain(
         children[name], params.get(name, {}), state.get(name, {}), train)[0], children[name].dtype)
 
 
 def stacks_at(layer: Layer, path: str) -> int:
-    """How many leading axes the leaf at a path of a layer's trees has for copies of the layer."""
+    """The number of leading axes of copies of the leaf at a path of a layer's trees."""
     name, _, rest = path.partition("/")
     below = layer.children.get(name)
     return layer.stacks + (stacks_at(below, rest) if below else 0)
@@ -332,9 +331,9 @@ def _replaced(
     layer: Layer, computed: Sequence[Own], params: Params, at: str = "", above: int = 0,
     train: bool = False,
 ) -> Iterator[tuple[str, Computed, Any, bool]]:
-    """The path of each small tree, what it is of, the shapes of one copy, and its mode at rest.
+    """The path of each small tree, its mark, the shapes of one copy, and its mode at inference.
 
-    The outer come first. Of what is done to the layer at a path, these are left.
+    Outer ones come first; `computed` are the marks left of the layer at a path.
     """
     if not computes(layer, computed):
         return
@@ -357,7 +356,7 @@ def _replaced(
 
 
 def _written(maps: Params) -> Params:
-    """The leaves that `hyper` writes for its target, in shapes: those of the biases of its maps."""
+    """The shapes of the leaves that `hyper` makes for its target: the biases of its maps."""
     is_map = lambda part: isinstance(part, dict) and part.keys() == {"kernel", "bias"} and (  # noqa: E731
         not any(isinstance(a, dict) for a in part.values()))
     return jax.tree.map(lambda part: part["bias"] if is_map(part) else part, maps, is_leaf=is_map)
@@ -365,10 +364,10 @@ def _written(maps: Params) -> Params:
 
 def _check_found(net: Layer) -> None:
     if not computes(net, net.computed):
-        raise LayerError("a net with computed parameters", repr(net), "pass the net that was made "
-                         "by reparam, lora or the like: parameters of any other are plain")
+        raise LayerError("a net with computed parameters", repr(net), "pass the net made by "
+                         "reparam, lora or the like: parameters of other nets are plain already")
 
 
 def _stacked(copies: dict[str, Any]) -> dict[str, Any]:
-    """The trees of copies as one, on a new first axis."""
+    """The trees of copies, stacked on a new first axis."""
     return jax.tree.map(lambda *each: jnp.stack(each), *copies.values()) if copies else {}

@@ -1,4 +1,4 @@
-"""How things are written down: arrays by dtype and shape, layers by the call that made them."""
+"""Notation: arrays as dtype and shape, layers as the call that made them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-# Where a function is looked for, so that it is written as a user would: `jax.nn.relu`, `gelu`.
+# Modules in which a function is looked up, to be written as users do: `jax.nn.relu`, `gelu`.
 _HOMES = (("jax.nn", "jax.nn."), ("jax.numpy", "jnp."), ("jax.lax", "jax.lax."),
           ("jax.nn.initializers", "jax.nn.initializers."), ("diffprog", ""))
 
 
 def clip(text: str, most: int = 120) -> str:
-    """The text in `most` characters: a whole network in an error would bury the message."""
+    """The text, cut to `most` characters: a whole network would bury an error message."""
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def show(x: Any) -> str:
-    """Dtypes and shapes of a pytree, ``float32[2,10]``; what is no array is written as it is."""
+    """Dtypes and shapes of a pytree, ``float32[2,10]``; other values by their repr."""
     return clip(_shown(x))
 
 
@@ -36,21 +36,20 @@ def _shown(x: Any) -> str:
 
 
 def called(function: Any) -> Any:
-    """What a partial calls in the end; any other function as it is."""
+    """The innermost function of a partial; any other function itself."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name of a function; of a partial that of what it calls, of an object that of its class.
-    """
+    """The name of a function, of the function in a partial, or of the class of an object."""
     function = called(function)
     return getattr(function, "__name__", type(function).__name__).strip("<>_")
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names in a sentence, sorted; ``none`` where there are none."""
+    """Sorted names, separated by commas; ``none`` if there are none."""
     return clip(", ".join(sorted(map(str, names))), 240) or "none"
 
 
@@ -72,7 +71,7 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
 
 
 def keyword_only(function: Callable[..., Any]) -> frozenset[str]:
-    """The names of the arguments behind the star, but for those that a partial has filled in."""
+    """The names of the keyword-only arguments, except those that a partial sets."""
     names = frozenset(p.name for p in inspect.signature(function).parameters.values()
                       if p.kind is p.KEYWORD_ONLY)
     while isinstance(function, functools.partial):
@@ -86,7 +85,7 @@ def keywords(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def code(value: Any) -> str:
-    """A value as one writes it: `jax.nn.relu`, ``(3, 3)``, ``<lambda file:line>``."""
+    """A value as code: `jax.nn.relu`, ``(3, 3)``, ``<lambda file:line>``."""
     if isinstance(value, functools.partial):
         arguments = [*map(code, value.args), *keywords(value.keywords)]
         return f"functools.partial({', '.join([code(value.func), *arguments])})"
@@ -95,7 +94,7 @@ def code(value: Any) -> str:
     name = getattr(value, "__name__", None)
     if name is None or not callable(value):
         text = show(value) if hasattr(value, "shape") else repr(value)
-        # An object that does not say what it is goes by its class.
+        # An object without a repr of its own is written as its class.
         return f"<{type(value).__name__}>" if "\n" in text or " at 0x" in text else text
     for module, prefix in _HOMES:
         if vars(sys.modules.get(module, object)).get(name) is value:

@@ -1,8 +1,7 @@
-"""A leaf is drawn from a key of its own, which depends on its path alone.
+"""Initialization: each leaf is drawn from a key that depends on its path alone.
 
-So inserting a layer disturbs no sibling, and the same key gives the same network everywhere. What
-it is drawn from is an initializer: a function ``(key, shape, dtype) -> array`` as those of
-`jax.nn.initializers`, or the name of one.
+So inserting a layer changes no sibling, and one key gives the same network everywhere. An
+initializer is a function ``(key, shape, dtype) -> array`` as in `jax.nn.initializers`, or its name.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from diffprog.core.dtypes import joint
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import listed, show
 
-# What is jitted so is written into a program that calls it: since jax 0.12 `True` leaves it to XLA.
+# Inlines a jitted function into the program that calls it; since jax 0.12 `True` leaves it to XLA.
 INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # type: ignore[attr-defined]
 
 Initializer = str | Callable[..., jax.Array]
@@ -40,7 +39,7 @@ INITIALIZERS: dict[str, Callable[..., jax.Array]] = {
 
 
 def fold(key: jax.Array, name: str) -> jax.Array:
-    """The key of the child `name`: it depends on the name alone, so siblings never disturb it."""
+    """The key of the child `name`, which depends on no sibling."""
     return _folded(key, *_words(name))
 
 
@@ -49,10 +48,9 @@ def parameter(
 ) -> jax.Array:
     """Draw the leaf `name` for input x: float64 if x is, else float32, from its own key.
 
-    The draw is jitted, so that it compiles once for all initializers that do the same and a shape,
-    and gives the same bits whether the caller is eager, jitted, mapped or sharded. Its key is found
-    by a program of its own, the same for all leaves: as a part of each draw it would take a third
-    of its compiling.
+    The draw is jitted: it compiles once for a shape and equal initializers, and gives the same bits
+    whether the caller is eager, jitted, mapped or sharded. The key is computed by a program of its
+    own, which all leaves share: inside each draw it would take a third of the compile time.
     """
     draw = INITIALIZERS.get(initializer) if isinstance(initializer, str) else initializer
     if not callable(draw):
@@ -61,7 +59,7 @@ def parameter(
                          "pass jax.nn.initializers.normal(0.02), for example")
     try:
         alike = _Alike(_contents(draw), draw)
-    except TypeError:  # it depends on what is being traced
+    except TypeError:  # the cache is per trace
         return draw(fold(key, name), shape, parameter_dtype(x))
     return _drawing(alike, shape, parameter_dtype(x))(fold(key, name))
 
@@ -73,15 +71,15 @@ def parameter_dtype(x: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Alike:
-    """An initializer, equal to all that do the same: ``normal(0.02)`` is another one each time."""
+    """An initializer, equal to those with the same contents, as two calls ``normal(0.02)``."""
 
     contents: Any
     draw: Callable[..., jax.Array] = dataclasses.field(compare=False)
 
 
-@functools.lru_cache(maxsize=256)  # what is forgotten takes its program with it
+@functools.lru_cache(maxsize=256)  # an evicted entry frees its program
 def _drawing(alike: _Alike, shape: Any, dtype: Any) -> Callable[[jax.Array], jax.Array]:
-    """The draw of a leaf, jitted: one for all initializers that are alike."""
+    """The jitted draw of a leaf, one for all equal initializers."""
 
     def draw(key: jax.Array) -> jax.Array:
         return alike.draw(key, shape, dtype)
@@ -90,11 +88,12 @@ def _drawing(alike: _Alike, shape: Any, dtype: Any) -> Callable[[jax.Array], jax
 
 
 def _contents(value: Any, around: tuple[int, ...] = ()) -> Any:
-    """What a value is, to be compared: of a function its code and what it reads, of an array its
-    numbers. Two functions made by one call are alike; what cannot be looked into is itself alone.
+    """The contents of a value, to be compared: code and closure of a function, numbers of an array.
+
+    Two functions made by equal calls are equal; an opaque value equals only itself.
     """
     if id(value) in around:
-        return around.index(id(value))  # it holds itself
+        return around.index(id(value))  # a cycle
     each = functools.partial(_contents, around=(*around, id(value)))
     if isinstance(value, Tracer):
         raise TypeError("a value that is being traced")
@@ -116,7 +115,7 @@ def _contents(value: Any, around: tuple[int, ...] = ()) -> Any:
     if type(value) is dict:
         return dict, *((each(name), each(part)) for name, part in value.items())
     if type(value) in (int, bool, float, complex, str, bytes):
-        return type(value), repr(value)  # which tells 0.0 from -0.0
+        return type(value), repr(value)  # repr distinguishes 0.0 from -0.0
     try:
         hash(value)
     except TypeError:
@@ -125,7 +124,7 @@ def _contents(value: Any, around: tuple[int, ...] = ()) -> Any:
 
 
 def _read(code: types.CodeType, names: dict[str, Any], each: Callable[[Any], Any]) -> Iterator[Any]:
-    """The global values that a function reads; functions and modules count as themselves."""
+    """The global values that a function reads; functions and modules equal only themselves."""
     for name in code.co_names:
         value = names.get(name)
         plain = isinstance(value, (int, float, complex, str, bytes, tuple, list, dict, jax.Array,
@@ -137,7 +136,7 @@ def _read(code: types.CodeType, names: dict[str, Any], each: Callable[[Any], Any
 
 
 class _Itself:
-    """A value that equals itself alone; it is kept, so that no other one takes its id."""
+    """A value that equals only itself; it is kept alive, so that its id stays unique."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -149,13 +148,13 @@ class _Itself:
         return id(self.value)
 
 
-@functools.partial(jax.jit, inline=INLINE)  # one dispatch for both folds, and no call in a trace
+@functools.partial(jax.jit, inline=INLINE)  # one dispatch for both folds, inlined under a trace
 def _folded(key: jax.Array, high: Any, low: Any) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, high), low)
 
 
 @functools.cache
 def _words(name: str) -> tuple[np.uint32, np.uint32]:
-    """A hash of the name, the same everywhere: of 64 bits, since names collide in 32."""
+    """A hash of the name that is stable across processes; 64 bits, as names collide in 32."""
     high, low = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8).digest(), "<u4")
     return high, low

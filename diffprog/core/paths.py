@@ -1,7 +1,7 @@
-"""Parameters and state are nested dicts; a path such as ``blocks/attend/kernel`` names a leaf.
+"""Paths such as ``blocks/attend/kernel`` name the leaves of nested dicts of parameters and state.
 
-Patterns address many leaves at once. One scheme serves every tool that speaks of some parameters:
-weight decay, freezing, partial loading, sharding. A pattern that matches nothing is an error.
+Patterns select several leaves. One scheme serves every tool that addresses parameters: weight
+decay, freezing, partial loading, sharding. A pattern that matches nothing is an error.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def paths(tree: Any) -> dict[str, Any]:
     for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = jax.tree_util.keystr(at, simple=True, separator="/")
         if path in found:
-            raise LayerError("a path for each leaf alone", f"two leaves at {path}",
-                             "rename one of them: / parts the levels")
+            raise LayerError("one path for each leaf", f"two leaves at {path}",
+                             "rename one of them: / separates levels")
         found[path] = leaf
     return found
 
@@ -61,7 +61,7 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
 
 
 def mask(tree: Any, *patterns: str) -> Any:
-    """The tree of booleans that is True where `select` finds a leaf: what optax calls a mask.
+    """A tree of booleans, True for the leaves that `select` finds: a mask as optax takes it.
 
     Args:
         tree, patterns: as in `select`.
@@ -77,7 +77,7 @@ def mask(tree: Any, *patterns: str) -> Any:
 
 
 def count(tree: Any) -> int:
-    """How many numbers the leaves of a tree hold; abstract leaves count as well.
+    """The number of entries of all leaves; abstract leaves count too.
 
     Example:
         >>> dp.tree.count({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
@@ -87,9 +87,9 @@ def count(tree: Any) -> int:
 
 
 def nonfinite(tree: Any) -> list[str]:
-    """The paths of the leaves that hold a NaN or an infinity: which layer broke the gradient.
+    """The paths of the leaves with a NaN or an infinity, as in the gradients of a broken layer.
 
-    It waits for the values, so it belongs outside `jax.jit`.
+    It waits for the values: call it outside `jax.jit`.
 
     Example:
         >>> dp.tree.nonfinite({"body": {"kernel": jnp.array([1.0, jnp.nan])}, "bias": jnp.ones(2)})
@@ -107,12 +107,12 @@ def both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined(at: str, path: str) -> str:
-    """The path below another one; "" is the whole tree."""
+    """The path of a leaf below another path; "" is the whole tree."""
     return f"{at}/{path}" if at and path else at or path
 
 
 def part_at(tree: Any, path: str) -> Any:
-    """What stands at a path of a tree; None for nothing."""
+    """The subtree at a path; None if there is none."""
     if not path:
         return tree
     for name, part in level(tree)[0].items():
@@ -122,7 +122,7 @@ def part_at(tree: Any, path: str) -> Any:
 
 
 def put(tree: Any, path: str, value: Any) -> Any:
-    """The tree with another value at a path; what is empty is left out of nested dicts."""
+    """The tree with another value at a path; empty nested dicts are removed."""
     if not path:
         return value
     parts, again = level(tree)
@@ -138,7 +138,7 @@ def put(tree: Any, path: str, value: Any) -> Any:
 
 
 def level(tree: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
-    """The parts of a tree by name, one level deep, and what makes it anew of others."""
+    """The parts of a tree by name, one level deep, and a function that rebuilds it from parts."""
     found, form = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)
     names = [jax.tree_util.keystr(at, simple=True) for at, _ in found]
     if names == [""]:
@@ -148,5 +148,5 @@ def level(tree: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
 
 
 def _behind(name: str, path: str) -> str | None:
-    """What is left of a path behind a name, which may hold / itself; None for another name."""
+    """The rest of a path after a name, which may hold / itself; None if it has another name."""
     return path[len(name) + 1 :] if f"{path}/".startswith(f"{name}/") else None

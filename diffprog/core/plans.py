@@ -1,4 +1,4 @@
-"""What a layer makes of an input, in shapes and dtypes: nothing is computed to know it."""
+"""Plans: shapes and dtypes of parameters, state and output, by abstract evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Call(NamedTuple):
-    """One call of a child: its name, and the shapes of what it was given."""
+    """One call of a child: its name, and the shapes of its inputs."""
 
     name: str
     x: Any
@@ -40,14 +40,14 @@ class Plan:
     calls: tuple[Call, ...] = ()
 
     def difference(self, params: Any, state: Any = None) -> LayerError | None:
-        """The first difference in paths, shapes or dtypes to trees of values, as an error."""
-        remedy = "pass what init gave on input of this shape"
+        """An error for the first difference of `params` or `state` from the plan; None for none."""
+        remedy = "pass what init returned on input of this shape"
         return difference("params", self.params, params, remedy) or (
             None if state is None else difference("state", self.state, state, remedy))
 
 
 def difference(kind: str, wanted: Any, given: Any, remedy: str) -> LayerError | None:
-    """The first difference of two trees in paths, shapes or dtypes, as an error about `kind`."""
+    """An error for the first difference of two trees in paths, shapes or dtypes; None for none."""
     want, have = paths(wanted), paths(given)
     for path in [*want, *have]:
         if path not in have:
@@ -66,20 +66,23 @@ def spec(x: Any) -> Any:
 
 
 def blank(tree: Any) -> Any:
-    """Zeros in place of shapes, where a function is evaluated abstractly."""
+    """Zeros of these shapes, for abstract evaluation."""
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
 
 
 def grown(less: Any, more: Any) -> int:
-    """The axis along which `more` is larger: that of examples, if it has more; -1 if none is."""
+    """The axis along which `more` is larger than `less`; -1 if they are equal.
+
+    It is the batch axis if `more` has one example more.
+    """
     return next((i for i, (a, b) in enumerate(zip(less.shape, more.shape, strict=True)) if a != b),
                 -1)
 
 
 def example_axes(run: Callable[..., Any], count: int, *given: Any) -> Any:
-    """Of each leaf of ``run(*given)`` the axis of examples: the one that grows with them; else -1.
+    """The batch axis of each leaf of ``run(*given)``, found by planning with one example more.
 
-    `given` has `count` examples: on the first axis of each leaf whose first axis is that long.
+    -1 for leaves without one. The batch axis of `given` is axis 0 of each leaf of length `count`.
     """
     given = spec(given)
     less, more = jax.eval_shape(run, *given), jax.eval_shape(run, *one_more(count, given))
@@ -87,22 +90,22 @@ def example_axes(run: Callable[..., Any], count: int, *given: Any) -> Any:
 
 
 def one_more(count: int, given: Any) -> Any:
-    """The shapes of `given` with one example more."""
+    """The shapes of `given` for a batch of one example more."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(
         (count + 1, *a.shape[1:]) if a.shape[:1] == (count,) else a.shape, a.dtype), given)
 
 
 def reaches(linear: Callable[..., Any], given: Any) -> bool:
-    """Does anything of what a linear function is given come out of it? Read off its jaxpr."""
+    """Does the output of a linear function depend on its input? Read off its jaxpr."""
     traced = jax.make_jaxpr(linear)(given).jaxpr
     return any(dce_jaxpr(traced, [True] * len(traced.outvars))[1])
 
 
 def remember(plan: Callable[..., T]) -> Callable[..., T]:
-    """`plan(x, side)`, evaluated once for each set of shapes; the results die with the layer.
+    """`plan(x, side)` with a cache keyed by shapes and dtypes, which lives as long as the function.
 
-    It saves time and decides nothing: it is a function of shapes, dtypes, and what `_setting` says.
-    Threads that ask at once may both evaluate it, to equal results.
+    The cache saves time and changes no result: `plan` is a function of shapes, dtypes, and JAX's
+    configuration (`_setting`). Two threads may evaluate it at once, with equal results.
     """
     plans: dict[Any, T] = {}
 
@@ -119,20 +122,20 @@ def remember(plan: Callable[..., T]) -> Callable[..., T]:
     return planned
 
 
-# To how many frames of Python's stack the plans of this thread may go, and in what setting.
+# The number of stack frames that plans of this thread may use, and the configuration of JAX.
 _INSIDE: contextvars.ContextVar[tuple[int, Any]] = contextvars.ContextVar(
     "inside", default=(0, None))
-_FRAMES = 500  # half of what Python allows by itself: what is run inside of a plan has the other
-_ROOM = 160  # of four plans, where the stack is deep already
-_ANEW = 50  # how often a plan is begun anew: in layers that it makes itself nothing stays noted
+_FRAMES = 500  # half of Python's default limit; what runs inside a plan has the other half
+_ROOM = 160  # for four plans, if the stack is already deep
+_ANEW = 50  # restarts of a plan: one that composes its layers itself never finds them in a cache
 
 
 class _Deeper(BaseException):
-    """What is to be evaluated first, from the beginning of the stack."""
+    """A plan that must be evaluated first, from the bottom of the stack."""
 
 
 def step_by_step(evaluate: Callable[[], None]) -> None:
-    """Run what notes its result; where it runs deep inside of others, they are begun anew after it.
+    """Run a function that caches its result; deep inside others, run it first and restart them.
 
     So the stack does not grow with the depth of a net.
     """
@@ -158,14 +161,14 @@ def step_by_step(evaluate: Callable[[], None]) -> None:
             except Exception:
                 if len(waiting) == 1:
                     raise
-                _in_place(evaluate, setting)  # what fails shall do so with all its path
+                _in_place(evaluate, setting)  # an error must show the whole path
                 return
     finally:
         _INSIDE.reset(before)
 
 
 def _in_place(evaluate: Callable[[], None], setting: Any) -> None:
-    """Run it with all that is inside, however deep."""
+    """Run it and everything inside, to any depth."""
     before = _INSIDE.set((sys.maxsize, setting))
     try:
         evaluate()
@@ -174,7 +177,7 @@ def _in_place(evaluate: Callable[[], None], setting: Any) -> None:
 
 
 def _frames() -> int:
-    """How deep Python's stack is."""
+    """The depth of Python's stack."""
     frame, count = inspect.currentframe(), 0
     while frame:
         frame, count = frame.f_back, count + 1
@@ -182,7 +185,7 @@ def _frames() -> int:
 
 
 def _setting() -> Any:
-    """What JAX is set to, as far as shapes and dtypes depend on it."""
+    """The configuration of JAX on which shapes and dtypes depend."""
     return (jax.config.read("jax_enable_x64"),
             jax.config.jax_default_prng_impl,  # type: ignore[attr-defined]
             jax.sharding.get_abstract_mesh())

@@ -1,4 +1,4 @@
-"""What checks, streams and plans read of a layer's record, which is made of them (`layer`)."""
+"""The part of a layer's record that checks and streams read: `layer` imports them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffprog.core.plans import Params, Plan, State
 
 
 class Record(Protocol):
-    """The part of a `Layer` that is read here; the record says what each field means."""
+    """The fields of a `Layer` that checks and streams read."""
 
     @property
     def start(self) -> Callable[..., State] | None: ...

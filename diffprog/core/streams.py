@@ -1,7 +1,7 @@
-"""The state of a stream: what `start` put into it beside that which `init` gave.
+"""The state of a stream: what `start` adds to what `init` returned.
 
-Nothing here remembers which stream there was. Which names are carried follows from the shapes of a
-call; what a call is not given again (`kept`), from the state itself.
+Nothing here remembers a stream. The names that are carried follow from the shapes of a call; side
+inputs that need not be passed again (`kept`) are recorded in the state itself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from diffprog.core.errors import LayerError
 from diffprog.core.plans import Params, State, remember, spec
 from diffprog.core.records import Record
 
-_KEPT = "#kept"  # as no child is called
+_KEPT = "#kept"  # a reserved key: no child has this name
 
 
 def carrying(start: Any) -> Callable[..., State]:
-    """The shapes of what `start` gives, ``(params, state, x, side) -> carried``."""
+    """``(params, state, x, side) -> carried``, the shapes of what `start` returns."""
     return remember(lambda params, state, x, side: jax.eval_shape(
         lambda *trees: start(*trees, length=1, **side), params, state, x))
 
@@ -30,7 +30,7 @@ def carrying(start: Any) -> Callable[..., State]:
 def foreign(
     layer: Record, params: Params, state: State, rest: State, x: Any, side: dict[str, Any]
 ) -> set[str]:
-    """The names in a state that neither stand in that at rest nor are carried by a stream."""
+    """The names in a state that are neither in the initial state nor carried by a stream."""
     names = state.keys() - rest.keys()
     if not names or not layer.start:
         return names
@@ -39,17 +39,17 @@ def foreign(
         try:
             return names - layer._carried(*spec((params, given, x, beside))).keys()
         except LayerError:
-            continue  # it cannot stream, or not with these
+            continue  # no stream, or none with these side inputs
         except Exception:
-            return set()  # on such an input `apply` fails as well, and explains it
+            return set()  # `apply` fails on this input too, with a better error
     return set() if layer.kept - side.keys() else names
 
 
 def parted(layer: Record, state: State, at_rest: Callable[[], State]) -> tuple[State, State]:
-    """A state as what `init` gives, and what a stream carries beside it.
+    """A state split into what `init` returns and what a stream carries.
 
-    Names tell them apart, but for leaves that stream and have a state at rest of their own: then
-    ``at_rest()`` is asked, the plan, unless that would take inputs that this call is not given.
+    Names tell them apart, except in layers without children that stream and have an initial state:
+    then ``at_rest()``, the planned state, decides, unless it needs inputs that this call lacks.
     """
     rest, carried = _split(state, _resting(layer, state))
     if carried:
@@ -59,7 +59,7 @@ def parted(layer: Record, state: State, at_rest: Callable[[], State]) -> tuple[S
 
 
 def miscounted(name: str, calls: int) -> LayerError:
-    """What is wrong with a streaming call that makes other calls of a child than `start` made."""
+    """The error for a streaming call whose number of calls of a child differs from `start`'s."""
     return LayerError(f"as many calls of {name} as start made", f"{calls}",
                       "start anew with the same inputs")
 
@@ -67,8 +67,8 @@ def miscounted(name: str, calls: int) -> LayerError:
 def noted(layer: Record, state: State, side: dict[str, Any]) -> State:
     """The state with the shapes of the side inputs that need not be passed again.
 
-    They are those of arrays without entries: as shapes they stack, grow and shrink as other states
-    do, and two streams of one net know each their own.
+    They are stored as arrays without entries, which stack and split as other states do, so that
+    each stream of a net has its own.
     """
     kept = {name: side[name] for name in layer.kept & side.keys()}
     if not kept:
@@ -79,24 +79,24 @@ def noted(layer: Record, state: State, side: dict[str, Any]) -> State:
 
 
 def note_of(state: State) -> State:
-    """What `noted` has put into a state, the outermost if there are several."""
+    """The entry that `noted` has added to a state, the outermost if there are several."""
     name = max((name for name in state if name.endswith(_KEPT)), key=len, default="")
     return {name: state[name]} if name else {}
 
 
 def without(state: State, names: Collection[str]) -> State:
-    """The state without what has one of these names."""
+    """The state without these names."""
     return {name: part for name, part in state.items() if name not in names}
 
 
 def recalled(note: State) -> dict[str, Any]:
-    """The shapes in such a note."""
+    """The shapes in an entry of `noted`."""
     (shapes,) = note.values() or ({},)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), shapes)
 
 
 def _split(state: State, form: State) -> tuple[State, State]:
-    """The state as what stands at the paths of `form`, and what does not."""
+    """The state split into the parts at the paths of `form`, and the others."""
     inside, outside = {}, {}
     for name, part in state.items():
         if name not in form or isinstance(part, dict) > isinstance(form[name], dict):
@@ -112,7 +112,7 @@ def _split(state: State, form: State) -> tuple[State, State]:
 
 
 def _resting(layer: Record, state: State) -> State:
-    """The part of a state at rest, told by names: a leaf that streams carries all that it has."""
+    """The initial part of a state, by names: a layer without children carries all of its state."""
     if not layer.start:
         return state
     marks = {own.mark for own in layer.computed if isinstance(own, (Computed, Expanded))}

@@ -1,7 +1,7 @@
-"""What other libraries and textbooks call things, and what they are here: for errors alone.
+"""Names of other libraries and textbooks, and their equivalents here, for error messages.
 
-Names are compared without case and underscores, so that one entry serves `Conv2d`, `conv2d` and
-`conv_2d`. A name that differs from one of this library in nothing else needs no entry.
+Names are compared without case and underscores, so one entry covers `Conv2d`, `conv2d` and
+`conv_2d`. A name that differs from one of this library only in these needs no entry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-# Name -> what is written here, which a test looks up.
+# Name -> the equivalent here, which a test resolves.
 _MEANT = {
     # layers
     **dict.fromkeys(["dense", "fullyconnected", "affine", "lazylinear"], "dp.linear(features)"),
@@ -148,7 +148,7 @@ _MEANT = {
     **dict.fromkeys(["hook", "sow", "intermediates"], "dp.tap(layer, pattern)"),
 }
 
-# Argument -> what is written here.
+# Argument -> its name here.
 _ARGUMENTS = {
     **dict.fromkeys(["use_bias", "with_bias"], "bias"), "use_scale": "scale", "r": "rank",
     **dict.fromkeys(["out_features", "output_size", "hidden_size", "out_channels", "embedding_dim",
@@ -178,7 +178,7 @@ _OF_INPUTS = frozenset({
     "normalized_shape", "embed_dim", "d_model", "channels_in"})
 
 
-# Argument -> what is done instead, whatever the layer.
+# Argument -> what to do instead, in any layer.
 _INSTEAD = {
     **dict.fromkeys(["activation", "act", "nonlinearity"],
                     "compose it, as in linear(8) >> jax.nn.relu"),
@@ -205,7 +205,7 @@ def unknown(module: str, name: str) -> AttributeError:
 
 
 def meant(name: str) -> str:
-    """What may be meant by a name that is not public where it is looked for; "" if nobody knows."""
+    """The public name that an unknown name may mean; "" if there is none."""
     if name.startswith("_"):
         return ""
     public = {path.rpartition(".")[2]: path for path in _public()}
@@ -223,7 +223,7 @@ def arguments(
     factory: str, parameters: Mapping[str, inspect.Parameter], args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> str:
-    """What to do with arguments that a factory does not take; "" if nobody knows."""
+    """The remedy for arguments that a factory does not take; "" if there is none."""
     if unknown := [other for other in kwargs if other not in parameters]:
         return "; ".join(filter(None, (argument(other, parameters) for other in unknown)))
     places = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -247,9 +247,9 @@ def _own(
     factory: str, places: list[str], parameters: Mapping[str, inspect.Parameter],
     args: Sequence[Any],
 ) -> list[str] | None:
-    """What stands in the call of a factory, given what other libraries give by position.
+    """The arguments of a factory, from the positional arguments of other libraries.
 
-    There the size of the input comes first, but of norms in groups, and of what has none.
+    There the input size comes first, except for group norms and layers without one.
     """
     first = places[0] if places else ""
     match first:
@@ -259,7 +259,7 @@ def _own(
         case "features" if type(args[1]) is int:
             return [repr(args[2 if factory == "bilinear" and len(args) > 2 else 1])]
         case "heads" if not any(isinstance(a, tuple) for a in args):
-            return [repr(min(args))]  # no width is smaller
+            return [repr(min(args))]  # the width is the larger one
         case "size" if "multiplier" not in parameters:
             return [repr(args[0]), *_named(args[1:])]
         case "hidden" if len(args) > 2:
@@ -274,13 +274,13 @@ def _own(
 
 
 def _named(values: Sequence[Any]) -> list[str]:
-    """What convolutions and pools are given after the size, by name."""
+    """The arguments of convolutions and pools after the size, by name."""
     pairs = zip(("stride", "padding"), values, strict=False)
     return [f"{name}={value!r}" for name, value in pairs]
 
 
 def argument(name: str, taken: Iterable[str]) -> str:
-    """What to do with an argument that is none of those that are taken; "" if nobody knows."""
+    """The remedy for an unknown argument; "" if there is none."""
     names = [*taken]
     other = _ARGUMENTS.get(name, "")
     if other in names:

@@ -212,7 +212,7 @@ def test_what_no_module_has_by_name_is_refused_and_told_what_takes_it():
     local = scaling_by(2)
     shown = f"<scale test_calls.py:{local.__code__.co_firstlineno}>"
     expect("", f"serial({shown}): wants functions that a module has by name, to be pickled, got "
-           f"{shown}; use cloudpickle, which holds functions themselves, or define it by def in a "
+           f"{shown}; use cloudpickle, which pickles functions by value, or define it by def in a "
            "module", pickle.dumps, dp.serial(local))
     with pytest.raises(dp.LayerError, match="use cloudpickle"):
         pickle.dumps(dp.repeat(2, dp.serial(dp.linear(4), lambda x: x)))

@@ -45,7 +45,7 @@ def test_a_layer_needs_no_key_at_rest(wrap):
     for call in (lambda: net.init(KEY, X), lambda: net({}, X), lambda: net.plan(X),
                  lambda: jax.jit(net)({}, X)):
         error = refused(call)
-        assert error.wants == "a layer that needs no key at rest" and "key is None" in error.remedy
+        assert error.wants == "a layer that needs no key at inference" and "key is None" in error.remedy
     right = wrap(drawing(rightly, random=True))
     np.testing.assert_array_equal(right({}, X), X)
     assert (right({}, X, key=KEY) != X).any()
@@ -62,7 +62,7 @@ def test_a_cell_runs_without_its_carry_too():
     cell = dp.Layer(lambda key, x, **side: ({}, {}), apply, start, name="own")
     for net in (cell, dp.serial(at=cell), dp.recurrent(cell)):
         error = refused(net.init, KEY, jnp.ones((2, 3, 4)))
-        assert error.wants == "an apply that runs without a carry too"
+        assert error.wants == "an apply that also runs without a carry"
         assert "carry = state or start(" in error.remedy
 
 

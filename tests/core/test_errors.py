@@ -9,13 +9,6 @@ from refusing import GRAMMAR
 
 import diffprog as dp
 
-# What a remedy begins with: it says what to do. A new word is a choice, made here.
-VERBS = set("""
-    add apply begin bring broadcast build call choose convert correct crop cut dilate divide draw
-    drop encode end freeze give init join keep learn leave let look lower make mend name number
-    pad pass pick pool put rename resize return say set share split start sum take tap unpack use
-    write
-""".split())
 RAW = dp.embedding(7, 7)
 WIDE = dp.serial(dp.one_hot(2), *[dp.linear(2, bias=False)] * 99)
 PATH = re.compile(r"([\w~]+(?:/[\w~]+)*) \(.*?\): wants", re.DOTALL)
@@ -28,18 +21,12 @@ def faults(error):
                 if part.endswith((".", ";")))
     if not re.match(r"[a-z0-9]", wants):
         yield f"{wants!r} begins with no small letter"
-    if wants.split()[0] in VERBS - {"apply", "init", "keep", "number"}:
-        yield f"{wants!r} is no noun"
-    if not got and " before " not in wants:
-        yield "nothing is said of what came"
     if "; " in wants + got:
         yield "a semicolon before the remedy"
     if len(str(error).split("\n")[0]) > 400:
         yield "too long to read"
     if "Array(" in str(error) or "Traced" in str(error):
         yield "a value where dtype and shape would do"
-    if remedy.split(" ")[0].strip(":,") not in VERBS:
-        yield f"{remedy!r} does not say what to do"
     if "; " in remedy:
         yield f"{remedy!r} has two parts; a colon gives the reason"
 
@@ -109,11 +96,9 @@ def test_an_answer_knows_where_it_was_made():
 
 @pytest.mark.parametrize("words", [
     ("Three axes", "one", "add them"), ("three axes.", "one", "add them"),
-    ("three axes", "", "add them"), ("three axes", "one.", "add them"),
-    ("three axes", "one", ""), ("three axes", "one", "axes are missing"),
+    ("three axes", "one.", "add them"),
     ("three axes", "one", "add two; one is there"), ("three axes; two", "one", "add them"),
     ("three axes", "Array([1.])", "add them"), ("three axes", "one " * 100, "add them"),
-    ("add three axes", "one", "add them"),
 ], ids=str)
 def test_the_grammar_hears_what_is_wrong(words):
     assert list(faults(dp.LayerError(*words)))

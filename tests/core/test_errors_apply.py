@@ -92,7 +92,7 @@ def test_training_a_dropout_without_key_inside(wrap):
 def test_a_stateful_net_without_state(trees):
     params, _ = trees
     message = "body/norm (batch_norm()): wants state mean, var, got none; pass state=, as init " \
-              "gave it"
+              "returned it"
     expect("body/norm", message, NET, params, X)
     expect("body/norm", message, NET.apply, params, {}, X, train=True)
     expect("body/norm", message, jax.jit(NET), params, X)
@@ -112,7 +112,7 @@ def test_parameters_of_another_net(trees):
            NET.apply, params | {"lin": {"kernel": X}}, state, X)
     for trace in (NET.apply, jax.jit(NET.apply)):
         expect("", f"{SHOWN}: wants params of its children (body, lin), got other; pass what "
-               "init gave: this is of another net",
+               "init returned: this belongs to another net",
                trace, params | {"other": params["lin"]}, state, X)
 
 
@@ -130,9 +130,9 @@ def test_state_of_another_net(trees):
     error = refused(NET.apply, params, state | {"other": {}}, X)
     assert error.path == ""
     assert str(error).startswith(f"{SHOWN}: wants state of its children (body, lin), got other; ")
-    assert error.remedy == "pass what init gave: this is of another net"
+    assert error.remedy == "pass what init returned: this belongs to another net"
     expect("body/norm", "body/norm (batch_norm()): wants state mean, var, got mean; pass state=, "
-           "as init gave it", NET.apply, params, {"body": {"norm": {"mean": jnp.zeros(4)}}}, X)
+           "as init returned it", NET.apply, params, {"body": {"norm": {"mean": jnp.zeros(4)}}}, X)
 
 
 def test_the_pair_passed_whole(trees):

@@ -106,7 +106,7 @@ EXAMPLES = {
     "self_attention(2, rotary=True): wants rotary as dp.rotary makes it, got True; pass "
     "dp.rotary(base=10000.0), for example":
         lambda: dp.self_attention(2, rotary=True),
-    "self_attention(2, dropout=50): wants dropout in [0, 1), got 50; pass a share, not a "
+    "self_attention(2, dropout=50): wants dropout in [0, 1), got 50; pass a fraction, not a "
     "percentage":
         lambda: dp.self_attention(2, dropout=50),
     "cross_attention(2, implementation='flash'): wants implementation out of blocks, cudnn, xla, "
@@ -200,10 +200,10 @@ EXAMPLES = {
     "axes that are alike, got int32[2,1,5,7]; give it the axes batch, heads, query and key":
         at(CROSS, X, memory=MEMORY, attention_mask=ints(2, 1, 5, 7)),
     "self_attention(3): wants params of 12 features, got {bias: float32[1], kernel: "
-    "float32[12,12]}; pass what init gave":
+    "float32[12,12]}; pass what init returned":
         lambda: OWN(own_with("query"), X),
     "self_attention(3): wants params of 12 features, got {bias: float32[24], kernel: "
-    "float32[12,24]}; pass what init gave":
+    "float32[12,24]}; pass what init returned":
         lambda: OWN(params(dp.self_attention(3, head_dim=8), X), X),
     "self_attention(3): wants state none, got key, real, value; pass state=, as init gave it":
         lambda: OWN.apply(params(OWN, X), begun(CROSS)[1], X),

@@ -129,25 +129,25 @@ def counter(start):
 
 
 EXAMPLES = {
-    "at (counter): wants an apply that runs without a carry too, got one that reads it of {}; "
-    "begin it with carry = state or start(params, state, x, length=1), and return the state that "
-    "came if it is empty":
+    "at (counter): wants an apply that also runs without a carry, got one that reads it from "
+    "{}; begin it with carry = state or start(params, state, x, length=1), and return the "
+    "given state if it is empty":
         at(counter(lambda params, state, x, **side: {"count": jnp.zeros(2)}), X),
-    "counter: wants a start that returns a dict, got float32[2]; give what is carried a name: "
+    "counter: wants a start that returns a dict, got float32[2]; name what is carried: "
     "{'carry': h}":
         lambda: counter(lambda params, state, x, **side: jnp.zeros(2)).start({}, {}, X, length=1),
-    "noise: wants a layer that says that it draws, got random=False; pass Layer(init, apply, "
-    "random=True): no other is given a key":
+    "noise: wants a layer that is declared random, got random=False; pass Layer(init, apply, "
+    "random=True): no other layer gets a key":
         lambda: noise().apply({}, {}, X, key=KEY, train=True),
-    "at (noise): wants a layer that needs no key at rest, got one that draws without a key; return "
-    "what it gives without noise, or its mean, where key is None":
+    "at (noise): wants a layer that needs no key at inference, got one that draws without a "
+    "key; return the output without noise, or its mean, if key is None":
         at(noise(random=True), X),
     "at (scaled): wants an init that reads shapes and dtypes of x alone, got one that computes "
-    "with x; put what the data decides into params after init, as in params | {'scale': 1 / "
-    "x.std(0)}: inside of a net tap shows what reaches a layer":
+    "with x; set data-dependent parameters after init, as in params | {'scale': 1 / x.std(0)}: "
+    "inside a net, tap shows the input of a layer":
         at(dp.stateless(lambda key, x: {"scale": 1 / x.std(0)}, lambda params, x: x, name="scaled"),
            floats(2, 4)),
-    "linear(3): wants an array of numbers, got object[2]; convert it: number what is text, and "
+    "linear(3): wants an array of numbers, got object[2]; convert it: encode text as ints, and "
     "stack the columns of a table":
         lambda: LINEAR.init(KEY, np.array([1, None])),
     # Inputs.
@@ -249,14 +249,15 @@ EXAMPLES = {
     "at/lin (linear(3)): wants the same parameters in all its calls, got float32[2,4] first and "
     "float32[2,3] later; share it between inputs of one width":
         at(program(twice, lin=LINEAR), X),
-    "at/f (batch_norm()): wants a call outside of the program's own transformations, as it has "
+    "at/f (batch_norm()): wants a call outside the program's own transformations, as it has "
     "state or is tapped, got one inside of vmap, scan, cond, checkpoint, jit or the like; use "
-    "ensemble, heads, repeat or remat, or put a layer of your own around both: its new state would "
-    "be lost":
+    "ensemble, heads, repeat or remat, or put a layer of your own around both: its new state "
+    "would be lost":
         at(program(mapped, f=NORM), SERIES),
-    "f (dropout(0.5)): wants a call outside of the program's own transformations, as it draws, got "
-    "one inside of vmap, scan, cond, checkpoint, jit or the like; use ensemble, heads, repeat or "
-    "remat, or put a layer of your own around both: examples and steps would share one draw":
+    "f (dropout(0.5)): wants a call outside the program's own transformations, as it draws, "
+    "got one inside of vmap, scan, cond, checkpoint, jit or the like; use ensemble, heads, "
+    "repeat or remat, or put a layer of your own around both: examples and steps would share "
+    "one draw":
         lambda: program(scanned, f=dp.dropout(0.5)).apply({}, {}, X, key=KEY, train=True),
     "at (give_layer): wants arrays as a result, got the layer linear(3); use that layer itself":
         at(give_layer, X),
@@ -264,8 +265,8 @@ EXAMPLES = {
         at(gives_nothing, X),
     "at (layer): wants init to return (params, state), two dicts, got {}":
         at(dp.Layer(lambda key, x: {}, lambda params, state, x, **_: (x, state)), X),
-    "at (layer): wants apply to return (y, state), got float32[2,4]; return the state that came "
-    "if it does not change":
+    "at (layer): wants apply to return (y, state), got float32[2,4]; return the given state if "
+    "it does not change":
         at(dp.Layer(lambda key, x: ({}, {}), lambda params, state, x, **_: x), X),
     "a (linear(3)): wants net(params, x), got one argument":
         inside,
@@ -335,14 +336,14 @@ EXAMPLES = {
         lambda: NORM.apply(*reversed(NORM.init(KEY, X)), X),
     "lin (linear(4)): wants params kernel as float32[5,4], got float32[4,4]":
         lambda: apply(x=jnp.ones((2, 5))),
-    "lin (linear(4)): wants params of 4 features, got {kernel: float32[4,4], bias: float32[5]}; "
-    "pass what init gave":
+    "lin (linear(4)): wants params of 4 features, got {kernel: float32[4,4], bias: "
+    "float32[5]}; pass what init returned":
         lambda: apply(own={"lin": trees()[0]["lin"] | {"bias": jnp.zeros(5)}}),
-    "layer_norm(): wants 5 features on the last axis, as init saw, got float32[2,4]; init anew on "
-    "input of this shape, or mend the layer before":
+    "layer_norm(): wants 5 features on the last axis, as init saw, got float32[2,4]; "
+    "initialize again on input of this shape, or change the layer before":
         lambda: dp.layer_norm()(dp.layer_norm().init(KEY, floats(2, 5))[0], X),
-    "body/norm (batch_norm()): wants 1 feature on the last axis, as init saw, got float32[2,4]; "
-    "init anew on input of this shape, or mend the layer before":
+    "body/norm (batch_norm()): wants 1 feature on the last axis, as init saw, got "
+    "float32[2,4]; initialize again on input of this shape, or change the layer before":
         lambda: apply(state={"body": {"norm": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}}),
     "wants params with kernel, got bias":
         lambda: dp.tree.verify(LINEAR, {"bias": X[0, :3]}, X),
@@ -364,8 +365,8 @@ EXAMPLES = {
         lambda: streamed(3, 2),
     # Meshes.
     "conv(2, 2, dims=1, padding='CAUSAL'): wants arrays on a mesh of automatic axes, got "
-    "explicit axes (data); pass axis_types=(jax.sharding.AxisType.Auto,) to jax.make_mesh: what is "
-    "explicit needs a sharding of each result, which JAX cannot tell here":
+    "explicit axes (data); pass axis_types=(jax.sharding.AxisType.Auto,) to jax.make_mesh: "
+    "explicit axes need a sharding of each result, which JAX cannot infer here":
         on_an_explicit_mesh,
     # What writes the parameters of another layer.
     "hyper(linear(3), linear(2)): wants condition, of which the generator makes parameters, got "
@@ -390,11 +391,11 @@ EXAMPLES = {
         lambda: HYPER(params(HYPER, X, condition=X) | {"target": params(LINEAR, X)}, X,
                       condition=X),
     # What is given to apply, and to a child.
-    "linear(3): wants net.apply(params, state, x), got fewer arguments; pass them all: state is "
-    "what init gave, {} if the net has none":
+    "linear(3): wants net.apply(params, state, x), got fewer arguments; pass them all: state "
+    "is what init returned, {} if the net has none":
         lambda: LINEAR.apply({}, X),
     "linear(3): wants net.init(key, x), got fewer arguments; pass them all: state is what init "
-    "gave, {} if the net has none":
+    "returned, {} if the net has none":
         lambda: LINEAR.init(KEY),
     "asks(act=abs): wants one input, layers.act(x), got (float32[2,4], float32[2,4]); join inputs "
     "in a tuple: side inputs go by name, params and state by themselves":

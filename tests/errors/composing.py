@@ -102,12 +102,12 @@ def local():
 
 EXAMPLES = {
     # What is too deep.
-    "residual: wants a net whose parts are less deep in each other, got more than Python's stack "
-    "holds; write repeat(n, layer) for copies, or layer ** n for a chain: neither adds depth":
+    "residual: wants a net nested less deeply, got more levels than Python's stack holds; "
+    "write repeat(n, layer) for copies, or layer ** n for a chain: neither adds depth":
         lambda: repr(nested()),
     # What is pickled.
     "serial(halved): wants functions that a module has by name, to be pickled, got halved; use "
-    "cloudpickle, which holds functions themselves, or define it by def in a module":
+    "cloudpickle, which pickles functions by value, or define it by def in a module":
         lambda: pickle.dumps(dp.serial(local())),
     # Arguments.
     "linear(0): wants features as an int of at least 1, got 0; pass 1 or more":
@@ -133,11 +133,11 @@ EXAMPLES = {
         lambda: LINEAR**0,
     "wants the exponent of a layer as an int of at least 1, got 1.5; pass a Python int":
         lambda: LINEAR**1.5,
-    "dropout(-0.1): wants rate in [0, 1), got -0.1; pass a share, not a percentage":
+    "dropout(-0.1): wants rate in [0, 1), got -0.1; pass a fraction, not a percentage":
         lambda: dp.dropout(-0.1),
-    "dropout(1): wants rate in [0, 1), got 1; pass a share, not a percentage":
+    "dropout(1): wants rate in [0, 1), got 1; pass a fraction, not a percentage":
         lambda: dp.dropout(1),
-    "dropout(1.5): wants rate in [0, 1), got 1.5; pass a share, not a percentage":
+    "dropout(1.5): wants rate in [0, 1), got 1.5; pass a fraction, not a percentage":
         lambda: dp.dropout(1.5),
     "dropout(True): wants rate in [0, 1), got True; pass a number, a Python float":
         lambda: dp.dropout(True),
@@ -147,9 +147,10 @@ EXAMPLES = {
         lambda: dp.dropout("0.5"),
     "dropout(float32[]): wants rate in [0, 1), got float32[]; pass a number, a Python float":
         lambda: dp.dropout(jnp.float32(0.1)),
-    "dropout(nan): wants rate in [0, 1), got nan; pass a share, not a percentage":
+    "dropout(nan): wants rate in [0, 1), got nan; pass a fraction, not a percentage":
         lambda: dp.dropout(float("nan")),
-    "batch_norm(momentum=1.0): wants momentum in [0, 1), got 1.0; pass a share, not a percentage":
+    "batch_norm(momentum=1.0): wants momentum in [0, 1), got 1.0; pass a fraction, not a "
+    "percentage":
         lambda: dp.batch_norm(momentum=1.0),
     "linear(3, kernel_init=0.1): wants kernel_init as a function (key, shape, dtype) or a name "
     "(delta_orthogonal, glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, "
@@ -218,11 +219,11 @@ EXAMPLES = {
     "serial(linear(3), linear_0=linear(2)): wants children of different names, got 'linear_0' "
     "twice":
         lambda: dp.serial(LINEAR, linear_0=dp.linear(2)),
-    "serial(a/b=linear(3)): wants a name without leading _ and / * @ ~ #, got 'a/b'; rename it: "
-    "these signs mean something in paths":
+    "serial(a/b=linear(3)): wants a name without leading _ and / * @ ~ #, got 'a/b'; rename "
+    "it: these characters have a meaning in paths":
         lambda: dp.serial(**{"a/b": LINEAR}),
-    "wants a name without leading _ and / * @ ~ #, got '_x'; rename it: these signs mean "
-    "something in paths":
+    "wants a name without leading _ and / * @ ~ #, got '_x'; rename it: these characters have "
+    "a meaning in paths":
         lambda: dp.program(_x=LINEAR),
     "wants a program f(layers, x, *, side inputs), got without_x(layers); put side inputs after "
     "the star":
@@ -261,9 +262,9 @@ EXAMPLES = {
         lambda: dp.replace(NET, "body/tanh~0", jax.nn.gelu),
     "head (linear(3)): wants a layer or a function of one input, got 3":
         lambda: dp.replace(NET, "head", lambda old: 3),
-    "at (serial(linear(3))): wants rebuild, to make it anew with another linear_0, got none; pass "
-    "rebuild=lambda children: ...: dataclasses.replace leaves it out with other functions, unless "
-    "it is given anew":
+    "at (serial(linear(3))): wants rebuild, to make it with another linear_0, got none; pass "
+    "rebuild=lambda children: ...: dataclasses.replace resets it with other functions, unless "
+    "it is passed too":
         lambda: dp.replace(dp.serial(at=CHANGED), "at/linear_0", dp.remat),
     "tap(linear(3), 'kernel'): wants a pattern that matches a layer (none), got 'kernel'; correct "
     "it: * is one level, ** any number":
@@ -275,6 +276,6 @@ EXAMPLES = {
     "train=False; tap a layer that is called in both modes":
         tapped_at_rest,
     "grows: wants a state of one structure, {some: float32[]}, got {some: float32[], more: "
-    "float32[]}; let apply return the state that came, with new values":
+    "float32[]}; let apply return the given state, with new values":
         growing,
 }

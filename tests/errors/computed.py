@@ -44,20 +44,21 @@ def child_of(net):
 
 
 EXAMPLES = {
-    "wants a path for each leaf alone, got two leaves at a/b; rename one of them: / parts the "
+    "wants one path for each leaf, got two leaves at a/b; rename one of them: / separates "
     "levels":
         lambda: dp.tree.paths({"a/b": 1, "a": {"b": 2}}),
     # By which parameters.
-    "linear(3): wants a call of the whole net, which computes the parameters of its children, got "
-    "one of this child alone, by what they are computed from; take its output by tap(net, path), "
-    "or call the child of the net without the wrapper on merge(net, params, state)":
+    "linear(3): wants a call of the whole net, which computes the parameters of its children, "
+    "got a call of one child, whose own parameters are not computed yet; take its output by "
+    "tap(net, path), or call the child of the net without the wrapper on merge(net, params, "
+    "state)":
         child_of(EMA),
     # Which leaves.
     "lora(linear(3), 2, pattern='kernels'): wants a pattern that matches a path (bias, kernel), "
     "got 'kernels'; correct it: * is one level, ** any number":
         lambda: dp.lora(LINEAR, 2, "kernels").init(KEY, X),
-    "freeze(linear(3), exclude='**'): wants a leaf that is not left out, got exclude='**', which "
-    "leaves out all; name fewer of them":
+    "freeze(linear(3), exclude='**'): wants a leaf that is not excluded, got exclude='**', "
+    "which excludes all; exclude fewer":
         lambda: dp.freeze(LINEAR, exclude="**").init(KEY, X),
     "lora(linear(3), 2, pattern='bias'): wants kernels (..., in, out) of at least 2 by 2, got "
     "float32[3]; choose a smaller rank, or a pattern that matches larger ones":
@@ -83,29 +84,30 @@ EXAMPLES = {
     "[\"encoder\"], memory_mask=source_mask":
         with_memory(dp.ema),
     # How they are computed.
-    "reparam(linear(3), scaled, forgotten): wants params kernel as float32[4,3], got float32[2,3]; "
-    "pass what init gave on input of this shape":
+    "reparam(linear(3), scaled, forgotten): wants params kernel as float32[4,3], got "
+    "float32[2,3]; pass what init returned on input of this shape":
         lambda: dp.reparam(LINEAR, scaled, forgotten).init(KEY, X),
     "lora(linear(3), 0): wants rank as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.lora(LINEAR, 0),
     "quantize(linear(3), bits=1): wants bits from 2 to 16, got 1; choose 8, for example":
         lambda: dp.quantize(LINEAR, 1),
-    "ema(linear(3), decay=1.0): wants decay in [0, 1), got 1.0; pass a share, not a percentage":
+    "ema(linear(3), decay=1.0): wants decay in [0, 1), got 1.0; pass a fraction, not a "
+    "percentage":
         lambda: dp.ema(LINEAR, 1.0),
     # Trees with them and without.
     "lora(linear(3), 2): wants kernel with base, down, up, got float32[4,3]; pass the "
-    "parameters of the reparametrized net: these are merged already, or of another one":
+    "parameters of the reparametrized net: these are already merged, or belong to another net":
         lambda: LORA(PLAIN, X),
     "wants kernel with base, down, up, got float32[4,3]; pass the parameters of the "
-    "reparametrized net: these are merged already, or of another one":
+    "reparametrized net: these are already merged, or belong to another net":
         lambda: dp.tree.merge(LORA, PLAIN),
-    "ema(serial(linear(3))): wants state with #ema/linear_0/bias, got none; pass state=, as init "
-    "gave it":
+    "ema(serial(linear(3))): wants state with #ema/linear_0/bias, got none; pass state=, as "
+    "init returned it":
         lambda: EMA(EMA.init(KEY, X)[0], X),
-    "wants state with #ema/linear_0/bias, got none; pass state=, as init gave it":
+    "wants state with #ema/linear_0/bias, got none; pass state=, as init returned it":
         lambda: dp.tree.merge(EMA, EMA.init(KEY, X)[0]),
-    "wants a net with computed parameters, got linear(3); pass the net that was made by reparam, "
-    "lora or the like: parameters of any other are plain":
+    "wants a net with computed parameters, got linear(3); pass the net made by reparam, lora "
+    "or the like: parameters of other nets are plain already":
         lambda: dp.tree.merge(LINEAR, PLAIN),
     "wants a pattern that matches a path (bias), got '**/kernel'; correct it: * is one level, ** "
     "any number":

@@ -104,12 +104,12 @@ EXAMPLES = {
         each(dp.pin(NORMED, train=True)),
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":
         norms(0),
-    "wants parameters that have a gradient at rest, got averages in the place of linear_0/bias, "
-    "linear_0/kernel; pass train=True, or the plain net with the trees that dp.tree.merge(net, "
-    "params, state) gives: it computes with these at rest":
+    "wants parameters that have a gradient at inference, got averages in place of "
+    "linear_0/bias, linear_0/kernel; pass train=True, or the plain net with the trees that "
+    "dp.tree.merge(net, params, state) gives: it computes with these at rest":
         each(dp.ema(dp.serial(NET))),
-    "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less of "
-    "it: name what trains by exclude=":
+    "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less "
+    "of it: exclude= names what trains":
         each(dp.freeze(NET)),
     # Kernels.
     "wants batch_size as an int of at least 1, got None; pass a Python int":
@@ -118,12 +118,12 @@ EXAMPLES = {
         lambda: dp.gradients.tangent_kernel(first, PARAMS, XS),
     "wants one array, got (float32[12,4], float32[12,4]); pick one part of it with a lambda":
         lambda: dp.gradients.tangent_kernel(pair, PARAMS, XS),
-    "linear(3): wants params kernel as float32[2,3], got float32[4,3]; pass what init gave on "
-    "input of this shape":
+    "linear(3): wants params kernel as float32[2,3], got float32[4,3]; pass what init returned "
+    "on input of this shape":
         lambda: dp.gradients.tangent_kernel(NET, PARAMS, XS, XS[:, :2]),
-    "wants parameters that have a gradient at rest, got averages in the place of bias, kernel; "
-    "pass the plain net with the trees that dp.tree.merge(net, params, state) gives: it computes "
-    "with these at rest":
+    "wants parameters that have a gradient at inference, got averages in place of bias, "
+    "kernel; pass the plain net with the trees that dp.tree.merge(net, params, state) gives: "
+    "it computes with these at rest":
         of_averages,
     "wants something that depends on the parameters, got a derivative of zero; make the loss "
     "train=True, or differentiate the plain net at dp.tree.merge(net, params, state): at rest ema "

@@ -66,7 +66,7 @@ EXAMPLES = {
         traced(dp.diffusion.add_noise, floats(2, 3), floats(3), schedule=SCHEDULE, time=TIME),
     "wants predict out of noise, velocity, got 'image'; choose one of them":
         lambda: dp.diffusion.denoising(SCHEDULE, predict="image"),
-    "wants rate in [0, 1), got 1.0; pass a share, not a percentage":
+    "wants rate in [0, 1), got 1.0; pass a fraction, not a percentage":
         lambda: dp.diffusion.denoising(SCHEDULE, null_class=3, rate=1.0),
     "wants a net that takes time, got one that takes none; name it in a program: (layers, x, *, "
     "time=None)":

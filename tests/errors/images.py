@@ -101,7 +101,7 @@ EXAMPLES = {
     "choose groups that divide the channels":
         at(dp.conv(4, 3, groups=2), IMAGE),
     "conv(3, 1, dims=1): wants params of 3 features, got {bias: float32[1], kernel: "
-    "float32[1,4,3]}; pass what init gave":
+    "float32[1,4,3]}; pass what init returned":
         lambda: dp.conv(3, 1, dims=1)(params(dp.conv(3, 1, dims=1), X) | {"bias": jnp.ones(1)}, X),
     "depthwise_conv(3, multiplier=0): wants multiplier as an int of at least 1, got 0; pass 1 or "
     "more":

@@ -22,7 +22,7 @@ def single():
 EXAMPLES = {
     # Linear maps.
     "linear(3): wants params of 3 features, got {bias: float32[1], kernel: float32[4,3]}; pass "
-    "what init gave":
+    "what init returned":
         lambda: dp.linear(3)(params(dp.linear(3), X) | {"bias": jnp.ones(1)}, X),
     "at (bilinear(3)): wants a pair of inputs (a, b), got float32[2,4]; put branch or parallel "
     "before it":
@@ -39,11 +39,11 @@ EXAMPLES = {
     "at (bilinear(3)): wants floating-point input, got int32[2,4]; convert it: "
     "x.astype(jnp.float32)":
         at(dp.bilinear(3), (X, ints(2, 4))),
-    "bilinear(3): wants 4 features on the last axis, as init saw, got float32[2,1]; init anew on "
-    "input of this shape, or mend the layer before":
+    "bilinear(3): wants 4 features on the last axis, as init saw, got float32[2,1]; initialize "
+    "again on input of this shape, or change the layer before":
         lambda: dp.bilinear(3)(params(dp.bilinear(3), (X, X)), (X, X[:, :1])),
     "bilinear(2): wants params of 2 features, got {bias: float32[3], kernel: float32[4,4,3]}; "
-    "pass what init gave":
+    "pass what init returned":
         lambda: dp.bilinear(2)(params(dp.bilinear(3), (X, X)), (X, X)),
     "bilinear(True): wants features as an int of at least 1, got True; pass a Python int":
         lambda: dp.bilinear(True),
@@ -59,8 +59,8 @@ EXAMPLES = {
     "embedding(11, 3): wants params of 11 ids and 3 features, got {embedding: float32[12,3]}; "
     "pass what init gave":
         lambda: EMBED({"embedding": jnp.ones((12, 3))}, jnp.array([1])),
-    "wants 3 features on the last axis, as init saw, got float32[2,4]; init anew on input of this "
-    "shape, or mend the layer before":
+    "wants 3 features on the last axis, as init saw, got float32[2,4]; initialize again on "
+    "input of this shape, or change the layer before":
         lambda: dp.unembed(TABLE, jnp.ones((2, 4))),
     "wants the params of an embedding, got {kernel: float32[3,4]}; pass layers.embed.params, for "
     "example, after a call of layers.embed":
@@ -76,8 +76,8 @@ EXAMPLES = {
         lambda: dp.layer_norm(eps=0.0),
     "rms_norm(eps=1): wants eps as a positive float, got 1; pass 1e-5, for example":
         lambda: dp.rms_norm(eps=1),
-    "rms_norm(): wants 1 feature on the last axis, as init saw, got float32[2,4]; init anew on "
-    "input of this shape, or mend the layer before":
+    "rms_norm(): wants 1 feature on the last axis, as init saw, got float32[2,4]; initialize "
+    "again on input of this shape, or change the layer before":
         lambda: dp.rms_norm()(params(dp.rms_norm(), X[:, :1]), X),
     "at (layer_norm()): wants several features, got float32[2,1]; leave it out: a number less its "
     "mean is 0, whatever it is":
@@ -85,7 +85,7 @@ EXAMPLES = {
     "at (instance_norm()): wants several numbers in a group, got float32[2,1,1,3]; choose fewer "
     "groups, or leave it out: a number less its mean is 0, whatever it is":
         at(dp.instance_norm(), floats(2, 1, 1, 3)),
-    "prelu(): wants params of 1 feature, got {scale: float32[4]}; pass what init gave":
+    "prelu(): wants params of 1 feature, got {scale: float32[4]}; pass what init returned":
         lambda: dp.prelu()(params(dp.prelu(), X), X[:, :1]),
     "batch_norm(): wants several values per channel in training, got float32[1,4]; take a larger "
     "batch: a variance needs two":
@@ -169,9 +169,10 @@ EXAMPLES = {
     "ffn(8, activation=32): wants an activation that is a function of an array, got 32; write "
     "ffn(32): init reads the size of the input off x":
         lambda: dp.ffn(8, 32),
-    "ffn(4, dropout=1): wants dropout in [0, 1), got 1; pass a share, not a percentage":
+    "ffn(4, dropout=1): wants dropout in [0, 1), got 1; pass a fraction, not a percentage":
         lambda: dp.ffn(4, dropout=1),
-    "add_norm(ffn(4), dropout=10): wants dropout in [0, 1), got 10; pass a share, not a percentage":
+    "add_norm(ffn(4), dropout=10): wants dropout in [0, 1), got 10; pass a fraction, not a "
+    "percentage":
         lambda: dp.add_norm(dp.ffn(4), dropout=10),
     "at (ffn(4, activation=jnp.sum)): wants an activation that keeps float32[6,4] as it is, got "
     "float32[]; pass a function of each entry, or write swiglu(hidden) >> linear(width)":
@@ -187,8 +188,8 @@ EXAMPLES = {
     "at/body (residual(linear(5))): wants a body that keeps the shape of x, float32[2,3,4], got "
     "float32[2,3,5]; give it as many features, or a shortcut of the same shape":
         at(dp.pre_norm(dp.residual(dp.linear(5))), ROWS),
-    "ffn(4): wants params of 4 features, got {bias: float32[1], kernel: float32[4,4]}; pass what "
-    "init gave":
+    "ffn(4): wants params of 4 features, got {bias: float32[1], kernel: float32[4,4]}; pass "
+    "what init returned":
         lambda: dp.ffn(4)(single(), jnp.ones((2, 3, 4))),
     "linear(2.0, bias=False): wants features as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.swiglu(2.0),

@@ -64,8 +64,8 @@ EXAMPLES = {
     "lstm(3): wants a carry of hidden and cell of shape (2, 3), got {hidden: float32[2,3]}; start "
     "anew on input of this shape":
         lambda: carried(X, without="cell"),
-    "simple_rnn(2): wants a chunk in bfloat16, as start saw, got float32[2,4]; start anew for "
-    "another dtype: it would be rounded":
+    "simple_rnn(2): wants a chunk in bfloat16, as start saw, got float32[2,4]; start again for "
+    "another dtype: the chunk would be rounded":
         lambda: dp.simple_rnn(2).apply(params(dp.simple_rnn(2), X), {
             "hidden": jnp.zeros((2, 2), jnp.bfloat16)}, X),
     "lstm(3): wants params input/kernel as float32[5,12], got float32[4,12]":
@@ -145,8 +145,8 @@ EXAMPLES = {
     "collapse('attention'): wants the whole input at once, got a streaming call; apply it without "
     "start":
         start(dp.collapse("attention")),
-    "collapse('attention'): wants 4 features on the last axis, as init saw, got float32[2,5,2]; "
-    "init anew on input of this shape, or mend the layer before":
+    "collapse('attention'): wants 4 features on the last axis, as init saw, got "
+    "float32[2,5,2]; initialize again on input of this shape, or change the layer before":
         lambda: dp.collapse("attention")(params(dp.collapse("attention"), X3), X3[..., :2]),
     # Positions.
     "at (learned_positions(4)): wants at most 4 steps, got 5; learn more positions, or cut x":

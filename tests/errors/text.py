@@ -125,7 +125,7 @@ EXAMPLES = {
         hide(special_tokens=[-1]),
     "wants ids as ints (batch, time), got float32[2,7]; give one row to each text":
         hide(IDS.astype(float)),
-    "wants rate in [0, 1), got 15; pass a share, not a percentage":
+    "wants rate in [0, 1), got 15; pass a fraction, not a percentage":
         hide(rate=15),
     "wants at least two documents, of sentences that are not empty, got 1, 0 with empty ones; "
     "add documents, and leave empty sentences out":

@@ -95,7 +95,7 @@ EXAMPLES = {
         traced(dp.losses.cross_entropy, LOGITS, LABELS, mask=floats(2)),
     "wants a mask of the leading axes of (2,), got bool[2,1]":
         traced(dp.losses.cross_entropy, LOGITS, LABELS, mask=bools(2, 1)),
-    "wants label_smoothing in [0, 1), got 10; pass a share, not a percentage":
+    "wants label_smoothing in [0, 1), got 10; pass a fraction, not a percentage":
         traced(dp.losses.cross_entropy, LOGITS, LABELS, label_smoothing=10),
     "wants one weight for each of 3 classes, got float32[2]; pass an array of shape (classes,)":
         traced(dp.losses.cross_entropy, LOGITS, LABELS, class_weights=floats(2)),

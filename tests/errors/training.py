@@ -155,7 +155,7 @@ EXAMPLES = {
     # Objectives.
     "wants reduction out of mean, sum, got 'none'; choose one of them":
         lambda: dp.classification(reduction="none"),
-    "wants label_smoothing in [0, 1), got 1.0; pass a share, not a percentage":
+    "wants label_smoothing in [0, 1), got 1.0; pass a fraction, not a percentage":
         lambda: dp.classification(label_smoothing=1.0),
     "wants top_k as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.classification(top_k=0),
@@ -306,7 +306,7 @@ EXAMPLES = {
     "tree.nonfinite(gradients) which leaves broke first":
         infinite,
     "grows_0 (grows): wants a state of one structure, {some: float32[]}, got {some: float32[], "
-    "more: float32[]}; let apply return the state that came, with new values":
+    "more: float32[]}; let apply return the given state, with new values":
         growing,
     "wants an optax transformation as optimizer, got adam; pass optax.adam(1e-3), for example":
         lambda: dp.make_step(NET, dp.classification(), optax.adam),
@@ -356,9 +356,9 @@ EXAMPLES = {
     "wants a gradient masked as the updates are, got masked or partition around a line search, "
     "which compares the two; pass mask_compatible_extra_args=True to it":
         lambda: jax.eval_shape(MASKED.apply, state(MASKED), DATA[0]),
-    "wants a state that is still there, got one that was donated to a later step; keep a copy, "
-    "jax.tree.map(jnp.copy, state), or go on from what the step returned: "
-    "make_step(..., donate=False) keeps them all":
+    "wants a state that was not donated, got one that was donated to a later step; keep a "
+    "copy, jax.tree.map(jnp.copy, state), or continue from the state that the step returned: "
+    "make_step(..., donate=False) keeps all states":
         reusing,
     "wants a Step, got linear(3); pass make_step(net, objective, optimizer)":
         lambda: dp.evaluate(NET, state(sgd()), DATA),
@@ -373,7 +373,8 @@ EXAMPLES = {
         lambda: train(sgd(), DATA[0], 1),
     "wants validation data as batches, one after another, got <lambda training.py...":
         lambda: train(sgd(), DATA, 1, validation=lambda: DATA),
-    "wants a net, as in predict(net, params, x), got {}; pass the layer that init was called of":
+    "wants a net, as in predict(net, params, x), got {}; pass the layer whose init made the "
+    "parameters":
         lambda: dp.predict({}, NET, XS),
     "wants a key, got float32[12,4]; pass jax.random.key(seed), and map over several by vmap":
         lambda: sgd().init(XS, KEY),

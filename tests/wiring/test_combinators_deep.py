@@ -79,7 +79,7 @@ def test_the_summary_of_a_deep_net_has_every_layer_once():
     lambda net: jax.eval_shape(net, net.plan(X).params, TREE), repr])
 def test_a_net_too_deep_is_refused_and_told_what_adds_no_depth(f):
     error = refused(f, nested(450))
-    assert error.wants == "a net whose parts are less deep in each other"
+    assert error.wants == "a net nested less deeply"
     assert "repeat(n, layer)" in error.remedy and "layer ** n" in error.remedy
     assert len(str(error)) < 400
 
