@@ -12,7 +12,7 @@ KEY = jax.random.key(0)
 X = jnp.ones((2, 4))
 GRAMMAR = re.compile(r"^(.+: )?wants .+(, got .+)?(; .+)?$", re.DOTALL)
 NO_KEY = "wants a key when train=True, got none; pass key=jax.random.key(seed) to apply"
-INIT_GAVE = "pass what init gave"
+INIT_RETURNED = "pass what init returned"
 NAMES = "wants a name without leading _ and / * @ ~ #"
 STATIC = "make it static under jax.jit: jax.jit(net.apply, static_argnames='train')"
 ANOTHER = "pass what init returned on input of this shape"

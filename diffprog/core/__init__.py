@@ -1,1 +1,1 @@
-"""The layer and what every call of one needs: records, plans, paths, checks, errors."""
+"""The layer and the parts that every call uses: records, plans, paths, checks, errors."""

@@ -360,7 +360,7 @@ def _check_call(
             trained = hasattr(given, kind)  # a TrainState
             raise LayerError(f"{kind} as a dict", type(given).__name__ if trained else show(given),
                              f"pass its own {kind}: state.{kind}" if trained else
-                             "pass what init gave")
+                             "pass what init returned")
     if key is not None:
         check_key(key)
     if layer.children:
@@ -379,10 +379,10 @@ def _check_trees(layer: Record, params: Any, state: Any, x: Any, side: dict[str,
             return  # the plan needs side inputs that the stream keeps
         raise
     if planned[0].keys() != params.keys():
-        raise LayerError(f"params {listed(planned[0])}", listed(params), "pass what init gave")
+        raise LayerError(f"params {listed(planned[0])}", listed(params), "pass what init returned")
     if planned[1].keys() - state.keys() or foreign(layer, params, state, planned[1], x, side):
         raise LayerError(f"state {listed(planned[1])}", listed(state),
-                         "pass state=, as init gave it")
+                         "pass state=, as init returned it")
 
 
 def _misfit(layer: Record, params: Params, x: Any, side: dict[str, Any]) -> LayerError | None:

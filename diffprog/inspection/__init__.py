@@ -1,4 +1,4 @@
-"""Looking at a net: tables, diagrams, costs."""
+"""Inspection of a net: summaries, diagrams, costs, gradient flow."""
 
 from __future__ import annotations
 

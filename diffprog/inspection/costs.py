@@ -1,4 +1,4 @@
-"""What a function costs, as XLA counts it before compiling: nothing is run, nothing compiled."""
+"""The cost of a function as XLA counts it before compilation: nothing is compiled or run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 
 def flops(f: Callable[..., Any], *args: Any) -> float:
-    """Floating-point operations of ``f(*args)``; the body of a scan counts as often as it runs.
+    """Floating-point operations of ``f(*args)``; the body of a scan counts for each iteration.
 
-    XLA's analysis of the lowered program sees the body of a loop once. A loop whose length is not
-    known (`jax.lax.while_loop`) stays counted once. Of branches the dearest counts, of those of
-    `jax.lax.platform_dependent` the one of the default backend.
+    XLA's analysis of the lowered program counts the body of a loop once. A loop of unknown length
+    (`jax.lax.while_loop`) stays counted once. Of several branches the most expensive counts, and of
+    those of `jax.lax.platform_dependent` the one for the default backend.
     """
     return _counted(jax.jit(f).trace(*args).jaxpr)
 
@@ -24,14 +24,14 @@ def _counted(jaxpr: ClosedJaxpr) -> float:
 
 
 def _seen(jaxpr: ClosedJaxpr) -> float:
-    """What XLA counts: the body of a loop once, and of branches the dearest."""
+    """The count of XLA: the body of a loop once, and the most expensive branch."""
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in jaxpr.in_avals]
     found: Any = jax.jit(jaxpr_as_fun(jaxpr)).lower(*shapes).cost_analysis() or {}
     return max(float(found.get("flops", 0.0)), 0.0)
 
 
 def _unseen(jaxpr: Any) -> float:
-    """What XLA leaves out: the other runs of the bodies of scans."""
+    """The part that XLA leaves out: further iterations of scans."""
     return sum(map(_unseen_in, jaxpr.eqns), 0.0)
 
 
@@ -52,7 +52,7 @@ def _unseen_in(equation: Any) -> float:
 
 
 def _branch_here(platforms: Sequence[Sequence[str] | None]) -> int:
-    """Which branch of `jax.lax.platform_dependent` the default backend runs."""
+    """The index of the branch of `jax.lax.platform_dependent` for the default backend."""
     backend = jax.default_backend()
     names = {"cuda", "rocm"} if backend == "gpu" else {backend}
     return next(i for i, of in enumerate(platforms) if of is None or names.intersection(of))

@@ -1,7 +1,7 @@
-"""What a layer made of layers does between the calls of its children, found by tracing it.
+"""The dataflow between the children of a layer, found by tracing it.
 
-The children are silenced: each becomes one equation of the traced program, and the equations
-between them are what the layer itself computes.
+Each call of a child becomes one equation of the traced program; the other equations are what the
+layer itself computes.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from diffprog.core.layer import Layer
 from diffprog.core.paths import paths
 from diffprog.core.plans import Call, blank, spec
 
-_MARK = "#call "  # begins the name of the equation that a child becomes
+_MARK = "#call "  # prefix of the name of the equation of a child
 _SYMBOLS = {"add": "+", "add_any": "+", "sub": "\N{MINUS SIGN}", "mul": "\N{MULTIPLICATION SIGN}",
             "div": "÷", "dot_general": "@"}
-_MOVES = frozenset({  # primitives that change no number
+_MOVES = frozenset({  # primitives that only move numbers
     "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "convert_element_type",
     "copy", "copy_p", "optimization_barrier", "sharding_constraint", "stop_gradient"})
 
 
 @dataclasses.dataclass(eq=False)
 class Value:
-    """An array inside a layer; `of` is the array that it is, moved about, if it is another.
+    """An array inside a layer; `of` is the array whose numbers it has, reshaped or moved, if any.
 
-    `params` is the path of the parameter that it is, if it is one; `place` belongs to who draws.
+    `params` is the path of a parameter; `place` is set by the code that draws.
     """
 
     params: str = ""
@@ -38,19 +38,19 @@ class Value:
 
     @property
     def root(self) -> Value:
-        """The array before it was moved about."""
+        """The array before it was reshaped or moved."""
         return self if self.of is None else self.of.root
 
 
 @dataclasses.dataclass(eq=False)
 class Step:
-    """A call of a child; or operations, of which all but the last are used by these alone.
+    """A call of a child; or a chain of operations, each used by the next one only.
 
     Attributes:
-        taken: the arrays that go in, each with the shape in which it does; None for constants.
-        given: the arrays that come out.
-        call: the call of the child; None of operations.
-        names: those of the operations, each once.
+        taken: the inputs, each with its shape; None for constants.
+        given: the outputs.
+        call: the call of the child; None for operations.
+        names: the names of the operations, without repetition.
     """
 
     taken: Sequence[tuple[Value | None, Any]]
@@ -60,13 +60,13 @@ class Step:
 
     @property
     def roots(self) -> set[Value]:
-        """The arrays that go in, before they were moved about."""
+        """The inputs before they were reshaped or moved."""
         return {value.root for value, _ in self.taken if value}
 
 
 @dataclasses.dataclass(frozen=True)
 class Wiring:
-    """Arrays that go into a layer, steps in their order, and arrays that come out."""
+    """The inputs of a layer, its steps in order, and its outputs."""
 
     x: list[Value]
     side: dict[str, list[Value]]
@@ -75,7 +75,7 @@ class Wiring:
 
 
 def wiring(layer: Layer, x: Any, side: dict[str, Any]) -> Wiring:
-    """How the children of a layer are wired, in a call at rest on inputs of these shapes."""
+    """The wiring of the children of a layer in a call at inference, on inputs of these shapes."""
     plan = layer.plan(x, **side)
     calls: list[Call] = []
 
@@ -112,7 +112,7 @@ def wiring(layer: Layer, x: Any, side: dict[str, Any]) -> Wiring:
 def _steps(
     jaxpr: Any, inputs: list[Value | None], calls: list[Call], steps: list[Step]
 ) -> list[Value | None]:
-    """Add the steps of a traced program; its results. Programs around a call are entered."""
+    """Add the steps of a traced program and return its outputs; nested programs with calls too."""
     known: dict[Any, Value | None] = dict(zip(jaxpr.invars, inputs, strict=True))
     read = lambda v: None if isinstance(v, Literal) else known.get(v)  # noqa: E731
     for equation in jaxpr.eqns:
@@ -125,7 +125,7 @@ def _steps(
             given = [Value() for _ in equation.outvars]
             steps.append(Step(taken, given, calls[at]))
         elif around is not None:
-            # What comes first and is not passed on is an index or belongs to a condition.
+            # Leading inputs that are not passed on are an index or belong to a condition.
             passed = [value for value, _ in taken[len(taken) - len(around.invars):]]
             given = [value and Value(value.params, value) for value in
                      _steps(around, passed, calls, steps)]
@@ -142,7 +142,7 @@ def _steps(
 
 
 def _grouped(steps: list[Step], y: list[Value | None]) -> list[Step]:
-    """The steps, operations joined to the one that alone uses them; what is not used is dropped."""
+    """The steps, with operations joined to their only user; unused operations are dropped."""
     users: dict[Value, set[Step | None]] = {value.root: {None} for value in y if value}
     parts: dict[Step, list[Step]] = {}
     for step in reversed(steps):
@@ -158,7 +158,7 @@ def _grouped(steps: list[Step], y: list[Value | None]) -> list[Step]:
 
 
 def _joined(steps: list[Step]) -> Step:
-    """Operations as one step."""
+    """Several operations as one step."""
     inside = {value for step in steps for value in step.given}
     taken = [(value, shape) for step in steps for value, shape in step.taken
              if value and value.root not in inside]
@@ -167,7 +167,7 @@ def _joined(steps: list[Step]) -> Step:
 
 
 def _operations(equation: Any) -> list[str]:
-    """What an equation computes, by symbols and names; nothing if it moves numbers about."""
+    """The operations of an equation, by symbols and names; none if it only moves numbers."""
     name = equation.primitive.name
     if name in _MOVES:
         return []
@@ -179,20 +179,20 @@ def _operations(equation: Any) -> list[str]:
 
 
 def _inside(equation: Any) -> Iterator[Any]:
-    """The programs that an equation runs."""
+    """The programs inside an equation."""
     for part in jax.tree.leaves(list(equation.params.values())):
         if hasattr(getattr(part, "jaxpr", part), "eqns"):
             yield getattr(part, "jaxpr", part)
 
 
 def _call(equation: Any) -> int | None:
-    """The number of the call that an equation is."""
+    """The number of the call of a child that an equation stands for; None for others."""
     name = equation.params.get("name")
     marked = isinstance(name, str) and name.startswith(_MARK)
     return int(name.removeprefix(_MARK)) if marked else None
 
 
 def _calls(jaxpr: Any) -> bool:
-    """Is there a call in this program?"""
+    """Does the program contain a call of a child?"""
     return any(_call(equation) is not None or any(map(_calls, _inside(equation)))
                for equation in jaxpr.eqns)

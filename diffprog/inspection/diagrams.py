@@ -1,7 +1,7 @@
-"""A net as a diagram: who gives what to whom, as the wiring really does it.
+"""A net as a diagram of its dataflow.
 
-An arrow stands where one layer's input was computed from another's output, whatever code lies
-between them, and what that code does beside moving numbers about is a node of its own.
+An arrow connects two layers if the input of one is computed from the output of the other. Code
+between them that does more than move numbers is a node of its own.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ __all__ = ["diagram"]
 
 
 def diagram(net: Layer, x: Any, *, levels: int | None = None, **side: Any) -> str:
-    """Draw a net as Mermaid text: its layers, and arrows with the shapes that pass between them.
+    """A net as Mermaid text: its layers, and arrows with the shapes that pass between them.
 
-    What stands between two layers is found by tracing, not by their order: a residual sum is a node
-    "+" with two arrows, other code between layers a node with the names of its operations. Layers
-    under names of your own and copies (`repeat`, `heads`, `ensemble`) are boxes, in which shapes
-    are those of one copy. Dotted arrows are side inputs, and parameters that others read. A layer
-    that is called twice is drawn twice, the second time as "again": with the same parameters. The
-    call is one at rest; nothing is computed. GitHub draws what stands in a block ``mermaid``.
+    Arrows are found by tracing: a residual sum is a node "+" with two arrows, and other code
+    between layers is a node with the names of its operations. Named layers and copies (`repeat`,
+    `heads`, `ensemble`) are boxes, with the shapes of one copy inside. Dotted arrows are side
+    inputs, and parameters read by other layers. A layer that is called twice is drawn twice, the
+    second time marked "again". The call is at inference, and nothing is computed. GitHub renders
+    the text in a code block ``mermaid``.
 
     Args:
         net: any layer.
         x: its input, or `jax.ShapeDtypeStruct`s of it.
-        levels: how many boxes are opened inside each other; what lies deeper is a single node. None
-            opens all; large nets want 1 or 2.
+        levels: how many levels of nested boxes are opened; deeper ones are single nodes. None opens
+            all; 1 or 2 suit large nets.
         side: its side inputs.
 
     Raises:
@@ -74,14 +74,14 @@ def diagram(net: Layer, x: Any, *, levels: int | None = None, **side: Any) -> st
     return str(chart)
 
 
-Places = list[Place | None]  # where the arrays of an input come from; None of constants
+Places = list[Place | None]  # the origin of each array of an input; None for constants
 
 
 class _Call(NamedTuple):
-    """A call of a layer: where, which, and on what.
+    """A call of a layer on these inputs.
 
-    `name` is what it is called there, if that says more than its `repr`; `again` says that it was
-    called before.
+    `name` is its name in the parent, if that says more than its `repr`; `again` marks a second
+    call.
     """
 
     path: str
@@ -93,22 +93,22 @@ class _Call(NamedTuple):
 
 
 class _Artist:
-    """Goes through a net in the order of the calls, and draws what it sees."""
+    """Draws a net, in the order of the calls."""
 
     def __init__(self, chart: Flowchart) -> None:
         self.chart = chart
-        self.drawn: dict[str, Place] = {}  # path -> where it was drawn first
+        self.drawn: dict[str, Place] = {}  # path -> the first drawing of a layer
 
     def draw(
         self, call: _Call, xs: Places, sides: dict[str, Places], box: Box, levels: int | None
     ) -> Places:
-        """Draw a layer into the box; where its outputs come from."""
+        """Draw a layer into the box, and return the origins of its outputs."""
         y = jax.tree.leaves(call.layer.plan(call.x, **call.side).y)
         core = _core(call)
         made = core.layer.children and core.layer.rebuild
         inside = wiring(core.layer, core.x, core.side) if made else None
         if inside and not any(step.call for step in inside.steps):
-            inside = None  # its children are called where no trace shows it
+            inside = None  # its children are called where the trace does not show it
         words = [*filter(None, [call.name]), *core.copies]
         if not words and inside and call.path and core.layer.factory is None:
             words = [core.layer.name]  # a program of the user's
@@ -126,19 +126,19 @@ class _Artist:
         if title:
             box, levels = box.box(title), None if levels is None else levels - 1
             self.drawn.setdefault(call.path, box)
-        for name in sorted(sides.keys() - core.side.keys()):  # what a copy does not see
+        for name in sorted(sides.keys() - core.side.keys()):  # side inputs that a copy does not get
             self._enter(name, sides[name], call.side[name], box)
         for _ in range(core.solved):
             xs = [None for _ in xs] + xs
         found = self._wire(call.path, core, inside, xs, sides, box, levels)
-        more = itertools.repeat(found[-1])  # a tap gives more than what it wraps
+        more = itertools.repeat(found[-1])  # a tap returns more than the layer in it
         return [place for place, _ in zip(itertools.chain(found, more), y, strict=False)]
 
     def _wire(
         self, path: str, core: _Core, inside: Wiring, xs: Places, sides: dict[str, Places],
         box: Box, levels: int | None,
     ) -> Places:
-        """Draw what is between the input and the output of a layer made of layers."""
+        """Draw the inside of a layer made of layers."""
         for values, places in [(inside.x, xs), *((inside.side[n], sides[n]) for n in core.side)]:
             for value, place in zip(values, places, strict=True):
                 value.place = place
@@ -164,7 +164,7 @@ class _Artist:
         return [self._place(path, value) for value in inside.y]
 
     def _operations(self, step: Step, begins: Places, box: Box) -> Node:
-        """Draw what is computed between calls: a symbol, or the names of at most three."""
+        """Draw operations between calls: a symbol, or the names of at most three."""
         shown = step.names if len(step.names) < 4 else [*step.names[:3], "..."]
         symbol = len(shown) == 1 and not shown[0].isidentifier()
         node = box.node([", ".join(shown)], "symbol" if symbol else "operation")
@@ -174,7 +174,7 @@ class _Artist:
         return node
 
     def _place(self, path: str, value: Value | None) -> Place | None:
-        """Where an array of the layer at this path comes from."""
+        """The origin of an array of the layer at this path."""
         if value is None or not value.root.params:
             return value and value.root.place
         parts = [*filter(None, [path]), *value.root.params.split("/")]
@@ -182,16 +182,16 @@ class _Artist:
         return next((self.drawn[p] for p in above if p in self.drawn), None)
 
     def _enter(self, name: str, begins: Places, given: Any, end: Place) -> None:
-        """Draw what enters a layer, as a side input of this name or as x."""
+        """Draw the arrows into a layer, for a side input of this name or x."""
         for place, shape in zip(begins, jax.tree.leaves(given), strict=True):
-            named = isinstance(place, Node) and place.label == [name]  # where it begins
+            named = isinstance(place, Node) and place.label == [name]  # its input node
             self.chart.arrow(place, end, show(shape), name, named)
 
 
 class _Core(NamedTuple):
-    """What wrappers wrap, its inputs, how it is copied, and a note for its `repr`.
+    """The innermost layer of wrappers, its inputs, its copies, and a note for its `repr`.
 
-    `solved` fixed points around it put their z, which comes from nowhere, before x.
+    Each of the `solved` fixed points around it adds an iterate z before x, without an origin.
     """
 
     layer: Layer
@@ -206,7 +206,7 @@ def _core(call: _Call) -> _Core:
     core = _Core(call.layer, call.x, call.side, [], "")
     for wrapper, wraps, x, side in unwrapped(call.layer, call.x, call.side):
         if wraps.order == "time" and not wraps.layer.children:
-            break  # a cell without parts is drawn as one node
+            break  # a cell without children is drawn as one node
         copies, note = core.copies, core.note
         if wraps.times > 1 or wraps.order in ("depth", "width"):
             copies = [*copies, f"{wrapper.name} \N{MULTIPLICATION SIGN} {wraps.times}"]
@@ -220,7 +220,7 @@ def _core(call: _Call) -> _Core:
 
 
 def _says_nothing(name: str, layer: Layer, parent: Layer) -> bool:
-    """Is a child's name that of its kind, or of an argument of its parent?"""
+    """Is the name of a child just its kind, or an argument of its parent?"""
     numbered = re.fullmatch(rf"{re.escape(layer.name)}[_~]\d+", name)
     return bool(numbered) or name == layer.name or name in parent.settings
 

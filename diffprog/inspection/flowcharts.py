@@ -1,7 +1,7 @@
 """Flowcharts as Mermaid text: nodes in boxes, and arrows between them.
 
-Mermaid is read by GitHub, GitLab, Jupyter and documentation generators, which draw the text where
-it stands. Labels are quoted, and what Mermaid or Markdown would read in them is escaped.
+GitHub, GitLab, Jupyter and documentation generators render Mermaid. Labels are quoted, and
+characters with a meaning in Mermaid or Markdown are escaped.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 _ESCAPES = str.maketrans({
     "#": "#35;", '"': "#quot;", "&": "#amp;", "<": "#lt;", ">": "#gt;", "`": "#96;", "*": "#42;",
-    "+": "#43;",  # alone it would begin a list of Markdown
+    "+": "#43;",  # alone it would start a list in Markdown
 })
-_OUTLINES = {  # what a node stands for -> the brackets around its label
+_OUTLINES = {  # kind of node -> the brackets around its label
     "layer": ("[", "]"), "closed": ("[[", "]]"), "end": ("([", "])"), "operation": ("(", ")"),
     "symbol": ("((", "))"),
 }
@@ -49,7 +49,7 @@ Place = Node | Box
 
 
 class Flowchart:
-    """What is drawn so far; `str` is the Mermaid text, in the order of drawing."""
+    """A flowchart; `str` is its Mermaid text, in the order of drawing."""
 
     def __init__(self) -> None:
         self.sheet = Box("")
@@ -58,9 +58,9 @@ class Flowchart:
     def arrow(
         self, start: Place | None, end: Place, shape: str, role: str = "", silent: bool = False
     ) -> None:
-        """An arrow with a shape; dotted if a role is given, which it names unless it is silent.
+        """An arrow with a shape; dotted if it has a role, which it shows unless `silent`.
 
-        Several between the same places are one with all their labels; one from nowhere is none.
+        Arrows between the same places become one with all labels; without a start there is none.
         """
         if start is not None:
             labels = self._arrows.setdefault((start, end, bool(role)), [])
@@ -78,7 +78,7 @@ class Flowchart:
 
 
 def _contents(box: Box, names: dict[Place, str], indent: str) -> Iterator[str]:
-    """The lines of what is in a box; every place gets a name, which no word of Mermaid is."""
+    """The lines of a box; every place gets a name that is no keyword of Mermaid."""
     for place in box.inside:
         names[place] = name = f"{'n' if isinstance(place, Node) else 'b'}{len(names)}"
         if isinstance(place, Node):

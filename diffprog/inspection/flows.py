@@ -1,9 +1,9 @@
-"""How activations and gradients go through a net: do they vanish, or explode, with depth?
+"""The flow of activations and gradients through a net: do they vanish or explode with depth?
 
-Every layer is wrapped by the identity, whose backward pass is handed the gradient of the loss with
-respect to the layer's output. It gives the size of this gradient, and of the output, as the
-"gradient" of three numbers that are added to the layer's parameters for that purpose: so `repeat`
-and the other combinators hand them in and out, a copy its own, as they do with any parameters.
+Each layer is followed by an identity whose backward pass receives the gradient of the loss with
+respect to the layer's output. It returns the size of this gradient, and of the output, as the
+"gradient" of three numbers added to the layer's parameters: so `repeat` and the other combinators
+pass them in and out as any parameters, separately for each copy.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from diffprog.training.objectives import Objective
 
 __all__ = ["gradient_flow"]
 
-_MARK = "#flow"  # the name of the three numbers among the parameters: as no child has
+_MARK = "#flow"  # the reserved name of the three numbers among the parameters
 
 
 class Row(NamedTuple):
-    """The sizes at one layer, each the root of the mean of the squares of all entries.
+    """The sizes at one layer, each a root mean square over all entries.
 
     Attributes:
-        path: where the layer stands; behind a `repeat`, in brackets, which copy it is in.
+        path: of the layer; after a `repeat`, the copy in brackets.
         layer: the layer.
         activation: size of its output; None if the loss does not depend on it.
         gradient: size of the gradient of the loss with respect to its output.
-        parameters: size of its parameters; None of layers without, and of those made of layers.
-        parameter_gradient: size of the gradient with respect to its parameters; None as before.
+        parameters: size of its parameters; None if it has none or is made of layers.
+        parameter_gradient: size of the gradient with respect to its parameters, or None too.
     """
 
     path: str
@@ -51,14 +51,14 @@ class Row(NamedTuple):
     parameter_gradient: float | None
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text; of a layer made of layers only the kind is shown."""
+        """The row as text, with only the kind of a layer made of layers."""
         kind = self.layer.name if self.layer.children else clip(repr(self.layer), 60)
         return (self.path, kind, *("" if size is None else f"{size:.2e}" for size in self[2:]))
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientFlow:
-    """The rows of a net, in the order in which its layers give their outputs; prints as a table.
+    """The rows of a net, in the order of the outputs of its layers; prints as a table.
 
     Attributes:
         rows: one for the net and for every layer in it, in each copy of a `repeat`.
@@ -78,16 +78,16 @@ def gradient_flow(
 ) -> GradientFlow:
     """Sizes of activations and gradients layer by layer: ``rms(y_i)`` and ``rms(dloss / dy_i)``.
 
-    Those of a training step on this batch. A deep net whose gradients shrink from its end to its
-    beginning is trained at its end alone; residual sums and norms keep them of one size. Entries
-    behind a mask count as all others. Copies side by side (`heads`, `ensemble`) are taken together,
-    and so are several calls of one layer: theirs is the mean. What is in `linearize` has one row.
+    In a training step on this batch. If gradients shrink towards the first layers, a deep net is
+    trained only at its end; residual sums and norms keep their size. Masked entries count as all
+    others. Copies side by side (`heads`, `ensemble`) share a row, and several calls of one layer
+    share one with their mean. A `linearize` has one row for all that is inside.
 
     Args:
         net: any layer.
         objective: as in `make_step`.
-        params, state: of the net, as `init` gave them or training has changed them.
-        batch: as the objective wants it.
+        params, state: of the net, initial or trained.
+        batch: as the objective takes it.
         key: for random layers.
 
     Raises:
@@ -117,7 +117,7 @@ def gradient_flow(
 
 
 def _watched(layer: Layer, path: str, order: dict[str, int]) -> Layer:
-    """The layer with marks, in it and around; outputs are numbered in the order of the calls."""
+    """The layer with marks on it and inside; `order` numbers the outputs by calls."""
     children = {name: _watched(child, _join(path, name), order)
                 for name, child in _children(layer).items()}
     whole = layer.rebuilt(children) if children else layer
@@ -126,7 +126,7 @@ def _watched(layer: Layer, path: str, order: dict[str, int]) -> Layer:
 
 
 def _inmost(layer: Layer, f: Callable[[Layer], Layer]) -> Layer:
-    """f of a layer; of what is repeated, if it is a `repeat`, so that each copy has a mark."""
+    """f of a layer, or inside a `repeat`, of the repeated layer: each copy has a mark."""
     if not _is_repeat(layer):
         return f(layer)
     assert layer.within is not None
@@ -134,7 +134,7 @@ def _inmost(layer: Layer, f: Callable[[Layer], Layer]) -> Layer:
 
 
 def _marked(layer: Layer, note: Callable[[], Any]) -> Layer:
-    """The layer, whose parameters hold the three numbers as well; `note` hears of its outputs."""
+    """The layer with the three numbers among its parameters; an output calls `note`."""
 
     def own(params: Params) -> Params:
         return {name: value for name, value in params.items() if name != _MARK}
@@ -169,7 +169,7 @@ def _marked(layer: Layer, note: Callable[[], Any]) -> Layer:
 
 @jax.custom_vjp
 def _felt(y: list[jax.Array], mark: jax.Array) -> list[jax.Array]:
-    """y; the gradient of `mark` is its size, that of its gradient, and 1 for each time."""
+    """y; the gradient of `mark` is the size of y, the size of its gradient, and 1 per call."""
     return y
 
 
@@ -186,15 +186,15 @@ _felt.defvjp(_forward, _backward)
 
 
 def _size(arrays: list[jax.Array]) -> jax.Array:
-    """The root of the mean of the squares of all entries."""
+    """The root mean square of all entries."""
     squares = sum(jnp.square(a.astype(jnp.float32)).sum() for a in arrays)
     return jnp.sqrt(squares / max(sum(a.size for a in arrays), 1))
 
 
 def _with_marks(layer: Layer, params: Params, shape: tuple[int, ...]) -> Params:
-    """The parameters of a layer with the three numbers in it and in all its layers.
+    """The parameters of a layer with the three numbers, in it and in all layers inside.
 
-    `shape` is that of the copies around it.
+    `shape` is the shape of the copies around it.
     """
     inside = shape + tuple(n for _, n in _axes(layer))
     below = {name: _with_marks(child, params.get(name, {}), inside)
@@ -206,9 +206,9 @@ def _rows(
     layer: Layer, path: str, shown: str, at: tuple[Any, ...], trees: tuple[Params, Params],
     order: dict[str, int],
 ) -> Iterator[Row]:
-    """The rows of a layer and of all in it, in the order of the calls.
+    """The rows of a layer and of all layers inside, in the order of the calls.
 
-    `at` is the part of the leading axes that is meant, the copy of all that is around the layer.
+    `at` indexes the leading axes: the copy of everything around the layer.
     """
     (outer, core), children = _repeats(layer), _children(layer)
     for copy in itertools.product(*map(range, outer)):
@@ -261,8 +261,8 @@ def _is_repeat(layer: Layer) -> bool:
 
 
 def _children(layer: Layer) -> Mapping[str, Layer]:
-    """The layers inside that have rows: those in `hyper` are written, and what is in `linearize` is
-    computed elsewhere, at the origin."""
+    """The layers inside that have rows: none in `hyper`, which makes their parameters, and in
+    `linearize`, which computes them at the origin."""
     elsewhere = any(isinstance(own, (Expanded, Mapped)) for own in layer.computed)
     known = layer.rebuild and not elsewhere
     return {name: as_layer(child) for name, child in layer.children.items()} if known else {}

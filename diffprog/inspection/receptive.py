@@ -1,4 +1,4 @@
-"""Receptive fields: how much of a net's input one place behind a convolution or a pool sees."""
+"""Receptive fields: the input positions that one output of a convolution or a pool depends on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from diffprog.core.nets import is_window
 
 
 class Field(NamedTuple):
-    """What one place sees, along each axis of space; empty before the first window.
+    """The receptive field along each spatial axis; empty before the first window.
 
     Attributes:
-        size: how many places of the input it sees.
-        stride: how many places of the input its neighbour looks further.
+        size: of the field, in input positions.
+        stride: between the fields of neighbouring outputs, in input positions.
     """
 
     size: tuple[int, ...] = ()
@@ -23,9 +23,9 @@ class Field(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """From which place of the input to which the place 0 sees, and how far it moves.
+    """The first and last input position that output 0 depends on, and the stride.
 
-    Where ways meet, their windows may stand beside each other: sizes alone would not tell.
+    Where branches meet, their windows may lie side by side, so sizes alone do not suffice.
     """
 
     first: tuple[int, ...] = ()
@@ -34,18 +34,17 @@ class Reach(NamedTuple):
 
     @property
     def field(self) -> Field:
-        """What is shown of it."""
+        """Its size and stride."""
         return Field(tuple(b - a + 1 for a, b in zip(self.first, self.last, strict=True)),
                      self.stride)
 
 
 def behind(layer: Layer, x: Any, y: Any, reach: Reach | None) -> Reach | None:
-    """The reach behind a layer without children; None where there is none any more.
+    """The reach after a layer without children; None if it is unknown from here on.
 
-    A window of K places at distance `dilation`, moved by `stride`, begins as many strides earlier
-    as are padded before it, and widens the field by ``(K - 1) * dilation`` strides. Position-wise
-    layers keep it; what changes the places otherwise, or has a `start` and so may mix them, ends
-    it.
+    A window of K positions with `dilation` and `stride` starts earlier by the padding before it,
+    and widens the field by ``(K - 1) * dilation`` strides. Position-wise layers keep the reach. A
+    layer that changes positions otherwise, or may mix them as it has a `start`, ends it.
 
     Source: Araujo, Norris, Sim 2019, Distill, "Computing receptive fields of convolutional neural
     networks", eq. 2.
@@ -59,7 +58,7 @@ def behind(layer: Layer, x: Any, y: Any, reach: Reach | None) -> Reach | None:
     if not reach.stride:
         reach = Reach((0,) * dims, (0,) * dims, (1,) * dims)
     if len(reach.stride) != dims:
-        return None  # its axes are not those of the windows before it
+        return None  # other axes than those of the windows before
     wider = tuple((k - 1) * d for k, d in zip(size, dilation, strict=True))
     before = _before(layer.settings["padding"], wider, stride, x.shape[-dims - 1 : -1])
     first = tuple(a - b * s for a, b, s in zip(reach.first, before, reach.stride, strict=True))
@@ -71,7 +70,7 @@ def behind(layer: Layer, x: Any, y: Any, reach: Reach | None) -> Reach | None:
 def _before(
     padding: Any, wider: tuple[int, ...], stride: tuple[int, ...], sides: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """How many places are padded before each axis."""
+    """The padding before each axis."""
     if padding == "CAUSAL":
         return wider
     if isinstance(padding, str):
@@ -83,7 +82,7 @@ def _before(
 
 
 def repeated(before: Reach | None, once: Reach | None, times: int) -> Reach | None:
-    """The reach behind `times` copies of what turns `before` into `once`."""
+    """The reach after `times` copies of the layer that turns `before` into `once`."""
     if times == 1 or before is None or once is None or not once.stride:
         return once
     none = (0,) * len(once.stride)
@@ -93,11 +92,11 @@ def repeated(before: Reach | None, once: Reach | None, times: int) -> Reach | No
 
 
 class Ways:
-    """Which reach the arrays inside a program have; where ways met, all that they see together."""
+    """The reach of each array inside a program; where branches meet, their union."""
 
     def __init__(self, start: Reach | None) -> None:
         self._known: dict[int, Reach | None] = {}
-        self._kept: list[Any] = []  # an id is that of an array only as long as the array lives
+        self._kept: list[Any] = []  # an id is unique only while its array is alive
         self._seen = [start]
 
     def put(self, y: Any, reach: Reach | None) -> None:
@@ -107,7 +106,7 @@ class Ways:
         self._seen.append(reach)
 
     def get(self, x: Any) -> Reach | None:
-        """The reach of an array, or of what was computed from several."""
+        """The reach of an array, or the union for a computed one."""
         return self._known[id(x)] if id(x) in self._known else _joined(self._seen)
 
 

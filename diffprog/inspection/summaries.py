@@ -1,7 +1,6 @@
-"""A net as a table: what goes in and out of every layer, what it holds and what it costs.
+"""A net as a table: the input, output, parameters and cost of each layer.
 
-Everything is read off shapes: a net of a billion parameters is summarized without allocating one
-of them, and nothing is compiled.
+Shapes suffice: a net of a billion parameters is summarized without allocating or compiling any.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from diffprog.inspection.tables import table
 __all__ = ["summary"]
 
 
-_Calls = tuple[tuple[str, int], ...]  # names of children, each with how often it was called
+_Calls = tuple[tuple[str, int], ...]  # names of children, each with the number of its call
 
 
 class Row(NamedTuple):
     """One call of a layer.
 
     Attributes:
-        path: where it stands; a layer called twice has two rows.
+        path: of the layer in the net; a layer called twice has two rows.
         layer: the layer.
-        input: what goes in, in shapes.
-        output: what comes out.
-        parameters: how many numbers are trained in it; 0 in all calls but the first.
+        input: shapes of the input.
+        output: shapes of the output.
+        parameters: number of parameters; 0 in all calls but the first.
         bytes: memory of its parameters and state.
-        flops: floating-point operations at rest, over all copies and repetitions.
-        field: of a convolution or a pool, how many places of the net's input one output sees, and
-            how many places apart two neighbouring outputs look; None elsewhere.
-        choice: how it is computed, of a layer that chooses by platform, shape and dtype, such as
-            attention; empty elsewhere.
+        flops: floating-point operations at inference, over all copies and repetitions.
+        field: the receptive field of a convolution or a pool in the net's input, and its stride;
+            None for other layers.
+        choice: the implementation, for a layer that chooses one by platform, shape and dtype, such
+            as attention; empty for others.
     """
 
     path: str
@@ -56,7 +55,7 @@ class Row(NamedTuple):
     choice: str
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text; of a layer made of layers only the kind is shown."""
+        """The row as text, with only the kind of a layer made of layers."""
         copies = _copies(self.layer)
         kind = f"{self.layer.name} x {copies}" if copies > 1 else self.layer.name
         return (
@@ -69,7 +68,7 @@ class Row(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """All layers of one kind, without what is in them: calls, parameters, operations."""
+    """Totals of all layers of one kind, without the layers inside them."""
 
     calls: int
     parameters: int
@@ -82,11 +81,11 @@ class Summary:
 
     Attributes:
         rows: one for the net and for every call of a layer in it, with subtotals.
-        kinds: kind of layer -> what all layers of that kind hold and cost.
-        parameters: how many numbers the parameters hold, frozen ones too.
-        state: how many numbers are carried from call to call.
-        bytes: memory that parameters and state take.
-        flops: floating-point operations of one call at rest, on this input, as XLA counts them.
+        kinds: kind of layer -> totals of all layers of that kind.
+        parameters: number of parameters, including frozen ones.
+        state: number of entries of the state.
+        bytes: memory of parameters and state.
+        flops: floating-point operations of one call at inference, as XLA counts them.
     """
 
     rows: list[Row]
@@ -110,13 +109,14 @@ class Summary:
 
 
 def summary(net: Layer, x: Any, **side: Any) -> Summary:
-    """Path, layer, input, output, parameters and cost of everything in a net, and totals.
+    """A table of the layers of a net: path, input, output, parameters and cost, and totals.
 
-    FLOPs are those of a call at rest as XLA counts them before it optimizes: a product and a sum
-    are two, the body of a scan counts as often as it runs, and transcendental functions are left
-    out. Of branches the dearest counts, of those by platform that of the default backend, and of
-    `fixed_point` one application. The receptive field and the total stride of convolutions and
-    pools are in places of the net's input; where ways meet, it is what they see together.
+    FLOPs are those of a call at inference, as XLA counts them before optimization: a multiply-add
+    counts two, the body of a scan counts for each iteration, and transcendental functions do not
+    count. Of several branches the most expensive counts, of branches by platform the one for the
+    default backend, and of `fixed_point` one iteration. Receptive fields and total strides of
+    convolutions and pools are in positions of the net's input; where branches meet, the field is
+    their union.
 
     Args:
         net: any layer.
@@ -147,10 +147,10 @@ def summary(net: Layer, x: Any, **side: Any) -> Summary:
 
 
 class _Reader:
-    """Goes through a net once, in the order of the calls.
+    """Reads a net once, in the order of the calls.
 
-    The children of a program are silenced: instead of computing they add their own rows, so that
-    what is left of the program is its own arithmetic.
+    The children of a program return zeros and add their own rows, so that only the program's own
+    arithmetic is left to count.
     """
 
     def __init__(self) -> None:
@@ -158,9 +158,9 @@ class _Reader:
         self._read: dict[_Calls, tuple[list[Row], Reach | None]] = {}
 
     def read(self, calls: _Calls, *given: Any) -> tuple[list[Row], Reach | None]:
-        """The rows of a layer and of all in it, and what a place behind it sees.
+        """The rows of a layer and all layers inside, and the reach after it.
 
-        `calls` are those that lead to it: a deep net is read in steps, and each of them once.
+        `calls` lead to the layer and key a cache, as a deep net is read in several passes.
         """
         if calls not in self._read:
             def evaluate() -> None:
@@ -173,7 +173,7 @@ class _Reader:
         self, calls: _Calls, layer: Layer, x: Any, side: dict[str, Any], trees: tuple[Any, Any],
         reach: Reach | None, times: int,
     ) -> tuple[list[Row], Reach | None]:
-        """`trees` have the axes of every `repeat` around the layer, `times` is their product."""
+        """`trees` have the axes of each `repeat` around the layer, `times` is their product."""
         inner, narrow, beside, runs, depth, timed, around = _core(layer, x, side)
         own = times * around
         times *= runs
@@ -183,7 +183,7 @@ class _Reader:
         called: list[str] = []
 
         def alike(name: str, x: Any) -> int:
-            """How often a child does this at once: of `hyper` the target, for each example."""
+            """The number of copies that run at once: `hyper` runs its target for each example."""
             if name != "target" or Mapped not in map(type, inner.computed):
                 return 1
             whole, part = (jax.tree.leaves(given)[0].size for given in (narrow, x))
@@ -198,8 +198,8 @@ class _Reader:
                     (*calls, (name, called.count(name))), child, spec(x), spec(side),
                     (own, carried), ways.get(x), times * alike(name, x))
                 below.append(rows)
-                # Else neither what is done to zeros nor what makes an input, for which nothing
-                # else asks, is counted.
+                # Without it, XLA would remove operations on zeros, and those that only compute the
+                # input.
                 y, _ = jax.lax.optimization_barrier((blank(rows[0].output), (params, x, side)))
                 ways.put(y, after)
                 return y, state
@@ -238,11 +238,10 @@ class _Reader:
 
 
 class _Core(NamedTuple):
-    """What wrappers wrap, and how one call of the whole runs it.
+    """The innermost layer of wrappers, and how one call of the whole runs it.
 
-    It is run `runs` times on inputs of these shapes, `depth` of them one on the result of the
-    other, and along time if `timed`; `around` are the operations of the wrappers themselves, such
-    as those that compute parameters.
+    It runs `runs` times on inputs of these shapes, `depth` of them in sequence, and over time steps
+    if `timed`; `around` are the operations of the wrappers themselves, as for computed parameters.
     """
 
     layer: Layer
@@ -261,7 +260,7 @@ def _core(layer: Layer, x: Any, side: dict[str, Any]) -> _Core:
         if wraps.order == "time":
             timed, runs = True, runs * jax.tree.leaves(core.x)[0].shape[1]
         elif wraps.order == "once" and wraps.dtype is None:
-            # What the wrapper computes itself, such as parameters.
+            # Operations of the wrapper itself, as for computed parameters.
             around += runs * (_of_call(wrapper, core.x, core.side)
                               - _of_call(wraps.layer, inner_x, inner_side))
         runs *= wraps.times
@@ -271,7 +270,7 @@ def _core(layer: Layer, x: Any, side: dict[str, Any]) -> _Core:
 
 
 def _copies(layer: Layer) -> int:
-    """How many copies wrappers make of what they wrap."""
+    """The number of copies that wrappers make of the innermost layer."""
     return layer.wraps.times * _copies(layer.wraps.layer) if layer.wraps else 1
 
 
@@ -283,7 +282,7 @@ def _of_call(layer: Layer, x: Any, side: dict[str, Any]) -> float:
 
 
 def _short(number: float, unit: str = "") -> str:
-    """Three digits and a prefix: ``1.23 M``; whole numbers below a thousand as they are."""
+    """Three digits and a prefix, ``1.23 M``; numbers below a thousand without one."""
     prefixes = iter(" kMGTPE")
     prefix = next(prefixes)
     while abs(number) >= 999.5:

@@ -1,10 +1,10 @@
-"""Aligned text: what summaries and other reports print."""
+"""Aligned text for summaries and other reports."""
 
 from __future__ import annotations
 
 
 def table(rows: list[tuple[str, ...]], left: int) -> list[str]:
-    """Aligned lines, the first `left` columns to the left; empty columns are left out."""
+    """Aligned lines, the first `left` columns to the left; without empty columns."""
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     lines = []

@@ -1,12 +1,12 @@
 """Networks of neighbouring libraries as layers, and a layer as the pair of `stax`.
 
-A network of Flax, Haiku, Equinox or `jax.example_libraries.stax` becomes a layer in one call. Its
-parameters are then nested dicts under the names that its own library gives them, and everything
-that takes a layer takes it: `serial`, `repeat`, `mixed`, `fit`, optax. ``init(key, x)`` draws what
-the library draws from that key on zeros of the shape of x, and y is what the library computes.
-Each library is imported where it is used; ``pip install 'diffprog[interop]'`` installs them all.
+One call makes a layer of a network of Flax, Haiku, Equinox or `jax.example_libraries.stax`. Its
+parameters are nested dicts with the names of its own library, and it works wherever a layer does:
+in `serial`, `repeat`, `mixed`, `fit`. ``init(key, x)`` draws the same values as the library from
+the same key on zeros of the shape of x, and the output is that of the library. Each library is
+imported on first use; ``pip install 'diffprog[interop]'`` installs them all.
 
-No such layer streams: of a foreign network it is not known whether it mixes positions in time.
+These layers do not stream, as it is unknown whether a foreign network mixes time steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays in, numbers out: losses, metrics, penalties."""
+"""Functions of arrays that return numbers: losses, metrics, penalties."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What touches disk, devices or a terminal."""
+"""Disk, devices and the terminal: logs and interrupts."""

@@ -1,1 +1,1 @@
-"""What composes layers: programs, combinators, merging."""
+"""Composition of layers: programs, combinators, merging."""

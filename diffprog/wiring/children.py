@@ -1,4 +1,4 @@
-"""What a program's function is given: its children, and the side inputs that it names."""
+"""The arguments of a program's function: its children, and the side inputs that it names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESERVED = frozenset({"params", "state", "x", "key", "length"})
 
 
 class Child:
-    """A child as the program's function sees it: called with x and side inputs alone.
+    """A child as the program's function sees it: a function of x and side inputs.
 
     Side inputs that the program does not name are `routed` to it. ``visit(name, nth, x, side)``
     runs its nth call and returns the output, and the state and the key of the call; ``read(name)``
@@ -49,7 +49,7 @@ class Child:
 
     @property
     def params(self) -> Params:
-        """The child's parameters, to be read after it was called."""
+        """The child's parameters; call it before."""
         return self._read(self._name)
 
 
@@ -67,7 +67,7 @@ class Children:
 
     def __getattr__(self, name: str) -> Child:
         if name.startswith("_"):
-            raise AttributeError(name)  # Python asks for such names by itself
+            raise AttributeError(name)  # Python looks up such names itself
         return self[name]
 
     def __iter__(self) -> Iterator[Child]:
@@ -78,7 +78,7 @@ class Children:
 
 
 def numbered(layers: Iterable[Layer]) -> dict[str, Layer]:
-    """Unnamed layers named by kind and count; what never has parameters takes no number."""
+    """Unnamed layers, named by kind and count; layers that never have parameters count apart."""
     children: dict[str, Layer] = {}
     counts: dict[str, int] = {}
     for layer in layers:
@@ -89,12 +89,12 @@ def numbered(layers: Iterable[Layer]) -> dict[str, Layer]:
 
 
 def slot_of(name: str, nth: int) -> str:
-    """Where the state of the nth call of a child is kept: streaming state belongs to the call."""
+    """The key of the state of the nth call of a child: a stream belongs to the call."""
     return f"{name}@{nth}" if nth else name
 
 
 def named_side(function: Callable[..., Any]) -> frozenset[str]:
-    """The side inputs that a program's function names, after its signature is checked."""
+    """The side inputs that a program's function names; raise for another signature."""
     parameters = inspect.signature(function).parameters.values()
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     behind = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -106,6 +106,6 @@ def named_side(function: Callable[..., Any]) -> frozenset[str]:
     if taken := named & _RESERVED:
         raise LayerError(
             f"side inputs of other names than {listed(_RESERVED)}", listed(taken),
-            "make what draws by key a layer, Layer(..., random=True)" if "key" in taken else
+            "move the random part into a layer, Layer(..., random=True)" if "key" in taken else
             "rename them")
     return named - {"train"}

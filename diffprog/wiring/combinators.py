@@ -25,16 +25,16 @@ __all__ = ["branch", "parallel", "residual", "serial"]
 def serial(*layers: Any, **named: Any) -> Layer:
     """One after the other: ``y = f_n(... f_2(f_1(x)))``; also written ``f_1 >> f_2``.
 
-    Unnamed layers are named by kind and count, ``linear_0``, ``linear_1``; what has no parameters
-    takes no number, so that inserting an activation renames nothing. A layer is a recipe: the same
-    one in two places has parameters of its own in each.
+    Unnamed layers are named by kind and count, ``linear_0``, ``linear_1``; layers without
+    parameters count apart, so that inserting an activation renames nothing. A layer in two places
+    has separate parameters in each.
 
     Args:
         layers: layers and plain functions, unnamed.
-        named: more of them after those, under names of your own.
+        named: more layers after these, with explicit names.
 
     Raises:
-        LayerError: for what is no layer, and for two children of one name.
+        LayerError: an argument is no layer; two children have one name.
 
     Example:
         >>> net = dp.serial(dp.linear(8), jax.nn.relu, head=dp.linear(3))
@@ -53,7 +53,7 @@ def serial(*layers: Any, **named: Any) -> Layer:
 
 @factory
 def branch(*layers: Any, merge: Callable[[Any], Any] | None = None, **named: Any) -> Layer:
-    """The same input to all: ``y = merge((f_1(x), ..., f_n(x)))``; a tuple unless merged.
+    """Several layers on the same input: ``y = merge((f_1(x), ..., f_n(x)))``; or the tuple.
 
     Args:
         layers, named: as in `serial`.
@@ -74,7 +74,7 @@ def branch(*layers: Any, merge: Callable[[Any], Any] | None = None, **named: Any
 
 @factory
 def parallel(*layers: Any, **named: Any) -> Layer:
-    """Each its own input: ``(y_1, ..., y_n) = (f_1(x_1), ..., f_n(x_n))``.
+    """Several layers, each on its input: ``(y_1, ..., y_n) = (f_1(x_1), ..., f_n(x_n))``.
 
     Args:
         layers, named: as in `serial`.
@@ -99,11 +99,11 @@ def parallel(*layers: Any, **named: Any) -> Layer:
 
 @factory
 def residual(body: Any, shortcut: Any = None) -> Layer:
-    """Add the input to what is made of it: ``y = shortcut(x) + body(x)``.
+    """A residual sum: ``y = shortcut(x) + body(x)``.
 
     Args:
-        body: a layer that keeps the shape, or one that gives the shape of `shortcut`.
-        shortcut: a layer for the other way, such as a 1x1 convolution; the identity if None.
+        body: a layer whose output has the shape of x, or of ``shortcut(x)``.
+        shortcut: a layer for the other summand, such as a 1x1 convolution; the identity if None.
 
     Raises:
         LayerError: at ``init``, if the two shapes or dtypes differ; nothing is broadcast.
@@ -151,9 +151,9 @@ def _several(
 
 
 class _Chain(Layer):
-    """``f >> g``, which is made when it is looked at, and is the plain layer from then on.
+    """``f >> g``, composed on first use, and a plain layer from then on.
 
-    So a chain of n links is made once, and not anew with each of them.
+    So a chain of n links is composed once, not n times.
     """
 
     def __getattribute__(self, name: str) -> Any:
@@ -173,7 +173,7 @@ def _chain(f: Any, g: Any) -> Layer:
 
 
 def _links(chain: Layer) -> list[Layer]:
-    """The layers of a chain: an unnamed serial is taken apart, so that grouping is nothing."""
+    """The layers of a chain: unnamed serials are flattened, so that grouping does not matter."""
     links: list[Layer] = []
     waiting = [chain]
     while waiting:

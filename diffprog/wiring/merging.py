@@ -1,4 +1,4 @@
-"""What makes one array of several, as `branch` and `parallel` give them: plain functions."""
+"""Plain functions that merge the arrays of `branch` and `parallel` to one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["add", "concatenate"]
 
 
 def concatenate(xs: Any) -> jax.Array:
-    """Join arrays along their last axis: ``y = [x_1, ..., x_n]``.
+    """Concatenate arrays along their last axis: ``y = [x_1, ..., x_n]``.
 
     Example:
         >>> dp.concatenate((jnp.ones((2, 3)), jnp.ones((2, 1)))).shape
@@ -25,7 +25,7 @@ def concatenate(xs: Any) -> jax.Array:
 
 
 def add(xs: Any) -> jax.Array:
-    """Add up arrays of one shape, nothing is broadcast: ``y = x_1 + ... + x_n``.
+    """The sum of arrays of equal shape, without broadcasting: ``y = x_1 + ... + x_n``.
 
     Example:
         >>> dp.add((jnp.ones(2), jnp.ones(2))).tolist()

@@ -1,8 +1,8 @@
-"""One primitive: a program is a Python function over layers, and is a layer itself.
+"""The one primitive: a program is a Python function over layers, and a layer itself.
 
-Parameters, state, keys, the training flag, side inputs, streaming, names and error paths are
-threaded here and nowhere else. The function is run in one of three ways: to plan (on shapes), to
-apply, or to start streaming; what differs is only what happens when it calls a child.
+Parameters, state, keys, the training flag, side inputs, streams, names and error paths are threaded
+here and nowhere else. The function runs in three ways: to plan (on shapes), to apply, and to start
+a stream; they differ only in what a call of a child does.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ __all__ = ["program"]
 def program(**children: Any) -> Callable[[Callable[..., Any]], Layer]:
     """Make a layer of a function over layers: ``y = f(layers, x, *, side inputs)``.
 
-    Calling a child twice shares its parameters. Side inputs that the function names are routed by
-    it; all others go to exactly the children that take them. A function that names ``train``
-    receives the flag. Any JAX code may stand between the calls. Around a call it may only where the
-    child has no state and draws nothing: inside of a `jax.vmap`, `jax.lax.scan`, `jax.checkpoint`
-    or the like that the function opens, any other child is refused.
+    Calling a child twice shares its parameters. The function passes on the side inputs that it
+    names; all others go to exactly the children that take them. A function with an argument
+    ``train`` receives the flag. Any JAX code may stand between the calls. Inside a `jax.vmap`,
+    `jax.lax.scan`, `jax.checkpoint` or the like that the function opens, it may call only children
+    without state and randomness; others raise.
 
     Args:
         children: the layers, or plain functions, under the names used in the function.
 
     Raises:
-        LayerError: at composition for a signature of another form or a forbidden name; at ``init``
-            for a child that is never called, shared between inputs of different width, or called
-            inside of a transformation with state; at ``apply``, if it draws there.
+        LayerError: at composition, another signature or a reserved name; at ``init``, a child that
+            is never called, is shared between inputs of different width, or has state and is called
+            inside a transformation; at ``apply``, a child that draws inside one.
 
     Example:
         >>> @dp.program(norm=dp.layer_norm(), feed=dp.linear(4))
@@ -83,10 +83,9 @@ def wire(
 
 
 class _Program:
-    """A function over named children. It is run to plan, to apply, and to start a stream.
+    """A function over named children, run to plan, to apply, and to start a stream.
 
-    What differs is only what a call of a child does: `_Planning`, `_Applying` and `_Starting` have
-    a method `visit` for it, and `read` for a child's parameters.
+    `_Planning`, `_Applying` and `_Starting` say what a call of a child does (`visit`).
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class _Program:
         params, state = {}, {}
         for name, seen, beside in self.plan(x, side).calls:
             if name not in params:
-                with signed(self.children[name].__repr__, seen, name):  # some fail on values alone
+                with signed(self.children[name].__repr__, seen, name):  # some raise on values only
                     params[name], state[name] = self.children[name].init(
                         fold(key, name), seen, **beside)
         return _nonempty(params), _nonempty(state)

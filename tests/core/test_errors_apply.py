@@ -10,7 +10,7 @@ import pytest
 from refusing import (
     ANOTHER,
     GRAMMAR,
-    INIT_GAVE,
+    INIT_RETURNED,
     KEY,
     NO_KEY,
     NOBODY,
@@ -103,12 +103,12 @@ def test_a_stateful_net_without_state(trees):
 def test_parameters_of_another_net(trees):
     params, state = trees
     wants = "wants params bias, kernel"
-    expect("lin", f"lin (linear(4)): {wants}, got none; {INIT_GAVE}", NET.apply, {}, state, X)
+    expect("lin", f"lin (linear(4)): {wants}, got none; {INIT_RETURNED}", NET.apply, {}, state, X)
     expect("body/norm", "body/norm (batch_norm()): wants params bias, scale, got none; "
-           f"{INIT_GAVE}", NET.apply, {"lin": params["lin"]}, state, X)
-    expect("lin", f"lin (linear(4)): {wants}, got bias, kernel, w; {INIT_GAVE}",
+           f"{INIT_RETURNED}", NET.apply, {"lin": params["lin"]}, state, X)
+    expect("lin", f"lin (linear(4)): {wants}, got bias, kernel, w; {INIT_RETURNED}",
            NET.apply, params | {"lin": params["lin"] | {"w": X}}, state, X)
-    expect("lin", f"lin (linear(4)): {wants}, got kernel; {INIT_GAVE}",
+    expect("lin", f"lin (linear(4)): {wants}, got kernel; {INIT_RETURNED}",
            NET.apply, params | {"lin": {"kernel": X}}, state, X)
     for trace in (NET.apply, jax.jit(NET.apply)):
         expect("", f"{SHOWN}: wants params of its children (body, lin), got other; pass what "

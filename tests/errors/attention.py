@@ -205,10 +205,11 @@ EXAMPLES = {
     "self_attention(3): wants params of 12 features, got {bias: float32[24], kernel: "
     "float32[12,24]}; pass what init returned":
         lambda: OWN(params(dp.self_attention(3, head_dim=8), X), X),
-    "self_attention(3): wants state none, got key, real, value; pass state=, as init gave it":
+    "self_attention(3): wants state none, got key, real, value; pass state=, as init returned "
+    "it":
         lambda: OWN.apply(params(OWN, X), begun(CROSS)[1], X),
-    "self_attention(3, causal=True): wants state none, got key, real, value; pass state=, as init "
-    "gave it":
+    "self_attention(3, causal=True): wants state none, got key, real, value; pass state=, as "
+    "init returned it":
         lambda: CAUSAL.apply(params(CAUSAL, X), begun(CROSS)[1], X),
     "cross_attention(3): wants the state of a stream, with key, real, value, got index, key, "
     "segment, segments, value; pass what start gave":

@@ -300,27 +300,28 @@ EXAMPLES = {
     "(params, state); unpack it: params, state = net.init(key, x)":
         lambda: NET.apply(trees(), trees()[1], X),
     "serial(lin=linear(4), body=serial(norm=batch_norm())): wants params as a dict, got None; "
-    "pass what init gave":
+    "pass what init returned":
         lambda: NET.apply(None, trees()[1], X),
-    "serial(lin=linear(4), body=serial(norm=batch_norm())): wants state as a dict, got None; pass "
-    "what init gave":
+    "serial(lin=linear(4), body=serial(norm=batch_norm())): wants state as a dict, got None; "
+    "pass what init returned":
         lambda: NET.apply(trees()[0], None, X),
     "serial(lin=linear(4), body=serial(norm=batch_norm())): wants params as a dict, got "
-    "float32[2,4]; pass what init gave":
+    "float32[2,4]; pass what init returned":
         lambda: NET.apply(X, trees()[1], trees()[0]),
     "linear(3): wants params as a dict, got TrainState; pass its own params: state.params":
         lambda: LINEAR(dp.training.TrainState({}, {}, (), KEY, jnp.zeros((), int)), X),
-    "body/norm (batch_norm()): wants state mean, var, got none; pass state=, as init gave it":
+    "body/norm (batch_norm()): wants state mean, var, got none; pass state=, as init returned "
+    "it":
         lambda: NET(trees()[0], X),
-    "batch_norm(): wants state mean, var, got none; pass state=, as init gave it":
+    "batch_norm(): wants state mean, var, got none; pass state=, as init returned it":
         lambda: NORM(trees()[0]["body"]["norm"], X),
-    "lin (linear(4)): wants params bias, kernel, got none; pass what init gave":
+    "lin (linear(4)): wants params bias, kernel, got none; pass what init returned":
         lambda: NET.apply(without(trees()[0], "lin"), trees()[1], X),
-    "body/norm (batch_norm()): wants params bias, scale, got none; pass what init gave":
+    "body/norm (batch_norm()): wants params bias, scale, got none; pass what init returned":
         lambda: NET.apply(without(trees()[0], "body"), trees()[1], X),
-    "lin (linear(4)): wants params bias, kernel, got bias, kernel, w; pass what init gave":
+    "lin (linear(4)): wants params bias, kernel, got bias, kernel, w; pass what init returned":
         lambda: apply(own={"lin": trees()[0]["lin"] | {"w": X}}),
-    "lin (linear(4)): wants params bias, kernel, got kernel; pass what init gave":
+    "lin (linear(4)): wants params bias, kernel, got kernel; pass what init returned":
         lambda: apply(own={"lin": {"kernel": X}}),
     "serial(lin=linear(4), body=serial(norm=batch_norm())): wants params of its children (body, "
     "lin), got other":
@@ -330,9 +331,10 @@ EXAMPLES = {
     "serial(lin=linear(4), body=serial(norm=batch_norm())): wants state of its children (body, "
     "lin), got other":
         lambda: apply(state={"other": {}}),
-    "body/norm (batch_norm()): wants state mean, var, got mean; pass state=, as init gave it":
+    "body/norm (batch_norm()): wants state mean, var, got mean; pass state=, as init returned "
+    "it":
         lambda: apply(state={"body": {"norm": {"mean": jnp.zeros(4)}}}),
-    "batch_norm(): wants params bias, scale, got mean, var; pass what init gave":
+    "batch_norm(): wants params bias, scale, got mean, var; pass what init returned":
         lambda: NORM.apply(*reversed(NORM.init(KEY, X)), X),
     "lin (linear(4)): wants params kernel as float32[5,4], got float32[4,4]":
         lambda: apply(x=jnp.ones((2, 5))),

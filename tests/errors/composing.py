@@ -244,8 +244,8 @@ EXAMPLES = {
         lambda: program(takes_params, lin=LINEAR),
     "wants side inputs of other names than key, length, params, state, x, got state; rename them":
         lambda: program(takes_state, lin=LINEAR),
-    "wants side inputs of other names than key, length, params, state, x, got key; make what "
-    "draws by key a layer, Layer(..., random=True)":
+    "wants side inputs of other names than key, length, params, state, x, got key; move the "
+    "random part into a layer, Layer(..., random=True)":
         lambda: program(takes_key, lin=LINEAR),
     "wants side inputs of other names than key, length, params, state, x, got length; rename them":
         lambda: program(takes_length, lin=LINEAR),

@@ -136,7 +136,7 @@ EXAMPLES = {
     "linearize(linearize(linear(3))): wants a layer without a state named origin, got one that "
     "has it; rename the child, or linearize once: twice is the same":
         functools.partial(params, dp.linearize(EXPANDED), X),
-    "linearize(linear(3)): wants state origin, got none; pass state=, as init gave it":
+    "linearize(linear(3)): wants state origin, got none; pass state=, as init returned it":
         expanded(),
     "linearize(linear(3)): wants origin kernel as float32[4,3], got float32[5,3]; put into the "
     "state the parameters around which to expand":
