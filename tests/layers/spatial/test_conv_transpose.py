@@ -127,8 +127,8 @@ def test_bfloat16_comes_out_of_float32_parameters():
 def test_what_cannot_be_is_refused():
     for space in ((1, 3), (3, 2)):
         x = jnp.ones((2, *space, 1))
-        expect("", f"conv_transpose(4, 2, padding=2): wants padding that leaves something of the "
-               f"output, got float32[2,{space[0]},{space[1]},1]",
+        expect("", f"conv_transpose(4, 2, padding=2): wants padding that leaves at least one "
+               f"output position, got float32[2,{space[0]},{space[1]},1]",
                dp.conv_transpose(4, 2, padding=2).plan, x)
     with pytest.raises(dp.LayerError, match="side inputs"):
         dp.conv_transpose(4, 2).plan(jnp.ones((2, 3, 3, 1)), mask=jnp.ones(2, bool))

@@ -281,8 +281,8 @@ def test_images_take_no_mask(net):
 def test_a_dilated_window_of_padding_alone_is_refused():
     expect("", "max_pool(2, padding=3, dilation=2): wants padding below the size (3, 3), "
            "got ((3, 3), (3, 3))", lambda: dp.max_pool(2, padding=3, dilation=2))
-    expect("", "max_pool(2, padding=1, dilation=3): wants padded sides of at least the dilation "
-           "(3, 3), got (3, 2)", dp.max_pool(2, padding=1, dilation=3).plan, jnp.ones((1, 3, 2, 1)))
+    expect("", "max_pool(2, padding=1, dilation=3): wants padded axes at least as long as the "
+           "dilation (3, 3), got (3, 2)", dp.max_pool(2, padding=1, dilation=3).plan, jnp.ones((1, 3, 2, 1)))
     with pytest.raises(dp.LayerError, match="at least as large as the window"):
         dp.max_pool(2, dims=1, dilation=4).plan(jnp.ones((4, 1)))
     with pytest.raises(dp.LayerError, match="dilation as a positive int"):

@@ -83,7 +83,7 @@ def test_a_second_derivative_passes_through_a_maximum():
     dp.avg_pool(2, padding=1), dp.global_avg_pool(), dp.global_max_pool(), dp.adaptive_avg_pool(2),
     dp.adaptive_max_pool(2)], ids=repr)
 def test_nothing_is_not_pooled(net):
-    with pytest.raises(dp.LayerError, match="at least one place"):
+    with pytest.raises(dp.LayerError, match="at least one position"):
         net({}, jnp.ones((2, 0, 4, 3)))
     y = net({}, jnp.ones((0, 4, 4, 3)))
     assert y.shape[0] == 0 and y.shape[-1] == 3
