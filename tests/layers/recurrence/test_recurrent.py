@@ -197,7 +197,7 @@ def test_tokens_and_trees_are_sequences_too():
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"bidirectional": True}], ids=str)
 def test_a_cell_without_memory_is_refused(cell, options):
     error = refused(dp.recurrent, cell, **options)
-    assert error.wants == "a cell that carries something from step to step"
+    assert error.wants == "a cell that carries a state from step to step"
     assert "docs/cells.md" in error.remedy
 
 
@@ -262,7 +262,7 @@ GRU = dp.serial(at=dp.recurrent(dp.gru(2)))
 def test_a_carry_without_examples_takes_no_mask_and_needs_none():
     net = dp.recurrent(counter())
     close(net({}, SERIES)[:, :, 0], jnp.broadcast_to(jnp.arange(1.0, 6), (3, 5)))
-    with pytest.raises(dp.LayerError, match="every part has one axis of examples"):
+    with pytest.raises(dp.LayerError, match="a batch axis in each leaf"):
         net({}, SERIES, mask=PACKED)
 
 
@@ -302,7 +302,7 @@ def test_a_cell_that_mixes_examples_is_refused_and_one_that_sees_one_step_is_not
 
 def test_copies_are_no_examples_even_if_as_many():
     net = dp.recurrent(dp.ensemble(3, dp.gru(2)))
-    assert refused(net.plan, SERIES).wants == "a cell that gives (3, ...), the examples first"
+    assert refused(net.plan, SERIES).wants == "a cell that returns (3, ...), with the batch axis first"
 
 
 def test_a_side_input_of_all_examples_may_be_as_long_as_the_batch():
