@@ -71,7 +71,7 @@ def test_batch_axes_are_free(batch):
     np.testing.assert_array_equal(y, x[..., ::2, :, :] + 4)
 
 
-def test_a_window_larger_than_its_input_is_refused():
+def test_a_window_larger_than_its_input_raises():
     window.check_fits(jnp.zeros((0, 2, 1)), jnp.zeros((0, 0, 1)), "window")
     with pytest.raises(dp.LayerError, match="at least as large as the window"):
         window.check_fits(jnp.zeros((1, 2, 1)), jnp.zeros((1, 0, 1)), "window")
