@@ -44,7 +44,7 @@ EXAMPLES = {
     "numbers":
         lambda: dp.global_avg_pool(dims=4),
     "conv(2, 3, padding_mode='same'): wants padding_mode out of circular, reflect, replicate, "
-    "zeros, got 'same'; choose 'zeros', the usual one":
+    "zeros, got 'same'; choose 'zeros', the default":
         lambda: dp.conv(2, 3, padding_mode="same"),
     "at (conv(2, 3, padding=3, padding_mode='reflect')): wants reflect padding of at most 2 "
     "on an axis of length 3, got (3, 3); pad less, or choose padding_mode='replicate'":
@@ -107,10 +107,10 @@ EXAMPLES = {
     "more":
         lambda: dp.depthwise_conv(3, multiplier=0),
     "conv(2, 3, padding='CAUSAL'): wants dims=1 and padding_mode='zeros' for causal padding, got "
-    "dims=2 and 'zeros'; pad by pairs: only a sequence has a past":
+    "dims=2 and 'zeros'; pass pairs: only a sequence has a past":
         lambda: dp.conv(2, 3, padding="CAUSAL"),
     "depthwise_conv((3,), padding='CAUSAL', padding_mode='reflect'): wants dims=1 and "
-    "padding_mode='zeros' for causal padding, got dims=1 and 'reflect'; pad by pairs: only a "
+    "padding_mode='zeros' for causal padding, got dims=1 and 'reflect'; pass pairs: only a "
     "sequence has a past":
         lambda: dp.depthwise_conv((3,), padding="CAUSAL", padding_mode="reflect"),
     "conv(3, 2, dims=1, stride=2, padding='CAUSAL'): wants chunks whose length is a multiple of "
@@ -120,7 +120,8 @@ EXAMPLES = {
     "divide the features":
         lambda: dp.conv_transpose(3, 3, groups=2),
     "conv_transpose(4, 3, stride=2, padding=1, output_padding=2): wants output_padding below the "
-    "stride (2, 2) or the dilation (1, 1), got 2; lower it: more positions would hold the bias alone":
+    "stride (2, 2) or the dilation (1, 1), got 2; lower it: more positions would hold the bias "
+    "alone":
         lambda: dp.conv_transpose(4, 3, stride=2, padding=1, output_padding=2),
     "conv_transpose(4, 3, stride=2, output_padding=1): wants no output_padding with "
     "padding='SAME', got 1; pass padding as an int or pairs":

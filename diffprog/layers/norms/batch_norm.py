@@ -114,8 +114,15 @@ def batch_norm(
 def _by_batch(
     params: Params, wide: jax.Array, mask: jax.Array | None, eps: float, x: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """x normalized by the batch, mean (C,), unbiased variance (C,), and with a mask the count of
-    valid entries; `wide` is x cleared, in the dtype of the parameters.
+    """Normalize x by the statistics of the batch.
+
+    Args:
+        params: scale and bias, each optional.
+        wide: x with zeros at masked entries, in the dtype of the parameters.
+        mask, eps, x: as in `batch_norm`.
+
+    Returns:
+        y, mean (C,), unbiased variance (C,), and the number of valid entries, None without a mask.
     """
     entries = math.prod(x.shape[:-1])  # of each channel
     if known(entries) and entries < 2:

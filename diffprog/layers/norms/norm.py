@@ -252,7 +252,7 @@ def _grouped(
 
 
 def _number_of_groups(x: Any, groups: int | None, dims: int) -> int:
-    """The number of groups on x, which is checked; one for each channel if None."""
+    """The number of groups, after a check of x; one for each channel if `groups` is None."""
     check_array(x, rank=dims + 1, axes=AXES.get(dims, "(..., channels)"))
     channels = x.shape[-1]
     count = groups or channels

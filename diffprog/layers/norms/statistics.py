@@ -105,9 +105,9 @@ def valid_entries(valid: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return valid | ~valid.any(axes, keepdims=True)
 
 
-# `standardized` has its own derivative, because the one of JAX compiles to twice the program. It is
-# linear in the tangent, so that it works in all modes and orders; here too, products come before
-# their mean.
+# `standardized` has its own derivative, because that of JAX compiles to twice the program. It is
+# linear in the tangent, so that it works in all modes and orders. As in `mean_square`, the product
+# comes before the mean.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -143,10 +143,10 @@ class _Loop:
     ) -> tuple[Any, State]:
         batch, time = _extent(x)
         valid, one = _valid_steps(mask, batch, time), _one_step(x)
-        note = note_of(state)
+        note = note_of(state)  # shapes of the side inputs that the stream keeps
         state = without(state, note)
         mark = _mark(state)
-        carry, last = without(state, {mark}), state.get(mark)
+        carry, last = without(state, {mark}), state.get(mark)  # last segment, (batch,)
         segments, side = side.get("segments"), _of_cell(side)
         first = begin = None  # the initial carry, and where it replaces the carry, (batch, time)
         if segments is not None:
@@ -322,7 +322,7 @@ def _of_cell(side: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mark(state: State) -> str:
-    """The name of the segment in a state: the longest, since a cell may hold a recurrence."""
+    """The name of the segment in a state: the longest, since the cell may hold a recurrence."""
     return max((name for name in state if name.endswith("#segment")), key=len, default="")
 
 

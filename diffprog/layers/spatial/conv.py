@@ -291,7 +291,7 @@ def _conv(
     check_mode(mode)
     if causal and (dims, mode) != (1, "zeros"):
         raise LayerError("dims=1 and padding_mode='zeros' for causal padding",
-                         f"dims={dims} and {mode!r}", "pad by pairs: only a sequence has a past")
+                         f"dims={dims} and {mode!r}", "pass pairs: only a sequence has a past")
     margin = ((extent[0] - 1, 0),) if causal else margins(padding, dims)
     kernel = _Kernel(size, split, bias, kernel_init, bias_init)
     sliding = _Sliding(kernel, extent, stride, dilation, margin, mode)
@@ -363,11 +363,11 @@ class _Sliding:
         size, before = self.kernel.size[0], self.extent[0] - 1
         segments, valid = check_segments(segments, x.shape[:-1]), over_steps(mask, x)
         new = begins(segments, valid, state.get("segment"))
-        runs = jnp.cumsum(new, -1, dtype=jnp.int32)  # (..., T)
+        runs = jnp.cumsum(new, -1, dtype=jnp.int32)  # index of the segment, (..., T)
         around = [(0, 0)] * (x.ndim - 2) + [(back, before - back)]
         whole = jnp.pad(x, [*around, (0, 0)])  # (..., K - 1 + T, C)
         runs = jnp.pad(runs, around)
-        if state:  # the past is all of the last segment, which has the number 0 here
+        if state:  # all of the past is of the last segment, which has the index 0
             past, last = state["past"], whole.shape[-2] - before
             check_chunk(past, x)
             whole = whole.at[..., :before, :].set(past.astype(x.dtype))

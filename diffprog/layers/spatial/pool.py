@@ -229,7 +229,7 @@ def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def lowest(x: jax.Array) -> float | int | bool:
-    """The smallest value of the dtype of x."""
+    """The smallest value of the dtype of x, minus infinity for floats."""
     if x.dtype == bool:
         return False
     return -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else int(jnp.iinfo(x.dtype).min)
@@ -362,7 +362,7 @@ class _Windows:
         """The windows of all steps in sequence, (..., T * size, C), and their valid entries."""
         back = reach_back(segments, self.margin, self.extent, self.stride)
         segments, valid = check_segments(segments, x.shape[:-1]), over_steps(mask, x)
-        runs = jnp.cumsum(begins(segments, valid), -1, dtype=jnp.int32)  # (..., T)
+        runs = jnp.cumsum(begins(segments, valid), -1, dtype=jnp.int32)  # index of the segment
         if valid is not None:
             runs = jnp.where(valid, runs, -1)
         around = [(0, 0)] * (x.ndim - 2) + [(back, self.extent[0] - 1 - back)]

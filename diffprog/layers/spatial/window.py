@@ -72,7 +72,7 @@ def check_mode(mode: Any) -> None:
     """Raise unless `mode` names a padding mode."""
     if mode not in tuple(MODES):
         raise LayerError(f"padding_mode out of {listed(MODES)}", repr(mode),
-                         "choose 'zeros', the usual one")
+                         "choose 'zeros', the default")
 
 
 def continued(x: jax.Array, pairs: Pairs, mode: str) -> jax.Array:
@@ -95,7 +95,7 @@ def on_images(f: Callable[..., jax.Array], dims: int, *arrays: jax.Array) -> jax
 
 
 def takes(dims: int) -> frozenset[str]:
-    """The side inputs: a mask if the one axis is time; segments, which images refuse by name."""
+    """The side inputs: a mask for one axis, time; segments, if only to raise with a reason."""
     return frozenset({"mask", "segments"} if dims == 1 else {"segments"})
 
 
@@ -120,7 +120,10 @@ def check_length(
 def reach_back(
     segments: Any, margin: Padding, extent: Edges, stride: Edges, mode: str = "zeros"
 ) -> int:
-    """The distance from the first position of a window to its step; raise if steps have no window.
+    """The number of positions before a step in its window.
+
+    Raises:
+        LayerError: x is an image, or some steps have no window.
     """
     if extent[1:]:
         refuse_segments(segments, "an image has no steps")
