@@ -148,27 +148,26 @@ class _Loop:
         mark = _mark(state)
         carry, last = without(state, {mark}), state.get(mark)  # last segment, (batch,)
         segments, side = side.get("segments"), _of_cell(side)
-        first = begin = None  # the initial carry, and where it replaces the carry, (batch, time)
+        initial = reset = axes = None
         if segments is not None:
             if state and last is None:
                 raise LayerError("the state of a stream, as start returns it", listed(state),
                                  "pass that with another carry in it: it holds the last segment")
             segments = check_segments(segments, (batch, time))
-            begin = _begins(segments, valid, last, self.reverse)
+            reset = _resets(segments, valid, last, self.reverse)  # (batch, time)
             length = self.length_of(params, carry, one, side) if state else max(time, 1)
-            first = self.carry_of_step(params, one, side, length)
-        axes = None
-        if valid is not None or begin is not None:
+            initial = self.carry_of_step(params, one, side, length)
+        if valid is not None or reset is not None:
             axes = self.batch_axes(spec(x), recalled(note) | spec(side))
         x = jax.tree.map(lambda a: cleared(a, valid, reach=2), x)
         carry = carry or self.carry_of_step(params, one, side, max(time, 1))
-        held, narrowed = outside((params, first, side))  # the same at all steps
+        constants, narrowed = outside((params, initial, side))
 
         def step(carry: State, at: Any) -> tuple[State, Any]:
-            x, valid, begin, count = at  # (batch, ...), (batch,), (batch,), ()
-            params, first, side = narrowed(held)
-            if begin is not None:
-                carry = _chosen(begin, first, carry, axes)
+            x, valid, reset, count = at  # (batch, ...), (batch,), (batch,), ()
+            params, initial, side = narrowed(constants)
+            if reset is not None:
+                carry = _chosen(reset, initial, carry, axes)
             y, new = self.cell.apply(
                 params, carry, x, key=key_of_copy(key, count), train=train, **side)
             if valid is None:
@@ -177,7 +176,7 @@ class _Loop:
             return new, jax.tree.map(lambda a: cleared(a, valid, reach=1), y)
 
         counts = jnp.arange(time) if self.cell.random and key is not None else None
-        xs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, valid, begin))  # time first
+        xs = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (x, valid, reset))  # time first
         carry = settled(lambda carry, at: step(carry, at)[0], carry, (*xs, counts))
         carry, y = jax.lax.scan(step, carry, (*xs, counts), reverse=self.reverse,
                                 unroll=self.unroll if known(time) else 1)
@@ -326,8 +325,9 @@ def _mark(state: State) -> str:
     return max((name for name in state if name.endswith("#segment")), key=len, default="")
 
 
-def _begins(segments: jax.Array, valid: Any, last: Any, reverse: bool) -> jax.Array:
-    """True at the first step of each segment in the direction of the loop, (batch, time)."""
+def _resets(segments: jax.Array, valid: Any, last: Any, reverse: bool) -> jax.Array:
+    """True where the carry is reset: at the first step of a segment in the direction of the loop.
+    """
     if not reverse:
         return begins(segments, valid, last)
     segments = jnp.flip(segments, 1)
