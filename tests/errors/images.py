@@ -22,7 +22,7 @@ EXAMPLES = {
     # Windows, padding.
     "conv(4, 0): wants size as a positive int or a tuple of 2, got 0; pass 2, for example":
         lambda: dp.conv(4, 0),
-    "conv(4, (3, 3, 3, 3)): wants a window over 1, 2 or 3 axes, got 4; give a size of 1, 2 or 3 "
+    "conv(4, (3, 3, 3, 3)): wants a window over 1, 2 or 3 axes, got 4; pass a size of 1, 2 or 3 "
     "numbers":
         lambda: dp.conv(4, (3, 3, 3, 3)),
     "conv(4, 3, stride=(1,)): wants stride as a positive int or a tuple of 2, got (1,); pass 2, "
@@ -40,17 +40,17 @@ EXAMPLES = {
     "max_pool(2, stride=(1, 1, 1)): wants stride as a positive int or a tuple of 2, got (1, 1, "
     "1); pass 2, for example":
         lambda: dp.max_pool(2, stride=(1, 1, 1)),
-    "global_avg_pool(dims=4): wants a window over 1, 2 or 3 axes, got 4; give a size of 1, 2 or 3 "
+    "global_avg_pool(dims=4): wants a window over 1, 2 or 3 axes, got 4; pass a size of 1, 2 or 3 "
     "numbers":
         lambda: dp.global_avg_pool(dims=4),
     "conv(2, 3, padding_mode='same'): wants padding_mode out of circular, reflect, replicate, "
-    "zeros, got 'same'; choose 'zeros', the usual one":
+    "zeros, got 'same'; choose 'zeros', the default":
         lambda: dp.conv(2, 3, padding_mode="same"),
     "at (conv(2, 3, padding=3, padding_mode='reflect')): wants reflect padding of at most 2 "
-    "places on a side of 3, got (3, 3); pad less, or choose padding_mode='replicate'":
+    "on an axis of length 3, got (3, 3); pad less, or choose padding_mode='replicate'":
         at(dp.conv(2, 3, padding=3, padding_mode="reflect"), floats(1, 5, 3, 1)),
     "at (depthwise_conv(3, padding=4, padding_mode='circular')): wants circular padding of at "
-    "most 3 places on a side of 3, got (4, 4); pad less, or choose padding_mode='replicate'":
+    "most 3 on an axis of length 3, got (4, 4); pad less, or choose padding_mode='replicate'":
         at(dp.depthwise_conv(3, padding=4, padding_mode="circular"), floats(1, 5, 3, 1)),
     "at (conv(4, 9, padding='VALID')): wants input at least as large as the kernel, got "
     "float32[2,8,8,3]; pad, or take a smaller window":
@@ -80,19 +80,19 @@ EXAMPLES = {
     "at (conv(3, 3)): wants no segments, got int32[2,8]; give each sequence a row: an image has no "
     "steps":
         at(dp.conv(3, 3), IMAGE, segments=ints(2, 8)),
-    "at (conv(3, 3, dims=1, stride=2)): wants a window of each step, in zeros, where there are "
-    "segments, got stride=2, padding='SAME' and 'zeros'; pass stride=1 and padding='SAME', or give "
-    "each sequence a row":
+    "at (conv(3, 3, dims=1, stride=2)): wants one window for each step, padded by zeros, with "
+    "segments, got stride=2, padding='SAME' and padding_mode='zeros'; pass stride=1 and "
+    "padding='SAME', or give each sequence a row":
         at(dp.conv(3, 3, dims=1, stride=2), SERIES, segments=ints(2, 4)),
     "at (conv(3, 3, dims=1, padding_mode='circular')): wants padding_mode='zeros' with a mask, got "
-    "'circular'; pass it: the border of x is not that of its real steps":
+    "'circular'; pass it: the border of x is not that of its valid steps":
         at(dp.conv(3, 3, dims=1, padding_mode="circular"), SERIES, mask=bools(2, 4)),
-    "at (max_pool(3, dims=1, padding='SAME')): wants padding in numbers where a mask meets a "
-    "stride, got 'SAME'; pass padding=1, for example: how much 'SAME' puts before the first step "
-    "depends on how long x is":
+    "at (max_pool(3, dims=1, padding='SAME')): wants padding as a number with a mask and a "
+    "stride, got 'SAME'; pass padding=1, for example: the 'SAME' padding before the first step "
+    "depends on the length of x":
         at(dp.max_pool(3, dims=1, padding="SAME"), SERIES, mask=bools(2, 4)),
-    "at (upsample(size=8, dims=1)): wants a factor where there is a mask, got size=8; pass "
-    "upsample(2), for example: a size stretches x by how long it is padded":
+    "at (upsample(size=8, dims=1)): wants a factor with a mask, got size=8; pass upsample(2), for "
+    "example: a size stretches x by the length of its padding":
         at(dp.upsample(size=8, dims=1), SERIES, mask=bools(2, 4)),
     "conv(4, 3, groups=3): wants features in 3 equal groups, got 4; choose groups that divide the "
     "features":
@@ -107,23 +107,24 @@ EXAMPLES = {
     "more":
         lambda: dp.depthwise_conv(3, multiplier=0),
     "conv(2, 3, padding='CAUSAL'): wants dims=1 and padding_mode='zeros' for causal padding, got "
-    "dims=2 and 'zeros'; pad by pairs: only a sequence has a past":
+    "dims=2 and 'zeros'; pass pairs: only a sequence has a past":
         lambda: dp.conv(2, 3, padding="CAUSAL"),
     "depthwise_conv((3,), padding='CAUSAL', padding_mode='reflect'): wants dims=1 and "
-    "padding_mode='zeros' for causal padding, got dims=1 and 'reflect'; pad by pairs: only a "
+    "padding_mode='zeros' for causal padding, got dims=1 and 'reflect'; pass pairs: only a "
     "sequence has a past":
         lambda: dp.depthwise_conv((3,), padding="CAUSAL", padding_mode="reflect"),
-    "conv(3, 2, dims=1, stride=2, padding='CAUSAL'): wants chunks whose steps are a multiple of "
-    "the stride 2, got float32[2,3,3]; pass on so many steps at a time":
+    "conv(3, 2, dims=1, stride=2, padding='CAUSAL'): wants chunks whose length is a multiple of "
+    "the stride 2, got float32[2,3,3]; pass chunks of such a length":
         three_steps,
     "conv_transpose(3, 3, groups=2): wants features in 2 equal groups, got 3; choose groups that "
     "divide the features":
         lambda: dp.conv_transpose(3, 3, groups=2),
     "conv_transpose(4, 3, stride=2, padding=1, output_padding=2): wants output_padding below the "
-    "stride (2, 2) or the dilation (1, 1), got 2; lower it: more places would hold the bias alone":
+    "stride (2, 2) or the dilation (1, 1), got 2; lower it: more positions would hold the bias "
+    "alone":
         lambda: dp.conv_transpose(4, 3, stride=2, padding=1, output_padding=2),
-    "conv_transpose(4, 3, stride=2, output_padding=1): wants no output_padding where padding is "
-    "'SAME', got 1; give padding as an int or pairs":
+    "conv_transpose(4, 3, stride=2, output_padding=1): wants no output_padding with "
+    "padding='SAME', got 1; pass padding as an int or pairs":
         lambda: dp.conv_transpose(4, 3, stride=2, output_padding=1),
     "conv_transpose(4, 3, output_padding=-1): wants output_padding as a non-negative int or a "
     "tuple of 2, got -1; pass 2, for example":
@@ -131,15 +132,15 @@ EXAMPLES = {
     "conv_transpose(4, 3, padding='CAUSAL'): wants padding 'SAME', 'VALID', an int, or 2 pairs of "
     "ints, got 'CAUSAL'; pass padding=1, for example":
         lambda: dp.conv_transpose(4, 3, padding="CAUSAL"),
-    "at (conv_transpose(4, 2, padding=2)): wants padding that leaves something of the output, got "
-    "float32[2,1,3,1]; pad less":
+    "at (conv_transpose(4, 2, padding=2)): wants padding that leaves at least one output position, "
+    "got float32[2,1,3,1]; pad less":
         at(dp.conv_transpose(4, 2, padding=2), floats(2, 1, 3, 1)),
-    "at (conv_transpose(4, 2, dims=1)): wants at least one place to write a kernel for, got "
-    "float32[2,0,3]; leave such an input out":
+    "at (conv_transpose(4, 2, dims=1)): wants at least one position along each spatial axis, "
+    "got float32[2,0,3]; leave such an input out":
         at(dp.conv_transpose(4, 2, dims=1), floats(2, 0, 3)),
     # Pooling.
-    "at (global_max_pool(dims=1)): wants at least one place to pool, got float32[2,0,3]; leave "
-    "such an input out: nothing has no mean and no maximum":
+    "at (global_max_pool(dims=1)): wants at least one position to pool, got float32[2,0,3]; leave "
+    "such an input out: an empty window has no mean and no maximum":
         at(dp.global_max_pool(dims=1), floats(2, 0, 3)),
     "at (max_pool(2)): wants at least 3 axes (..., height, width, channels), got float32[2,4]; "
     "add the missing axes":
@@ -168,8 +169,8 @@ EXAMPLES = {
     "max_pool(2, padding=3, dilation=2): wants padding below the size (3, 3), got ((3, 3), (3, "
     "3)); pad less: a window of padding alone has no mean and no maximum":
         lambda: dp.max_pool(2, padding=3, dilation=2),
-    "at (max_pool(2, padding=1, dilation=3)): wants padded sides of at least the dilation (3, 3), "
-    "got (3, 2); dilate less: a window of padding alone has no maximum":
+    "at (max_pool(2, padding=1, dilation=3)): wants padded axes at least as long as the dilation "
+    "(3, 3), got (3, 2); dilate less: a window of padding alone has no maximum":
         at(dp.max_pool(2, padding=1, dilation=3), floats(1, 3, 2, 1)),
     "adaptive_avg_pool(0): wants size as a positive int or a tuple of 2, got 0; pass 2, for "
     "example":
@@ -199,8 +200,8 @@ EXAMPLES = {
     "upsample(factor=0): wants factor as a positive int or a tuple of 2, got 0; pass 2, for "
     "example":
         lambda: dp.upsample(0),
-    "at (upsample(size=5)): wants sides from 1 to (5, 5), got float32[2,4,6,3]; pool to make x "
-    "smaller":
+    "at (upsample(size=5)): wants spatial axes from 1 to (5, 5), got float32[2,4,6,3]; pool to "
+    "make x smaller":
         at(dp.upsample(size=5), floats(2, 4, 6, 3)),
     "at (upsample(factor=2, method='linear')): wants floating-point input, got int32[2,4,6,3]; "
     "convert it: x.astype(jnp.float32)":
@@ -210,8 +211,8 @@ EXAMPLES = {
     "at (pixel_shuffle(2)): wants channels that are a multiple of 4, got float32[2,4,6,3]; give "
     "the layer before it 4 times the channels of y":
         at(dp.pixel_shuffle(2), floats(2, 4, 6, 3)),
-    "at (patches(4)): wants sides that are multiples of (4, 4), got float32[2,4,6,3]; crop or pad "
-    "x, or choose a size that divides them":
+    "at (patches(4)): wants spatial axes that are multiples of (4, 4), got float32[2,4,6,3]; crop "
+    "or pad x, or choose a size that divides them":
         at(dp.patches(4), floats(2, 4, 6, 3)),
     "at (upsample(factor=2)): wants at least 3 axes (..., height, width, channels), got "
     "float32[2,4]; add the missing axes":

@@ -79,11 +79,11 @@ EXAMPLES = {
     "rms_norm(): wants 1 feature on the last axis, as init saw, got float32[2,4]; initialize "
     "again on input of this shape, or change the layer before":
         lambda: dp.rms_norm()(params(dp.rms_norm(), X[:, :1]), X),
-    "at (layer_norm()): wants several features, got float32[2,1]; leave it out: a number less its "
-    "mean is 0, whatever it is":
+    "at (layer_norm()): wants several features, got float32[2,1]; leave it out: a single number "
+    "minus its mean is always 0":
         at(dp.layer_norm(), floats(2, 1)),
     "at (instance_norm()): wants several numbers in a group, got float32[2,1,1,3]; choose fewer "
-    "groups, or leave it out: a number less its mean is 0, whatever it is":
+    "groups, or leave it out: a single number minus its mean is always 0":
         at(dp.instance_norm(), floats(2, 1, 1, 3)),
     "prelu(): wants params of 1 feature, got {scale: float32[4]}; pass what init returned":
         lambda: dp.prelu()(params(dp.prelu(), X), X[:, :1]),
@@ -97,7 +97,7 @@ EXAMPLES = {
         at(dp.batch_norm(), floats(4, 3, 2), mask=bools(3)),
     "group_norm(True): wants groups as an int of at least 1, got True; pass a Python int":
         lambda: dp.group_norm(True),
-    "group_norm(2, dims=4): wants dims of at most 3, got 4; leave the first axes to the batch":
+    "group_norm(2, dims=4): wants dims of at most 3, got 4; use the first axes as batch axes":
         lambda: dp.group_norm(2, dims=4),
     "instance_norm(dims=0): wants dims as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.instance_norm(dims=0),

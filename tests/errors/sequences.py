@@ -71,11 +71,11 @@ EXAMPLES = {
     "lstm(3): wants params input/kernel as float32[5,12], got float32[4,12]":
         lambda: LSTM(params(LSTM, X), jnp.ones((2, 5))),
     "recurrent(gru(2), reverse=True, bidirectional=True): wants reverse or bidirectional, got "
-    "both; leave reverse out: bidirectional goes both ways":
+    "both; leave reverse out: bidirectional goes in both directions":
         lambda: dp.recurrent(dp.gru(2), reverse=True, bidirectional=True),
-    "recurrent(linear(4)): wants a cell that carries something from step to step, got linear(4), "
-    "without start; leave recurrent out of what mixes nothing in time, or give your cell the start "
-    "of its carry: see docs/cells.md":
+    "recurrent(linear(4)): wants a cell that carries a state from step to step, got linear(4), "
+    "without start; leave recurrent out if the layer does not mix time steps, otherwise give it a "
+    "start: see docs/cells.md":
         lambda: dp.recurrent(dp.linear(4)),
     "wants rows as booleans (2,), one for each row of x, got int32[2]; pass "
     "jnp.array([True, False]), for example":
@@ -89,43 +89,43 @@ EXAMPLES = {
     "at (recurrent(gru(2))): wants at least 2 axes (batch, time), got int32[5]; add the missing "
     "axes":
         at(GRU, ints(5)),
-    "at (recurrent(gru(2))): wants parts of equal batch and time, got (float32[2,5,4], "
-    "float32[2,2,4]); bring them to one length":
+    "at (recurrent(gru(2))): wants leaves of equal batch and time axes, got "
+    "(float32[2,5,4], float32[2,2,4]); bring them to one length":
         at(GRU, (floats(2, 5, 4), floats(2, 2, 4))),
     "at (recurrent(gru(2))): wants a mask of the leading axes of (2, 5), got bool[2,4]":
         at(GRU, X3, mask=bools(2, 4)),
     "at/linear_0 (linear(2)): wants floating-point input, got int32[2]; convert it: "
     "x.astype(jnp.float32)":
         at(dp.recurrent(dp.linear(2) >> dp.gru(2)), ints(2, 5)),
-    "at (recurrent(serial(batch_norm(), gru(2)))): wants a cell that holds nothing but its carry, "
+    "at (recurrent(serial(batch_norm(), gru(2)))): wants a cell whose only state is its carry, "
     "got batch_norm_0/mean, batch_norm_0/var; put batch norm and taps before or after the "
-    "recurrence: a cell has no place for them":
+    "recurrence":
         at(dp.recurrent(dp.batch_norm() >> dp.gru(2)), X3),
-    "at (recurrent(ensemble(2, gru(2)))): wants a cell that gives (3, ...), the examples first, "
-    "got float32[2,3,2]; give it (batch, time, ...), or a cell that keeps the first axis":
+    "at (recurrent(ensemble(2, gru(2)))): wants a cell that returns (3, ...), with the batch "
+    "axis first, got float32[2,3,2]; pass (batch, time, ...), or a cell that keeps the first axis":
         at(dp.recurrent(dp.ensemble(2, dp.gru(2))), floats(3, 5, 4)),
-    "at (recurrent(grow)): wants a carry that keeps its form, {all: float32[2,4]}, got {all: "
-    "float32[2,8]}; let apply return the state as start made it":
+    "at (recurrent(grow)): wants a carry that keeps its shapes and dtypes, {all: "
+    "float32[2,4]}, got {all: float32[2,8]}; let apply return the state in the form of start":
         at(dp.recurrent(GROW), X3),
-    "recurrent(counter): wants a carry whose every part has one axis of examples, to keep it "
-    "where the mask is False, got float32[]; leave the mask out, or carry one for each example":
+    "recurrent(counter): wants a carry with a batch axis in each leaf, to keep it at masked "
+    "steps, got float32[]; leave the mask out, or carry one value for each example":
         lambda: dp.recurrent(COUNTER)({}, X3, mask=jnp.ones((2, 5), bool)),
     "at (recurrent(conv(4, 2, dims=1, padding='CAUSAL'))): wants a cell that keeps examples apart, "
-    "got past, segment of all of them; put what mixes positions before or after the recurrence: "
-    "the first axis of a cell is that of examples":
+    "got past, segment without a batch axis; put layers that mix positions before or after the "
+    "recurrence: the first axis of a cell is the batch axis":
         at(dp.recurrent(dp.conv(4, 2, dims=1, padding="CAUSAL")), X3),
-    "recurrent(gru(2)): wants the state of a stream, as start gives it, got hidden; pass that, "
-    "with another carry in it: it knows its segment":
+    "recurrent(gru(2)): wants the state of a stream, as start returns it, got hidden; pass that "
+    "with another carry in it: it holds the last segment":
         lambda: GRU.apply(params(GRU, X3), {"hidden": jnp.zeros((2, 2))}, X3,
                           segments=jnp.zeros((2, 5), int)),
     "at (collapse('mean')): wants no segments, got int32[2,5]; give each sequence a row: it mixes "
     "all steps of a row":
         at(dp.collapse("mean"), X3, segments=ints(2, 5)),
     "recurrent(gru(2), reverse=True): wants the whole input at once, got a streaming call; apply "
-    "it without start: it looks ahead":
+    "it without start: it goes backwards":
         start(dp.recurrent(dp.gru(2), reverse=True)),
     "backward (recurrent(gru(2), reverse=True)): wants the whole input at once, got a streaming "
-    "call; apply it without start: it looks ahead":
+    "call; apply it without start: it goes backwards":
         start(dp.recurrent(dp.gru(2), bidirectional=True)),
     # The whole sequence at once.
     "collapse('sum'): wants method out of attention, first, last, max, mean, got 'sum'; write "

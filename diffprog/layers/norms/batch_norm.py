@@ -1,4 +1,4 @@
-"""Normalization by the statistics of the batch, which are remembered for use at rest."""
+"""Normalization by the statistics of the batch, with running statistics for inference."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from diffprog.layers.norms.statistics import (
     inits_of,
     mean_square,
     normalized,
-    real_entries,
     scaled,
     tamed,
+    valid_entries,
 )
 
 __all__ = ["batch_norm"]
@@ -40,34 +40,33 @@ def batch_norm(
     """Standardize each channel: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
 
     With ``train=True`` mean and variance (biased, divisor n) are those of the batch, over all axes
-    but the last, and the running statistics move: ``running = momentum * running + (1 - momentum) *
-    batch``, with the unbiased variance (divisor n - 1). Otherwise the running statistics are used,
-    so that examples do not mix.
+    but the last, and the running statistics are updated: ``running = momentum * running +
+    (1 - momentum) * batch``, with the unbiased variance (divisor n - 1). Inference uses the running
+    statistics, so that each example is independent of the batch.
 
-    With a mask the batch is that of the real entries. What stands at the others reaches nothing,
-    and y is 0 there; where fewer than two are real, the running statistics stay.
+    With a mask the statistics are those of the valid entries, and y is 0 at the others; with fewer
+    than two valid entries the running statistics stay the same.
 
-    Under `jax.jit` the statistics of a batch that is sharded are those of all of it; under
-    `jax.vmap` each call has its own. A bias before this layer is cancelled in training: use
-    ``linear(..., bias=False)``.
+    Under `jax.jit` the statistics of a sharded batch are global; under `jax.vmap` each call has its
+    own. A bias before this layer is cancelled in training: use ``linear(..., bias=False)``.
 
     Shapes:
         x: (..., C) -> (..., C), in the dtype of x.
-        mask: booleans over leading axes of x, such as (batch,) or (batch, time), True = real.
+        mask: booleans over leading axes of x, such as (batch,) or (batch, time), True = valid.
         params: ``scale`` (C,), ones; ``bias`` (C,), zeros.
         state: ``mean`` (C,), zeros; ``var`` (C,), ones.
 
     Args:
-        momentum: the share of the running statistics that is kept, in [0, 1); PyTorch's momentum is
-            1 - this.
+        momentum: fraction of the running statistics that is kept, in [0, 1); 1 - PyTorch's
+            momentum.
         eps: added to the variance, in squared units of x; positive.
         scale: False leaves the factor out.
         bias: False leaves the shift out.
         scale_init, bias_init: initializers.
 
     Raises:
-        LayerError: training with one value per channel, whose variance is undefined; no state; x of
-            another number of channels than `init` saw; a mask that does not fit x.
+        LayerError: training with one value per channel, whose variance is undefined; no state; x
+            has another number of channels than in `init`; the mask does not fit x.
 
     Example:
         >>> norm, x = dp.batch_norm(), jnp.array([[1.0], [3.0]])
@@ -75,7 +74,7 @@ def batch_norm(
         >>> y, state = norm.apply(params, state, x, train=True)
         >>> [round(float(v[0]), 3) for v in (y[0], state["mean"], state["var"])]
         [-1.0, 0.2, 1.1]
-        >>> norm(params, x, state=state).shape  # by the running statistics
+        >>> norm(params, x, state=state).shape  # inference: by the running statistics
         (2, 1)
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
@@ -100,36 +99,61 @@ def batch_norm(
         check_width(state, x)
         check_width(params, x)
         wide = cleared(x, mask).astype(parameter_dtype(x))
-        if not train:
-            centered = wide - along(state["mean"], wide)
-            y = normalized(params, centered, state["var"].astype(wide.dtype), eps)
-            return cleared(y.astype(x.dtype), mask), state
-        entries = math.prod(x.shape[:-1])  # of each channel
-        if known(entries) and entries < 2:
-            raise LayerError("several values per channel in training", show(x),
-                             "take a larger batch: a variance needs two")
-        axes = tuple(range(x.ndim - 1))
-        real = real_count = None
-        if mask is not None:
-            real = widened(mask, x.shape)
-            real_count = counted(real, entries // real.size).astype(wide.dtype)
-            real = real_entries(real, axes)
-        wide, factor = tamed(wide, axes)
-        mean = wide.mean(axes, where=real)
-        centered = wide - along(mean, wide)
-        var = mean_square(centered, axes, keepdims=False, real=real)
-        factor = factor.reshape(mean.shape)
-        y = normalized(params, centered, var, scaled(eps, factor)).astype(x.dtype)
-        mean, var = mean / factor, var / factor / factor
-        to_unbiased = (entries / (entries - 1) if real_count is None
-                       else real_count / jnp.maximum(real_count - 1, 1))
-        batch = jax.lax.stop_gradient({"mean": mean, "var": var * to_unbiased})
+        if train:
+            y, mean, var, count = _by_batch(params, wide, mask, eps, x)
+            batch = jax.lax.stop_gradient({"mean": mean, "var": var})
+            return cleared(y, mask), _updated(state, batch, momentum, count)
+        centered = wide - along(state["mean"], wide)
+        y = normalized(params, centered, state["var"].astype(wide.dtype), eps)
+        return cleared(y.astype(x.dtype), mask), state
 
-        def move(old: jax.Array, new: jax.Array) -> jax.Array:
-            moved = (momentum * old.astype(new.dtype) + (1 - momentum) * new).astype(old.dtype)
-            return moved if real_count is None else jnp.where(real_count < 2, old, moved)
-
-        return cleared(y, mask), jax.tree.map(move, state, batch)
-
-    # It has no start: at rest no position sees another, so that it streams as it is.
+    # No start: in inference positions do not mix, so that a stream is a sequence of calls.
     return Layer(init, apply, side=frozenset({"mask"}), casts=True)
+
+
+def _by_batch(
+    params: Params, wide: jax.Array, mask: jax.Array | None, eps: float, x: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Normalize x by the statistics of the batch.
+
+    Args:
+        params: scale and bias, each optional.
+        wide: x with zeros at masked entries, in the dtype of the parameters.
+        mask, eps, x: as in `batch_norm`.
+
+    Returns:
+        y, mean (C,), unbiased variance (C,), and the number of valid entries, None without a mask.
+    """
+    entries = math.prod(x.shape[:-1])  # of each channel
+    if known(entries) and entries < 2:
+        raise LayerError("several values per channel in training", show(x),
+                         "take a larger batch: a variance needs two")
+    axes = tuple(range(x.ndim - 1))
+    valid = count = None
+    if mask is not None:
+        valid = widened(mask, x.shape)
+        count = counted(valid, entries // valid.size).astype(wide.dtype)
+        valid = valid_entries(valid, axes)
+    wide, factor = tamed(wide, axes)
+    mean = wide.mean(axes, where=valid)  # (C,)
+    centered = wide - along(mean, wide)  # (..., C)
+    var = mean_square(centered, axes, keepdims=False, valid=valid)  # (C,)
+    factor = factor.reshape(mean.shape)
+    y = normalized(params, centered, var, scaled(eps, factor)).astype(x.dtype)
+    mean, var = mean / factor, var / factor / factor
+    if count is None:
+        return y, mean, var * (entries / (entries - 1)), count
+    return y, mean, var * (count / jnp.maximum(count - 1, 1)), count
+
+
+def _updated(
+    state: State, batch: State, momentum: float, count: jax.Array | None
+) -> State:
+    """``momentum * state + (1 - momentum) * batch``; the state itself with fewer than two entries.
+    """
+
+    def update(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = (momentum * old.astype(new.dtype) + (1 - momentum) * new).astype(old.dtype)
+        return new if count is None else jnp.where(count < 2, old, new)
+
+    return jax.tree.map(update, state, batch)

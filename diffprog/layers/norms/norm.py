@@ -1,8 +1,7 @@
 """Normalization: subtract a mean, divide by a standard deviation, scale and shift.
 
-What differs is over which axes mean and variance are taken, and whether they are remembered. Here
-are the layers that look at each example alone; `batch_norm.py` has the one that does not. What they
-share is in `statistics.py`.
+The layers differ in the axes of mean and variance. Those of this file normalize each example alone;
+`batch_norm.py` normalizes over the batch; `statistics.py` has the functions that all share.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from diffprog.layers.norms.statistics import (
     inits_of,
     mean_square,
     normalized,
-    real_entries,
     scale_and_shift,
     scaled,
     standardized,
     tamed,
+    valid_entries,
 )
 from diffprog.layers.spatial.window import AXES, cannot_stream, takes
 
@@ -46,7 +45,7 @@ def layer_norm(
     """Standardize the last axis: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
 
     Mean and variance (biased, divisor D) are those of each vector along the last axis. Squares do
-    not overflow: a vector is standardized however large its numbers are.
+    not overflow, however large the entries are.
 
     Shapes:
         x: (..., D) -> (..., D), in the dtype of x.
@@ -60,7 +59,7 @@ def layer_norm(
 
     Raises:
         LayerError: x is no floating-point array of at least one axis, has a single feature, or
-            another number of them than `init` saw.
+            another number of features than in `init`.
 
     Example:
         >>> norm, x = dp.layer_norm(), jnp.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
@@ -81,8 +80,8 @@ def layer_norm(
         check_width(params, x)
         if x.shape[-1] == 1:
             raise LayerError("several features", show(x),
-                             "leave it out: a number less its mean is 0, whatever it is")
-        y = standardized(x.astype(parameter_dtype(x)), eps)
+                             "leave it out: a single number minus its mean is always 0")
+        y = standardized(x.astype(parameter_dtype(x)), eps)  # (..., D)
         return scale_and_shift(params, y).astype(x.dtype)
 
     return stateless(init, forward, name="layer_norm", casts=True)
@@ -94,8 +93,8 @@ def rms_norm(
 ) -> Layer:
     """Divide by the root mean square of the last axis: ``y = scale * x / sqrt(mean(x^2) + eps)``.
 
-    No mean is subtracted and nothing is added: the direction of each vector stays. Of a single
-    feature that is its sign. Squares do not overflow, as in `layer_norm`.
+    There is no mean and no bias: without scale each vector keeps its direction, and a single
+    feature its sign. Squares do not overflow, as in `layer_norm`.
 
     Shapes:
         x: (..., D) -> (..., D), in the dtype of x.
@@ -108,7 +107,7 @@ def rms_norm(
 
     Raises:
         LayerError: x is no floating-point array of at least one axis, or has another number of
-            features than `init` saw.
+            features than in `init`.
 
     Example:
         >>> norm, x = dp.rms_norm(), jnp.array([[3.0, 4.0, 0.0, 0.0]])
@@ -128,7 +127,8 @@ def rms_norm(
         check_array(x, rank=1, axes="(..., features)")
         check_width(params, x)
         wide, factor = tamed(x.astype(parameter_dtype(x)), -1)
-        y = normalized(params, wide, mean_square(wide, -1), scaled(eps, factor))
+        square = mean_square(wide, -1)  # (..., 1)
+        y = normalized(params, wide, square, scaled(eps, factor))  # (..., D)
         return y.astype(x.dtype)
 
     return stateless(init, forward, name="rms_norm", casts=True)
@@ -141,19 +141,19 @@ def group_norm(
 ) -> Layer:
     """Standardize groups of channels: ``y = scale * (x - mean) / sqrt(var + eps) + bias``.
 
-    Mean and variance (biased) are those of one example and one group of neighbouring channels, over
-    the last `dims` axes before the channels. Scale and bias belong to the channels.
+    Mean and variance (biased) are those of one example and one group of adjacent channels, over the
+    last `dims` axes before the channels. Each channel has its own scale and bias.
     ``group_norm(1, dims=0)`` is `layer_norm`; one group per channel is `instance_norm`.
 
     Shapes:
         x: (..., S..., C) -> (..., S..., C) with `dims` axes S, in the dtype of x.
-        mask, if dims is 1: booleans (batch,) or (batch, time), True = real; the statistics are
-            those of real positions, and y is 0 at the others.
+        mask, if dims is 1: booleans (batch,) or (batch, time), True = valid; the statistics are
+            those of valid positions, and y is 0 at the others.
         params: ``scale`` (C,), ones; ``bias`` (C,), zeros.
 
     Args:
-        groups: how many groups; divides C.
-        dims: axes of space or time, 0 to 3.
+        groups: number of groups; divides C.
+        dims: number of axes of space or time, 0 to 3.
         eps: added to the variance, in squared units of x; positive.
         scale: False leaves the factor out.
         bias: False leaves the shift out.
@@ -161,8 +161,8 @@ def group_norm(
 
     Raises:
         LayerError: x has fewer than dims + 1 axes, a number of channels that is no multiple of
-            groups, or another than `init` saw; a group is a single number; streaming and segments,
-            unless dims is 0.
+            groups, or another number than in `init`; a group is a single number; streaming and
+            segments, unless dims is 0.
 
     Example:
         >>> norm, x = dp.group_norm(2, dims=0), jnp.array([[1.0, 3.0, 5.0, 5.0]])
@@ -191,11 +191,11 @@ def instance_norm(
         x, mask, params: as in `group_norm`.
 
     Args:
-        dims: axes of space or time, 1 to 3.
+        dims: number of axes of space or time, 1 to 3.
         eps, scale, bias, scale_init, bias_init: as in `group_norm`.
 
     Raises:
-        LayerError: x has fewer than dims + 1 axes, or another number of channels than `init` saw;
+        LayerError: x has fewer than dims + 1 axes, or another number of channels than in `init`;
             a channel is a single number; streaming and segments.
 
     Example:
@@ -216,24 +216,11 @@ def _grouped(
     """Statistics of each example and group of channels; one group per channel if None."""
     check_eps(eps)
     if dims > 3:
-        raise LayerError("dims of at most 3", f"{dims}", "leave the first axes to the batch")
-    axes = (*range(-dims - 2, -2), -1)  # those of split(x): space, and the channels of a group
-
-    def check(x: Any) -> int:
-        """The number of groups."""
-        check_array(x, rank=dims + 1, axes=AXES.get(dims, "(..., channels)"))
-        channels = x.shape[-1]
-        count = groups or channels
-        if channels % count:
-            raise LayerError(f"channels in {groups} equal groups", f"{channels} in {show(x)}",
-                             "choose groups that divide the channels")
-        if channels == count and math.prod(x.shape[-dims - 1 : -1]) == 1:
-            raise LayerError("several numbers in a group", show(x), "choose fewer groups, or leave "
-                             "it out: a number less its mean is 0, whatever it is")
-        return count
+        raise LayerError("dims of at most 3", f"{dims}", "use the first axes as batch axes")
+    axes = (*range(-dims - 2, -2), -1)  # of (..., S..., groups, C / groups): all but the groups
 
     def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
-        check(x)
+        _number_of_groups(x, groups, dims)
         return draw_scale_and_bias(key, x, inits), {}
 
     def apply(
@@ -241,21 +228,38 @@ def _grouped(
         mask: jax.Array | None = None, segments: jax.Array | None = None,
     ) -> tuple[jax.Array, State]:
         refuse_segments(segments)
-        count = check(x)
+        count = _number_of_groups(x, groups, dims)
         check_width(params, x)
         if not x.size:
-            return x, state  # the mean of nothing would be NaN, and the gradient too
+            return x, state  # the mean of no entries would be NaN, and its gradient too
 
-        def split(a: jax.Array) -> jax.Array:  # (..., S..., C) to (..., S..., groups, C / groups)
+        def split(a: jax.Array) -> jax.Array:
             return a.reshape(*a.shape[:-1], count, a.shape[-1] // count)
 
-        wide, factor = tamed(split(cleared(x, mask).astype(parameter_dtype(x))), axes)
-        real = None if mask is None else real_entries(widened(mask, x.shape)[..., None], axes)
-        centered = wide - wide.mean(axes, keepdims=True, where=real)
-        var = mean_square(centered, axes, real=real)
+        wide = split(cleared(x, mask).astype(parameter_dtype(x)))  # (..., S..., groups, C / groups)
+        wide, factor = tamed(wide, axes)
+        valid = None
+        if mask is not None:
+            valid = valid_entries(widened(mask, x.shape)[..., None], axes)
+        centered = wide - wide.mean(axes, keepdims=True, where=valid)
+        var = mean_square(centered, axes, valid=valid)  # (..., 1..., groups, 1)
         y = normalized(jax.tree.map(split, params), centered, var, scaled(eps, factor))
         return cleared(y.reshape(x.shape).astype(x.dtype), mask), state
 
     if not dims:
         return Layer(init, apply, casts=True)
     return Layer(init, apply, cannot_stream, side=takes(dims), casts=True)
+
+
+def _number_of_groups(x: Any, groups: int | None, dims: int) -> int:
+    """The number of groups, after a check of x; one for each channel if `groups` is None."""
+    check_array(x, rank=dims + 1, axes=AXES.get(dims, "(..., channels)"))
+    channels = x.shape[-1]
+    count = groups or channels
+    if channels % count:
+        raise LayerError(f"channels in {groups} equal groups", f"{channels} in {show(x)}",
+                         "choose groups that divide the channels")
+    if channels == count and math.prod(x.shape[-dims - 1 : -1]) == 1:
+        raise LayerError("several numbers in a group", show(x), "choose fewer groups, or leave "
+                         "it out: a single number minus its mean is always 0")
+    return count

@@ -1,7 +1,7 @@
-"""What the norms share: the division by a standard deviation, scale and shift.
+"""Shared by the norms: mean and variance, division by the standard deviation, scale and shift.
 
-All statistics are taken in float32 or wider, because bfloat16 loses small variances: x comes here
-in the dtype of parameters.
+All statistics are taken in float32 or wider, because bfloat16 loses small variances: the functions
+get x in the dtype of the parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_eps(eps: Any) -> None:
 
 
 def check_width(leaves: Params, x: Any) -> None:
-    """Raise unless all have the features of x: a single feature would broadcast silently."""
+    """Raise unless all leaves have the features of x: a single feature would be broadcast."""
     for leaf in leaves.values():
         check_features(leaf.shape[-1], x)
 
@@ -34,7 +34,7 @@ def check_width(leaves: Params, x: Any) -> None:
 def inits_of(
     scale: bool, scale_init: Initializer, bias: bool, bias_init: Initializer
 ) -> dict[str, Initializer]:
-    """The initializers of what is not left out."""
+    """The initializers of scale and bias, unless they are left out."""
     inits = {"scale": scale_init} if scale else {}
     if bias:
         inits["bias"] = bias_init
@@ -42,73 +42,77 @@ def inits_of(
 
 
 def draw_scale_and_bias(key: jax.Array, x: Any, inits: dict[str, Initializer]) -> Params:
-    """What is named, one of each per feature."""
+    """The parameters with these initializers, each with one entry per feature."""
     check_array(x, rank=1, axes="(..., features)")
     return {name: parameter(key, name, init, x.shape[-1:], x) for name, init in inits.items()}
 
 
 def scale_and_shift(params: Params, y: jax.Array) -> jax.Array:
-    """``y * scale + bias``, each if it is there."""
-    y = y * along(params["scale"], y) if "scale" in params else y
-    return y + along(params["bias"], y) if "bias" in params else y
+    """``y * scale + bias``, both optional."""
+    if "scale" in params:
+        y = y * along(params["scale"], y)
+    if "bias" in params:
+        y = y + along(params["bias"], y)
+    return y
 
 
 def tamed(x: jax.Array, axes: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """``x * factor``, whose squares are far from overflow, and the factor.
+    """``x * factor`` and the factor, which keeps squares from overflow.
 
-    It is 1 where no |x| along the axes is above 2**16, and a power of two below 1 elsewhere, which
-    costs no bit; a constant to the gradient. An eps beside the squares of x is `scaled` likewise.
+    The factor is 1 if all |x| along the axes are at most 2**16, otherwise a smaller power of two,
+    so that nothing is rounded; it has no gradient. An eps that is added to squares of the result
+    must be `scaled`.
     """
     largest = jnp.abs(jax.lax.stop_gradient(x)).max(axes, keepdims=True, initial=0)
     exponents = jnp.finfo(x.dtype).nexp
-    power = jax.lax.reduce_precision(largest / 2, exponents, 0)  # the half never rounds to infinity
+    power = jax.lax.reduce_precision(largest / 2, exponents, 0)  # halves never round to infinity
     factor = 2.0**15 / jnp.maximum(power, 2.0**15)
     return x * factor, factor
 
 
 def scaled(eps: float, factor: jax.Array) -> jax.Array:
-    """``eps * factor**2``; never 0, by which equal numbers, without their mean, were divided."""
+    """``eps * factor**2``; at least the smallest normal number, since it may be the divisor."""
     return jnp.maximum(eps * factor * factor, jnp.finfo(factor.dtype).tiny)
 
 
 def normalized(
     params: Params, x: jax.Array, square: jax.Array, eps: float | jax.Array
 ) -> jax.Array:
-    """x divided by the root of `square`, its variance or mean square; then scale and shift."""
+    """``scale * x / sqrt(square + eps) + bias``; square is the variance or mean square of x."""
     factor = jax.lax.rsqrt(square + eps)
     if "scale" in params:
-        factor = factor * along(params["scale"], factor)  # one product with x, the larger array
+        factor = factor * along(params["scale"], factor)  # so that x has a single product
     y = x * jax.lax.broadcast_to_rank(factor, x.ndim)
     return y + along(params["bias"], y) if "bias" in params else y
 
 
 def mean_square(
     x: jax.Array, axes: int | tuple[int, ...], *, keepdims: bool = True,
-    real: jax.Array | None = None,
+    valid: jax.Array | None = None,
 ) -> jax.Array:
-    """The mean of squares, which is the variance if x has no mean; of the real entries, if given.
+    """The mean of squares over the valid entries: the variance, if x is centered.
 
-    Squares come before the mean: XLA compiles this order into half the program.
+    The square comes before the mean: XLA compiles this order to half the program.
     """
-    return jnp.square(x).mean(axes, keepdims=keepdims, where=real)
+    return jnp.square(x).mean(axes, keepdims=keepdims, where=valid)
 
 
-def real_entries(real: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The entries that count: the real ones; where none along the axes is real, all.
+def valid_entries(valid: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The valid entries; all entries, if none along the axes is valid.
 
-    All were cleared then: statistics of zeros are finite, where those of nothing are NaN.
+    These are zeros then, with finite statistics, while the mean of no entries is NaN.
     """
-    return real | ~real.any(axes, keepdims=True)
+    return valid | ~valid.any(axes, keepdims=True)
 
 
-# `standardized` has a derivative of its own, because XLA makes twice the program of the one that
-# JAX finds. This one is linear in the tangent, so that it serves all modes and orders; the product
-# comes before its mean here too.
+# `standardized` has its own derivative, because that of JAX compiles to twice the program. It is
+# linear in the tangent, so that it works in all modes and orders. As in `mean_square`, the product
+# comes before the mean.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _standardized(x: jax.Array, eps: float) -> jax.Array:
-    """Each vector along the last axis without its mean, divided by its standard deviation."""
+    """``(x - mean) / sqrt(var + eps)`` of each vector along the last axis."""
     return _with_inverse(x, eps)[0]
 
 
@@ -122,10 +126,11 @@ def _tangent(eps: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Ar
 
 
 def _with_inverse(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
-    """The standardized x, and one over the standard deviation."""
+    """The standardized x, and the inverse of its standard deviation."""
     x, factor = tamed(x, -1)
     centered = x - x.mean(-1, keepdims=True)
-    inverse = jax.lax.rsqrt(mean_square(centered, -1) + scaled(eps, factor))
+    var = mean_square(centered, -1)  # (..., 1)
+    inverse = jax.lax.rsqrt(var + scaled(eps, factor))
     return centered * inverse, inverse * factor
 
 

@@ -1,8 +1,7 @@
-"""A cell is one time step: it takes what comes in and what it carries, and gives what goes on.
+"""Recurrent cells: one time step of a recurrent network.
 
-It is a streaming layer like any other, whose streaming state is the carry. Called without that
-state it makes one step from a carry of zeros. `recurrent` carries it along time; the leading axes
-of a cell's input are all of them examples.
+A cell is a streaming layer of one step ``x`` (..., D), whose streaming state is the carry. Without
+that state it computes one step from a carry of zeros. `recurrent` scans a cell over time.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Carry = dict[str, jax.Array]
 
 
 def forget_ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Zeros, but ones for the second of four gates: an `lstm` begins by forgetting little."""
+    """The default bias of an `lstm`: ones for the forget gate, zeros for the others."""
     return jnp.repeat(jnp.asarray([0, 1, 0, 0], dtype), shape[-1] // 4)
 
 
@@ -45,7 +44,7 @@ def simple_rnn(
 
     Shapes:
         x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
-            examples: for a sequence wrap the cell in `recurrent`.
+            batch axes: for a sequence wrap the cell in `recurrent`.
         params: ``input`` has the ``kernel`` W (D, features) and the ``bias`` b (features,);
             ``hidden`` has the ``kernel`` U (features, features).
         state while streaming: ``hidden`` (..., features), zeros at the start.
@@ -55,13 +54,12 @@ def simple_rnn(
         activation: a plain function.
         bias: False leaves the bias out.
         kernel_init: initializer of W; ``lecun_normal`` keeps the variance of x.
-        hidden_init: initializer of U; an orthogonal matrix neither shrinks nor blows up what is
-            carried (Saxe, McClelland, Ganguli 2013, arXiv:1312.6120).
+        hidden_init: initializer of U; an orthogonal matrix keeps the norm of the carry (Saxe,
+            McClelland, Ganguli 2013, arXiv:1312.6120).
         bias_init: initializer of b; zeros.
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis, or the carry is not that of
-            x.
+        LayerError: x is no floating-point array of at least one axis, or the carry does not fit x.
 
     Example:
         >>> net = dp.recurrent(dp.simple_rnn(3))
@@ -75,8 +73,8 @@ def simple_rnn(
         raise LayerError("activation as a function", show(activation), "pass jnp.tanh, for example")
     check_composable(activation)
 
-    def step(params: Params, carry: Carry, given: jax.Array, held: jax.Array) -> Carry:
-        return {"hidden": activation(given + held)}
+    def step(params: Params, carry: Carry, wx: jax.Array, uh: jax.Array) -> Carry:
+        return {"hidden": activation(wx + uh)}  # (..., features)
 
     init = _initializer(features, ["hidden"], bias, kernel_init, hidden_init, bias_init)
     return _cell(features, 1, ["hidden"], init, step)
@@ -90,11 +88,11 @@ def lstm(
     """One step of an LSTM: ``c = s(f) * c + s(i) * tanh(g)``, ``h = s(o) * tanh(c)``; y is h.
 
     The gates are ``(i, f, g, o) = x @ W + b + h @ U``, and s is the logistic sigmoid. There is one
-    bias, where cuDNN and PyTorch have two that are only ever added.
+    bias; cuDNN and PyTorch have two, which are only added to each other.
 
     Shapes:
         x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
-            examples: for a sequence wrap the cell in `recurrent`.
+            batch axes: for a sequence wrap the cell in `recurrent`.
         params: ``input`` has the ``kernel`` W (D, 4 * features) and the ``bias`` b
             (4 * features,); ``hidden`` has the ``kernel`` U (features, 4 * features).
         state while streaming: ``hidden`` h and ``cell`` c, each (..., features), zeros at the
@@ -106,12 +104,11 @@ def lstm(
         kernel_init: initializer of W; ``lecun_normal`` keeps the variance of x.
         hidden_init: initializer of U, called for the square matrix of each gate; orthogonal (Saxe,
             McClelland, Ganguli 2013, arXiv:1312.6120).
-        bias_init: initializer of b; zeros, but ones for f, so that what is carried is kept at
+        bias_init: initializer of b; zeros, but ones for f, so that the cell forgets little at
             first (Jozefowicz, Zaremba, Sutskever 2015, ICML).
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis, or the carry is not that of
-            x.
+        LayerError: x is no floating-point array of at least one axis, or the carry does not fit x.
 
     Example:
         >>> net = dp.recurrent(dp.lstm(3))
@@ -123,10 +120,11 @@ def lstm(
     of Gers, Schmidhuber, Cummins 2000, Neural Computation 12, 2451-2471.
     """
 
-    def step(params: Params, carry: Carry, given: jax.Array, held: jax.Array) -> Carry:
-        i, f, g, o = jnp.split(given + held, 4, axis=-1)
-        cell = jax.nn.sigmoid(f) * carry["cell"] + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return {"hidden": jax.nn.sigmoid(o) * jnp.tanh(cell), "cell": cell}
+    def step(params: Params, carry: Carry, wx: jax.Array, uh: jax.Array) -> Carry:
+        i, f, g, o = jnp.split(wx + uh, 4, axis=-1)  # each (..., features)
+        c = jax.nn.sigmoid(f) * carry["cell"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return {"hidden": h, "cell": c}
 
     init = _initializer(features, "ifgo", bias, kernel_init, hidden_init, bias_init)
     return _cell(features, 4, ["hidden", "cell"], init, step)
@@ -140,12 +138,13 @@ def gru(
     """One step of a gated recurrent unit: ``h = (1 - z) * n + z * h``; y is h.
 
     The reset and update gates are ``(r, z) = sigmoid(x @ W + b + h @ U)``, the candidate is
-    ``n = tanh(x @ W_n + b_n + r * (h @ U_n + c_n))``: the reset gate comes after the product, as in
-    the first version of the paper, in cuDNN and in PyTorch, so that all gates share two products.
+    ``n = tanh(x @ W_n + b_n + r * (h @ U_n + c_n))``. The reset gate is applied after the product,
+    as in the first version of the paper, in cuDNN and in PyTorch, so that all gates share two
+    products.
 
     Shapes:
         x: (..., D) -> (..., features), one time step, in the dtype of x. All axes but the last are
-            examples: for a sequence wrap the cell in `recurrent`.
+            batch axes: for a sequence wrap the cell in `recurrent`.
         params: ``input`` has the ``kernel`` (D, 3 * features) and the ``bias`` (3 * features,) of
             r, z and n in this order; ``hidden`` has the ``kernel`` (features, 3 * features) and the
             ``bias`` (features,) c_n of the candidate alone.
@@ -157,8 +156,7 @@ def gru(
         bias_init: initializer of both biases; zeros.
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis, or the carry is not that of
-            x.
+        LayerError: x is no floating-point array of at least one axis, or the carry does not fit x.
 
     Example:
         >>> net = dp.recurrent(dp.gru(3))
@@ -169,23 +167,24 @@ def gru(
     Source: Cho et al. 2014, arXiv:1406.1078v1, section 2.3.
     """
 
-    def step(params: Params, carry: Carry, given: jax.Array, held: jax.Array) -> Carry:
-        r, z, n = jnp.split(given, 3, axis=-1)
-        held_r, held_z, held_n = jnp.split(held, 3, axis=-1)
+    def step(params: Params, carry: Carry, wx: jax.Array, uh: jax.Array) -> Carry:
+        x_r, x_z, x_n = jnp.split(wx, 3, axis=-1)  # each (..., features)
+        h_r, h_z, h_n = jnp.split(uh, 3, axis=-1)
         if "bias" in params["hidden"]:
             check_leaves({"bias": params["hidden"]["bias"]}, features)
-            held_n = held_n + along(params["hidden"]["bias"], held_n)
-        z = jax.nn.sigmoid(z + held_z)
-        n = jnp.tanh(n + jax.nn.sigmoid(r + held_r) * held_n)
+            h_n = h_n + along(params["hidden"]["bias"], h_n)
+        z = jax.nn.sigmoid(x_z + h_z)
+        n = jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n)
         return {"hidden": (1 - z) * n + z * carry["hidden"]}
 
-    whole = _initializer(features, "rzn", bias, kernel_init, hidden_init, bias_init)
+    without_candidate_bias = _initializer(
+        features, "rzn", bias, kernel_init, hidden_init, bias_init)
 
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:
-        params, state = whole(key, x)
+        params, state = without_candidate_bias(key, x)
         if bias:
-            own = parameter(fold(key, "hidden"), "bias", bias_init, (features,), x)
-            params["hidden"]["bias"] = own
+            params["hidden"]["bias"] = parameter(
+                fold(key, "hidden"), "bias", bias_init, (features,), x)
         return params, state
 
     return _cell(features, 3, ["hidden"], init, step)
@@ -195,18 +194,21 @@ def _initializer(
     features: int, gates: Sequence[str], bias: bool, kernel_init: Initializer,
     hidden_init: Initializer, bias_init: Initializer,
 ) -> Callable[[jax.Array, Any], tuple[Params, State]]:
-    """The `init` of a cell: one product for the input, one for what is carried, one bias."""
+    """The `init` of W, b and U; the columns of each gate stand side by side, in this order."""
     check_count("features", features)
-    square, wide = (features, features), features * len(gates)
+    width = features * len(gates)
 
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:
         check_array(x, rank=1, axes="(..., features)")
-        inside, beside = fold(key, "input"), fold(key, "hidden")
-        given = {"kernel": parameter(inside, "kernel", kernel_init, (x.shape[-1], wide), x)}
+        input_key, hidden_key = fold(key, "input"), fold(key, "hidden")
+        shape = (x.shape[-1], width)
+        of_input = {"kernel": parameter(input_key, "kernel", kernel_init, shape, x)}
         if bias:
-            given["bias"] = parameter(inside, "bias", bias_init, (wide,), x)
-        held = [parameter(fold(beside, gate), "hidden", hidden_init, square, x) for gate in gates]
-        return {"input": given, "hidden": {"kernel": jnp.concatenate(held, -1)}}, {}
+            of_input["bias"] = parameter(input_key, "bias", bias_init, (width,), x)
+        squares = [
+            parameter(fold(hidden_key, gate), "hidden", hidden_init, (features, features), x)
+            for gate in gates]
+        return {"input": of_input, "hidden": {"kernel": jnp.concatenate(squares, -1)}}, {}
 
     return init
 
@@ -215,8 +217,8 @@ def _cell(
     features: int, gates: int, names: list[str], init: Callable[..., Any],
     step: Callable[[Params, Carry, jax.Array, jax.Array], Carry],
 ) -> Layer:
-    """The layer of ``step(params, carry, x @ W + b, h @ U) -> carry``; y is its "hidden"."""
-    wide = features * gates
+    """The layer of ``carry = step(params, carry, x @ W + b, h @ U)``; h and y are its "hidden"."""
+    width = features * gates
 
     def zeros(x: jax.Array) -> Carry:
         check_array(x, rank=1, axes="(..., features)")
@@ -226,13 +228,13 @@ def _cell(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., features)")
-        check_leaves({"kernel": params["hidden"]["kernel"]}, wide)
+        check_leaves({"kernel": params["hidden"]["kernel"]}, width)
         _check_carry(state, names, (*x.shape[:-1], features), x)
         carry = {name: beside(leaf, x).astype(x.dtype)
                  for name, leaf in (state or zeros(x)).items()}
-        given = affine(params["input"], x, wide)
-        held = carry["hidden"] @ params["hidden"]["kernel"].astype(x.dtype)
-        new = step(params, carry, given, held)
+        wx = affine(params["input"], x, width)  # (..., gates * features)
+        uh = carry["hidden"] @ params["hidden"]["kernel"].astype(x.dtype)
+        new = step(params, carry, wx, uh)
         return new["hidden"], {name: new[name].astype(leaf.dtype) for name, leaf in state.items()}
 
     def start(params: Params, state: State, x: jax.Array, *, length: int) -> State:
@@ -242,7 +244,7 @@ def _cell(
 
 
 def _check_carry(state: State, names: list[str], shape: tuple[int, ...], x: Any) -> None:
-    """Raise unless the state is empty or the carry of x: another one would be broadcast."""
+    """Raise unless the state is empty or a carry that fits x: another one would be broadcast."""
     if state and (state.keys() != set(names) or any(a.shape != shape for a in state.values())):
         raise LayerError(f"a carry of {' and '.join(names)} of shape {shape}", show(state),
                          "start anew on input of this shape")

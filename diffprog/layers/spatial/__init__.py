@@ -1,1 +1,1 @@
-"""Layers over axes of space: convolution, pooling, resizing."""
+"""Layers over spatial axes: convolution, pooling, resizing."""

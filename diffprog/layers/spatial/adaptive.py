@@ -1,4 +1,4 @@
-"""Pools with a given number of outputs: the windows adapt to the size of x."""
+"""Pools with a given output size: the windows adapt to the size of x."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ __all__ = ["adaptive_avg_pool", "adaptive_max_pool"]
 
 @factory
 def adaptive_avg_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
-    """Means of `size` windows an axis: ``y[i] = mean(x[floor(i*H/size) : ceil((i+1)*H/size)])``.
+    """Means of `size` windows per axis: ``y[i] = mean(x[floor(i*H/size) : ceil((i+1)*H/size)])``.
 
-    Windows overlap where H is no multiple of size; H may be smaller than size. Each window is
-    computed by itself, so that a size of hundreds makes a long program. Reduced in float32 or
-    wider.
+    Windows overlap if H is no multiple of size; H may be smaller than size. Each window is a
+    separate operation: a size of hundreds compiles slowly. Means are taken in float32 or wider.
 
     Shapes:
         x: (..., H, W, C) -> (..., size, size, C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; windows are those of the real steps
-            alone, H being how many there are, and give 0 where there are none.
+        mask, for one dim: booleans over leading axes of x, True = valid; the windows divide the
+            valid steps of each row, H being their number, and return 0 if there are none.
 
     Args:
-        size: side of y, or one for each axis; a tuple sets `dims`.
+        size: length of the axes of y, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
 
     Raises:
-        LayerError: x has too few axes or holds no floats; segments, which y mixes.
+        LayerError: x has too few axes or holds no floats; segments, because y mixes them.
 
     Example:
         >>> dp.adaptive_avg_pool(2, dims=1)({}, jnp.array([[0.0], [3.0], [6.0]]))[:, 0].tolist()
@@ -45,28 +44,28 @@ def adaptive_avg_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
     Source: He, Zhang, Ren, Sun 2014, arXiv:1406.4729, appendix A (bins).
     """
 
-    def average(x: jax.Array, axis: int, *real: jax.Array) -> jax.Array:
-        return mean(x.astype(joint(x.dtype, jnp.float32)), axis, *real)
+    def average(x: jax.Array, axis: int, *valid: jax.Array) -> jax.Array:
+        return mean(x.astype(joint(x.dtype, jnp.float32)), axis, *valid)
 
     return _adaptive(average, size, dims, floating=True)
 
 
 @factory
 def adaptive_max_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
-    """Maxima of `size` windows an axis: ``y[i] = max(x[floor(i*H/size) : ceil((i+1)*H/size)])``.
+    """Maxima of `size` windows per axis: ``y[i] = max(x[floor(i*H/size) : ceil((i+1)*H/size)])``.
 
-    Windows as in `adaptive_avg_pool`. Of equal values the first has the gradient, as in `max_pool`.
+    Windows as in `adaptive_avg_pool`; of equal values the first has the gradient, as in `max_pool`.
 
     Shapes:
         x: (..., H, W, C) -> (..., size, size, C) for two dims.
         mask, for one dim: as in `adaptive_avg_pool`.
 
     Args:
-        size: side of y, or one for each axis; a tuple sets `dims`.
+        size: length of the axes of y, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
 
     Raises:
-        LayerError: x has too few axes; segments, which y mixes.
+        LayerError: x has too few axes; segments, because y mixes them.
 
     Example:
         >>> dp.adaptive_max_pool(2, dims=1)({}, jnp.array([[0.0], [3.0], [6.0]]))[:, 0].tolist()
@@ -84,34 +83,41 @@ def _adaptive(
     counts = window(size, dims)
     dims = len(counts)
 
-    def along(x: jax.Array, axis: int, count: int) -> jax.Array:
-        def one(i: int) -> jax.Array:
-            first, end = _window(i, x.shape[axis], count)
-            return reduce(jax.lax.slice_in_dim(x, first, end, axis=axis), axis)
-
-        return jnp.stack([one(i) for i in range(count)], axis)
-
-    def of_real(x: jax.Array, real: jax.Array, count: int) -> jax.Array:
-        ranks = real_before(real[..., 0])[..., None]  # among the real steps of its row
-        total = real.sum(-2, keepdims=True, dtype=jnp.int32)
-
-        def one(i: int) -> jax.Array:
-            first, end = _window(i, total, count)
-            return reduce(x, -2, real & (first <= ranks) & (ranks < end))
-
-        return jnp.stack([one(i) for i in range(count)], -2)
-
-    def pooled(x: jax.Array, *real: jax.Array) -> jax.Array:
-        if real:
-            return of_real(x, real[0], counts[0]).astype(x.dtype)
+    def pooled(x: jax.Array, *valid: jax.Array) -> jax.Array:
+        if valid:
+            return _pooled_valid(reduce, x, valid[0], counts[0]).astype(x.dtype)
         y = x
-        for axis, count in reversed([*zip(range(-dims - 1, -1), counts, strict=True)]):
-            y = along(y, axis, count)
+        for axis in range(-2, -dims - 2, -1):  # the last spatial axis first
+            y = _pooled_axis(reduce, y, axis, counts[axis + 1])
         return y.astype(x.dtype)
 
     return pool(pooled, dims, floating=floating)
 
 
-def _window(i: int, side: Any, count: int) -> tuple[Any, Any]:
-    """Where the i-th of `count` windows begins and ends on a side of so many places."""
-    return i * side // count, -(-(i + 1) * side // count)
+def _pooled_axis(
+    reduce: Callable[..., jax.Array], x: jax.Array, axis: int, count: int
+) -> jax.Array:
+    """`count` windows of one axis, each reduced to one entry."""
+    parts = []
+    for i in range(count):
+        first, end = _window(i, x.shape[axis], count)
+        parts.append(reduce(jax.lax.slice_in_dim(x, first, end, axis=axis), axis))
+    return jnp.stack(parts, axis)
+
+
+def _pooled_valid(
+    reduce: Callable[..., jax.Array], x: jax.Array, valid: jax.Array, count: int
+) -> jax.Array:
+    """`count` windows of the valid steps of each row: x (..., T, C), valid (..., T, 1)."""
+    ranks = real_before(valid[..., 0])[..., None]  # index among the valid steps, (..., T, 1)
+    total = valid.sum(-2, keepdims=True, dtype=jnp.int32)  # (..., 1, 1)
+    parts = []
+    for i in range(count):
+        first, end = _window(i, total, count)
+        parts.append(reduce(x, -2, valid & (first <= ranks) & (ranks < end)))
+    return jnp.stack(parts, -2)  # (..., count, C)
+
+
+def _window(i: int, length: Any, count: int) -> tuple[Any, Any]:
+    """First position and end of window i of `count` on an axis of this length."""
+    return i * length // count, -(-(i + 1) * length // count)

@@ -1,7 +1,8 @@
-"""Pooling: the largest or the mean value of each window, channel by channel."""
+"""Pooling: the largest or the mean value of each window, for each channel."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -18,24 +19,28 @@ from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
 from diffprog.core.masks import begins, check_segments, over_steps, refuse_segments, widened
 from diffprog.core.notation import show
+from diffprog.core.plans import Params, State
 from diffprog.layers.spatial.window import (
     AXES,
-    Sides,
+    Edges,
+    Padding,
     apart,
     cannot_stream,
     check_fits,
     check_length,
+    edges,
     extents,
     margins,
     on_images,
     pairs_for,
     reach_back,
-    sides,
     takes,
     window,
 )
 
 __all__ = ["avg_pool", "global_avg_pool", "global_max_pool", "max_pool"]
+
+Reduce = Callable[..., jax.Array]  # (x, start, combine) -> each window of x, combined
 
 
 @factory
@@ -45,27 +50,27 @@ def max_pool(
 ) -> Layer:
     """The largest value of each window: ``y[p] = max_q x[stride * p + dilation * q]``.
 
-    Padded places never win. Of equal values the first has the gradient, as in every maximum of the
-    library: that of the first row, and in it of the first column.
+    Padding counts as minus infinity. Of equal values the first has the gradient, as in every
+    maximum of the library: in the first row, and there in the first column.
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; what is not real never wins, and a
-            window without anything real gives 0.
-        segments, for one dim, where each step has a window: ints (..., T); what is of another
-            segment is no part of the window. A new one begins wherever they change.
+        mask, for one dim: booleans over leading axes of x, True = valid; masked steps count as
+            padding, and a window without valid steps returns 0.
+        segments, for one dim, if each step has a window: ints (..., T); steps of other segments
+            count as padding. A segment begins wherever the number changes.
 
     Args:
-        size: side of the window, or one for each axis; a tuple sets `dims`.
+        size: window size, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
-        stride: places between two windows; the size of the window if None.
+        stride: distance of two windows; the size of the window if None.
         padding: "VALID" (none), "SAME", an int, or a pair (before, after) for each axis.
-        dilation: places between two entries of a window.
+        dilation: distance of two entries of a window.
 
     Raises:
-        LayerError: x has too few axes or is smaller than the window; with padding, a side of x is
-            smaller than the dilation; a mask of steps with "SAME" and a stride, because windows
-            would depend on how long x is padded; segments, unless stride is 1 and y as long as x.
+        LayerError: x has too few axes or is smaller than the window; with padding, an axis of x is
+            shorter than the dilation; a mask of steps with "SAME" and a stride, because windows
+            would depend on the length of x; segments, unless stride is 1 and y as long as x.
 
     Example:
         >>> net = dp.max_pool(2)
@@ -75,15 +80,15 @@ def max_pool(
     Source: Riesenhuber and Poggio 1999, Nature Neuroscience 2, 1019-1025.
     """
 
-    def largest(slide: Callable[..., Any], x: jax.Array, real: jax.Array | None = None) -> Any:
+    def maxima(reduce: Reduce, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
         low = np.asarray(lowest(x), x.dtype)
-        if real is None:
-            return slide(x, low, jax.lax.max)
-        y = slide(jnp.where(real, x, low), low, jax.lax.max)
-        count = slide(real.astype(jnp.int32), np.int32(0), jax.lax.add)
+        if valid is None:
+            return reduce(x, low, jax.lax.max)  # (batch, H', W', C)
+        y = reduce(jnp.where(valid, x, low), low, jax.lax.max)
+        count = reduce(valid.astype(jnp.int32), np.int32(0), jax.lax.add)
         return jnp.where(count > 0, y, jnp.zeros_like(y))
 
-    return _sliding(largest, size, dims, stride, padding, dilation)
+    return _sliding(maxima, _windows(size, dims, stride, padding, dilation))
 
 
 @factory
@@ -93,26 +98,26 @@ def avg_pool(
 ) -> Layer:
     """The mean of each window: ``y[p] = mean_q x[stride * p + q]``.
 
-    Padded places do not count: at the border the mean is that of the real places in the window.
-    Sums are taken in float32 or wider.
+    Padding does not count: at the border the mean is that of the positions inside x. Sums are taken
+    in float32 or wider.
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; what is not real counts as the padding
-            does, and a window without anything real gives 0.
-        segments, for one dim, where each step has a window: ints (..., T); what is of another
-            segment is no part of the window. A new one begins wherever they change.
+        mask, for one dim: booleans over leading axes of x, True = valid; masked steps count as
+            padding, and a window without valid steps returns 0.
+        segments, for one dim, if each step has a window: ints (..., T); steps of other segments
+            count as padding. A segment begins wherever the number changes.
 
     Args:
-        size: side of the window, or one for each axis; a tuple sets `dims`.
+        size: window size, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
-        stride: places between two windows; the size of the window if None.
+        stride: distance of two windows; the size of the window if None.
         padding: "VALID" (none), "SAME", an int, or a pair (before, after) for each axis.
-        count_padding: True counts padded places as zeros: the divisor is always the whole window.
+        count_padding: True counts padding as zeros: the divisor is always the size of the window.
 
     Raises:
         LayerError: x has too few axes, is smaller than the window, or holds no floats; for a mask
-            and segments as `max_pool` does.
+            and segments as in `max_pool`.
 
     Example:
         >>> net = dp.avg_pool(2)
@@ -121,34 +126,34 @@ def avg_pool(
 
     Source: LeCun, Bottou, Bengio, Haffner 1998, Proceedings of the IEEE 86, section II.B.
     """
-    size = window(size, dims)
-    whole, dims = math.prod(size), len(size)
-    stride = size if stride is None else sides("stride", stride, dims)
+    windows = _windows(size, dims, stride, padding)
 
-    def average(slide: Callable[..., Any], x: jax.Array, real: jax.Array | None = None) -> Any:
+    def means(reduce: Reduce, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
         check_array(x)
         wide = x.astype(joint(x.dtype, jnp.float32))
         zero = np.zeros((), wide.dtype)
-        total = slide(wide if real is None else jnp.where(real, wide, zero), zero, jax.lax.add)
-        if count_padding or (real is None and padding == "VALID"):
-            return (total / whole).astype(x.dtype)
-        if real is None:
-            count = _places(x, total, size, stride, padding).astype(wide.dtype)
+        kept = wide if valid is None else jnp.where(valid, wide, zero)
+        total = reduce(kept, zero, jax.lax.add)  # (batch, H', W', C)
+        if count_padding or (valid is None and windows.margin == "VALID"):
+            count = math.prod(windows.size)
+        elif valid is None:
+            count = windows.counts(x, total).astype(wide.dtype)  # (1, H', W', 1)
         else:
-            count = jnp.maximum(slide(real.astype(wide.dtype), zero, jax.lax.add), 1)
+            count = reduce(valid.astype(wide.dtype), zero, jax.lax.add)  # (batch, H', W', 1)
+            count = jnp.maximum(count, 1)
         return (total / count).astype(x.dtype)
 
-    return _sliding(average, size, dims, stride, padding)
+    return _sliding(means, windows)
 
 
 @factory
 def global_avg_pool(*, dims: int = 2) -> Layer:
-    """The mean over all places: ``y = mean_p x[p]``, one value for each channel.
+    """The mean over all positions: ``y = mean_p x[p]``, one value for each channel.
 
     Shapes:
         x: (..., H, W, C) -> (..., C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; the mean is that of what is real, and
-            0 where nothing is.
+        mask, for one dim: booleans over leading axes of x, True = valid; the mean is that of the
+            valid steps, and 0 if there are none.
 
     Args:
         dims: number of spatial axes.
@@ -159,19 +164,19 @@ def global_avg_pool(*, dims: int = 2) -> Layer:
 
     Source: Lin, Chen, Yan 2013, arXiv:1312.4400, section 3.2.
     """
-    return _whole(mean, dims, floating=True)
+    return _global(mean, dims, floating=True)
 
 
 @factory
 def global_max_pool(*, dims: int = 2) -> Layer:
-    """The largest value over all places: ``y = max_p x[p]``, one for each channel.
+    """The largest value over all positions: ``y = max_p x[p]``, one for each channel.
 
     Of equal values the first has the gradient, as in `max_pool`.
 
     Shapes:
         x: (..., H, W, C) -> (..., C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; what is not real never wins, and y is
-            0 where nothing is real.
+        mask, for one dim: booleans over leading axes of x, True = valid; the maximum is that of the
+            valid steps, and 0 if there are none.
 
     Args:
         dims: number of spatial axes.
@@ -180,29 +185,29 @@ def global_max_pool(*, dims: int = 2) -> Layer:
         >>> dp.global_max_pool()({}, jnp.ones((2, 5, 5, 3))).shape
         (2, 3)
     """
-    return _whole(maximum, dims, floating=False)
+    return _global(maximum, dims, floating=False)
 
 
-def mean(x: jax.Array, axis: Any, real: jax.Array | None = None) -> jax.Array:
-    """The mean of what is real along `axis`, 0 where nothing is; reduced in float32 or wider."""
-    if real is None:
+def mean(x: jax.Array, axis: Any, valid: jax.Array | None = None) -> jax.Array:
+    """The mean of the valid entries along `axis`, 0 without any; reduced in float32 or wider."""
+    if valid is None:
         return jnp.mean(x, axis=axis)  # reduces bfloat16 in float32 by itself
-    wide = jnp.where(real, x, jnp.zeros_like(x)).astype(joint(x.dtype, jnp.float32))
-    count = jnp.maximum(jnp.sum(real, axis=axis), 1)
+    wide = jnp.where(valid, x, jnp.zeros_like(x)).astype(joint(x.dtype, jnp.float32))
+    count = jnp.maximum(jnp.sum(valid, axis=axis), 1)
     return (jnp.sum(wide, axis=axis) / count.astype(wide.dtype)).astype(x.dtype)
 
 
-def maximum(x: jax.Array, axis: Any, real: jax.Array | None = None) -> jax.Array:
-    """The largest of what is real along `axis`, 0 where nothing is."""
-    if real is None:
+def maximum(x: jax.Array, axis: Any, valid: jax.Array | None = None) -> jax.Array:
+    """The largest of the valid entries along `axis`, 0 without any."""
+    if valid is None:
         return _largest(x, axis)
-    y = _largest(jnp.where(real, x, jnp.asarray(lowest(x), x.dtype)), axis)
-    return jnp.where(jnp.any(real, axis=axis), y, jnp.zeros_like(y))
+    y = _largest(jnp.where(valid, x, jnp.asarray(lowest(x), x.dtype)), axis)
+    return jnp.where(jnp.any(valid, axis=axis), y, jnp.zeros_like(y))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _largest(x: jax.Array, axis: Any) -> jax.Array:
-    """The largest along axes; of equal ones the first has the gradient, which JAX would split."""
+    """The maximum along axes; of equal values the first has the gradient, which JAX would split."""
     return jnp.max(x, axis=axis)
 
 
@@ -211,20 +216,20 @@ def _tangent(axis: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Arr
     (x,), (dx,) = primals, tangents
     y = _largest(x, axis)
     axes = [a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))]
-    sides = [n if a in axes else 1 for a, n in enumerate(x.shape)]
-    order = jnp.arange(math.prod(sides)).reshape(sides)
-    behind = x < jnp.expand_dims(y, axis)  # none of them is if y is NaN
-    first = jnp.where(behind, order.size, order).min(axis, keepdims=True)
+    lengths = [n if a in axes else 1 for a, n in enumerate(x.shape)]
+    order = jnp.arange(math.prod(lengths)).reshape(lengths)
+    smaller = x < jnp.expand_dims(y, axis)  # False everywhere if y is NaN
+    first = jnp.where(smaller, order.size, order).min(axis, keepdims=True)
     return y, jnp.where(order == first, dx, 0).sum(axis)
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The larger one, NaN if one is; of equal ones a has the gradient."""
+    """The larger one, NaN if one is NaN; of equal values a has the gradient."""
     return jnp.where((b > a) | (b != b), b, a)
 
 
 def lowest(x: jax.Array) -> float | int | bool:
-    """What loses to every value of the dtype of x."""
+    """The smallest value of the dtype of x, minus infinity for floats."""
     if x.dtype == bool:
         return False
     return -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else int(jnp.iinfo(x.dtype).min)
@@ -235,10 +240,13 @@ def pool(
     by_segment: Callable[..., jax.Array] | None = None,
     check_mask: Callable[..., None] = lambda mask, x: None,
 ) -> Layer:
-    """The layer of ``pooled(x)``, or of ``pooled(x, real)`` where a mask says what is real.
+    """The layer of ``pooled(x)``, or of ``pooled(x, valid)`` with a mask, valid (..., T, 1).
 
     With segments it is ``by_segment(x, segments, mask)``; None refuses them.
     """
+
+    def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
+        return {}, {}
 
     def apply(
         params: Any, state: Any, x: jax.Array, *, mask: jax.Array | None = None,
@@ -246,100 +254,135 @@ def pool(
     ) -> tuple[jax.Array, Any]:
         check_array(x, rank=dims + 1, axes=AXES[dims], floating=floating)
         if 0 in x.shape[-dims - 1 : -1]:
-            raise LayerError("at least one place to pool", show(x), "leave such an input out: "
-                             "nothing has no mean and no maximum")
+            raise LayerError("at least one position to pool", show(x), "leave such an input out: "
+                             "an empty window has no mean and no maximum")
         check_mask(mask, x)
         if segments is not None and by_segment:
             return by_segment(x, segments, mask), state
         refuse_segments(segments)
         if mask is None:
             return pooled(x), state
-        return pooled(x, jnp.broadcast_to(widened(mask, x.shape), (*x.shape[:-1], 1))), state
+        valid = jnp.broadcast_to(widened(mask, x.shape), (*x.shape[:-1], 1))  # (..., T, 1)
+        return pooled(x, valid), state
 
-    return Layer(lambda key, x, **_: ({}, {}), apply, cannot_stream, bare=True, side=takes(dims))
+    return Layer(init, apply, cannot_stream, bare=True, side=takes(dims))
 
 
-def _sliding(
-    reduce: Callable[..., jax.Array], size: Any, dims: int, stride: Any, padding: Any,
-    dilation: Any = 1,
-) -> Layer:
-    """The pool of ``reduce(slide, x)``, where slide reduces the windows of an array."""
-    size = window(size, dims)
-    dims = len(size)
-    stride = size if stride is None else sides("stride", stride, dims)
-    dilation = sides("dilation", dilation, dims)
-    extent = extents(size, dilation)
-    margin = margins(padding, dims)
-    pairs = margin if isinstance(margin, str) else ((0, 0), *margin, (0, 0))
-    numbers = () if isinstance(margin, str) else zip(margin, extent, strict=True)
-    if any(max(pair) >= n for pair, n in numbers):
-        raise LayerError(f"padding below the size {extent}", f"{margin}",
-                         "pad less: a window of padding alone has no mean and no maximum")
+def _sliding(pooled: Callable[..., jax.Array], windows: _Windows) -> Layer:
+    """The layer of ``pooled(reduce, x, valid)``, where `reduce` reduces each window of an array."""
+    dims = len(windows.size)
 
-    def slide(x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
-        return jax.lax.reduce_window(x, start, combine, (1, *size, 1), (1, *stride, 1), pairs)
-
-    def slide_apart(x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
-        """The same with dilation, for which the maximum of `reduce_window` has no gradient."""
-        around = pairs_for(margin, x, extent, stride)
-        if any(any(pair) and side < d
-               for pair, side, d in zip(around, x.shape[1:-1], dilation, strict=True)):
-            raise LayerError(f"padded sides of at least the dilation {dilation}",
-                             f"{x.shape[1:-1]}", "dilate less: a window of padding alone has no "
-                             "maximum")
-        x = jax.lax.pad(x, start, [(0, 0, 0), *((*pair, 0) for pair in around), (0, 0, 0)])
-        combine = _larger if combine is jax.lax.max else combine
-        # The last axis first: of equal values the first of the first row is to win.
-        for axis, k, s, d in reversed([*zip(range(1, dims + 1), extent, stride, dilation,
-                                            strict=True)]):
-            places = max(x.shape[axis] - k + 1, 0)
-            x = functools.reduce(combine, [
-                x[(slice(None),) * axis + (slice(q, q + places, s),)] for q in range(0, k, d)])
-        return x
-
-    def pooled(x: jax.Array, *real: jax.Array) -> jax.Array:
-        sliding = slide if set(dilation) == {1} else slide_apart
-        y = on_images(functools.partial(reduce, sliding), dims, x, *real)
+    def whole(x: jax.Array, *valid: jax.Array) -> jax.Array:
+        y = on_images(functools.partial(pooled, windows.reduce), dims, x, *valid)
         check_fits(x, y, "window")
         return y
 
     def by_segment(x: jax.Array, segments: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """The same where windows end with their segment: each is written out, with what counts."""
-        back = reach_back(segments, margin, extent, stride)
-        segments, real = check_segments(segments, x.shape[:-1]), over_steps(mask, x)
-        runs = jnp.cumsum(begins(segments, real), -1, dtype=jnp.int32)
-        if real is not None:
-            runs = jnp.where(real, runs, -1)
-        around = [(0, 0)] * (x.ndim - 2) + [(back, extent[0] - 1 - back)]
-        whole, runs = jnp.pad(x, [*around, (0, 0)]), jnp.pad(runs, around, constant_values=-1)
-        windows, counts = apart(whole, runs, size[0], dilation[0], back)
+        entries, valid = windows.apart(x, segments, mask)
+        return on_images(functools.partial(pooled, windows.reduce_apart), 1, entries, valid)
 
-        def slide_windows(x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
-            return jax.lax.reduce_window(x, start, combine, (1, *size, 1), (1, *size, 1), "VALID")
+    def check_mask(mask: jax.Array | None, x: jax.Array) -> None:
+        check_length(mask, x, windows.margin, windows.extent, windows.stride)
 
-        return on_images(functools.partial(reduce, slide_windows), 1, windows, counts[..., None])
-
-    return pool(pooled, dims, by_segment=by_segment,
-                check_mask=lambda mask, x: check_length(mask, x, margin, extent, stride))
+    return pool(whole, dims, by_segment=by_segment, check_mask=check_mask)
 
 
-def _places(x: jax.Array, y: Any, size: Sides, stride: Sides, padding: Any) -> jax.Array:
-    """How many places of x each window of y holds, (1, H', W', 1): a product over the axes.
+def _windows(size: Any, dims: int, stride: Any, padding: Any, dilation: Any = 1) -> _Windows:
+    """The windows of a pool; raise if one of them may hold padding alone."""
+    size = window(size, dims)
+    dims = len(size)
+    stride = size if stride is None else edges("stride", stride, dims)
+    dilation = edges("dilation", dilation, dims)
+    extent = extents(size, dilation)
+    margin = margins(padding, dims)
+    if not isinstance(margin, str) and any(
+            max(pair) >= k for pair, k in zip(margin, extent, strict=True)):
+        raise LayerError(f"padding below the size {extent}", f"{margin}",
+                         "pad less: a window of padding alone has no mean and no maximum")
+    return _Windows(size, extent, stride, dilation, margin)
 
-    They are counted from their numbers: a sliding sum of ones is a constant, which XLA would
-    compute while it compiles, for up to a minute.
-    """
-    around = pairs_for(margins(padding, len(size)), x, size, stride)
-    counts = []
-    for axis, (k, s, (before, _)) in enumerate(zip(size, stride, around, strict=True), 1):
-        along = [n if i == axis else 1 for i, n in enumerate(y.shape)]
-        first = s * jax.lax.broadcasted_iota(jnp.int32, along, axis) - before
-        counts.append(jnp.minimum(first + k, x.shape[axis]) - jnp.maximum(first, 0))
-    return functools.reduce(jnp.multiply, counts)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Windows:
+    """The windows that slide over x, and how an array is reduced over each of them."""
+
+    size: Edges
+    extent: Edges  # positions of x that a window spans
+    stride: Edges
+    dilation: Edges
+    margin: Padding
+
+    def reduce(self, x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
+        """Combine the entries of each window of x: (batch, H, W, C) -> (batch, H', W', C)."""
+        if set(self.dilation) != {1}:
+            return self.reduce_dilated(x, start, combine)
+        pairs = self.margin if isinstance(self.margin, str) else ((0, 0), *self.margin, (0, 0))
+        return jax.lax.reduce_window(
+            x, start, combine, (1, *self.size, 1), (1, *self.stride, 1), pairs)
+
+    def reduce_dilated(self, x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
+        """The same by slices: with dilation the maximum of `reduce_window` has no gradient."""
+        pairs = pairs_for(self.margin, x, self.extent, self.stride)
+        if any(any(pair) and length < d
+               for pair, length, d in zip(pairs, x.shape[1:-1], self.dilation, strict=True)):
+            raise LayerError(f"padded axes at least as long as the dilation {self.dilation}",
+                             f"{x.shape[1:-1]}", "dilate less: a window of padding alone has no "
+                             "maximum")
+        x = jax.lax.pad(x, start, [(0, 0, 0), *((*pair, 0) for pair in pairs), (0, 0, 0)])
+        combine = _larger if combine is jax.lax.max else combine
+        # The last axis comes first: of equal values, the first in the first row has the gradient.
+        for i in reversed(range(len(self.size))):
+            axis = i + 1
+            positions = max(x.shape[axis] - self.extent[i] + 1, 0)
+            entries = [
+                jax.lax.slice_in_dim(x, q, q + positions, self.stride[i], axis)
+                for q in range(0, self.extent[i], self.dilation[i])]
+            x = functools.reduce(combine, entries)
+        return x
+
+    def counts(self, x: jax.Array, y: Any) -> jax.Array:
+        """How many positions of x are in each window of y, (1, H', W', 1): a product over axes.
+
+        They are computed from indices: a sliding sum of ones is a constant, which XLA would
+        evaluate while it compiles, for up to a minute.
+        """
+        pairs = pairs_for(self.margin, x, self.size, self.stride)
+        counts = []
+        for i, (before, _) in enumerate(pairs):
+            axis = i + 1
+            shape = [n if a == axis else 1 for a, n in enumerate(y.shape)]
+            first = self.stride[i] * jax.lax.broadcasted_iota(jnp.int32, shape, axis) - before
+            end = jnp.minimum(first + self.size[i], x.shape[axis])
+            counts.append(end - jnp.maximum(first, 0))
+        return functools.reduce(jnp.multiply, counts)
+
+    def apart(
+        self, x: jax.Array, segments: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The windows of all steps in sequence, (..., T * size, C), and their valid entries."""
+        back = reach_back(segments, self.margin, self.extent, self.stride)
+        segments, valid = check_segments(segments, x.shape[:-1]), over_steps(mask, x)
+        runs = jnp.cumsum(begins(segments, valid), -1, dtype=jnp.int32)  # index of the segment
+        if valid is not None:
+            runs = jnp.where(valid, runs, -1)
+        around = [(0, 0)] * (x.ndim - 2) + [(back, self.extent[0] - 1 - back)]
+        x = jnp.pad(x, [*around, (0, 0)])
+        runs = jnp.pad(runs, around, constant_values=-1)
+        entries, same = apart(x, runs, self.size[0], self.dilation[0], back)
+        return entries, same[..., None]
+
+    def reduce_apart(self, x: jax.Array, start: Any, combine: Callable[..., Any]) -> jax.Array:
+        """Combine the entries of windows in sequence: (batch, T * size, C) -> (batch, T, C)."""
+        window = (1, *self.size, 1)
+        return jax.lax.reduce_window(x, start, combine, window, window, "VALID")
 
 
-def _whole(reduce: Callable[..., jax.Array], dims: int, *, floating: bool) -> Layer:
-    """The pool of ``reduce(x, axes)`` over all places."""
-    window(1, dims)  # refuses a number of axes that no image has
+def _global(reduce: Callable[..., jax.Array], dims: int, *, floating: bool) -> Layer:
+    """The layer of ``reduce(x, axes)`` over all spatial axes."""
+    window(1, dims)  # refuses a wrong number of axes
     axes = tuple(range(-dims - 1, -1))
-    return pool(lambda x, *real: reduce(x, axes, *real), dims, floating=floating)
+
+    def pooled(x: jax.Array, *valid: jax.Array) -> jax.Array:
+        return reduce(x, axes, *valid)
+
+    return pool(pooled, dims, floating=floating)

@@ -1,4 +1,4 @@
-"""Layers that trade space for space or channels: finer grids, shuffled pixels, patches."""
+"""Layers that change the spatial axes: upsampling, pixel shuffling, patches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from diffprog.core.layer import Layer
 from diffprog.core.masks import cleared, refuse_segments, widened
 from diffprog.core.meshes import reshaped
 from diffprog.core.notation import show
-from diffprog.layers.spatial.window import AXES, cannot_stream, takes, window
+from diffprog.core.plans import Params, State
+from diffprog.layers.spatial.window import AXES, Edges, cannot_stream, takes, window
 
 __all__ = ["patches", "pixel_shuffle", "upsample"]
 
@@ -28,16 +29,16 @@ def upsample(
     factor: int | tuple[int, ...] | None = None, *, size: int | tuple[int, ...] | None = None,
     dims: int = 2, method: str = "nearest",
 ) -> Layer:
-    """Sample x on a finer grid: ``y[i] = x at place (i + 1/2) * H / H' - 1/2``, interpolated.
+    """Interpolate x on a finer grid: ``y[i] = x at position (i + 1/2) * H / H' - 1/2``.
 
-    "nearest" takes the value of the nearest place (the later of two) and keeps every dtype;
-    "linear" and "cubic" weigh the 2 and 4 nearest places of each axis, in float32 or wider. What
-    would lie beyond the border has no weight.
+    "nearest" takes the value at the nearest position (the later of two) and keeps every dtype;
+    "linear" and "cubic" weight the 2 and 4 nearest positions of each axis, in float32 or wider.
+    Positions outside x have no weight.
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; what is not real has no weight, and
-            gives 0.
+        mask, for one dim: booleans over leading axes of x, True = valid; masked steps have no
+            weight, and y is 0 there.
 
     Args:
         factor: H' / H, or one for each axis; a tuple sets `dims`.
@@ -46,9 +47,10 @@ def upsample(
         method: "nearest", "linear" or "cubic" (Keys' kernel with a = -1/2).
 
     Raises:
-        LayerError: both or none of factor and size are given; x has too few axes or is larger than
-            size; linear and cubic are given no floats; a mask of steps with a size, because places
-            would depend on how long x is padded; segments, which y has no steps of.
+        LayerError: both or neither of factor and size are given; x has too few axes or is larger
+            than size; x holds no floats, for linear and cubic; a mask of steps with a size, because
+            positions would depend on the length of the padding; segments, because the steps of y
+            are others.
 
     Example:
         >>> dp.upsample(2, dims=1)({}, jnp.array([[1.0], [2.0]]))[:, 0].tolist()
@@ -69,45 +71,37 @@ def upsample(
 
     def resized(x: jax.Array, mask: jax.Array | None) -> jax.Array:
         if mask is not None and mask.ndim == x.ndim - 1 and size is not None:
-            raise LayerError("a factor where there is a mask", f"size={size}", "pass upsample(2), "
-                             "for example: a size stretches x by how long it is padded")
-        before = x.shape[-dims - 1 : -1]
-        after = given if factor is None else tuple(
-            side * f for side, f in zip(before, given, strict=True))
-        if not all(0 < old <= new for old, new in zip(before, after, strict=True)):
-            raise LayerError(f"sides from 1 to {after}", show(x), "pool to make x smaller")
+            raise LayerError("a factor with a mask", f"size={size}", "pass upsample(2), for "
+                             "example: a size stretches x by the length of its padding")
+        old = x.shape[-dims - 1 : -1]
+        new = given
+        if factor is not None:
+            new = tuple(n * f for n, f in zip(old, given, strict=True))
+        if not all(0 < n <= m for n, m in zip(old, new, strict=True)):
+            raise LayerError(f"spatial axes from 1 to {new}", show(x), "pool to make x smaller")
         if method == "nearest":
-            for axis, new in zip(range(-dims - 1, -1), after, strict=True):
-                x = _nearest(x, new, axis)
+            for axis, n in zip(range(-dims - 1, -1), new, strict=True):
+                x = _nearest(x, n, axis)
             return x
-        check_array(x)
-        wide = x.astype(joint(x.dtype, jnp.float32))
-        shape = (*x.shape[: -dims - 1], *after, x.shape[-1])
-        y = jax.image.resize(wide, shape, method)
-        if mask is not None:  # the weights of what is real have the sum 1, as all have at a border
-            real = jnp.broadcast_to(widened(mask, x.shape), (*x.shape[:-1], 1))
-            shares = jax.image.resize(real.astype(wide.dtype), (*shape[:-1], 1), method)
-            kept = _nearest(real, after[0], -2)
-            y = jnp.where(kept, y / jnp.where(kept, shares, 1), 0)
-        return y.astype(x.dtype)
+        return _interpolated(x, mask, new, method)
 
     return _reshaping(resized, dims)
 
 
 @factory
 def pixel_shuffle(factor: int) -> Layer:
-    """Turn channels into space: ``y[f*h + i, f*w + j, c] = x[h, w, c*f*f + i*f + j]``.
+    """Move channels into space: ``y[f*h + i, f*w + j, c] = x[h, w, c*f*f + i*f + j]``.
 
-    After a convolution it is an upsampling that is learned, at the cost of the coarse grid.
+    After a convolution it is a learned upsampling, computed on the coarse grid.
 
     Shapes:
         x: (..., H, W, C * f * f) -> (..., H * f, W * f, C), f being the factor.
 
     Args:
-        factor: how many times as high and wide y is; positive.
+        factor: ratio of the height and width of y to those of x; positive.
 
     Raises:
-        LayerError: x has too few axes, or channels that are no multiple of f * f.
+        LayerError: x has too few axes, or a number of channels that is no multiple of f * f.
 
     Example:
         >>> dp.pixel_shuffle(2)({}, jnp.arange(4.0).reshape(1, 1, 4))[..., 0].tolist()
@@ -122,32 +116,33 @@ def pixel_shuffle(factor: int) -> Layer:
         if channels % factor**2:
             raise LayerError(f"channels that are a multiple of {factor**2}", show(x),
                              f"give the layer before it {factor**2} times the channels of y")
-        keep = len(batch)
-        y = reshaped(x, keep, height, width, channels // factor**2, factor, factor)
+        keep, features = len(batch), channels // factor**2
+        y = reshaped(x, keep, height, width, features, factor, factor)  # (..., H, W, C, f, f)
         y = jnp.moveaxis(y, (-2, -1), (-4, -2))  # (..., H, f, W, f, C)
-        return reshaped(y, keep, height * factor, width * factor, channels // factor**2)
+        return reshaped(y, keep, height * factor, width * factor, features)
 
     return _reshaping(shuffled, 2)
 
 
 @factory
 def patches(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
-    """Cut x into tiles, and make a vector of each: ``y[n] = x[tile n].reshape(-1)``.
+    """Cut x into tiles, and flatten each to a vector: ``y[n] = x[tile n].reshape(-1)``.
 
-    Tiles come row by row, the values inside likewise, channels last. So ``patches(p) >> linear(d)``
-    is ``conv(d, p, stride=p, padding="VALID")`` with a reshaped kernel.
+    Tiles are in row-major order, as are the values in each, channels last. So
+    ``patches(p) >> linear(d)`` is ``conv(d, p, stride=p, padding="VALID")`` with a reshaped kernel.
 
     Shapes:
         x: (..., H, W, C) -> (..., H / size * W / size, size * size * C) for two dims.
-        mask, for one dim: booleans of the leading axes of x; what is not real counts as zero.
+        mask, for one dim: booleans over leading axes of x, True = valid; masked steps count as
+            zeros.
 
     Args:
-        size: side of the tiles, or one for each axis; a tuple sets `dims`.
+        size: size of the tiles, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
 
     Raises:
-        LayerError: x has too few axes, or a side that is no multiple of size; segments, which y
-            has no steps of.
+        LayerError: x has too few axes, or an axis that is no multiple of size; segments, because
+            the steps of y are others.
 
     Example:
         >>> dp.patches(2)({}, jnp.arange(8).reshape(2, 4, 1)).tolist()
@@ -160,28 +155,48 @@ def patches(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
 
     def cut(x: jax.Array, _: Any) -> jax.Array:
         keep, space = x.ndim - dims - 1, x.shape[-dims - 1 : -1]
-        if any(side % n for side, n in zip(space, size, strict=True)):
-            raise LayerError(f"sides that are multiples of {size}", show(x),
+        if any(length % n for length, n in zip(space, size, strict=True)):
+            raise LayerError(f"spatial axes that are multiples of {size}", show(x),
                              "crop or pad x, or choose a size that divides them")
-        counts = tuple(side // n for side, n in zip(space, size, strict=True))
+        counts = tuple(length // n for length, n in zip(space, size, strict=True))
         split = [n for pair in zip(counts, size, strict=True) for n in pair]
-        y = reshaped(x, keep, *split, x.shape[-1])
-        y = jnp.moveaxis(y, tuple(range(-2 * dims, 0, 2)), tuple(range(-dims - 1, -1)))
+        y = reshaped(x, keep, *split, x.shape[-1])  # (..., H / size, size, W / size, size, C)
+        tiles, ahead = tuple(range(-2 * dims - 1, -1, 2)), tuple(range(-2 * dims - 1, -dims - 1))
+        y = jnp.moveaxis(y, tiles, ahead)  # (..., H / size, W / size, size, size, C)
         return reshaped(y, keep, math.prod(counts), math.prod(size) * x.shape[-1])
 
     return _reshaping(cut, dims)
 
 
 def _nearest(x: jax.Array, new: int, axis: int) -> jax.Array:
-    """One axis, by integers alone: `jax.image.resize` rounds the places in float32."""
+    """One axis, in integer arithmetic: `jax.image.resize` rounds the positions in float32."""
     old = x.shape[axis]
     if new % old == 0:
         return jnp.repeat(x, new // old, axis)  # its gradient is a sum, not a scatter
     return x.take((2 * np.arange(new) + 1) * old // (2 * new), axis)
 
 
+def _interpolated(
+    x: jax.Array, mask: jax.Array | None, new: Edges, method: str
+) -> jax.Array:
+    """The weighted mean of the nearest positions, with a mask of the valid ones among them."""
+    check_array(x)
+    wide = x.astype(joint(x.dtype, jnp.float32))
+    space = (*x.shape[: -len(new) - 1], *new)  # (..., H', W')
+    y = jax.image.resize(wide, (*space, x.shape[-1]), method)
+    if mask is not None:  # weights of valid steps sum to 1, as all do at a border
+        valid = jnp.broadcast_to(widened(mask, x.shape), (*x.shape[:-1], 1))  # (..., T, 1)
+        weights = jax.image.resize(valid.astype(wide.dtype), (*space, 1), method)  # (..., T', 1)
+        kept = _nearest(valid, new[0], -2)
+        y = jnp.where(kept, y / jnp.where(kept, weights, 1), 0)
+    return y.astype(x.dtype)
+
+
 def _reshaping(f: Callable[[jax.Array, Any], jax.Array], dims: int) -> Layer:
-    """The layer ``y = f(x, mask)`` without parameters, over `dims` axes of space, x cleared."""
+    """The layer ``y = f(x, mask)`` over `dims` spatial axes, with zeros at masked steps of x."""
+
+    def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
+        return {}, {}
 
     def apply(
         params: Any, state: Any, x: jax.Array, *, mask: jax.Array | None = None,
@@ -191,5 +206,4 @@ def _reshaping(f: Callable[[jax.Array, Any], jax.Array], dims: int) -> Layer:
         check_array(x, rank=dims + 1, axes=AXES[dims], floating=False)
         return f(cleared(x, mask), mask), state
 
-    return Layer(lambda key, x, **_: ({}, {}), apply, cannot_stream, bare=True,
-                 side=takes(dims))
+    return Layer(init, apply, cannot_stream, bare=True, side=takes(dims))

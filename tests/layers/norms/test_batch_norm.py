@@ -1,4 +1,4 @@
-"""`batch_norm` against numpy in float64: which axes, which divisor, what is remembered, masks."""
+"""`batch_norm` against NumPy in float64: axes, divisors, running statistics, masks."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import diffprog as dp
 
 KEY = jax.random.key(0)
 
+
 def by_channel(x):
     """Mean and biased variance of each channel, by one loop over the channels."""
     columns = [x[..., c].ravel() for c in range(x.shape[-1])]
@@ -21,7 +22,7 @@ def by_channel(x):
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (2, 3, 4, 3)])
-def test_batch_norm_in_training(shape):
+def test_training_equals_the_formula(shape):
     x = drawn(*shape)
     scale, bias, old_mean, old_var = (drawn(3, seed=seed) for seed in (1, 2, 3, 4))
     mean, var, n = by_channel(x)
@@ -35,7 +36,7 @@ def test_batch_norm_in_training(shape):
             new["var"], 0.9 * old_var + 0.1 * var * n / (n - 1), rtol=0, atol=1e-12)
 
 
-def test_batch_norm_at_rest_uses_what_it_remembers():
+def test_inference_uses_the_running_statistics():
     x = drawn(2, 4, 3)
     scale, bias, mean, var = (np.abs(drawn(3, seed=seed)) for seed in (1, 2, 3, 4))
     with jax.enable_x64(True):
@@ -48,7 +49,7 @@ def test_batch_norm_at_rest_uses_what_it_remembers():
 
 
 @pytest.mark.parametrize(("momentum", "steps"), [(0.0, 1), (0.75, 3)])
-def test_momentum_is_the_share_that_is_kept(momentum, steps):
+def test_momentum_is_the_fraction_that_is_kept(momentum, steps):
     norm = dp.batch_norm(momentum=momentum, scale=False, bias=False)
     wanted_mean, wanted_var = np.zeros(2), np.ones(2)
     with jax.enable_x64(True):
@@ -64,12 +65,12 @@ def test_momentum_is_the_share_that_is_kept(momentum, steps):
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3,), (1, 1, 1, 3)])
-def test_one_value_per_channel_has_no_variance(shape):
+def test_training_on_one_value_per_channel_raises(shape):
     norm, x = dp.batch_norm(), jnp.ones(shape)
     params, state = norm.init(KEY, x)
     with pytest.raises(dp.LayerError, match="several values per channel"):
         norm.apply(params, state, x, train=True)
-    assert norm(params, x, state=state).shape == shape  # at rest one value will do
+    assert norm(params, x, state=state).shape == shape  # inference takes one value
 
 
 def test_no_gradient_flows_through_the_running_statistics():
@@ -87,7 +88,7 @@ def test_the_gradient_flows_through_the_statistics_of_the_batch():
     norm, x = dp.batch_norm(), jnp.asarray(drawn(4, 2))
     params, state = norm.init(KEY, x)
     total = lambda x: (norm.apply(params, state, x, train=True)[0] ** 3)[0].sum()  # noqa: E731
-    # Shifting all examples together changes nothing, so the gradients of each channel add to 0.
+    # A shift of all examples changes nothing, so the gradients of each channel sum to 0.
     grads = np.asarray(jax.jit(jax.grad(total))(x))
     assert np.abs(grads).max() > 0.01
     np.testing.assert_allclose(grads.sum(0), np.zeros(2), atol=1e-5)
@@ -118,7 +119,7 @@ def test_bfloat16_keeps_its_statistics_in_float32():
         np.testing.assert_allclose(new["var"], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-5)
 
 
-def test_it_begins_with_ones_and_zeros_and_a_constant_channel_becomes_the_bias():
+def test_initial_values_and_the_output_of_a_constant_channel():
     norm, x = dp.batch_norm(), jnp.full((5, 3), 7.0)
     params, state = norm.init(KEY, x)
     assert {name: leaf.tolist() for name, leaf in (params | state).items()} == {
@@ -144,12 +145,12 @@ def trained(x, mask, dtype=jnp.float64):
               "bias": jnp.asarray(drawn(2, seed=2), dtype)}
     state = {"mean": jnp.asarray(drawn(2, seed=3), dtype),
              "var": jnp.asarray(drawn(2, seed=4), dtype)}
-    real = True if mask is None else mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    valid = True if mask is None else mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
     @jax.jit
     def run(params, x):
         y, new = norm.apply(params, state, x, train=True, mask=mask)
-        return jnp.where(real, jnp.sin(y), 0).sum(), (y, new)
+        return jnp.where(valid, jnp.sin(y), 0).sum(), (y, new)
 
     (_, (y, new)), grads = jax.value_and_grad(run, (0, 1), has_aux=True)(params, x)
     return y, new, *grads
@@ -173,23 +174,23 @@ def test_a_masked_batch_is_the_batch_without_the_padding(mask, padding):
         np.testing.assert_array_equal(np.asarray(dx)[~mask], 0)
 
 
-def test_a_mask_of_all_is_no_mask():
+def test_a_mask_of_true_equals_no_mask():
     x = jnp.asarray(drawn(4, 3, 2), jnp.float32)
     got, wanted = (trained(x, mask, jnp.float32) for mask in (jnp.ones((4, 3), bool), None))
     for u, v in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(u, v, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("real", [0, 1])
-def test_fewer_than_two_real_entries_change_no_statistics(real):
-    x = jnp.full((4, 2), jnp.nan).at[:real].set(3.0)
-    mask = jnp.arange(4) < real
+@pytest.mark.parametrize("valid", [0, 1])
+def test_fewer_than_two_valid_entries_keep_the_statistics(valid):
+    x = jnp.full((4, 2), jnp.nan).at[:valid].set(3.0)
+    mask = jnp.arange(4) < valid
     norm = dp.batch_norm()
     params, _ = norm.init(KEY, x)
     state = {"mean": jnp.array([1.0, 2.0]), "var": jnp.array([3.0, 4.0])}
     y, new = jax.jit(lambda x: norm.apply(params, state, x, train=True, mask=mask))(x)
     assert np.isfinite(y).all()
-    np.testing.assert_array_equal(y[:real], 0)  # the bias
+    np.testing.assert_array_equal(y[:valid], 0)  # the bias
     for name in state:
         np.testing.assert_array_equal(new[name], state[name])
     grads = jax.grad(lambda p, x: norm.apply(p, state, x, train=True, mask=mask)[0].sum(), (0, 1))
@@ -197,7 +198,7 @@ def test_fewer_than_two_real_entries_change_no_statistics(real):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_the_padding_becomes_zero(train):
+def test_masked_outputs_are_zero(train):
     norm, mask = dp.batch_norm(bias_init="ones"), jnp.array([True, False, True])
     x = jnp.asarray(drawn(3, 2), jnp.float32).at[1].set(jnp.nan)
     params, state = norm.init(KEY, x)
@@ -206,21 +207,21 @@ def test_the_padding_becomes_zero(train):
     assert np.asarray(y)[::2].all()
 
 
-def test_at_rest_the_padding_reaches_no_gradient():
+def test_in_inference_masked_entries_reach_no_gradient():
     norm, mask = dp.batch_norm(), jnp.array([True, False, True])
     x = jnp.asarray(drawn(3, 2), jnp.float32)
     params, state = norm.init(KEY, x)
     total = lambda p, x: jnp.where(  # noqa: E731
         mask[:, None], norm(p, x, state=state, mask=mask), 0).sum()
     slope = jax.jit(jax.grad(total, (0, 1)))
-    got, wanted = (slope(params, x.at[1].set(hidden)) for hidden in (jnp.nan, 0))
+    got, wanted = (slope(params, x.at[1].set(masked)) for masked in (jnp.nan, 0))
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
     assert np.abs(got[1][0]).min() > 0
     np.testing.assert_array_equal(norm(params, x, state=state, mask=mask)[::2],
                                   norm(params, x, state=state)[::2])
 
 
-# Refusals.
+# Errors.
 
 def test_parameters_of_one_feature_are_not_broadcast():
     narrow, wide = jnp.ones((2, 1)), jnp.ones((2, 4))
@@ -244,19 +245,25 @@ def test_statistics_of_one_feature_are_not_broadcast():
             norm.apply(params, state, wide, train=train)
 
 
-def test_batch_norm_wants_its_state_and_a_share():
+def test_a_missing_state_raises():
     params, _ = dp.batch_norm().init(KEY, jnp.ones((2, 3)))
     with pytest.raises(dp.LayerError, match="state"):
         dp.batch_norm()(params, jnp.ones((2, 3)))
-    for momentum in (1.0, -0.1, 1):
-        with pytest.raises(dp.LayerError, match="momentum"):
-            dp.batch_norm(momentum=momentum)
 
 
-def test_what_cannot_be_is_refused():
-    for eps in (0.0, -1e-5, 1):
-        with pytest.raises(dp.LayerError, match="eps"):
-            dp.batch_norm(eps=eps)
+@pytest.mark.parametrize("momentum", [1.0, -0.1, 1])
+def test_a_wrong_momentum_raises(momentum):
+    with pytest.raises(dp.LayerError, match="momentum"):
+        dp.batch_norm(momentum=momentum)
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-5, 1])
+def test_a_wrong_eps_raises(eps):
+    with pytest.raises(dp.LayerError, match="eps"):
+        dp.batch_norm(eps=eps)
+
+
+def test_wrong_input_raises():
     norm = dp.batch_norm()
     for x in (jnp.ones(()), jnp.ones((2, 3), jnp.int32)):
         with pytest.raises(dp.LayerError):
@@ -266,7 +273,7 @@ def test_what_cannot_be_is_refused():
         norm(params, jnp.array([[1, 2, 3], [4, 0, 0]]), state=state)
 
 
-def test_a_mask_that_does_not_fit_is_refused():
+def test_a_mask_that_does_not_fit_raises():
     norm, x = dp.batch_norm(), jnp.ones((4, 3, 2))
     params, state = norm.init(KEY, x)
     path = "norm (batch_norm()): wants"

@@ -48,7 +48,7 @@ def test_layer_norm_without_scale_or_bias():
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 1, 3)])
-def test_rms_norm_divides_each_vector_by_its_length(leading):
+def test_rms_norm_divides_each_vector_by_its_root_mean_square(leading):
     x, scale = drawn(*leading, 5), drawn(5, seed=1)
     wanted = np.zeros_like(x)
     for i in np.ndindex(*leading):
@@ -73,7 +73,7 @@ def test_rms_norm_keeps_the_direction_and_subtracts_no_mean():
     np.testing.assert_allclose(norm(params, 7 * x), y, rtol=1e-5)
 
 
-def test_they_begin_with_ones_and_zeros():
+def test_initial_scale_is_one_and_bias_zero():
     for norm, names in ((dp.layer_norm(), ["bias", "scale"]), (dp.rms_norm(), ["scale"])):
         params, state = norm.init(KEY, jnp.ones((2, 3)))
         begin = {"scale": [1.0] * 3, "bias": [0.0] * 3}
@@ -97,8 +97,8 @@ WITH_BIAS = [dp.layer_norm, dp.instance_norm, dp.batch_norm, lambda **o: dp.grou
     *((make, "scale") for make in (dp.rms_norm, *WITH_BIAS)),
     *((make, "bias") for make in WITH_BIAS)])
 @pytest.mark.parametrize("value", [None, False, ""], ids=repr)
-def test_what_is_no_initializer_is_refused(make, name, value):
-    """It does not leave the parameter out: `scale` and `bias` alone do."""
+def test_a_wrong_initializer_raises(make, name, value):
+    """No value of the initializer leaves the parameter out: `scale` and `bias` do."""
     norm = make(**{f"{name}_init": value})
     expect("", f"{norm!r}: wants {name}_init as a function (key, shape, dtype) or a name "
            f"({', '.join(sorted(INITIALIZERS))}), got {value!r}; pass "
@@ -153,10 +153,14 @@ def test_parameters_of_one_feature_are_not_broadcast():
 
 
 @pytest.mark.parametrize("make", [dp.layer_norm, dp.rms_norm])
-def test_what_cannot_be_is_refused(make):
-    for eps in (0.0, -1e-5, 1):
-        with pytest.raises(dp.LayerError, match="eps"):
-            make(eps=eps)
+@pytest.mark.parametrize("eps", [0.0, -1e-5, 1])
+def test_a_wrong_eps_raises(make, eps):
+    with pytest.raises(dp.LayerError, match="eps"):
+        make(eps=eps)
+
+
+@pytest.mark.parametrize("make", [dp.layer_norm, dp.rms_norm])
+def test_wrong_input_raises(make):
     norm = make()
     for x in (jnp.ones(()), jnp.ones((2, 3), jnp.int32)):
         with pytest.raises(dp.LayerError):
@@ -166,8 +170,8 @@ def test_what_cannot_be_is_refused(make):
         norm(params, jnp.array([[1, 2, 3], [4, 0, 0]]))
 
 
-# The derivative of `layer_norm` is written by hand: everything that JAX makes of it is compared
-# with what it makes of the formula.
+# The derivative of `layer_norm` is written by hand: all transformations of it are compared with
+# those of the formula.
 
 AFFINE = {"scale": drawn(5, seed=1), "bias": drawn(5, seed=2)}
 
@@ -186,7 +190,7 @@ def pair(*names):
 
 
 def agree(make, f, g, *given):
-    """Assert that make(f) and make(g) are equal to rounding, in float64."""
+    """Assert that make(f) and make(g) are equal up to rounding, in float64."""
     one, other = (jax.jit(make(h))(*given) for h in (f, g))
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):

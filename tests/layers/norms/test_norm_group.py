@@ -1,4 +1,4 @@
-"""`group_norm` and `instance_norm` against loops over examples and groups, and their masks."""
+"""`group_norm` and `instance_norm` against loops over examples and groups; masks."""
 
 import functools
 
@@ -13,6 +13,7 @@ from refusing import expect
 import diffprog as dp
 
 KEY = jax.random.key(0)
+
 
 def by_groups(x, groups, dims, scale, bias):
     """The formula, one example and one group at a time."""
@@ -51,14 +52,14 @@ def test_each_group_of_each_example_is_standardized(dims, shape, groups):
             np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-11)
 
 
-def test_one_group_over_no_space_is_a_layer_norm():
+def test_one_group_with_dims_0_equals_layer_norm():
     x = jnp.asarray(drawn(3, 2, 5), jnp.float32)
     params, _ = dp.layer_norm().init(KEY, x)
     np.testing.assert_allclose(dp.group_norm(1, dims=0)(params, x), dp.layer_norm()(params, x),
                                rtol=1e-6, atol=1e-6)
 
 
-def test_scale_and_bias_belong_to_the_channels_and_may_be_left_out():
+def test_scale_and_bias_have_one_entry_per_channel_and_are_optional():
     x = jnp.ones((2, 3, 3, 4))
     for options, names in (({}, ["bias", "scale"]), ({"scale": False}, ["bias"]),
                            ({"bias": False}, ["scale"]), ({"scale": False, "bias": False}, [])):
@@ -102,10 +103,10 @@ def pulled(norm, params, x, cot, mask=None):
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("padding", [1e6, np.nan, np.inf])
-def test_only_real_positions_count(norm, mask, padding):
+def test_only_valid_positions_count(norm, mask, padding):
     x = drawn(3, 4, 6)
     x[~mask] = padding
-    cot = drawn(3, 4, 6, seed=3)  # of the padding too: what it gives must be a constant
+    cot = drawn(3, 4, 6, seed=3)  # at masked positions too, whose output must be a constant
     with jax.enable_x64(True):
         params = {"scale": jnp.asarray(drawn(6, seed=1)), "bias": jnp.asarray(drawn(6, seed=2))}
         y, dparams, dx = pulled(norm, params, x, cot, jnp.asarray(mask))
@@ -113,12 +114,12 @@ def test_only_real_positions_count(norm, mask, padding):
         np.testing.assert_array_equal(np.asarray(dx)[~mask], 0)
         whole = {"scale": np.zeros(6), "bias": np.zeros(6)}
         for i in range(3):
-            real = mask[i] if mask.ndim == 2 else np.full(4, mask[i])
-            if not real.any():
+            valid = mask[i] if mask.ndim == 2 else np.full(4, mask[i])
+            if not valid.any():
                 continue
-            alone, own, dalone = pulled(norm, params, x[i][real], cot[i][real])
-            np.testing.assert_allclose(y[i][real], alone, rtol=0, atol=1e-11)
-            np.testing.assert_allclose(dx[i][real], dalone, rtol=0, atol=1e-11)
+            alone, own, dalone = pulled(norm, params, x[i][valid], cot[i][valid])
+            np.testing.assert_allclose(y[i][valid], alone, rtol=0, atol=1e-11)
+            np.testing.assert_allclose(dx[i][valid], dalone, rtol=0, atol=1e-11)
             whole = jax.tree.map(np.add, whole, own)
         for name, leaf in whole.items():
             np.testing.assert_allclose(dparams[name], leaf, rtol=0, atol=1e-10)
@@ -136,7 +137,7 @@ def test_a_fully_masked_row_is_finite_and_has_no_gradient(norm):
         np.testing.assert_array_equal(leaf, 0)
 
 
-def test_a_mask_of_all_is_no_mask():
+def test_a_mask_of_true_equals_no_mask():
     x = jnp.asarray(drawn(2, 4, 6), jnp.float32)
     for norm in NORMS.values():
         params, _ = norm.init(KEY, x)
@@ -144,9 +145,9 @@ def test_a_mask_of_all_is_no_mask():
                                    rtol=1e-6, atol=1e-6)
 
 
-def test_the_mask_is_of_time_alone():
+def test_only_dims_1_takes_a_mask():
     x = jnp.ones((2, 3, 3, 4))
-    refused = {"segments"}  # by name, since they mix space
+    refused = {"segments"}  # only to raise: these layers mix positions
     for norm, side in ((dp.group_norm(2), refused), (dp.instance_norm(), refused),
                        (dp.group_norm(2, dims=0), frozenset())):
         assert norm.side == side
@@ -161,10 +162,10 @@ def test_the_mask_is_of_time_alone():
            x, mask=jnp.ones(3, bool))
 
 
-# Refusals.
+# Errors.
 
 
-def test_what_cannot_be_is_refused():
+def test_wrong_options_and_integers_raise():
     for groups in (0, -1, 2.0, True):
         with pytest.raises(dp.LayerError, match="groups as an int of at least 1"):
             dp.group_norm(groups)
@@ -179,7 +180,7 @@ def test_what_cannot_be_is_refused():
             make().init(KEY, jnp.ones((2, 2, 2, 4), jnp.int32))
 
 
-def test_parameters_of_another_number_of_channels_are_refused():
+def test_parameters_of_another_number_of_channels_raise():
     for norm in (dp.group_norm(1), dp.instance_norm()):
         params, _ = norm.init(KEY, jnp.ones((2, 2, 2, 1)))
         with pytest.raises(dp.LayerError, match="1 feature "):

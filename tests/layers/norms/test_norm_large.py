@@ -1,4 +1,4 @@
-"""Norms of numbers whose squares overflow or vanish, and of single numbers."""
+"""Norms of numbers whose squares overflow or underflow, and of single numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ EPS = 1e-5
 
 
 def standardized(x, axes, mean=True):
-    """The formula as it stands, by autodiff in float64."""
+    """The formula, in float64."""
     centered = x - x.mean(axes, keepdims=True) if mean else x
     return centered / jnp.sqrt((centered**2).mean(axes, keepdims=True) + EPS)
 
 
-# The layer, its mode, and the axes of its statistics on x of shape (3, 5, 4).
+# The layer, train, and the formula on x of shape (3, 5, 4).
 NORMS = {
     "layer_norm": (dp.layer_norm(), False, lambda x: standardized(x, -1)),
     "rms_norm": (dp.rms_norm(), False, lambda x: standardized(x, -1, mean=False)),
@@ -30,8 +30,8 @@ NORMS = {
 
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e5, 1e14, 1e20, 1e30])
-def test_the_size_of_numbers_costs_nothing(name, size):
-    """Value and gradient in float32 are those of the formula in float64."""
+def test_accuracy_is_independent_of_the_magnitude(name, size):
+    """Output and gradient in float32 equal those of the formula in float64."""
     norm, train, formula = NORMS[name]
     x, ct = drawn(3, 5, 4).clip(-2, 2), drawn(3, 5, 4, seed=1)
     narrow = (x * size).astype(np.float32)
@@ -47,7 +47,7 @@ def test_the_size_of_numbers_costs_nothing(name, size):
 
 
 @pytest.mark.parametrize("size", [1e20, 1e38])
-def test_four_large_numbers(size):
+def test_large_numbers_are_normalized(size):
     x = jnp.array([[3.0, 1.0, -1.0, -3.0]]) * size
     wanted = np.array([[3.0, 1.0, -1.0, -3.0]]) / 5**0.5
     for norm in (dp.layer_norm(), dp.rms_norm(), dp.group_norm(1, dims=0)):
@@ -56,8 +56,8 @@ def test_four_large_numbers(size):
 
 
 @pytest.mark.parametrize("norm", [dp.layer_norm(), dp.rms_norm()], ids=repr)
-def test_scaling_costs_no_bit(norm):
-    """Above 2**16 numbers are scaled by powers of two: of x alone, if eps is nothing beside it."""
+def test_scaling_by_powers_of_two_is_exact(norm):
+    """Numbers above 2**16 are scaled by powers of two, without rounding; eps is negligible here."""
     x = jnp.asarray(drawn(4, 7) * 2.0**14, jnp.float32)
     params, _ = norm.init(jax.random.key(0), x)
     wanted = np.asarray(norm(params, x))
@@ -66,7 +66,7 @@ def test_scaling_costs_no_bit(norm):
         np.testing.assert_array_equal(norm(params, x * 2.0**power), wanted)
 
 
-def test_a_constant_has_its_slope_where_eps_is_all_that_is_left():
+def test_the_gradient_at_a_large_constant_depends_on_eps():
     norm, x = dp.layer_norm(), jnp.full((1, 4), 2.0**60)
     params, _ = norm.init(jax.random.key(0), x)
     y, back = jax.vjp(lambda x: norm(params, x), x)
@@ -88,8 +88,8 @@ def test_the_running_statistics_of_large_numbers():
     (dp.layer_norm(), (3, 1)), (dp.instance_norm(), (2, 1, 1, 3)),
     (dp.instance_norm(dims=1), (2, 1, 3)), (dp.group_norm(3, dims=0), (2, 3)),
     (dp.group_norm(4), (2, 1, 1, 4))], ids=repr)
-def test_a_single_number_is_not_normalized(norm, shape):
-    """It would be the bias, whatever x is."""
+def test_a_single_number_raises(norm, shape):
+    """The output would be the bias for all x."""
     params = {"scale": jnp.ones(shape[-1]), "bias": jnp.ones(shape[-1])}
     for call in (lambda: norm(params, jnp.ones(shape)), lambda: norm.plan(jnp.ones(shape)),
                  lambda: dp.serial(norm).init(jax.random.key(0), jnp.ones(shape))):
@@ -97,14 +97,14 @@ def test_a_single_number_is_not_normalized(norm, shape):
             call()
 
 
-def test_the_sign_of_a_single_number_is_normalized():
+def test_rms_norm_of_a_single_number_is_its_sign():
     norm, x = dp.rms_norm(), jnp.array([[4.0], [-7.0]])
     params, _ = norm.init(jax.random.key(0), x)
     np.testing.assert_allclose(norm(params, x), [[1.0], [-1.0]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [dp.group_norm(2, dims=1), dp.instance_norm(dims=1)], ids=repr)
-def test_a_sequence_of_no_steps_has_no_gradient(norm):
+def test_an_empty_sequence_has_a_finite_gradient(norm):
     x = jnp.zeros((2, 0, 4))
     params, _ = norm.init(jax.random.key(0), jnp.ones((2, 3, 4)))
     y, slope = jax.value_and_grad(lambda params: norm(params, x).sum())(params)

@@ -1,4 +1,4 @@
-"""The cells against NumPy, gate by gate."""
+"""Cells against NumPy, gate by gate."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def sigmoid(x):
 
 
 def trees(gates, features=3, *, bias=True, own=False):
-    """Parameters and carry of a cell on x, out of random numbers."""
+    """Random parameters and carry of a cell on x."""
     params = {"input": {"kernel": drawn(4, gates * features, seed=1)},
               "hidden": {"kernel": drawn(features, gates * features, seed=2)}}
     if bias:
@@ -45,10 +45,10 @@ def lstm_step(params, carry, x):
 
 
 def gru_step(params, carry, x):
-    given = np.split(x @ params["input"]["kernel"] + params["input"].get("bias", 0), 3, -1)
-    held = np.split(carry["hidden"] @ params["hidden"]["kernel"], 3, -1)
-    r, z = sigmoid(given[0] + held[0]), sigmoid(given[1] + held[1])
-    n = np.tanh(given[2] + r * (held[2] + params["hidden"].get("bias", 0)))
+    wx = np.split(x @ params["input"]["kernel"] + params["input"].get("bias", 0), 3, -1)
+    uh = np.split(carry["hidden"] @ params["hidden"]["kernel"], 3, -1)
+    r, z = sigmoid(wx[0] + uh[0]), sigmoid(wx[1] + uh[1])
+    n = np.tanh(wx[2] + r * (uh[2] + params["hidden"].get("bias", 0)))
     return {"hidden": (1 - z) * n + z * carry["hidden"]}
 
 
@@ -76,7 +76,7 @@ def test_a_step_equals_the_formula(name, bias):
                 np.testing.assert_allclose(leaf, wanted[part], rtol=0, atol=1e-14)
 
 
-def test_the_activation_of_the_simple_cell_is_free():
+def test_the_activation_of_simple_rnn_is_used():
     net = dp.simple_rnn(64, activation=jax.nn.relu)
     params, _ = net.init(KEY, jnp.asarray(X))
     y = net(params, jnp.asarray(X))
@@ -84,7 +84,7 @@ def test_the_activation_of_the_simple_cell_is_free():
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_leading_axes_are_examples_and_dtypes_are_kept(name):
+def test_leading_axes_are_batch_axes_and_dtypes_are_kept(name):
     net = CELLS[name][0](3)
     x = jnp.asarray(drawn(2, 3, 4), jnp.bfloat16)
     params = params_of(net, x)
@@ -100,7 +100,7 @@ def test_leading_axes_are_examples_and_dtypes_are_kept(name):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_how_a_cell_begins(name):
+def test_the_initial_parameters(name):
     make, gates = CELLS[name]
     params = params_of(make(5), jnp.ones((2, 4)))
     squares = jnp.split(params["hidden"]["kernel"], gates, -1)
@@ -124,7 +124,7 @@ def test_how_a_cell_begins(name):
         np.testing.assert_array_equal(same["hidden"]["bias"], 1)
 
 
-def test_two_products_are_all():
+def test_a_step_has_two_matrix_products():
     for make, _ in CELLS.values():
         params = params_of(make(3), jnp.ones((2, 4)))
         text = str(jax.make_jaxpr(make(3).apply)(params, {}, jnp.ones((2, 4))))

@@ -1,4 +1,4 @@
-"""Recurrence equals the loop over time that it stands for, in all its directions and wrappings."""
+"""Recurrence against a Python loop over time, in both directions and inside wrappers."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ HOLES = jnp.array([[True, False, True, True, False], [False] * 5, [False, True, 
 
 
 def counter():
-    """Counts its calls: what it carries is one number for all examples."""
+    """A cell that counts its calls; its carry is one number for all examples."""
 
     def apply(params, state, x, *, key=None, train=False):
         count = state.get("count", 0) + jnp.ones((), x.dtype)
@@ -55,7 +55,7 @@ def begun(net, params, x, **side):
 
 
 def looped(cell, params, x, mask=None, *, backwards=False):
-    """One row of x at a time, over its real steps alone."""
+    """One row of x at a time, over its valid steps."""
     run = jax.jit(cell.apply)
     first = begun(cell, params, x[:1, 0])
     y = np.zeros((*x.shape[:2], cell.plan(x[:, 0]).y.shape[-1]), x.dtype)
@@ -69,7 +69,7 @@ def looped(cell, params, x, mask=None, *, backwards=False):
 
 @pytest.mark.parametrize("name", [pytest.param(
     name, marks=[pytest.mark.slow] * (name in ("copies", "shared"))) for name in CELLS])
-def test_it_equals_a_loop_over_the_real_steps_of_each_row(name):
+def test_recurrent_equals_a_loop_over_the_valid_steps_of_each_row(name):
     net, cell = dp.recurrent(CELLS[name]), CELLS[name]
     params = params_of(net, SERIES)
     same(params, params_of(cell, SERIES[:, 0]))
@@ -88,7 +88,7 @@ def test_it_equals_a_loop_over_the_real_steps_of_each_row(name):
 
 
 @pytest.mark.parametrize("mask", [None, PACKED], ids=["all", "packed"])
-def test_backwards_begins_at_the_end_of_each_row(mask):
+def test_reverse_starts_at_the_last_valid_step_of_each_row(mask):
     cell = dp.lstm(3)
     params = params_of(cell, SERIES[:, 0])
     back = dp.recurrent(cell, reverse=True)
@@ -102,7 +102,7 @@ def test_backwards_begins_at_the_end_of_each_row(mask):
         close(part, looped(cell, drawn[way], SERIES, mask, backwards=way == "backward"))
 
 
-def test_a_mask_of_examples_and_one_of_steps():
+def test_a_mask_of_examples_masks_all_their_steps():
     net = dp.recurrent(dp.gru(3))
     params = params_of(net, SERIES)
     y = net(params, SERIES, mask=jnp.array([True, False, True]))
@@ -153,19 +153,19 @@ def test_an_initial_carry_is_a_streaming_state_and_has_gradients():
     same(kept["hidden"][2], given["hidden"][2])
 
 
-def test_a_decoder_with_attention_streams_without_its_memory():
+def test_a_decoder_with_attention_streams_without_passing_memory_again():
     net, memory = dp.recurrent(decoder), jnp.asarray(drawn(3, 6, 2, seed=1), jnp.float32)
-    hidden = jnp.arange(6) < jnp.array([[6], [2], [4]])
+    memory_mask = jnp.arange(6) < jnp.array([[6], [2], [4]])
     params = params_of(net, SERIES, memory=memory)
     run = jax.jit(net.apply)
-    whole, _ = run(params, {}, SERIES, memory=memory, memory_mask=hidden, mask=HOLES)
-    state = begun(net, params, SERIES, memory=memory, memory_mask=hidden)
+    whole, _ = run(params, {}, SERIES, memory=memory, memory_mask=memory_mask, mask=HOLES)
+    state = begun(net, params, SERIES, memory=memory, memory_mask=memory_mask)
     first, state = run(params, state, SERIES[:, :2], mask=HOLES[:, :2])
     second, _ = run(params, state, SERIES[:, 2:], mask=HOLES[:, 2:])
     close(jnp.concatenate([first, second], 1), whole)
 
 
-def test_each_step_has_a_key_of_its_own():
+def test_each_step_has_its_own_key():
     cell = dataclasses.replace(dp.dropout(0.5), start=lambda *_, **__: {})
     net, ones = dp.recurrent(cell), jnp.ones((2, 4, 50))
     y, _ = net.apply({}, {}, ones, key=KEY, train=True)
@@ -178,7 +178,7 @@ def test_each_step_has_a_key_of_its_own():
     same(net({}, ones), ones)
 
 
-def test_tokens_and_trees_are_sequences_too():
+def test_tokens_and_pytrees_are_sequences_too():
     ids = jnp.array([[1, 0, 2], [2, 2, 0]])
     net = dp.recurrent(dp.serial(dp.one_hot(3), dp.gru(2)))
     params = params_of(net, ids)
@@ -195,17 +195,17 @@ def test_tokens_and_trees_are_sequences_too():
     dp.serial(jnp.tanh), dp.dropout(0.5), dp.linear(4) >> jnp.tanh, dp.repeat(2, dp.linear(4))],
     ids=repr)
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"bidirectional": True}], ids=str)
-def test_a_cell_without_memory_is_refused(cell, options):
+def test_a_cell_without_start_raises(cell, options):
     error = refused(dp.recurrent, cell, **options)
-    assert error.wants == "a cell that carries something from step to step"
+    assert error.wants == "a cell that carries a state from step to step"
     assert "docs/cells.md" in error.remedy
 
 
-def test_there_may_be_no_steps():
+def test_a_sequence_may_be_empty():
     assert dp.recurrent(dp.gru(2)).plan(jnp.ones((2, 0, 3))).y.shape == (2, 0, 2)
 
 
-def test_only_what_is_needed_is_computed():
+def test_the_program_is_that_of_a_plain_scan():
     def plain(params, x):
         def step(carry, x):
             y, carry = dp.lstm(3).apply(params, carry, x)
@@ -224,7 +224,7 @@ def test_only_what_is_needed_is_computed():
 
 
 @pytest.mark.slow
-def test_a_summary_counts_every_step():
+def test_the_summary_counts_every_step():
     for cell in (dp.lstm(3), CELLS["chain"], dp.residual(dp.gru(4))):
         for ways in ({}, {"bidirectional": True}, {"reverse": True}):
             net = dp.recurrent(cell, **ways)
@@ -239,10 +239,10 @@ def test_a_summary_counts_every_step():
     assert rows[""].output.shape == (3, 5, 4) and rows["gru_0"].output.shape == (3, 4)
     fields = {row.path: row.field for row in dp.summary(dp.serial(
         dp.conv(4, 3, dims=1), dp.recurrent(dp.gru(4)), dp.conv(4, 3, dims=1)), SERIES).rows}
-    assert fields["conv_0"] and fields["conv_1"] is None  # which sees all that came before
+    assert fields["conv_0"] and fields["conv_1"] is None  # its field is the whole past
 
 
-def test_surgery_reaches_into_both_directions():
+def test_replace_reaches_into_both_directions():
     net = dp.recurrent(dp.linear(3) >> dp.gru(3), bidirectional=True)
     changed = dp.replace(net, "*/gru_0", dp.lstm(2))
     assert repr(changed) == "recurrent(serial(linear(3), lstm(2)), bidirectional=True)"
@@ -259,14 +259,14 @@ def test_surgery_reaches_into_both_directions():
 GRU = dp.serial(at=dp.recurrent(dp.gru(2)))
 
 
-def test_a_carry_without_examples_takes_no_mask_and_needs_none():
+def test_a_carry_without_a_batch_axis_takes_no_mask():
     net = dp.recurrent(counter())
     close(net({}, SERIES)[:, :, 0], jnp.broadcast_to(jnp.arange(1.0, 6), (3, 5)))
-    with pytest.raises(dp.LayerError, match="every part has one axis of examples"):
+    with pytest.raises(dp.LayerError, match="a batch axis in each leaf"):
         net({}, SERIES, mask=PACKED)
 
 
-def test_the_carry_keeps_the_precision_of_its_cell():
+def test_the_carry_has_the_dtype_of_its_cell():
     net = dp.recurrent(dp.mixed(dp.lstm(3), jnp.bfloat16))
     params = params_of(net, SERIES)
     state = net.start(params, {}, SERIES, length=5)
@@ -278,7 +278,7 @@ def test_the_carry_keeps_the_precision_of_its_cell():
 
 
 def stepwise(layer):
-    """The layer on one step of a sequence, whose first axis is that of examples."""
+    """The layer on one step (batch, ...) of a sequence."""
     return dp.serial(lambda x: x[:, None], layer, lambda y: y[:, 0])
 
 
@@ -287,7 +287,7 @@ def stepwise(layer):
     dp.residual(dp.conv(4, 2, dims=1, padding="CAUSAL")) >> dp.gru(2),
     dp.repeat(2, dp.learned_positions(5)),
     dp.self_attention(1, causal=True, window=3, rotary=dp.rotary())], ids=repr)
-def test_a_cell_that_mixes_examples_is_refused_and_one_that_sees_one_step_is_not(layer):
+def test_a_cell_that_mixes_examples_raises_and_its_stepwise_form_does_not(layer):
     net = dp.recurrent(layer)
     error = refused(net.plan, SERIES)
     assert error.wants == "a cell that keeps examples apart"
@@ -300,12 +300,13 @@ def test_a_cell_that_mixes_examples_is_refused_and_one_that_sees_one_step_is_not
     close(jax.jit(net)(params, SERIES), jax.jit(whole)(inner, SERIES))
 
 
-def test_copies_are_no_examples_even_if_as_many():
+def test_an_axis_of_copies_as_long_as_the_batch_raises():
     net = dp.recurrent(dp.ensemble(3, dp.gru(2)))
-    assert refused(net.plan, SERIES).wants == "a cell that gives (3, ...), the examples first"
+    error = refused(net.plan, SERIES)
+    assert error.wants == "a cell that returns (3, ...), with the batch axis first"
 
 
-def test_a_side_input_of_all_examples_may_be_as_long_as_the_batch():
+def test_a_side_input_without_a_batch_axis_may_be_as_long_as_the_batch():
     net = dp.recurrent(dp.hyper(dp.gru(2), dp.linear(4)))
     condition = jnp.asarray(drawn(3, seed=2), jnp.float32)
     params, _ = net.init(KEY, SERIES, condition=condition)

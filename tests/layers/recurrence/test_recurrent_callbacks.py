@@ -1,4 +1,4 @@
-"""A cell runs as often as there are steps: never on zeros that nobody gave it."""
+"""A cell runs once for each step, and never on zeros in place of an input."""
 
 import functools
 
@@ -61,7 +61,7 @@ def test_a_cell_runs_once_for_each_step(options, side, calls):
     jax.jit(noting), *(pytest.param(f, marks=pytest.mark.slow) for f in (
         noting, noting_in_order, noting_purely, noting_by_result))], ids=[
     "jitted", "debug", "in order", "pure", "by result"])
-def test_no_callback_runs_to_find_the_first_carry(callback):
+def test_no_callback_runs_for_the_initial_carry(callback):
     cell = dp.repeat(2, dp.serial(callback, dp.simple_rnn(2)))
     net, params = made(cell)
     assert counted(lambda: net(params, X)) == 6
@@ -77,7 +77,7 @@ def test_a_stream_runs_a_cell_once_for_each_step():
         :, :2])) == 2
 
 
-def test_no_nan_is_found_in_zeros_that_never_were():
+def test_the_initial_carry_is_not_computed_from_zeros():
     net, params = made(dp.serial(lambda x: x / jnp.sum(x, -1, keepdims=True), dp.simple_rnn(2)))
     with jax.debug_nans(True):
         net.start(params, {}, X, length=3)
@@ -86,7 +86,7 @@ def test_no_nan_is_found_in_zeros_that_never_were():
             net(params, 0 * X)
 
 
-def test_the_first_carry_still_depends_on_parameters_and_side_inputs():
+def test_the_initial_carry_depends_on_parameters_and_side_inputs():
     def start(params, state, x, *, length, context):
         return {"sum": params["scale"] * context}
 

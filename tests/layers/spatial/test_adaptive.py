@@ -18,8 +18,8 @@ def naive(reduce, x, size):
     """Window i of an axis covers ``floor(i * H / n)`` to ``ceil((i + 1) * H / n)``."""
     y = np.zeros((x.shape[0], *size, x.shape[-1]))
     for p in np.ndindex(*size):
-        window = tuple(slice(math.floor(i * side / n), math.ceil((i + 1) * side / n))
-                       for i, side, n in zip(p, x.shape[1:-1], size, strict=True))
+        window = tuple(slice(math.floor(i * length / n), math.ceil((i + 1) * length / n))
+                       for i, length, n in zip(p, x.shape[1:-1], size, strict=True))
         y[(slice(None), *p)] = reduce(
             x[(slice(None), *window)], axis=tuple(range(1, x.ndim - 1)))
     return y
@@ -29,7 +29,7 @@ def naive(reduce, x, size):
 @pytest.mark.parametrize(("space", "size"), [
     ((7,), (3,)), ((3,), (7,)), ((6,), (3,)), ((1,), (4,)), ((5,), (1,)), ((6, 5), (4, 2)),
     ((2, 9), (3, 9)), ((3, 4, 5), (2, 4, 3))], ids=str)
-def test_they_equal_loops(kind, space, size):
+def test_adaptive_pools_equal_loops(kind, space, size):
     pool, reduce = KINDS[kind]
     x = drawn(2, *space, 3)
     wanted = naive(reduce, x, size)
@@ -56,7 +56,7 @@ def test_one_window_is_the_global_pool():
         np.testing.assert_allclose(pool(1)({}, x)[:, 0, 0], whole()({}, x), rtol=1e-5, atol=1e-6)
 
 
-def test_infinity_stays_in_its_windows():
+def test_infinity_does_not_reach_other_windows():
     x = jnp.array([jnp.inf, 1.0, 2.0, 3.0])[:, None]
     assert dp.adaptive_avg_pool(2, dims=1)({}, x)[:, 0].tolist() == [np.inf, 2.5]
 
@@ -76,7 +76,7 @@ def test_integers_have_maxima_and_no_mean():
            dp.adaptive_avg_pool(2, dims=1).plan, x)
 
 
-def test_what_cannot_be_is_refused():
+def test_wrong_sizes_and_streams_raise():
     for pool in (dp.adaptive_avg_pool, dp.adaptive_max_pool):
         expect("", f"{pool.__name__}(0): wants size as a positive int or a tuple of 2, got 0",
                pool, 0)

@@ -15,21 +15,21 @@ def naive(x, kernel, stride, pads, dilation, groups=1):
     """``y[p] = sum_q x[stride * p + dilation * q] @ kernel[q]``; x is (batch, *space, channels)."""
     sizes, features = kernel.shape[:-2], kernel.shape[-1]
     x = np.pad(x, [(0, 0), *pads, (0, 0)])
-    starts = [range(0, side - d * (size - 1), s)
-              for side, size, s, d in zip(x.shape[1:-1], sizes, stride, dilation, strict=True)]
-    inside, outside = x.shape[-1] // groups, features // groups
+    starts = [range(0, length - d * (size - 1), s)
+              for length, size, s, d in zip(x.shape[1:-1], sizes, stride, dilation, strict=True)]
+    inputs, outputs = x.shape[-1] // groups, features // groups
     y = np.zeros((x.shape[0], *map(len, starts), features))
     for p in np.ndindex(*y.shape[1:-1]):
         for q in np.ndindex(*sizes):
             at = tuple(s[i] + d * j for s, i, d, j in zip(starts, p, dilation, q, strict=True))
             for g in range(groups):
-                seen = x[(slice(None), *at, slice(g * inside, (g + 1) * inside))]
-                out = slice(g * outside, (g + 1) * outside)
-                y[(slice(None), *p, out)] += seen @ kernel[q][:, out]
+                part = x[(slice(None), *at, slice(g * inputs, (g + 1) * inputs))]
+                out = slice(g * outputs, (g + 1) * outputs)
+                y[(slice(None), *p, out)] += part @ kernel[q][:, out]
     return y
 
 
-def test_the_letter_under_a_sobel_filter():
+def test_sobel_filter_of_a_letter():
     rows = ["00000000", "00000110", "01111110", "01111110",
             "01111110", "00111000", "00111000", "00000000"]
     x = jnp.array([[float(bit) for bit in row] for row in rows])[..., None]
@@ -42,7 +42,7 @@ def test_the_letter_under_a_sobel_filter():
 
 @pytest.mark.parametrize(
     ("mode", "padding"), [("valid", "VALID"), ("full", 3), ("full", ((3, 3),))])
-def test_a_flipped_kernel_gives_numpy_convolve(mode, padding):
+def test_a_flipped_kernel_equals_numpy_convolve(mode, padding):
     x, kernel = drawn(9), drawn(4, seed=1)
     net = dp.conv(1, 4, dims=1, padding=padding, bias=False)
     with jax.enable_x64(True):
@@ -53,40 +53,43 @@ def test_a_flipped_kernel_gives_numpy_convolve(mode, padding):
 
 @pytest.mark.parametrize(
     ("space", "size", "stride"), [((7,), (3,), (1,)), ((8,), (3,), (2,)), ((5, 4), (3, 2), (2, 1))])
-def test_it_is_linear_with_a_toeplitz_matrix(space, size, stride):
+def test_conv_equals_linear_with_a_toeplitz_matrix(space, size, stride):
     channels, features = 2, 3
     kernel, bias = drawn(*size, channels, features, seed=1), drawn(features, seed=2)
-    places = tuple((h - k) // s + 1 for h, k, s in zip(space, size, stride, strict=True))
-    matrix = np.zeros((*space, channels, *places, features))
-    for p in np.ndindex(*places):
+    positions = tuple((h - k) // s + 1 for h, k, s in zip(space, size, stride, strict=True))
+    matrix = np.zeros((*space, channels, *positions, features))
+    for p in np.ndindex(*positions):
         for q in np.ndindex(*size):
             at = tuple(s * i + j for s, i, j in zip(stride, p, q, strict=True))
             for c, f in itertools.product(range(channels), range(features)):
                 matrix[(*at, c, *p, f)] = kernel[(*q, c, f)]
-    outputs = int(np.prod(places)) * features
+    outputs = int(np.prod(positions)) * features
     with jax.enable_x64(True):
         x = jnp.asarray(drawn(2, *space, channels))
         net = dp.conv(features, size, stride=stride, padding="VALID")
         y = net({"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}, x)
         flat = {"kernel": jnp.asarray(matrix.reshape(-1, outputs)),
-                "bias": jnp.asarray(np.tile(bias, int(np.prod(places))))}
-        same = dp.linear(outputs)(flat, x.reshape(2, -1)).reshape(2, *places, features)
+                "bias": jnp.asarray(np.tile(bias, int(np.prod(positions))))}
+        same = dp.linear(outputs)(flat, x.reshape(2, -1)).reshape(2, *positions, features)
         assert y.shape == same.shape
         np.testing.assert_allclose(y, same, rtol=0, atol=1e-12)
 
 
-def test_output_sizes_follow_the_formula():
-    for pad, size, stride, dilation in itertools.product((0, 1, 3), (1, 2, 3), (1, 2, 3), (1, 2)):
-        net = dp.conv(1, size, dims=1, padding=pad, stride=stride, dilation=dilation)
-        for length in (3, 5, 6, 7):
-            x = jax.ShapeDtypeStruct((length, 1), jnp.float32)
-            extent = dilation * (size - 1) + 1
-            if length + 2 * pad < extent:
-                with pytest.raises(dp.LayerError, match="at least as large"):
-                    net.plan(x)
-            else:
-                wanted = (length + 2 * pad - extent) // stride + 1
-                assert net.plan(x).y.shape == (wanted, 1), (length, pad, size, stride, dilation)
+@pytest.mark.parametrize("pad", [0, 1, 3])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_output_sizes_follow_the_formula(pad, size, stride, dilation):
+    net = dp.conv(1, size, dims=1, padding=pad, stride=stride, dilation=dilation)
+    extent = dilation * (size - 1) + 1
+    for length in (3, 5, 6, 7):
+        x = jax.ShapeDtypeStruct((length, 1), jnp.float32)
+        if length + 2 * pad < extent:
+            with pytest.raises(dp.LayerError, match="at least as large"):
+                net.plan(x)
+        else:
+            wanted = (length + 2 * pad - extent) // stride + 1
+            assert net.plan(x).y.shape == (wanted, 1), length
 
 
 CASES = {
@@ -103,7 +106,7 @@ CASES = {
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("name", CASES)
-def test_it_equals_loops(name, groups):
+def test_conv_equals_loops(name, groups):
     space, size, options = CASES[name]
     dims = len(size)
     x, kernel = drawn(2, *space, 4), drawn(*size, 4 // groups, 8, seed=1)
@@ -115,7 +118,7 @@ def test_it_equals_loops(name, groups):
     computes(net, {"kernel": kernel, "bias": bias}, x, wanted)
 
 
-def test_one_number_stands_for_every_axis():
+def test_an_int_sets_all_axes():
     x, kernel = drawn(1, 7, 8, 2), drawn(2, 2, 2, 3, seed=1)
     net = dp.conv(3, 2, stride=2, padding=1, dilation=3, bias=False)
     wanted = naive(x, kernel, (2, 2), ((1, 1), (1, 1)), (3, 3))
@@ -144,7 +147,7 @@ def test_same_keeps_the_size(size, dilation):
         assert net.plan(x).y.shape == (2, height, width, 3)
 
 
-def test_same_pads_evenly_and_more_behind():
+def test_same_pads_evenly_with_the_rest_at_the_end():
     x, kernel = drawn(1, 7, 6, 1), drawn(4, 3, 1, 1, seed=1)
     with jax.enable_x64(True):
         given = {"kernel": jnp.asarray(kernel)}
@@ -169,7 +172,7 @@ def test_the_default_kernel_keeps_the_variance():
     assert abs(float(jnp.var(params["kernel"])) * 9 * 20 - 1) < 0.05
 
 
-def test_bfloat16_comes_out_of_float32_parameters():
+def test_bfloat16_input_has_float32_parameters_and_bfloat16_output():
     x = jnp.asarray(drawn(1, 5, 5, 2), jnp.bfloat16)
     net, kernel = dp.conv(3, 3, bias=False), drawn(3, 3, 2, 3, seed=1)
     assert net.plan(x).params["kernel"].dtype == jnp.float32
@@ -179,42 +182,53 @@ def test_bfloat16_comes_out_of_float32_parameters():
     np.testing.assert_allclose(np.asarray(y, np.float64), wide, rtol=0.05, atol=0.15)
 
 
-def test_what_cannot_be_is_refused():
+def test_features_that_no_groups_divide_raise():
     with pytest.raises(dp.LayerError, match="2 equal groups"):
         dp.conv(3, 3, groups=2)
-    with pytest.raises(dp.LayerError, match="2 equal groups"):
-        dp.conv(4, 3, groups=2).plan(jnp.ones((5, 5, 3)))
-    with pytest.raises(dp.LayerError, match="at least 3 axes"):
-        dp.conv(4, 3).plan(jnp.ones((5, 5)))
-    with pytest.raises(dp.LayerError, match="floating-point"):
-        dp.conv(4, 3).plan(jnp.ones((5, 5, 1), jnp.int32))
-    for wrong in (dict(stride=0), dict(stride=(1,)), dict(dilation=1.0), dict(padding="same"),
-                  dict(padding=-1), dict(padding=((1, 1),)), dict(padding=((1, -1), (0, 0)))):
-        with pytest.raises(dp.LayerError):
-            dp.conv(4, 3, **wrong)
-    for size in (0, (3, 3, 3, 3), (3, -1), ()):
-        with pytest.raises(dp.LayerError):
-            dp.conv(4, size)
+
+
+@pytest.mark.parametrize(("options", "x", "message"), [
+    ({"groups": 2}, jnp.ones((5, 5, 3)), "2 equal groups"),
+    ({}, jnp.ones((5, 5)), "at least 3 axes"),
+    ({}, jnp.ones((5, 5, 1), jnp.int32), "floating-point"),
+], ids=["groups", "axes", "dtype"])
+def test_wrong_input_raises(options, x, message):
+    with pytest.raises(dp.LayerError, match=message):
+        dp.conv(4, 3, **options).plan(x)
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(stride=0), dict(stride=(1,)), dict(dilation=1.0), dict(padding="same"), dict(padding=-1),
+    dict(padding=((1, 1),)), dict(padding=((1, -1), (0, 0)))], ids=str)
+def test_wrong_options_raise(wrong):
+    with pytest.raises(dp.LayerError):
+        dp.conv(4, 3, **wrong)
+
+
+@pytest.mark.parametrize("size", [0, (3, 3, 3, 3), (3, -1), ()], ids=str)
+def test_a_wrong_size_raises(size):
+    with pytest.raises(dp.LayerError):
+        dp.conv(4, size)
 
 
 @pytest.mark.parametrize(("mode", "in_numpy"), [
     ("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap"), ("zeros", "constant")])
-def test_padding_modes_are_those_of_numpy(mode, in_numpy):
+@pytest.mark.parametrize(("padding", "stride", "pairs"), [
+    (2, 1, ((2, 2), (2, 2))), (((3, 0), (1, 2)), 2, ((3, 0), (1, 2))),
+    ("SAME", 1, ((1, 1), (0, 1))), ("SAME", 2, ((1, 1), (0, 0))), ("VALID", 1, ((0, 0), (0, 0))),
+], ids=str)
+def test_padding_modes_equal_numpy(mode, in_numpy, padding, stride, pairs):
     x, kernel = drawn(2, 5, 4, 2), drawn(3, 2, 2, 3, seed=1)
-    # padding -> stride, and the pairs that it means
-    for padding, stride, pads in ((2, 1, ((2, 2), (2, 2))), (((3, 0), (1, 2)), 2, ((3, 0), (1, 2))),
-                                  ("SAME", 1, ((1, 1), (0, 1))), ("SAME", 2, ((1, 1), (0, 0))),
-                                  ("VALID", 1, ((0, 0), (0, 0)))):
-        wide = np.pad(x, [(0, 0), *pads, (0, 0)], mode=in_numpy)
-        wanted = naive(wide, kernel, (stride, stride), ((0, 0), (0, 0)), (1, 1))
-        net = dp.conv(3, (3, 2), stride=stride, padding=padding, padding_mode=mode, bias=False)
-        with jax.enable_x64(True):
-            y = net({"kernel": jnp.asarray(kernel)}, jnp.asarray(x))
-            assert y.shape == wanted.shape
-            np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
+    wide = np.pad(x, [(0, 0), *pairs, (0, 0)], mode=in_numpy)
+    wanted = naive(wide, kernel, (stride, stride), ((0, 0), (0, 0)), (1, 1))
+    net = dp.conv(3, (3, 2), stride=stride, padding=padding, padding_mode=mode, bias=False)
+    with jax.enable_x64(True):
+        y = net({"kernel": jnp.asarray(kernel)}, jnp.asarray(x))
+        assert y.shape == wanted.shape
+        np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
 
 
-def test_a_ring_does_not_care_where_it_begins():
+def test_circular_padding_commutes_with_rolling():
     net = dp.conv(3, 4, dims=1, padding_mode="circular", dilation=2)
     x = jnp.asarray(drawn(2, 7, 2))
     params, _ = net.init(KEY, x)
@@ -247,7 +261,7 @@ def test_the_default_depthwise_kernel_keeps_the_variance():
     dp.conv(3, 3, dims=1), dp.conv(3, 2, dims=1, padding="CAUSAL"), dp.depthwise_conv(3, dims=1),
     dp.conv(3, 3, dims=1, padding="VALID", padding_mode="circular") >> (
         lambda y: jnp.pad(y, ((0, 0), (1, 1), (0, 0))))], ids=repr)
-def test_nothing_in_the_padding_reaches_a_real_place(net):
+def test_masked_steps_do_not_reach_valid_steps(net):
     mask = jnp.array([[True, True, False, False, True], [False, True, True, True, True]])
     x = jnp.asarray(drawn(2, 5, 2))
     params, _ = net.init(KEY, x)
@@ -256,7 +270,7 @@ def test_nothing_in_the_padding_reaches_a_real_place(net):
     grads = jax.jit(jax.grad(lambda p, x: net(p, x, mask=mask).sum(), (0, 1)))(params, broken)
     assert not dp.tree.nonfinite(grads)
     assert not grads[1][~mask].any() and grads[1][mask].all()
-    whole = jnp.array([True, False])  # a mask may leave out the axis of time
+    whole = jnp.array([True, False])  # a mask of examples
     close(net(params, x, mask=whole), net(params, x * whole[:, None, None]))
 
 
@@ -265,7 +279,7 @@ def test_images_take_no_mask():
         dp.conv(3, 3).plan(jnp.ones((2, 5, 5, 1)), mask=jnp.ones(2, bool))
 
 
-def test_every_padding_mode_has_its_own_room():
+def test_each_padding_mode_has_its_own_limit():
     x = jnp.ones((1, 5, 3, 1))
     assert dp.conv(2, 3, padding=((4, 0), (2, 2)), padding_mode="reflect").plan(x).y.shape
     assert dp.conv(2, 3, padding=3, padding_mode="circular").plan(x).y.shape

@@ -1,4 +1,4 @@
-"""Causal convolution: nothing depends on the future, and chunk by chunk equals all at once."""
+"""Causal convolution: outputs depend on the past alone, and a stream equals the whole sequence."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ STRIDES = {"stride": 2, "stride beyond the kernel": 4, "stride and dilation": 3,
 
 
 def naive(x, kernel, stride, dilation):
-    """``y[p] = sum_q x[stride * p - dilation * q] @ kernel[size - 1 - q]`` over what is there."""
+    """``y[p] = sum_q x[stride * p - dilation * q] @ kernel[size - 1 - q]`` with zeros before x."""
     y = np.zeros((x.shape[0], -(-x.shape[1] // stride), kernel.shape[-1]))
     for p in range(y.shape[1]):
         for q in range(len(kernel)):
@@ -47,7 +47,7 @@ def naive(x, kernel, stride, dilation):
 
 @pytest.mark.parametrize(("size", "stride", "dilation"), [
     (1, 1, 1), (2, 1, 1), (3, 1, 2), (4, 3, 1), (2, 3, 5), (2, 2, 9)])
-def test_it_equals_loops(size, stride, dilation):
+def test_causal_conv_equals_loops(size, stride, dilation):
     x, kernel = np.asarray(SERIES[:, :7]), np.asarray(jax.random.normal(KEY, (size, 4, 3)))
     net = dp.conv(3, size, dims=1, padding="CAUSAL", stride=stride, dilation=dilation, bias=False)
     y = net({"kernel": jnp.asarray(kernel)}, jnp.asarray(x))
@@ -55,7 +55,7 @@ def test_it_equals_loops(size, stride, dilation):
 
 
 def streamed(net, params, x, sizes, mask=None):
-    """The outputs of x in chunks of the given sizes, whose state keeps its form."""
+    """The outputs of x in chunks of the given sizes; the state keeps its shapes and dtypes."""
     state = net.start(params, {}, x[:, : sizes[0]], length=x.shape[1])
     structure = jax.tree.map(lambda a: (a.shape, a.dtype), state)
     chunks, at, apply = [], 0, jax.jit(net.apply)
@@ -71,7 +71,7 @@ def streamed(net, params, x, sizes, mask=None):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_chunk_by_chunk_equals_all_at_once(name):
+def test_a_stream_equals_the_whole_sequence(name):
     net, k = LAYERS[name], STRIDES.get(name, 1)
     params, _ = net.init(KEY, SERIES)
     for mask, sizes in ((None, (k,) * (12 // k)), (MASK, (k, 12 - k)), (MASK, (12 - 2 * k, k, k))):
@@ -80,7 +80,7 @@ def test_chunk_by_chunk_equals_all_at_once(name):
 
 
 @pytest.mark.parametrize("name", ["dilated", "stride", "in a program"])
-def test_gradients_in_chunks_equal_those_at_once(name):
+def test_gradients_of_a_stream_equal_those_of_the_whole_sequence(name):
     net, k = LAYERS[name], STRIDES.get(name, 1)
     params, _ = net.init(KEY, SERIES)
     once = lambda params, x: jnp.sum(jnp.sin(net(params, x, mask=MASK)))  # noqa: E731
@@ -90,7 +90,7 @@ def test_gradients_in_chunks_equal_those_at_once(name):
         close(*(jax.jit(jax.grad(f, (0, 1)))(params, SERIES) for f in (parts, once)))
 
 
-def test_the_past_is_kept_in_the_dtype_of_x_and_cleared():
+def test_the_past_has_the_dtype_of_x_and_zeros_at_masked_steps():
     net = LAYERS["dilated"]
     params, _ = net.init(KEY, SERIES)
     x = SERIES.astype(jnp.bfloat16)
@@ -114,7 +114,7 @@ def test_batch_axes_are_free():
         close(jnp.concatenate([first, second], -2), net(params, x))
 
 
-def test_what_looks_ahead_cannot_stream():
+def test_other_padding_than_causal_cannot_stream():
     for layer in (dp.conv(3, 3, dims=1), dp.conv(3, 3, dims=1, padding="VALID"),
                   dp.depthwise_conv(3, dims=1, padding=((2, 0),))):
         params, _ = layer.init(KEY, SERIES)
@@ -123,7 +123,7 @@ def test_what_looks_ahead_cannot_stream():
 
 
 def test_a_stream_keeps_the_dtypes_of_its_chunks_and_of_its_past():
-    """What was started in float32 takes narrower chunks as they are; a wider one is refused."""
+    """A stream started in float32 takes narrower chunks; a wider chunk than at the start raises."""
     net, x = dp.conv(2, 3, dims=1, padding="CAUSAL"), jax.random.normal(KEY, (1, 6, 2))
     params, _ = net.init(KEY, x)
     short = x.astype(jnp.bfloat16)

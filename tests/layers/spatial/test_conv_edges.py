@@ -1,4 +1,4 @@
-"""Padding beyond the kernel and beyond x: no padding that XLA is handed is negative."""
+"""Padding larger than the kernel and x: XLA gets no negative padding."""
 
 import itertools
 
@@ -13,7 +13,7 @@ import diffprog as dp
 
 
 def loops(x, kernel, ct, stride, pad, dilation):
-    """Of `conv` over one axis the output, and the gradients by x and kernel, entry by entry."""
+    """Output of `conv` over one axis, and gradients by x and kernel, entry by entry."""
     size, features = kernel.shape[0], kernel.shape[-1]
     count = (x.shape[1] + sum(pad) - dilation * (size - 1) - 1) // stride + 1
     y = np.zeros((len(x), count, features))
@@ -28,7 +28,7 @@ def loops(x, kernel, ct, stride, pad, dilation):
 
 
 def transposed(x, kernel, ct, stride, pad, extra, dilation):
-    """The same of `conv_transpose`."""
+    """The same for `conv_transpose`."""
     size, features = kernel.shape[0], kernel.shape[-1]
     count = (x.shape[1] - 1) * stride + dilation * (size - 1) + 1 + extra - sum(pad)
     y = np.zeros((len(x), count, features))
@@ -43,7 +43,7 @@ def transposed(x, kernel, ct, stride, pad, extra, dilation):
 
 
 def agree(net, x, kernel, reference):
-    """Compare output and gradients in float32, where XLA has a program of its own."""
+    """Compare output and gradients in float32, for which XLA has its own program."""
     run = lambda x, kernel: net({"kernel": kernel}, x)  # noqa: E731
     given = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
     ct = drawn(*jax.eval_shape(run, *given).shape, seed=2)
@@ -66,29 +66,29 @@ SIZES = [(1, 2), (2, 3), (3, 1), *(
 
 
 @pytest.mark.parametrize(("size", "stride"), SIZES)
-def test_any_padding_equals_loops(size, stride):
-    for side, dilation, pad in itertools.product((1, 6), (1, 2), PADS):
-        if side + sum(pad) < dilation * (size - 1) + 1:
+def test_any_padding_of_conv_equals_loops(size, stride):
+    for length, dilation, pad in itertools.product((1, 6), (1, 2), PADS):
+        if length + sum(pad) < dilation * (size - 1) + 1:
             continue
         net = dp.conv(3, size, dims=1, stride=stride, dilation=dilation, padding=(pad,), bias=False)
-        agree(net, drawn(2, side, 2), drawn(size, 2, 3, seed=1),
+        agree(net, drawn(2, length, 2), drawn(size, 2, 3, seed=1),
               lambda *given, d=dilation, pad=pad: loops(*given, stride, pad, d))
 
 
 @pytest.mark.parametrize(("size", "stride"), SIZES)
-def test_any_part_may_be_cut_off(size, stride):
-    for side, dilation, pad, extra in itertools.product((1, 6), (1, 2), PADS, (0, 1)):
-        full = (side - 1) * stride + dilation * (size - 1) + 1 + extra
+def test_any_padding_of_conv_transpose_equals_loops(size, stride):
+    for length, dilation, pad, extra in itertools.product((1, 6), (1, 2), PADS, (0, 1)):
+        full = (length - 1) * stride + dilation * (size - 1) + 1 + extra
         if full <= sum(pad) or extra >= max(stride, dilation):
             continue
         net = dp.conv_transpose(3, size, dims=1, stride=stride, dilation=dilation, padding=(pad,),
                                 output_padding=extra, bias=False)
-        agree(net, drawn(2, side, 2), drawn(size, 2, 3, seed=1),
+        agree(net, drawn(2, length, 2), drawn(size, 2, 3, seed=1),
               lambda *given, d=dilation, pad=pad, e=extra: transposed(*given, stride, pad, e, d))
 
 
 def convolutions(jaxpr):
-    """The paddings of all convolutions in a jaxpr, those of inner ones too."""
+    """The paddings of all convolutions in a jaxpr and its inner jaxprs."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "conv_general_dilated":
             yield eqn.params["padding"]
@@ -115,11 +115,11 @@ LAYERS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", LAYERS, ids=repr)
-@pytest.mark.parametrize("side", [2, 5])
-def test_no_padding_is_negative_in_any_derivative(net, side):
+@pytest.mark.parametrize("length", [2, 5])
+def test_no_padding_is_negative_in_any_derivative(net, length):
     dims = len(net.settings["size"]) if isinstance(net.settings["size"], tuple) else (
         net.settings.get("dims", 2))
-    x = jax.ShapeDtypeStruct((2, *(side,) * dims, 4), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, *(length,) * dims, 4), jnp.float32)
     params = net.plan(x).params
 
     def total(params, x):
@@ -136,7 +136,7 @@ def test_no_padding_is_negative_in_any_derivative(net, side):
         assert paddings and all(n >= 0 for pads in paddings for pair in pads for n in pair)
 
 
-def test_a_stream_with_a_stride_pads_nothing_by_less_than_nothing():
+def test_no_padding_is_negative_in_a_stream_with_a_stride():
     net = dp.conv(3, 3, dims=1, stride=2, padding="CAUSAL")
     x = jnp.asarray(drawn(2, 4, 2))
     params, state = net.init(jax.random.key(0), x)

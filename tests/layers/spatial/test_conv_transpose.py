@@ -1,4 +1,4 @@
-"""`conv_transpose` against loops that write kernels, and against the transpose of `conv`."""
+"""`conv_transpose` against loops that add kernels, and against the transpose of `conv`."""
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,20 @@ def naive(x, kernel, stride, pads, extra, dilation, groups):
     full = [(h - 1) * s + k + more
             for h, s, k, more in zip(x.shape[1:-1], stride, extent, extra, strict=True)]
     y = np.zeros((x.shape[0], *full, features))
-    inside, outside = x.shape[-1] // groups, features // groups
+    inputs, outputs = x.shape[-1] // groups, features // groups
     for p in np.ndindex(*x.shape[1:-1]):
         for q in np.ndindex(*sizes):
             at = tuple(s * i + d * j for s, i, d, j in zip(stride, p, dilation, q, strict=True))
             for g in range(groups):
-                out = slice(g * outside, (g + 1) * outside)
-                part = x[(slice(None), *p, slice(g * inside, (g + 1) * inside))]
+                out = slice(g * outputs, (g + 1) * outputs)
+                part = x[(slice(None), *p, slice(g * inputs, (g + 1) * inputs))]
                 y[(slice(None), *at, out)] += part @ kernel[q][:, out]
-    crop = tuple(slice(before, side - after) for (before, after), side
+    crop = tuple(slice(before, length - after) for (before, after), length
                  in zip(pads, full, strict=True))
     return y[(slice(None), *crop)]
 
 
-# space, size, options; pairs, stride, output padding and dilation as they are meant
+# spatial shape, size, options
 CASES = {
     "1-D": ((5,), (3,), dict(padding="VALID")),
     "1-D stride beyond the kernel": ((4,), (2,), dict(stride=(4,), padding="VALID")),
@@ -48,7 +48,7 @@ CASES = {
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("name", CASES)
-def test_it_equals_loops(name, groups):
+def test_conv_transpose_equals_loops(name, groups):
     space, size, options = CASES[name]
     dims = len(size)
     x, bias = drawn(2, *space, 4), drawn(6, seed=2)
@@ -80,7 +80,7 @@ def test_same_is_the_transpose_of_same(size, stride, dilation):
 
 
 @pytest.mark.parametrize("output_padding", [0, 1])
-def test_output_padding_tells_apart_the_sizes_of_which_conv_makes_one(output_padding):
+def test_output_padding_selects_the_input_size_of_conv(output_padding):
     options = dict(stride=2, padding=1, bias=False)
     kernel = jnp.asarray(drawn(3, 3, 2, 3))
     x, y = jnp.asarray(drawn(4, 3, 2)), jnp.asarray(drawn(*(2 * n - 1 + output_padding
@@ -101,7 +101,7 @@ def test_parameters_and_batch_axes():
     close(net(params, x)[1, 2], net(params, x[1, 2]))
 
 
-def test_nothing_in_the_padding_reaches_a_real_place():
+def test_masked_steps_do_not_reach_valid_steps():
     net = dp.conv_transpose(3, 3, dims=1, stride=2)
     mask = jnp.array([[True, True, False, False], [True, False, True, True]])
     x = jnp.asarray(drawn(2, 4, 2))
@@ -114,7 +114,7 @@ def test_nothing_in_the_padding_reaches_a_real_place():
     assert not grads[1][~mask].any() and grads[1][mask].all()
 
 
-def test_bfloat16_comes_out_of_float32_parameters():
+def test_bfloat16_input_has_float32_parameters_and_bfloat16_output():
     x = jnp.asarray(drawn(1, 3, 3, 2), jnp.bfloat16)
     net = dp.conv_transpose(3, 3, stride=2)
     params, _ = net.init(KEY, x)
@@ -124,11 +124,11 @@ def test_bfloat16_comes_out_of_float32_parameters():
     np.testing.assert_allclose(y.astype(jnp.float32), net(params, x.astype(jnp.float32)), atol=0.05)
 
 
-def test_what_cannot_be_is_refused():
+def test_too_much_padding_and_a_mask_of_images_raise():
     for space in ((1, 3), (3, 2)):
         x = jnp.ones((2, *space, 1))
-        expect("", f"conv_transpose(4, 2, padding=2): wants padding that leaves something of the "
-               f"output, got float32[2,{space[0]},{space[1]},1]",
+        expect("", f"conv_transpose(4, 2, padding=2): wants padding that leaves at least one "
+               f"output position, got float32[2,{space[0]},{space[1]},1]",
                dp.conv_transpose(4, 2, padding=2).plan, x)
     with pytest.raises(dp.LayerError, match="side inputs"):
         dp.conv_transpose(4, 2).plan(jnp.ones((2, 3, 3, 1)), mask=jnp.ones(2, bool))

@@ -1,4 +1,4 @@
-"""Pools against loops over the real places of each window."""
+"""Pools against loops over the positions of each window that lie inside x."""
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +11,24 @@ import diffprog as dp
 
 
 def naive(reduce, x, size, stride, pads):
-    """`reduce` of the places of each window that lie inside x, which is (batch, *space, C)."""
+    """`reduce` of the positions of each window that lie inside x, which is (batch, *space, C)."""
     space = x.shape[1:-1]
-    places = [range(-before, side + after - k + 1, s) for side, k, s, (before, after)
+    positions = [range(-before, length + after - k + 1, s) for length, k, s, (before, after)
               in zip(space, size, stride, pads, strict=True)]
-    y = np.zeros((x.shape[0], *map(len, places), x.shape[-1]), x.dtype)
+    y = np.zeros((x.shape[0], *map(len, positions), x.shape[-1]), x.dtype)
     for p in np.ndindex(*y.shape[1:-1]):
         window = tuple(slice(max(r[i], 0), max(r[i] + k, 0))
-                       for r, i, k in zip(places, p, size, strict=True))
+                       for r, i, k in zip(positions, p, size, strict=True))
         inside = x[(slice(None), *window)]
         y[(slice(None), *p)] = reduce(inside, axis=tuple(range(1, x.ndim - 1)))
     return y
 
 
 KINDS = {"max": (dp.max_pool, np.max), "avg": (dp.avg_pool, np.mean)}
-# space, size, options, and what they mean: stride and pairs
+# spatial shape, size, options, stride and pairs of these options
 CASES = {
     "stride is the size": ((6, 4), (3, 2), dict(), (3, 2), ((0, 0), (0, 0))),
-    "a rest is left over": ((5, 7), (2, 3), dict(), (2, 3), ((0, 0), (0, 0))),
+    "a remainder is left over": ((5, 7), (2, 3), dict(), (2, 3), ((0, 0), (0, 0))),
     "stride": ((6, 5), (3, 2), dict(stride=(1, 2)), (1, 2), ((0, 0), (0, 0))),
     "one stride": ((6, 5), (3, 2), dict(stride=2), (2, 2), ((0, 0), (0, 0))),
     "int": ((5, 4), (3, 2), dict(stride=1, padding=1), (1, 1), ((1, 1), (1, 1))),
@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_they_equal_loops(kind, name):
+def test_pools_equal_loops(kind, name):
     pool, reduce = KINDS[kind]
     space, size, options, stride, pads = CASES[name]
     x = drawn(2, *space, 3) - 5  # all below zero: a padded zero would win, or raise the mean
@@ -54,7 +54,7 @@ def test_they_equal_loops(kind, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_size_stands_for_every_axis(kind):
+def test_an_int_sets_all_axes(kind):
     pool, reduce = KINDS[kind]
     flat, cube = drawn(1, 6, 2), drawn(1, 4, 4, 2, 1)
     for dims, x in ((1, flat), (3, cube)):
@@ -73,7 +73,7 @@ def test_the_largest_integer_wins(dtype):
     np.testing.assert_array_equal(y, naive(np.max, x, (3, 2), (2, 2), ((1, 1), (1, 1))))
 
 
-def test_minus_infinity_loses_to_everything_but_itself():
+def test_minus_infinity_is_the_maximum_only_of_itself():
     x = jnp.array([-jnp.inf, -jnp.inf, -3.0, -jnp.inf])[:, None]
     y = dp.max_pool(2, dims=1)({}, x)[:, 0]
     assert y.tolist() == [-np.inf, -3.0]
@@ -92,17 +92,21 @@ def test_batch_axes_are_free(kind):
     np.testing.assert_allclose(net({}, jnp.asarray(x[1, 2])), wanted[1, 2], rtol=1e-6, atol=1e-6)
 
 
-def test_global_pools_reduce_all_places():
-    x = drawn(2, 3, 5, 4, 2)
-    for leading in ((), (0,), (0, 1)):
-        part = x[leading]
-        for pool, reduce in ((dp.global_avg_pool, np.mean), (dp.global_max_pool, np.max)):
-            wanted = reduce(reduce(part, -2), -2)
-            y = pool()({}, jnp.asarray(part))
-            assert y.shape == wanted.shape
-            np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
-    sequence = dp.global_avg_pool(dims=1)({}, jnp.asarray(x[0, 0]))
-    np.testing.assert_allclose(sequence, x[0, 0].mean(1), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(("pool", "reduce"), [
+    (dp.global_avg_pool, np.mean), (dp.global_max_pool, np.max)], ids=["avg", "max"])
+@pytest.mark.parametrize("batch", [(2, 3), (3,), ()], ids=str)
+def test_global_pools_reduce_all_spatial_axes(pool, reduce, batch):
+    x = drawn(*batch, 5, 4, 2)
+    wanted = reduce(reduce(x, -2), -2)
+    y = pool()({}, jnp.asarray(x))
+    assert y.shape == wanted.shape
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_global_pool_of_a_sequence():
+    x = drawn(5, 4, 2)
+    y = dp.global_avg_pool(dims=1)({}, jnp.asarray(x))
+    np.testing.assert_allclose(y, x.mean(1), rtol=1e-5, atol=1e-6)
 
 
 def test_integers_have_a_global_maximum_and_no_mean():
@@ -133,39 +137,44 @@ def test_the_largest_bfloat16_is_exact():
     np.testing.assert_array_equal(np.asarray(y, np.float32), wanted)
 
 
-def test_what_cannot_be_is_refused():
-    for pool in (dp.max_pool, dp.avg_pool):
-        with pytest.raises(dp.LayerError, match="at least as large"):
-            pool(5)({}, jnp.ones((4, 4, 1)))
-        with pytest.raises(dp.LayerError, match="at least 3 axes"):
-            pool(2)({}, jnp.ones((4, 4)))
-        for wrong in (dict(size=0), dict(size=2, stride=(1,)), dict(size=2, padding="FULL")):
-            with pytest.raises(dp.LayerError):
-                pool(**wrong)
+@pytest.mark.parametrize("pool", [dp.max_pool, dp.avg_pool], ids=["max", "avg"])
+@pytest.mark.parametrize("wrong", [
+    dict(size=0), dict(size=2, stride=(1,)), dict(size=2, padding="FULL")], ids=str)
+def test_wrong_options_raise(pool, wrong):
+    with pytest.raises(dp.LayerError):
+        pool(**wrong)
 
 
 @pytest.mark.parametrize("pool", [dp.max_pool, dp.avg_pool], ids=["max", "avg"])
-def test_a_window_of_padding_alone_is_refused(pool):
+def test_wrong_shapes_raise(pool):
+    with pytest.raises(dp.LayerError, match="at least as large"):
+        pool(5)({}, jnp.ones((4, 4, 1)))
+    with pytest.raises(dp.LayerError, match="at least 3 axes"):
+        pool(2)({}, jnp.ones((4, 4)))
+
+
+@pytest.mark.parametrize("pool", [dp.max_pool, dp.avg_pool], ids=["max", "avg"])
+def test_a_window_of_padding_alone_raises(pool):
     with pytest.raises(dp.LayerError, match="padding below the size"):
         pool(2, stride=1, padding=2)
     with pytest.raises(dp.LayerError, match="padding below the size"):
         pool((3, 2), padding=((0, 0), (0, 2)))
 
 
-def test_global_pools_refuse_a_number_of_axes_that_no_image_has():
+def test_global_pools_over_four_axes_raise():
     with pytest.raises(dp.LayerError, match="1, 2 or 3 axes"):
         dp.global_avg_pool(dims=4)
 
 
 def dilated(x, size, stride, pads, dilation):
-    """The largest of the places that each window has, by loops over -infinity around x."""
+    """The maximum of each window, by loops over x padded by -infinity."""
     x = np.pad(x, [(0, 0), *pads, (0, 0)], constant_values=-np.inf)
-    places = [range(0, side - d * (k - 1), s)
-              for side, k, s, d in zip(x.shape[1:-1], size, stride, dilation, strict=True)]
-    y = np.zeros((x.shape[0], *map(len, places), x.shape[-1]))
+    positions = [range(0, length - d * (k - 1), s)
+              for length, k, s, d in zip(x.shape[1:-1], size, stride, dilation, strict=True)]
+    y = np.zeros((x.shape[0], *map(len, positions), x.shape[-1]))
     for p in np.ndindex(*y.shape[1:-1]):
         window = tuple(slice(r[i], r[i] + d * (k - 1) + 1, d)
-                       for r, i, k, d in zip(places, p, size, dilation, strict=True))
+                       for r, i, k, d in zip(positions, p, size, dilation, strict=True))
         y[(slice(None), *p)] = x[(slice(None), *window)].max(tuple(range(1, x.ndim - 1)))
     return y
 
@@ -177,7 +186,7 @@ def dilated(x, size, stride, pads, dilation):
     ((6, 5), (2, 3), dict(dilation=(3, 1), stride=(2, 1)), (2, 1), ((0, 0), (0, 0))),
     ((4, 3, 3), (2, 2, 2), dict(dilation=(1, 2, 1), padding=1), (2, 2, 2), ((1, 1),) * 3),
 ], ids=str)
-def test_dilated_windows(space, size, options, stride, pads):
+def test_dilated_windows_equal_loops(space, size, options, stride, pads):
     x = drawn(2, *space, 3) - 5
     given = options["dilation"]
     dilation = given if isinstance(given, tuple) else (given,) * len(space)
@@ -186,7 +195,7 @@ def test_dilated_windows(space, size, options, stride, pads):
         y = dp.max_pool(size, **options)({}, jnp.asarray(x))
         assert y.shape == wanted.shape
         np.testing.assert_array_equal(y, wanted)
-        # each maximum sends its cotangent to the one place where it stands
+        # the cotangent of each maximum goes to its one position
         cotangent = jnp.asarray(drawn(*y.shape, seed=1))
         total = lambda x: jnp.vdot(dp.max_pool(size, **options)({}, x), cotangent)  # noqa: E731
         grad = np.zeros(x.shape)
@@ -206,7 +215,7 @@ def test_dilated_integers_and_nan():
     np.testing.assert_array_equal(y, [np.nan, 3, np.nan, 3])
 
 
-def test_padding_counts_as_zeros_if_wanted():
+def test_count_padding_counts_padding_as_zeros():
     x = drawn(2, 5, 4, 3)
     for padding, pads in ((1, ((1, 1), (1, 1))), ("SAME", ((1, 1), (0, 1))),
                           ("VALID", ((0, 0), (0, 0)))):
@@ -215,7 +224,7 @@ def test_padding_counts_as_zeros_if_wanted():
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
 
 
-# Masks: the first row ends early, the second has a window of padding, the third nothing real.
+# Masks: the first row ends early, the second has a masked window, the third no valid step.
 MASK = np.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
 # windows of each pool over 5 steps, as (begin, end)
 MASKED = {
@@ -229,14 +238,14 @@ MASKED = {
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_what_is_not_real_does_not_count(name):
+def test_masked_steps_do_not_count(name):
     net, reduce, windows = MASKED[name]
     x = drawn(3, 5, 2) - 5
     wanted = np.zeros((3, len(windows), 2))
     for i, (begin, end) in enumerate(windows):
         for row in range(3):
-            if (real := x[row, begin:end][MASK[row, begin:end]]).size:
-                wanted[row, i] = reduce(real, axis=0)
+            if (valid := x[row, begin:end][MASK[row, begin:end]]).size:
+                wanted[row, i] = reduce(valid, axis=0)
     broken = jnp.asarray(np.where(MASK[..., None], x, np.nan))
 
     def pulled(x):
@@ -245,10 +254,10 @@ def test_what_is_not_real_does_not_count(name):
 
     y, grad = jax.jit(pulled)(broken)
     np.testing.assert_allclose(y.reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-6)
-    assert (np.asarray(y).reshape(wanted.shape)[wanted == 0] == 0).all()  # not nearly: exactly
+    assert (np.asarray(y).reshape(wanted.shape)[wanted == 0] == 0).all()  # exactly
     assert np.isfinite(grad).all() and not np.asarray(grad)[~MASK].any()
     np.testing.assert_allclose(grad.sum(1)[:, 0], (wanted[..., 0] != 0).sum(1), rtol=1e-5)
-    # with batch axes, in bfloat16, and with a mask that leaves out time
+    # with batch axes, in bfloat16, and with a mask of examples
     y = net({}, broken[:, None].astype(jnp.bfloat16), mask=jnp.asarray(MASK[:, None]))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(
@@ -258,7 +267,7 @@ def test_what_is_not_real_does_not_count(name):
     assert not some[1].any()
 
 
-def test_a_masked_place_counts_as_zero_where_padding_does():
+def test_count_padding_counts_masked_steps_as_zeros():
     net = dp.avg_pool(2, dims=1, stride=1, count_padding=True)
     y = net({}, jnp.array([2.0, 4.0, jnp.nan])[:, None], mask=jnp.array([True, True, False]))
     assert y[:, 0].tolist() == [3.0, 2.0]
@@ -278,11 +287,12 @@ def test_images_take_no_mask(net):
         net.plan(jnp.ones((2, 4, 4, 1)), mask=jnp.ones(2, bool))
 
 
-def test_a_dilated_window_of_padding_alone_is_refused():
+def test_a_dilated_window_of_padding_alone_raises():
     expect("", "max_pool(2, padding=3, dilation=2): wants padding below the size (3, 3), "
            "got ((3, 3), (3, 3))", lambda: dp.max_pool(2, padding=3, dilation=2))
-    expect("", "max_pool(2, padding=1, dilation=3): wants padded sides of at least the dilation "
-           "(3, 3), got (3, 2)", dp.max_pool(2, padding=1, dilation=3).plan, jnp.ones((1, 3, 2, 1)))
+    expect("", "max_pool(2, padding=1, dilation=3): wants padded axes at least as long as the "
+           "dilation (3, 3), got (3, 2)",
+           dp.max_pool(2, padding=1, dilation=3).plan, jnp.ones((1, 3, 2, 1)))
     with pytest.raises(dp.LayerError, match="at least as large as the window"):
         dp.max_pool(2, dims=1, dilation=4).plan(jnp.ones((4, 1)))
     with pytest.raises(dp.LayerError, match="dilation as a positive int"):

@@ -1,4 +1,4 @@
-"""No pool makes XLA compute a large constant, which may take a minute of compiling."""
+"""XLA evaluates no large constant for a pool, which may take a minute of compile time."""
 
 import functools
 import math
@@ -44,7 +44,7 @@ def constants(f, *given):
 
     text = jax.jit(jax.value_and_grad(total)).lower(*given).compile().as_text()
     found = re.findall(r"= \w+\[([\d,]*)\]\S* constant\(", text)
-    assert found  # it reads what XLA writes
+    assert found  # the pattern matches the text of XLA
     return [math.prod(map(int, filter(None, sizes.split(",")))) for sizes in found]
 
 
@@ -64,13 +64,13 @@ def test_no_pool_holds_a_large_constant(name):
 @pytest.mark.parametrize("side", ["mask", "segments"])
 def test_no_masked_pool_holds_a_large_constant(name, side):
     if side == "segments" and name not in ("avg", "max"):
-        return  # it refuses them
+        return  # these raise for segments
     given = jax.ShapeDtypeStruct(LINE[:2], bool if side == "mask" else jnp.int32)
     pooled = lambda x, given: MASKED[name]({}, x, **{side: given})  # noqa: E731
     assert max(constants(pooled, floats(LINE), given)) <= 1000
 
 
-def test_the_mean_slides_over_no_ones():
+def test_avg_pool_has_no_sliding_sum_of_ones():
     traced = str(jax.make_jaxpr(functools.partial(POOLS["avg SAME"][0], {}))(floats(IMAGE)))
     assert traced.count("reduce_window") == 1 and "iota" in traced
 
@@ -80,8 +80,8 @@ def test_the_mean_slides_over_no_ones():
     (dp.avg_pool((2, 3), stride=(3, 2), padding=((1, 0), (2, 1))), (1, 5, 4, 2)),
     (dp.avg_pool(3, dims=1, stride=2, padding="SAME"), (2, 6, 1)),
 ], ids=["in numbers", "SAME"])
-def test_places_are_counted_as_a_sum_over_ones_counts_them(net, shape):
-    """Ones have the mean one; counted as zeros the padding lowers it."""
+def test_counts_of_positions_equal_a_sum_of_ones(net, shape):
+    """The mean of ones is one; padding that counts as zeros lowers it."""
     ones = jnp.ones(shape)
     assert (net({}, ones) == 1).all()
     counted = dp.avg_pool(**net.settings | {"count_padding": True})

@@ -1,4 +1,4 @@
-"""Pools where values are equal, and where there is nothing to pool."""
+"""Pools of equal values, of NaN, and of empty axes."""
 
 import itertools
 
@@ -36,7 +36,7 @@ MAXIMA = {
 @pytest.mark.parametrize("dtype", [
     jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_of_equal_values_the_first_has_the_gradient(name, dtype):
-    """First row, then first column, in both modes; each output moves with one place alone."""
+    """First row, then first column, in both modes; each output depends on one position."""
     net, rows, columns = MAXIMA[name]
     image = np.random.default_rng(0).integers(0, 2, (6, 5))
     wanted = np.zeros((len(rows), len(columns), 6, 5))
@@ -53,7 +53,7 @@ def test_of_equal_values_the_first_has_the_gradient(name, dtype):
 @pytest.mark.parametrize("net", [
     dp.collapse("max"), dp.global_max_pool(dims=1), dp.max_pool(4, dims=1),
     dp.adaptive_max_pool(1, dims=1), dp.max_pool(2, dims=1, dilation=2, stride=4)], ids=repr)
-def test_the_first_real_step_has_the_gradient(net, mask):
+def test_of_equal_valid_steps_the_first_has_the_gradient(net, mask):
     x = jnp.ones((1, 4, 2))
     side = {} if mask is None else {"mask": mask}
     slope = jax.grad(lambda x: net({}, x, **side).sum())(x)[0]
@@ -62,7 +62,7 @@ def test_the_first_real_step_has_the_gradient(net, mask):
 
 
 @pytest.mark.parametrize("net", [net for net, *_ in MAXIMA.values()], ids=list(MAXIMA))
-def test_nan_is_the_largest(net):
+def test_nan_is_the_maximum(net):
     x = jnp.zeros((2, 6, 5, 3)).at[1, 2, 1, 1].set(jnp.nan)
     y = net({}, x)
     assert np.isnan(y[1, ..., 1]).any() and not np.isnan(y[0]).any()
@@ -82,8 +82,8 @@ def test_a_second_derivative_passes_through_a_maximum():
     dp.max_pool(2), dp.max_pool(2, padding=1), dp.max_pool(2, dilation=2), dp.avg_pool(2),
     dp.avg_pool(2, padding=1), dp.global_avg_pool(), dp.global_max_pool(), dp.adaptive_avg_pool(2),
     dp.adaptive_max_pool(2)], ids=repr)
-def test_nothing_is_not_pooled(net):
-    with pytest.raises(dp.LayerError, match="at least one place"):
+def test_an_empty_spatial_axis_raises(net):
+    with pytest.raises(dp.LayerError, match="at least one position"):
         net({}, jnp.ones((2, 0, 4, 3)))
     y = net({}, jnp.ones((0, 4, 4, 3)))
     assert y.shape[0] == 0 and y.shape[-1] == 3

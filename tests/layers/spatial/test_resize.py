@@ -25,7 +25,7 @@ WEIGHTS = {
 
 
 def matrix(method, old, new):
-    """Row i weighs the old places for the new place i; the weights of what exists sum to one."""
+    """Row i has the weights of the old positions for the new position i; they sum to one."""
     rows = np.array([[WEIGHTS[method]((i + 0.5) * old / new - 0.5 - j) for j in range(old)]
                      for i in range(new)])
     return rows / rows.sum(1, keepdims=True)
@@ -34,7 +34,7 @@ def matrix(method, old, new):
 @pytest.mark.parametrize("method", WEIGHTS)
 @pytest.mark.parametrize(
     ("before", "after"), [((4, 3), (8, 9)), ((3, 5), (4, 5)), ((1, 4), (3, 7))])
-def test_each_axis_is_a_matrix(method, before, after):
+def test_upsample_equals_a_matrix_for_each_axis(method, before, after):
     x = drawn(2, *before, 3)
     rows, columns = (matrix(method, *pair) for pair in zip(before, after, strict=True))
     wanted = np.einsum("ih,jw,bhwc->bijc", rows, columns, x)
@@ -45,18 +45,18 @@ def test_each_axis_is_a_matrix(method, before, after):
 
 
 @pytest.mark.parametrize("method", WEIGHTS)
-def test_a_factor_is_a_size(method):
+def test_a_factor_equals_the_size_that_it_implies(method):
     for factor, dims, space in ((2, 1, (5,)), ((2, 1), 2, (3, 4)), (2, 3, (2, 1, 3))):
         x = jnp.asarray(drawn(2, *space, 2))
         factors = factor if isinstance(factor, tuple) else (factor,) * dims
-        size = tuple(f * side for f, side in zip(factors, space, strict=True))
+        size = tuple(f * length for f, length in zip(factors, space, strict=True))
         y = dp.upsample(factor, dims=dims, method=method)({}, x)
         assert y.shape == (2, *size, 2)
         np.testing.assert_array_equal(y, dp.upsample(size=size, method=method)({}, x))
         close(y[1], dp.upsample(factor, dims=dims, method=method)({}, x[1]))
 
 
-def test_the_nearest_place_is_exact():
+def test_the_nearest_position_is_exact():
     for old, new in ((3, 7), (49, 64), (5, 10), (7, 7)):
         x = np.arange(old, dtype=np.int32) + 2**24  # float32 does not hold them all
         y = jax.jit(lambda x, new=new: dp.upsample(size=new, dims=1)({}, x))(x[:, None])
@@ -75,7 +75,7 @@ def test_bfloat16_is_interpolated_in_float32(method):
         *(np.asarray(a, np.float32) for a in (y, net({}, x.astype(jnp.float32)).astype(y.dtype))))
 
 
-def test_pixels_are_shuffled_as_in_the_paper():
+def test_pixel_shuffle_equals_the_formula():
     f, x = 3, drawn(2, 2, 4, 2 * 9)
     wanted = np.zeros((2, 6, 12, 2))
     for h, w, c, i, j in np.ndindex(2, 4, 2, f, f):
@@ -89,10 +89,10 @@ def test_pixels_are_shuffled_as_in_the_paper():
 
 @pytest.mark.parametrize(
     ("space", "size"), [((6,), (3,)), ((4, 6), (2, 3)), ((4, 2, 6), (2, 1, 3))])
-def test_patches_come_row_by_row(space, size):
+def test_patches_are_in_row_major_order(space, size):
     x = drawn(2, *space, 2)
     tiles = []
-    for p in np.ndindex(*(side // n for side, n in zip(space, size, strict=True))):
+    for p in np.ndindex(*(length // n for length, n in zip(space, size, strict=True))):
         tile = tuple(slice(i * n, (i + 1) * n) for i, n in zip(p, size, strict=True))
         tiles.append(x[(slice(None), *tile)].reshape(2, -1))
     close(dp.patches(size)({}, jnp.asarray(x)), jnp.asarray(np.stack(tiles, 1), jnp.float32))
@@ -110,7 +110,7 @@ def test_linear_on_patches_is_a_convolution(size, space):
     close(net(flat, x), conv(params, x).reshape(2, -1, 5))
 
 
-def test_integers_and_batch_axes_pass():
+def test_integers_and_batch_axes_are_kept():
     x = jnp.arange(2 * 3 * 4 * 2 * 4, dtype=jnp.int8).reshape(2, 3, 4, 2, 4)
     for net, shape in ((dp.patches(2), (2, 3, 2, 16)), (dp.pixel_shuffle(2), (2, 3, 8, 4, 1)),
                        (dp.upsample(2), (2, 3, 8, 4, 4))):
@@ -119,7 +119,7 @@ def test_integers_and_batch_axes_pass():
         np.testing.assert_array_equal(y[1, 2], net({}, x[1, 2]))
 
 
-def test_what_cannot_be_is_refused():
+def test_too_few_axes_and_streams_raise():
     x = jnp.ones((2, 4, 6, 3))
     for net in (dp.upsample(2), dp.pixel_shuffle(1), dp.patches(2)):
         expect("", f"{net!r}: wants at least 3 axes (..., height, width, channels), got "
