@@ -9,16 +9,16 @@ import diffprog as dp
 from diffprog.core.notation import show
 
 X, MEMORY = jnp.ones((2, 5, 12)), jnp.ones((2, 7, 3))
-FULL, OVER = "(2, 3, 5, 5)", "or 1 for axes that are alike"
+FULL, OVER = "(2, 3, 5, 5)", "or with axes of size 1"
 AXES = "give it the axes batch, heads, query and key"
-STREAM = "say by mask, segments and window what a chunk may see"
+STREAM = "pass mask or segments, or set window"
 OWN, CROSS = dp.self_attention(3), dp.cross_attention(3)
 
 
 def test_what_init_saw_is_asked_of_apply():
     params, _ = CROSS.init(KEY, X, memory=MEMORY)
-    expect("", "cross_attention(3): wants the side input memory, got none; pass memory=, what is "
-           "to be asked, in every call but a stream's", CROSS, params, X)
+    expect("", "cross_attention(3): wants the side input memory, got none; pass memory=, the "
+           "encoder output, in each call: only a stream keeps it", CROSS, params, X)
     expect("", f"cross_attention(3): wants attention_mask as booleans of shape (2, 3, 5, 7), "
            f"{OVER}, got int32[2,1,5,7]; {AXES}", CROSS, params, X, memory=MEMORY,
            attention_mask=jnp.ones((2, 1, 5, 7), int))

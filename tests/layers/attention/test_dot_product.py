@@ -40,9 +40,9 @@ FORMULAS = {
     "causal": (Pattern(causal=True), visible(STEPS, causal=True), {}, {}),
     "window": (Pattern(causal=True, window=2), visible(STEPS, causal=True, window=2),
                {"groups": 2}, {}),
-    "real": (Pattern(real=MASK, empty=True), visible(STEPS, mask=MASK), {"groups": 2}, {}),
+    "real": (Pattern(valid=MASK, empty=True), visible(STEPS, mask=MASK), {"groups": 2}, {}),
     "window of the real": (
-        Pattern(causal=True, window=2, real=MASK, ranks=(real_before(MASK),) * 2, empty=True),
+        Pattern(causal=True, window=2, valid=MASK, ranks=(real_before(MASK),) * 2, empty=True),
         visible(STEPS, causal=True, window=2, mask=MASK), {}, {}),
     "segments": (Pattern(causal=True, segments=(SEGMENTS, SEGMENTS)),
                  visible(STEPS, causal=True, segments=SEGMENTS), {}, {}),
@@ -92,7 +92,7 @@ def blocked(name, steps):
     return {
         "causal": (Pattern(causal=True), 4, None),
         "window and bias, shared": (Pattern(causal=True, window=7), 2, bias),
-        "window of the real": (Pattern(causal=True, window=3, real=real, empty=True,
+        "window of the real": (Pattern(causal=True, window=3, valid=real, empty=True,
                                        ranks=(real_before(real),) * 2), 1, None),
         "neither causal nor all": (Pattern(mask=bias[:, :1] > 0, empty=True), 4, bias),
     }[name]
@@ -156,16 +156,16 @@ CHOICES = {  # what is chosen where there is a Hopper GPU
     "many features": (shapes(features=256), CAUSAL, {}, BOTH),
     "too many features": (shapes(features=264), CAUSAL, {}, {"default": "blocks"}),
     "mask": (shapes(), Pattern(causal=True, mask=PAIRS), {}, {"default": "blocks"}),
-    "real": (shapes(), Pattern(real=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
-    "real and causal": (shapes(), Pattern(causal=True, real=MASK), {}, BOTH),
-    "window of the real": (shapes(), Pattern(causal=True, window=4, real=MASK), {},
+    "real": (shapes(), Pattern(valid=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
+    "real and causal": (shapes(), Pattern(causal=True, valid=MASK), {}, BOTH),
+    "window of the real": (shapes(), Pattern(causal=True, window=4, valid=MASK), {},
                            {"default": "blocks"}),
     "window alone": (shapes(), Pattern(window=4), {}, {"default": "xla"}),
     "one query": (shapes(1, 7), Pattern(), {}, {"default": "xla"}),
-    "a short chunk": (shapes(4, 32), Pattern(real=MASK), {}, {"default": "xla"}),
-    "a longer one": (shapes(5, 32), Pattern(real=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
+    "a short chunk": (shapes(4, 32), Pattern(valid=MASK), {}, {"default": "xla"}),
+    "a longer one": (shapes(5, 32), Pattern(valid=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
     "segments": (shapes(), Pattern(segments=(SEGMENTS,) * 2), {}, {"default": "xla"}),
-    "bias or dropout": (shapes(), CAUSAL, {"more": True}, {"default": "blocks"}),
+    "bias or dropout": (shapes(), CAUSAL, {"unsupported": True}, {"default": "blocks"}),
     "a stream": (shapes(LONG, 999), Pattern(causal=True, orders=(np.arange(LONG), np.arange(999))),
                  {}, {"default": "xla"}),
     "named": (shapes(), CAUSAL, {"implementation": "xla"}, {"default": "xla"}),
@@ -212,15 +212,14 @@ def test_a_hopper_is_known_by_what_it_computes(
 
 @pytest.mark.parametrize(("given", "pattern", "options", "wants"), [
     (shapes(dtype=jnp.float32), CAUSAL, {}, "bfloat16 or float16"),
-    (shapes(features=60), CAUSAL, {}, "the larger number of features, of keys or values, as a "
-                                      "multiple of 8 up to 128"),
-    (shapes(), Pattern(mask=PAIRS), {}, "no more than causality, with it a window, or a mask of "
-                                     "keys"),
+    (shapes(features=60), CAUSAL, {}, "the larger size of keys and values as a multiple of 8 "
+                                      "up to 128"),
+    (shapes(), Pattern(mask=PAIRS), {}, "only causal attention, a causal window, or a mask of keys"),
 ])
 def test_cudnn_is_refused_where_it_does_not_fit(given, pattern, options, wants):
     got = f"({show(given[0])}, {show(given[2])})"
-    expect("", f"wants {wants}, for cuDNN's attention, got {got}; leave the choice of the "
-           "implementation to the layer",
+    expect("", f"wants {wants}, for cuDNN's attention, got {got}; leave "
+           "implementation=None to choose by platform, dtype and shape",
            lambda: choose(*given, pattern, implementation="cudnn", **options))
 
 
@@ -231,7 +230,7 @@ def test_cudnn_is_refused_where_it_is_not_installed(monkeypatch):
     monkeypatch.setattr(cudnn, "check_cudnn_version", missing)
     given = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes(8, features=8))
     expect("", "wants cuDNN, which comes with JAX for NVIDIA GPUs, got cuDNN is not detected; "
-           "leave the choice of the implementation to the layer",
+           "leave implementation=None to choose by platform, dtype and shape",
            lambda: dot_product(*given, implementation="cudnn"))
 
 

@@ -107,7 +107,7 @@ def kernel(monkeypatch):
     """The kernel runs on this CPU, for all dtypes and features."""
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     monkeypatch.setattr(fused, "PLATFORM", "cpu")
-    monkeypatch.setattr(module, "_unfit", lambda *_: "")
+    monkeypatch.setattr(module, "_cudnn_wants", lambda *_: "")
     dot_product.clear_cache()
     yield
     dot_product.clear_cache()
@@ -143,15 +143,15 @@ PATTERNS = {
     "all": Pattern(),
     "causal": CAUSAL,
     "window": Pattern(causal=True, window=2),
-    "right": Pattern(real=RIGHT, empty=True),
-    "right, causal": Pattern(causal=True, real=RIGHT, empty=True),
-    "left": Pattern(causal=True, real=RIGHT[:, ::-1], empty=True),
-    "middle": Pattern(real=np.array([[1, 0, 1, 1], [1, 1, 1, 0]], bool), empty=True),
-    "right in one row alone": Pattern(real=np.array([[1, 1, 1, 0], [0, 1, 1, 1]], bool),
+    "right": Pattern(valid=RIGHT, empty=True),
+    "right, causal": Pattern(causal=True, valid=RIGHT, empty=True),
+    "left": Pattern(causal=True, valid=RIGHT[:, ::-1], empty=True),
+    "middle": Pattern(valid=np.array([[1, 0, 1, 1], [1, 1, 1, 0]], bool), empty=True),
+    "right in one row alone": Pattern(valid=np.array([[1, 1, 1, 0], [0, 1, 1, 1]], bool),
                                       empty=True),
-    "nothing real in one row": Pattern(real=np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool),
+    "nothing real in one row": Pattern(valid=np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool),
                                        empty=True),
-    "all real": Pattern(causal=True, real=np.ones((2, STEPS), bool), empty=True),
+    "all real": Pattern(causal=True, valid=np.ones((2, STEPS), bool), empty=True),
 }
 
 
@@ -345,7 +345,7 @@ def test_it_runs_on_a_mesh(kernel):
 
     def run(q, k, v, real):
         return jax.grad(lambda *qkv: dot_product(
-            *qkv, Pattern(real=real, empty=True), implementation="cudnn").astype(
+            *qkv, Pattern(valid=real, empty=True), implementation="cudnn").astype(
                 jnp.float32).sum(), (0, 1, 2))(q, k, v)
 
     parted = jax.shard_map(run, mesh=mesh, in_specs=(axes,) * 4, out_specs=(axes,) * 3)
