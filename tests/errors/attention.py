@@ -122,11 +122,11 @@ EXAMPLES = {
     "at (self_attention(3)): wants floating-point input, got int32[2,5,12]; convert it: "
     "x.astype(jnp.float32)":
         at(OWN, ints(2, 5, 12)),
-    "at (self_attention(4, rotary=rotary())): wants an even number of features that turn, got 3 "
-    "in float32[2,4,5,3]; choose an even number: features turn in pairs":
+    "at (self_attention(4, rotary=rotary())): wants an even number of rotated features, got 3 in "
+    "float32[2,4,5,3]; choose an even number: features are rotated in pairs":
         at(dp.self_attention(4, rotary=dp.rotary()), X),
-    "at (self_attention(3, rotary=rotary(features=6))): wants at least the 6 features that turn, "
-    "got float32[2,3,5,4]; give more features, or turn fewer":
+    "at (self_attention(3, rotary=rotary(features=6))): wants at least the 6 rotated features, got "
+    "float32[2,3,5,4]; give x more features, or rotate fewer":
         at(dp.self_attention(3, rotary=dp.rotary(features=6)), X),
     "at (self_attention(3)): wants a mask of booleans, got float32[2,5]":
         at(OWN, X, mask=floats(2, 5)),
@@ -154,7 +154,7 @@ EXAMPLES = {
     "sequences that share a row":
         at(OWN, X, segments=ints(5)),
     "at (self_attention(3, rotary=rotary())): wants positions as ints of shape (2, 5), got "
-    "int32[5]; give one to each step: jnp.broadcast_to(positions, x.shape[:-1])":
+    "int32[5]; pass one for each step: jnp.broadcast_to(positions, x.shape[:-1])":
         at(TURNING, X, positions=ints(5)),
     "serial(at=self_attention(3)): wants only side inputs that it takes (attention_bias, "
     "attention_mask, mask, segments), got positions; leave it out, or add a layer that takes it":

@@ -250,7 +250,8 @@ class Multihead:
             return x, x
         if "memory" not in side:
             raise LayerError("the side input memory", "none",
-                             "pass memory=, the encoder output, in each call: only a stream keeps it")
+                             "pass memory=, the encoder output, in each call: only a stream "
+                             "keeps it")
         memory = side["memory"]
         pair = memory if isinstance(memory, (tuple, list)) else (memory, memory)
         if len(pair) != 2:

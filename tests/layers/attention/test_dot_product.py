@@ -214,7 +214,8 @@ def test_a_hopper_is_known_by_what_it_computes(
     (shapes(dtype=jnp.float32), CAUSAL, {}, "bfloat16 or float16"),
     (shapes(features=60), CAUSAL, {}, "the larger size of keys and values as a multiple of 8 "
                                       "up to 128"),
-    (shapes(), Pattern(mask=PAIRS), {}, "only causal attention, a causal window, or a mask of keys"),
+    (shapes(), Pattern(mask=PAIRS), {},
+     "only causal attention, a causal window, or a mask of keys"),
 ])
 def test_cudnn_is_refused_where_it_does_not_fit(given, pattern, options, wants):
     got = f"({show(given[0])}, {show(given[2])})"

@@ -124,9 +124,9 @@ def test_rules_that_cannot_be_are_refused():
     expect("", "wants factors[1] as a positive number, got 0; pass 8.0, for example",
            dp.rope.longrope_scaling, (1, 0), 8)
     expect("", "wants low_frequency_factor below high_frequency_factor, got "
-           "llama3_scaling(2.0, 64, low_frequency_factor=4); pass 1 and 4, as Llama 3.1 has them",
+           "llama3_scaling(2.0, 64, low_frequency_factor=4); pass 1 and 4, those of Llama 3.1",
            dp.rope.llama3_scaling, 2.0, 64, 4)
     rope = dp.rotary(scaling=dp.rope.longrope_scaling((1.0, 2.0), 64))
-    expect("", "wants 4 factors, one for each pair, got 2; take those that were searched for "
-           "heads of this size",
+    expect("", "wants 4 factors, one for each pair, got 2; pass the factors "
+           "that were searched for heads of this size",
            rope, jnp.asarray(X))
