@@ -28,7 +28,7 @@ def params(how, dtype=jnp.float32):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("how", ROWS)
-def test_it_collapses_the_real_steps(how, masked):
+def test_collapse_ignores_masked_steps(how, masked):
     net, mask = dp.collapse(how), MASK if masked else np.ones_like(MASK)
     wanted = np.zeros((2, 2, 3))
     for row in np.ndindex(2, 2):
@@ -59,7 +59,7 @@ def test_padding_has_no_gradient(how):
 
 
 @pytest.mark.parametrize("how", ROWS)
-def test_narrow_dtypes_are_reduced_in_float32(how):
+def test_16_bit_inputs_are_reduced_in_float32(how):
     x = 1 + jnp.asarray(np.arange(300) % 2, jnp.bfloat16).reshape(1, 300, 1) / 2
     y = dp.collapse(how)({"kernel": jnp.zeros((1, 1))} if how == "attention" else {}, x,
                          mask=jnp.ones((1, 300), bool))

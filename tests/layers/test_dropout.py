@@ -19,7 +19,7 @@ def dropped(rate, x, seed=0):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
-def test_the_rate_is_the_share_that_is_dropped(rate):
+def test_the_rate_is_the_fraction_dropped(rate):
     y = np.asarray(dropped(rate, jnp.ones(100_000)))
     share = (y == 0).mean()
     assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / y.size)
@@ -41,20 +41,20 @@ def test_values_are_dropped_independently():
     assert abs(np.corrcoef(y[:-1].ravel(), y[1:].ravel())[0, 1]) < 5 / 300
 
 
-def test_at_rest_nothing_happens():
+def test_inference_returns_x():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)))
     net = dp.dropout(0.9)
     np.testing.assert_array_equal(net({}, x), x)
     np.testing.assert_array_equal(net({}, x, key=jax.random.key(0)), x)
 
 
-def test_the_key_decides():
+def test_equal_keys_drop_equally():
     x = jnp.ones(1000)
     np.testing.assert_array_equal(dropped(0.5, x, seed=3), dropped(0.5, x, seed=3))
     assert (dropped(0.5, x, seed=3) != dropped(0.5, x, seed=4)).any()
 
 
-def test_two_dropouts_of_a_net_differ():
+def test_two_dropouts_in_a_net_differ():
     net = dp.serial(dp.branch(dp.dropout(0.5), dp.dropout(0.5)))
     first, second = net.apply({}, {}, jnp.ones(1000), key=jax.random.key(0), train=True)[0]
     assert 0.4 < float((first == second).mean()) < 0.6
@@ -68,7 +68,7 @@ def test_the_gradient_is_the_mask():
     np.testing.assert_allclose(grads, wanted, rtol=1e-6)
 
 
-def test_what_is_dropped_is_zero_whatever_it_was():
+def test_dropped_nan_is_zero():
     y = np.asarray(dropped(0.5, jnp.full(1000, jnp.nan)))
     assert 400 < (y == 0).sum() < 600
 
@@ -86,7 +86,7 @@ def test_bfloat16_is_kept():
     assert sorted(set(y.astype(jnp.float32).tolist())) == [0.0, 2.0]
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_rates_inputs_and_missing_keys_raise():
     for rate in (1.0, 1, -0.1, True, "0.5"):
         with pytest.raises(dp.LayerError, match="rate"):
             dp.dropout(rate)
@@ -138,7 +138,7 @@ KINDS = {"dropout": dp.dropout, "spatial_dropout": dp.spatial_dropout,
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_all_kinds_are_the_identity_at_rest_and_gates_of_the_gradient_in_training(make):
+def test_all_kinds_return_x_in_inference_and_mask_the_gradient_in_training(make):
     net, x = make(0.5), jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 2, 16)))
     np.testing.assert_array_equal(net({}, x), x)
     assert net.start is None and net.bare and net.random
@@ -153,7 +153,7 @@ def test_all_kinds_are_the_identity_at_rest_and_gates_of_the_gradient_in_trainin
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_all_kinds_refuse_a_rate_that_is_no_share_and_training_without_a_key(make):
+def test_all_kinds_raise_for_a_rate_out_of_range_and_for_training_without_a_key(make):
     for rate in (1.0, -0.1, True):
         with pytest.raises(dp.LayerError, match="rate"):
             make(rate)
@@ -161,7 +161,7 @@ def test_all_kinds_refuse_a_rate_that_is_no_share_and_training_without_a_key(mak
         make(0.5).apply({}, {}, jnp.ones((2, 2, 2, 2)), train=True)
 
 
-def test_too_few_axes_are_refused_at_init_and_at_rest():
+def test_too_few_axes_raise_at_init_and_in_inference():
     net, x = dp.spatial_dropout(0.5), jnp.ones((2, 3))
     message = ("spatial_dropout(0.5): wants at least 3 axes (..., height, width, channels), got "
                "float32[2,3]; add the missing axes")

@@ -82,7 +82,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_it_equals_loops(name):
+def test_output_equals_loops_in_numpy(name):
     net, side, x, options = FORMULAS[name]
     with jax.enable_x64(True):
         params = numbers(net, X, **side)
@@ -93,7 +93,7 @@ def test_it_equals_loops(name):
 
 
 @pytest.mark.parametrize("alike", [(0,), (2,), (1, 3), (0, 1, 2, 3)])
-def test_1_stands_for_all_of_an_axis(alike):
+def test_axes_of_size_1_broadcast(alike):
     net, index = own(causal=True), tuple(slice(0, 1 if i in alike else None) for i in range(4))
     params = numbers(net, X)
     for name, full in (("attention_mask", PAIRS), ("attention_bias", np.float32(BIAS))):
@@ -103,7 +103,7 @@ def test_1_stands_for_all_of_an_axis(alike):
         close(one, all_of_it)
 
 
-def test_batch_axes_are_free():
+def test_any_number_of_batch_axes():
     for net, side in ((own(causal=True, rotary=dp.rotary(features=2)),
                        {"mask": MASK, "segments": SEGMENTS, "positions": POSITIONS}),
                       (asking(), {"memory": np.float32(MEMORY), "memory_mask": REMEMBERED})):
@@ -157,7 +157,7 @@ def test_heads_of_attention_head_equal_the_joined_layer(name):
     close(*both(params, x))
 
 
-def test_it_is_a_linear_map_over_positions_whose_kernel_is_made_of_x():
+def test_attention_is_a_linear_map_over_time_with_a_kernel_computed_from_x():
     """``y = kernel @ v`` with the T x T kernel softmax(q k^T / sqrt(d)): a linear map over time."""
     net = head(4, value_features=3)
     with jax.enable_x64(True):
@@ -179,7 +179,7 @@ ORDER = np.array([3, 0, 4, 1, 2])
     (own(), True), (dp.add_norm(own()) >> dp.add_norm(dp.ffn(7)), True),
     (own(causal=True), False), (own(1, rotary=ROTARY), False),
     (dp.sinusoidal_positions() >> own(), False)], ids=repr)
-def test_without_positions_or_causality_the_order_does_not_count(net, kept):
+def test_attention_without_positions_or_causality_is_permutation_equivariant(net, kept):
     x = np.float32(X)
     params = numbers(net, x)
     run = jax.jit(net)
@@ -188,7 +188,7 @@ def test_without_positions_or_causality_the_order_does_not_count(net, kept):
     assert far < 1e-5 if kept else far > 1e-2
 
 
-def test_positions_say_the_order_where_it_counts():
+def test_rotary_attention_depends_on_positions_not_on_array_order():
     """Rotary attention asks for distances alone, wherever the steps stand in the array."""
     net, x = own(1, rotary=ROTARY), np.float32(X)
     params = numbers(net, x)
@@ -197,7 +197,7 @@ def test_positions_say_the_order_where_it_counts():
     close(turned, y[:, ORDER])
 
 
-def test_queries_that_see_one_key_take_its_value():
+def test_a_query_with_one_key_returns_its_value():
     net, x = own(3, causal=True, window=1), np.float32(X)
     params = numbers(net, x)
     wanted = affine(params["out"], affine(params["value"], x))
@@ -207,7 +207,7 @@ def test_queries_that_see_one_key_take_its_value():
 # Dtypes and what `summary` tells.
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_sixteen_bits_go_in_and_out(dtype):
+def test_16_bit_inputs_return_16_bit_outputs(dtype):
     net = own(causal=True, rotary=dp.rotary(features=2))
     x = jnp.asarray(X, dtype)
     params = numbers(net, x)
@@ -221,7 +221,7 @@ def test_sixteen_bits_go_in_and_out(dtype):
     assert y.dtype == dtype
 
 
-def test_summary_tells_how_it_is_computed(monkeypatch, request):
+def test_summary_reports_the_implementation(monkeypatch, request):
     request.addfinalizer(module.dot_product.clear_cache)  # what is traced here is no attention
     def told(net, steps, dtype, **side):
         x = jax.ShapeDtypeStruct((2, steps, 64), dtype)

@@ -40,7 +40,7 @@ def sums(net, side):
 
 
 @pytest.mark.parametrize("name", EMPTY)
-def test_who_sees_nothing_gives_zeros_and_no_gradient(name):
+def test_a_query_without_keys_returns_zeros_and_has_no_gradient(name):
     options, side, nothing = EMPTY[name]
     net = dp.heads(2, dp.attention_head(3, **options))
     nothing = np.broadcast_to(nothing, X.shape[:2])
@@ -54,7 +54,7 @@ def test_who_sees_nothing_gives_zeros_and_no_gradient(name):
     assert dp.tree.nonfinite(grads) == []
 
 
-def test_behind_the_output_map_is_its_bias():
+def test_a_query_without_keys_is_the_bias_after_the_output_map():
     net = dp.self_attention(2)
     params = numbers(net, X)
     y = net(params, X, mask=MASK)
@@ -62,7 +62,7 @@ def test_behind_the_output_map_is_its_bias():
 
 
 @pytest.mark.parametrize("name", ["self", "causal", "window", "shared", "cross"])
-def test_what_stands_in_the_padding_reaches_nothing(name):
+def test_values_in_the_padding_do_not_spread(name):
     net = {"self": dp.self_attention(2, rotary=dp.rotary()), "causal": CAUSAL,
            "window": dp.self_attention(2, causal=True, window=2),
            "shared": dp.self_attention(2, kv_heads=1, causal=True, implementation="blocks"),
@@ -87,7 +87,7 @@ def test_what_stands_in_the_padding_reaches_nothing(name):
         same(run(broken), wanted)
 
 
-def test_a_mask_of_nothing_false_changes_nothing():
+def test_masks_without_False_change_nothing():
     full = np.ones((3, STEPS), bool)
     for net in (CAUSAL, dp.self_attention(2, causal=True, window=2, rotary=dp.rotary())):
         params = numbers(net, X)
@@ -99,7 +99,7 @@ def test_a_mask_of_nothing_false_changes_nothing():
         close(run(params, X, attention_bias=np.full((1, 1, 1, 1), 2.0, np.float32)), wanted)
 
 
-def test_segments_are_sequences_side_by_side():
+def test_packed_segments_equal_separate_sequences():
     """Three sequences in one row, which begin at position 0 each, equal the three alone."""
     net = dp.self_attention(2, causal=True, rotary=dp.rotary(), window=2)
     params = numbers(net, X)
@@ -117,7 +117,7 @@ def test_segments_are_sequences_side_by_side():
 DROPPING = dp.self_attention(2, causal=True, dropout=0.5)
 
 
-def test_weights_are_dropped_in_training_alone():
+def test_weights_are_dropped_only_in_training():
     params = numbers(DROPPING, X)
     close(DROPPING(params, X), CAUSAL(params, X))
     close(DROPPING(params, X, key=KEY), CAUSAL(params, X))  # at rest a key changes nothing
@@ -131,7 +131,7 @@ def test_weights_are_dropped_in_training_alone():
         DROPPING.apply(params, {}, X, train=True)
 
 
-def test_what_is_dropped_is_right_on_average():
+def test_dropout_keeps_the_expectation():
     params = numbers(DROPPING, X)
     many = jax.jit(jax.vmap(lambda key: DROPPING.apply(
         params, {}, X, key=key, train=True)[0]))(jax.random.split(KEY, 4000))
@@ -159,7 +159,7 @@ def test_dropout_in_a_stream():
     assert bool(jnp.isfinite(dropped).all()) and not np.allclose(dropped, whole, atol=1e-3)
 
 
-def test_cross_attention_drops_too():
+def test_cross_attention_has_dropout():
     net = dp.cross_attention(2, dropout=0.9)
     params = numbers(net, X, memory=MEMORY)
     run = lambda **options: net.apply(params, {}, X, memory=MEMORY, **options)[0]  # noqa: E731
@@ -170,7 +170,7 @@ def test_cross_attention_drops_too():
 
 @pytest.mark.parametrize("net", [dp.self_attention(2), dp.cross_attention(2),
                                  dp.attention_head(4)], ids=repr)
-def test_a_key_that_no_query_may_see_is_hidden_even_if_nan(net):
+def test_nan_in_a_key_masked_for_all_queries_does_not_spread(net):
     """`attention_mask` shields as `mask` does where it hides from all; the gradient too, where what
     is NaN asks nothing itself."""
     x, crosses = jnp.asarray(X[:2], jnp.float32), "memory" in net.side

@@ -57,7 +57,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_it_equals_loops(name):
+def test_output_equals_loops_in_numpy(name):
     pattern, seen, sizes, options = FORMULAS[name]
     given = inputs(**sizes)
     wanted = attend(*given, seen, **{n: np.where(a == -np.inf, 0, a) for n, a in options.items()})
@@ -70,7 +70,7 @@ def test_it_equals_loops(name):
             np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
 
 
-def test_other_keys_and_free_batch_axes():
+def test_other_numbers_of_keys_and_any_batch_axes():
     query, key, value = drawn(1, 3, 4, 2), drawn(1, 3, 7, 2, seed=1), drawn(1, 3, 7, 1, seed=2)
     wanted = attend(query, key, value)
     with jax.enable_x64(True):
@@ -119,7 +119,7 @@ def test_blocks_equal_one_product(name, steps):
     close(*both(given, bias))
 
 
-def test_blocks_skip_what_no_query_of_them_sees():
+def test_blocks_skip_keys_that_their_queries_do_not_attend_to():
     def pairs(pattern, way):
         """How many weights are computed."""
         given = [jax.ShapeDtypeStruct((1, 64, 8), jnp.float32)] * 3
@@ -174,7 +174,7 @@ CHOICES = {  # what is chosen where there is a Hopper GPU
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_the_choice_is_by_platform_shape_and_dtype(name, monkeypatch):
+def test_choice_by_platform_shape_and_dtype(name, monkeypatch):
     given, pattern, options, wanted = CHOICES[name]
     monkeypatch.setattr(module, "_on_hopper", lambda: True)
     assert choose(*given, pattern, **options) == wanted
@@ -182,7 +182,7 @@ def test_the_choice_is_by_platform_shape_and_dtype(name, monkeypatch):
     assert choose(*given, pattern, **options) == {"default": wanted["default"]}
 
 
-def test_the_choice_is_the_formula_where_the_kernel_cannot_be(monkeypatch):
+def test_choice_is_the_formula_for_symbolic_sizes_and_explicit_meshes(monkeypatch):
     """Sizes that an export leaves open; arrays on a mesh whose axes are explicit."""
     monkeypatch.setattr(module, "_on_hopper", lambda: True)
     (batch,) = jax.export.symbolic_shape("batch")
@@ -196,7 +196,7 @@ def test_the_choice_is_the_formula_where_the_kernel_cannot_be(monkeypatch):
 @pytest.mark.parametrize(("backend", "capability", "installed", "wanted"), [
     ("gpu", "9.0", True, True), ("gpu", "8.0", True, False), ("gpu", "gfx90a", True, False),
     ("cpu", "9.0", True, False), ("gpu", "9.0", False, False)])
-def test_a_hopper_is_known_by_what_it_computes(
+def test_on_hopper_by_backend_capability_and_cudnn(
         backend, capability, installed, wanted, monkeypatch):
     def version():
         if not installed:
@@ -217,14 +217,14 @@ def test_a_hopper_is_known_by_what_it_computes(
     (shapes(), Pattern(mask=PAIRS), {},
      "only causal attention, a causal window, or a mask of keys"),
 ])
-def test_cudnn_is_refused_where_it_does_not_fit(given, pattern, options, wants):
+def test_cudnn_raises_for_unsupported_inputs(given, pattern, options, wants):
     got = f"({show(given[0])}, {show(given[2])})"
     expect("", f"wants {wants}, for cuDNN's attention, got {got}; leave "
            "implementation=None to choose by platform, dtype and shape",
            lambda: choose(*given, pattern, implementation="cudnn", **options))
 
 
-def test_cudnn_is_refused_where_it_is_not_installed(monkeypatch):
+def test_cudnn_raises_if_not_installed(monkeypatch):
     def missing():
         raise RuntimeError("cuDNN is not detected.")
 
@@ -262,7 +262,7 @@ def test_one_program_is_lowered_to_each_platform(monkeypatch, request):
 
 # Precision.
 
-def test_sixteen_bits_are_summed_in_thirty_two():
+def test_16_bit_inputs_are_summed_in_float32():
     """The error is that of rounding weights, values and y once, however many are summed."""
     query, key, value = (jnp.bfloat16(a) for a in (
         drawn(1, 2, 8, 16), drawn(1, 2, 3000, 16, seed=1), 1 + drawn(1, 2, 3000, 4, seed=2)))
@@ -289,7 +289,7 @@ def test_large_scores_do_not_overflow():
 # Queries that see nothing, and dropped weights.
 
 @pytest.mark.parametrize("way", ["xla", "blocks"])
-def test_a_query_that_sees_nothing_gives_zeros_and_gets_no_gradient(way):
+def test_a_query_without_keys_returns_zeros_and_has_no_gradient(way):
     given = tuple(a.astype(np.float32) for a in inputs())
     seen, bias = PAIRS.copy(), np.zeros((2, 4, STEPS, STEPS), np.float32)
     seen[1] = seen[0, :, 2] = False

@@ -122,7 +122,7 @@ def inputs(features=3, value_features=5, groups=1, batch=(2,)):
             drawn(*batch, groups, STEPS, value_features, seed=2))
 
 
-def test_the_kernel_that_stands_in_has_one_derivative_and_no_batches():
+def test_the_stand_in_kernel_has_one_derivative_and_no_batching():
     given = [drawn(2, STEPS, 2, 3, seed=i) for i in range(3)]
     run = lambda *qkv: stand_in(  # noqa: E731
         *qkv, scale=1.0, is_causal=True, key_value_seq_lengths=None, local_window_size=None,
@@ -156,7 +156,7 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_values_and_gradients_are_those_of_the_formula(name, kernel):
+def test_values_and_gradients_equal_the_formula(name, kernel):
     def both(way):
         run = lambda *qkv: jnp.sin(by(way, PATTERNS[name])(*qkv))  # noqa: E731
         return run(*given), jax.grad(lambda *qkv: run(*qkv).sum(), (0, 1, 2))(*given)
@@ -212,7 +212,7 @@ DERIVATIVES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", [
     "causal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("right", "left"))])
-def test_every_derivative_is_that_of_the_formula(pattern, kernel):
+def test_every_derivative_equals_the_formula(pattern, kernel):
     """Where padding stands in front the formula is in the kernel's place."""
     with jax.enable_x64(True):
         given = inputs()
@@ -276,13 +276,13 @@ PROGRAMS = {  # name -> a function, its operands, how often the kernel stands in
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_kernel_computes_value_and_gradient_on_cuda_alone(name, hopper):
+def test_the_kernel_is_used_for_value_and_gradient_on_cuda_only(name, hopper):
     f, given, wanted = PROGRAMS[name]
     assert calls(f, *given) == wanted
     assert calls(f, *given, platform="cpu") == (0, 0)
 
 
-def test_what_the_kernel_is_given_says_the_pattern(hopper):
+def test_the_settings_of_the_kernel_follow_the_pattern(hopper):
     """The settings of the calls, and lengths beside queries, keys and values."""
     def told(pattern):
         text = jax.jit(by(None, pattern)).trace(*halves()).lower(
@@ -303,7 +303,7 @@ def test_what_the_kernel_is_given_says_the_pattern(hopper):
 @pytest.mark.parametrize(("wrap", "wanted"), [
     (lambda net: net, (1, 1)), (lambda net: dp.repeat(3, net), (1, 1)),
     (lambda net: dp.repeat(3, dp.remat(net)), (2, 1))], ids=["once", "repeat", "remat"])
-def test_layers_train_by_the_kernel(wrap, wanted, hopper):
+def test_layers_use_the_kernel_in_training(wrap, wanted, hopper):
     net, x = wrap(dp.self_attention(2, causal=True)), jnp.ones((2, STEPS, 16), jnp.bfloat16)
     params, _ = net.init(KEY, x)
     loss = lambda params: net(params, x).astype(jnp.float32).sum()  # noqa: E731
@@ -312,13 +312,13 @@ def test_layers_train_by_the_kernel(wrap, wanted, hopper):
     jax.eval_shape(lambda: dp.gradients.tangent_kernel(net, params, x[:1], x))
 
 
-def test_the_gradient_keeps_what_the_kernel_wants_and_nothing_twice(hopper):
+def test_each_residual_is_kept_once(hopper):
     q, k, v = halves()
     kept = jax.tree.leaves(jax.eval_shape(lambda *qkv: jax.vjp(by(None), *qkv)[1], q, k, v))
     assert sum(a.size for a in kept) == 2 * q.size + k.size + v.size + 2 * 2 * STEPS
 
 
-def test_on_a_cpu_beside_a_hopper_all_is_by_the_formula(hopper, monkeypatch):
+def test_on_a_cpu_next_to_a_hopper_the_formula_is_used(hopper, monkeypatch):
     given = halves()
     f = jax.jit(lambda *qkv: (slopes(CAUSAL)(*qkv), jax.hessian(total(CAUSAL))(*qkv)))
     traced = f.trace(*given)
@@ -330,7 +330,7 @@ def test_on_a_cpu_beside_a_hopper_all_is_by_the_formula(hopper, monkeypatch):
     close(*jax.tree.map(np.float32, (found, plain(*given))))
 
 
-def test_one_export_is_to_several_platforms(hopper):
+def test_one_export_to_several_platforms(hopper):
     checks = [jax.export.DisabledSafetyCheck.custom_call(f"__cudnn$fmhaSoftmax{way}")
               for way in ("", "Backward")]
     exported = jax.export.export(
@@ -353,7 +353,7 @@ def test_it_runs_on_a_mesh(kernel):
     close(*jax.tree.map(np.float32, (found, wanted)))
 
 
-def test_examples_are_seen_not_to_mix(hopper):
+def test_mixes_sees_that_examples_are_independent(hopper):
     """What reads programs sees what is in the kernel's."""
     for pattern in (CAUSAL, PATTERNS["right"]):
         y = by(None, pattern)

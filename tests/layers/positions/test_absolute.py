@@ -22,7 +22,7 @@ def waves(time, features, base=10000.0, first=0, begin=0):
 
 @pytest.mark.parametrize("options", [{}, {"first": 1}, {"base": 50.0, "first": 1}])
 @pytest.mark.parametrize("leading", [(), (2,), (3, 1)])
-def test_waves_are_those_of_the_paper(options, leading):
+def test_sinusoids_equal_the_paper(options, leading):
     x = drawn(*leading, 7, 6)
     with jax.enable_x64(True):
         y = dp.sinusoidal_positions(**options)({}, jnp.asarray(x))
@@ -35,7 +35,7 @@ def table(net, first, time, features=16, dtype=jnp.float32):
     return net({}, jnp.zeros((time, features), dtype), positions=at)
 
 
-def test_products_of_waves_depend_on_the_distance_alone():
+def test_products_of_sinusoids_depend_on_the_distance_alone():
     net = dp.sinusoidal_positions()
     wanted = [sum(np.cos(k / 10000.0 ** (2 * i / 16)) for i in range(8)) for k in range(9)]
     for far in (0, 50, 10_000, 1_000_000):  # where a product in float32 has no digit to lose
@@ -45,7 +45,7 @@ def test_products_of_waves_depend_on_the_distance_alone():
             np.testing.assert_allclose(products, wanted[k] / 8, rtol=0, atol=1e-6)
 
 
-def test_waves_in_float32_are_near_those_in_float64_far_away():
+def test_sinusoids_in_float32_are_accurate_at_large_positions():
     for far, error in ((0, 4e-7), (100_000, 1e-4)):
         p = table(dp.sinusoidal_positions(), far, 3, 4)
         np.testing.assert_allclose(p, waves(3, 4, begin=far), rtol=0, atol=error)
@@ -54,7 +54,7 @@ def test_waves_in_float32_are_near_those_in_float64_far_away():
         np.testing.assert_allclose(p, waves(3, 4, begin=100_000), rtol=0, atol=1e-9)
 
 
-def test_learned_vectors_are_added_by_place_or_by_position():
+def test_learned_vectors_are_added_by_index_or_by_position():
     net, x = dp.learned_positions(6), jnp.asarray(drawn(2, 4, 3), jnp.float32)
     params, state = net.init(KEY, x)
     assert state == {} and params["embedding"].shape == (6, 3)
@@ -67,7 +67,7 @@ def test_learned_vectors_are_added_by_place_or_by_position():
 
 
 @pytest.mark.parametrize("net", [dp.sinusoidal_positions(), dp.learned_positions(9)], ids=repr)
-def test_sums_are_wide_and_come_out_in_the_dtype_of_x(net):
+def test_sums_are_float32_and_returned_in_the_dtype_of_x(net):
     x = jnp.asarray(drawn(2, 5, 4), jnp.bfloat16)
     params, _ = net.init(KEY, x)
     y = net(params, x)
@@ -75,7 +75,7 @@ def test_sums_are_wide_and_come_out_in_the_dtype_of_x(net):
     same(y, net(params, x.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
-def test_learned_positions_that_do_not_exist_give_NaN_and_no_gradient():
+def test_learned_positions_out_of_range_return_NaN_and_have_no_gradient():
     net, x = dp.learned_positions(4), jnp.ones((1, 5, 2))
     at = jnp.array([[0, -1, 3, 4, 2**31 - 1]])
     params, _ = net.init(KEY, x[:, :4])
@@ -85,7 +85,7 @@ def test_learned_positions_that_do_not_exist_give_NaN_and_no_gradient():
     np.testing.assert_array_equal(grads[:, 0], [1, 0, 0, 1])
 
 
-def test_without_positions_nothing_is_gathered():
+def test_default_positions_need_no_gather():
     def primitives(net, x):
         params, _ = net.init(KEY, x)
         return [e.primitive.name for e in jax.make_jaxpr(net)(params, x).eqns]
@@ -110,14 +110,14 @@ def after(state, positions=None, mask=None, time=3):
     return steps.tolist(), state["next"].tolist()
 
 
-def test_outside_a_stream_nothing_is_kept():
+def test_follow_keeps_no_state_outside_a_stream():
     at = ints([4, 4, 0])
     assert follow({}, None, None, (1, 3)) == (None, {})
     steps, state = follow({}, at, None, (1, 3))
     assert steps is at and state == {}
 
 
-def test_positions_that_are_absent_count_the_real_steps():
+def test_default_positions_count_the_valid_steps():
     assert after([0, 5]) == ([[0, 1, 2], [5, 6, 7]], [3, 8])
     mask = [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
     assert after([0, 5, 9], mask=mask) == ([[0, 0, 1], [0, 5, 0], [0, 0, 0]], [2, 6, 9])
@@ -125,7 +125,7 @@ def test_positions_that_are_absent_count_the_real_steps():
     assert steps.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]] and state == {}
 
 
-def test_given_positions_go_on_after_the_last_real_step():
+def test_positions_continue_after_the_last_valid_step():
     at = ints([0, 1, 2], [0, 0, 1], [7, 7, 7])
     assert after([0, 5, 9], at)[1] == [3, 2, 8]
     mask = [[1, 1, 0], [0, 1, 1], [0, 0, 0]]  # padded behind, before, everywhere
@@ -134,7 +134,7 @@ def test_given_positions_go_on_after_the_last_real_step():
     assert after([4], ints([]), time=0)[1] == [4]
 
 
-def test_wider_positions_become_int32():
+def test_int64_positions_become_int32():
     with jax.enable_x64(True):
         at = jnp.array([[0, 1, 2]])
         assert at.dtype == jnp.int64 and after([0], at)[1] == [3]
@@ -148,7 +148,7 @@ NETS = {"sinusoidal": dp.sinusoidal_positions(), "learned": dp.learned_positions
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_ragged_prompt_and_single_steps_are_one_sequence(name):
+def test_a_ragged_prompt_and_single_steps_equal_one_sequence(name):
     net, lengths = NETS[name], (2, 4, 3)
     x = drawn(3, 9, 4).astype(np.float32)  # row r: its prompt, then 5 steps
     params, _ = net.init(KEY, x)
@@ -192,7 +192,7 @@ def test_chunks_of_one_size_compile_once():
     assert len(traces) == 1
 
 
-def test_a_stream_that_runs_past_the_end_gives_NaN():
+def test_a_stream_past_its_length_returns_NaN():
     net, x = dp.learned_positions(3), jnp.ones((1, 2, 2))
     params, _ = net.init(KEY, x)
     state = net.start(params, {}, x, length=3)
@@ -201,6 +201,3 @@ def test_a_stream_that_runs_past_the_end_gives_NaN():
     assert bool(jnp.isfinite(y).all())
     y, state = net.apply(params, state, x)
     np.testing.assert_array_equal(np.isnan(y[0, :, 0]), [False, True])
-
-
-# What cannot be.

@@ -52,7 +52,7 @@ LLAMA3 = {0: 1.0, 8: 3.1623e-01, 30: 1.3335e-02, 31: 1.0730e-02, 32: 7.7785e-03,
     (dp.rope.yarn_scaling(10.0, 2048), YARN, 0.1 * math.log(10) + 1),
     (dp.rope.llama3_scaling(10.0, 2048), LLAMA3, 1.0),
 ])
-def test_frequencies_are_the_published_ones(rule, published, magnitude):
+def test_frequencies_equal_the_published_ones(rule, published, magnitude):
     found, got = of(rule, 10000.0, 128)
     np.testing.assert_allclose(found[list(published)], list(published.values()), rtol=5e-5)
     assert got == magnitude
@@ -107,12 +107,12 @@ def test_longrope_scaling():
     assert of(dp.rope.longrope_scaling((1, 1), 4096, 2.0, attention_factor=0.7), 1e4, 4)[1] == 0.7
 
 
-def test_a_rule_of_ones_own():
+def test_a_custom_rule():
     rope = dp.rotary(scaling=lambda base, features: (np.full(features // 2, 3.0), 2.0))
     gives(rope, as_complex(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
 
 
-def test_rules_that_cannot_be_are_refused():
+def test_invalid_settings_of_rules_raise():
     for make in (dp.rope.linear_scaling, dp.rope.ntk_scaling, lambda f: dp.rope.yarn_scaling(f, 8),
                  lambda f: dp.rope.llama3_scaling(f, 8),
                  lambda f: dp.rope.longrope_scaling((1,), 8, f)):
