@@ -1,4 +1,4 @@
-"""What attention refuses: settings, masks, memory, streams, implementations."""
+"""Errors of attention: settings, masks, memory, streams, implementations."""
 
 import functools
 from unittest import mock
@@ -21,7 +21,7 @@ TURNING = dp.self_attention(3, rotary=dp.rotary())
 
 @functools.cache
 def begun(layer):
-    """Parameters and a streaming state of 4 steps; memory where nothing is causal."""
+    """Parameters and a streaming state of 4 steps, with memory for layers that are not causal."""
     side = {} if layer in (CAUSAL, WINDOW) else {"memory": MEMORY}
     own = params(layer, X, **side)
     return own, zeros(lambda: layer.start(own, {}, STEP, length=4, **side))
@@ -42,7 +42,7 @@ def without_patterns(side):
 
 
 def own_with(name):
-    """Parameters in which one bias has a single feature, which would broadcast."""
+    """Parameters with a bias of 1 feature, which would broadcast."""
     own = params(OWN, X)
     own[name]["bias"] = jnp.zeros(1)
     return own
@@ -193,7 +193,7 @@ EXAMPLES = {
     "at (attention_head(4)): wants memory with its memory_mask, got memory_mask alone; pass "
     "memory= too, or mask= for x itself":
         at(HEAD, X, memory_mask=bools(2, 7)),
-    # What apply is given.
+    # Inputs of apply.
     "cross_attention(3): wants the side input memory, got none; pass memory=, the encoder output, "
     "in each call: only a stream keeps it":
         lambda: CROSS(begun(CROSS)[0], X),

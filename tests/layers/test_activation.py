@@ -1,4 +1,4 @@
-"""Activations against formulas and derivatives in numpy; slopes and gates that are learned."""
+"""Activations against formulas and derivatives in NumPy; `prelu` and gated linear units."""
 
 import math
 
@@ -26,7 +26,7 @@ def logistic(x):
     return 1 / (1 + math.exp(-x))
 
 
-# function -> its formula and its derivative; at a kink JAX takes a value between both sides
+# function -> its formula and its derivative; at a kink, the one-sided derivative that JAX uses
 TABLE = {
     jax.nn.identity: (lambda x: x, lambda x: 1),
     dp.binary_step: (lambda x: float(x >= 0), lambda x: 1),
@@ -43,7 +43,7 @@ def test_activations_equal_their_formulas_and_derivatives(f):
     formula, derivative = TABLE[f]
     with jax.enable_x64(True):
         x = jnp.array(POINTS, jnp.float64)
-        # The approximation of gelu by tanh is off by 4e-4.
+        # The tanh approximation of gelu has an error of 4e-4.
         y = f(x)
         assert y.dtype == jnp.float64
         np.testing.assert_allclose(y, [formula(v) for v in POINTS], rtol=0, atol=1e-14)

@@ -1,4 +1,4 @@
-"""`collapse` against NumPy, row by row over the real steps alone."""
+"""`collapse` against NumPy, row by row over the valid steps."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def test_padding_has_no_gradient(how):
     own, slopes = slope(params(how), x)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((own, slopes)))
     assert not slopes[~MASK].any() and slopes[MASK].any()
-    if how == "attention":  # one real step has the weight 1 whatever the kernel is, none has no say
+    if how == "attention":  # rows with one valid step or none do not depend on the kernel
         wanted, _ = slope(params(how), x.at[1].set(7.0))
         close(own, wanted)
 

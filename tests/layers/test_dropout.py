@@ -1,4 +1,4 @@
-"""Dropping values, channels and examples: the rate is what is dropped, the expectation is kept."""
+"""Dropout of values, channels and examples: rate, expectation, gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import diffprog as dp
 
 
 def run(net, x, seed=0):
-    """What is left of x in training."""
+    """y in training."""
     return net.apply({}, {}, x, key=jax.random.key(seed), train=True)[0]
 
 
@@ -21,8 +21,8 @@ def dropped(rate, x, seed=0):
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
 def test_the_rate_is_the_fraction_dropped(rate):
     y = np.asarray(dropped(rate, jnp.ones(100_000)))
-    share = (y == 0).mean()
-    assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / y.size)
+    fraction = (y == 0).mean()
+    assert abs(fraction - rate) < 5 * np.sqrt(rate * (1 - rate) / y.size)
     assert abs(y.mean() - 1) < 5 * np.sqrt(rate / (1 - rate) / y.size)
 
 
@@ -109,7 +109,7 @@ def test_a_channel_of_an_example_is_kept_or_dropped_as_a_whole():
         decisions = kept.all(space)
         assert decisions.size == 600
         assert abs(decisions.mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
-        for axis in range(decisions.ndim):  # they differ along each axis that is left
+        for axis in range(decisions.ndim):  # decisions differ along each other axis
             assert not (decisions == decisions.take([0], axis)).all()
 
 

@@ -1,4 +1,4 @@
-"""`embedding` and `unembed` against NumPy: rows, scores, gradients, and ids that do not exist."""
+"""`embedding` and `unembed` against NumPy: rows, scores, gradients, ids out of range."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_embedding_equals_one_hot_and_linear_in_value_and_gradient():
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int32", "int64", "uint64"])
 def test_ids_out_of_range_return_nan_and_not_another_row(dtype):
-    """Also those that one of the dtypes on the way does not hold."""
+    """Also ids that overflow a dtype used inside."""
     kind = np.iinfo(dtype)
     candidates = [-1, -11, -(2**32) + 3, 11, 127, 255, 2**31, 2**32 - 1, 2**32 + 3, kind.min,
                   kind.max]

@@ -1,4 +1,4 @@
-"""What is drawn has the distribution it should, and each gradient is what its estimator says."""
+"""Distributions of samples, and gradients of estimators."""
 
 import functools
 
@@ -25,13 +25,13 @@ def exact(logits, rewards):
 
 
 def deviations(estimates, wanted):
-    """By how many standard errors the mean of the estimates misses each entry."""
+    """The error of the mean of the estimates, in standard errors, for each entry."""
     estimates = np.asarray(estimates, np.float64)
     error = estimates.std(0, ddof=1) / np.sqrt(len(estimates))
     return np.abs(estimates.mean(0) - wanted) / error
 
 
-# normal distributions
+# Normal distributions.
 
 
 def test_gaussian_sample_has_the_mean_and_the_variance():
@@ -45,17 +45,18 @@ def test_gaussian_sample_has_the_mean_and_the_variance():
 
 
 def test_gaussian_sample_is_the_mean_without_a_key_and_random_with_one_in_inference():
-    net, pair = dp.estimators.gaussian_sample(), (jnp.asarray(drawn(4, 3)),
-        jnp.asarray(drawn(4, 3, seed=1)))
+    net, pair = dp.estimators.gaussian_sample(), (
+        jnp.asarray(drawn(4, 3)), jnp.asarray(drawn(4, 3, seed=1)))
     same(net({}, pair), pair[0])
-    rest = net({}, pair, key=KEY)
-    same(net.apply({}, {}, pair, key=KEY, train=True)[0], rest)
-    assert (rest != pair[0]).all() and (net({}, pair, key=jax.random.key(1)) != rest).all()
+    inference = net({}, pair, key=KEY)
+    same(net.apply({}, {}, pair, key=KEY, train=True)[0], inference)
+    assert (inference != pair[0]).all()
+    assert (net({}, pair, key=jax.random.key(1)) != inference).all()
     assert refused(net.apply, {}, {}, pair, train=True).wants == "a key when train=True"
 
 
 def test_the_gradient_flows_to_mean_and_log_variance():
-    """For f(y) = y**2, of mean m and variance s: d E[f] / dm = 2 m, d E[f] / dlog s = s."""
+    """For f(y) = y**2 with mean m and variance s: d E[f] / dm = 2 m, d E[f] / dlog s = s."""
     m, log_s = 0.7, -0.4
 
     @jax.jit
@@ -68,7 +69,7 @@ def test_the_gradient_flows_to_mean_and_log_variance():
     assert (deviations(slopes(KEY), [2 * m, np.exp(log_s)]) < 4).all()
 
 
-# classes
+# Classes.
 
 
 @pytest.mark.parametrize("temperature", [0.2, 3.0])
@@ -112,7 +113,7 @@ def test_a_hard_sample_is_the_argmax_of_the_soft_one_and_has_its_gradient():
 
 
 def test_a_tie_of_the_soft_vector_is_decided_by_the_logits():
-    """In bfloat16 a high temperature makes all entries equal; the first is not the class then."""
+    """In bfloat16 a high temperature makes all entries equal, and their argmax is the first."""
     x = jnp.array([1.0, 2.0, 1.5], jnp.bfloat16)
     soft, hard = (dp.estimators.gumbel_softmax(temperature=1e4, hard=hard)({}, x)
         for hard in (False, True))
@@ -120,14 +121,14 @@ def test_a_tie_of_the_soft_vector_is_decided_by_the_logits():
     assert len(set(soft.tolist())) == 1 and hard.tolist() == [0.0, 1.0, 0.0]
 
 
-# the estimators of a gradient
+# Estimators of a gradient.
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def estimates(net, logits):
-    """Estimates, from one draw each, of the gradient of ``E[reward**2]``.
+    """Estimates of the gradient of ``E[reward**2]``, from one sample each.
 
-    Between classes the square bends, so what is relaxed is biased.
+    The square is not linear, so a relaxed sample is biased.
     """
     def reward(logits, key):
         return jnp.square(net({}, logits, key=key) @ REWARDS)
@@ -143,7 +144,7 @@ def test_gumbel_softmax_bias_falls_and_variance_rises_as_temperature_falls():
         error = np.linalg.norm(found.std(0)) / np.sqrt(DRAWS)
         bias.append(np.linalg.norm(found.mean(0) - wanted))
         spread.append(np.linalg.norm(found.std(0)))
-        assert bias[-1] > 4 * error  # it is there
+        assert bias[-1] > 4 * error  # significant
     assert bias[0] > 1.5 * bias[1] > 1.5**2 * bias[2]
     assert spread[0] < spread[1] < spread[2]
 
@@ -176,7 +177,7 @@ def test_a_baseline_reduces_the_variance():
 
     far = REWARDS + 10
     assert (spread("leave_one_out", far) < 0.5 * spread(None, far)).all()
-    # Adding a number to all rewards changes nothing that is measured against other draws.
+    # The leave-one-out advantage does not change if a number is added to all rewards.
     np.testing.assert_allclose(
         spread("leave_one_out", far), spread("leave_one_out", REWARDS), rtol=1e-4)
 
@@ -197,9 +198,9 @@ def test_score_function_is_finite_for_classes_of_probability_0():
     logits, f = jnp.array([0.0, 1.0, -jnp.inf]), jnp.array([1.0, 2.0, 4.0])
     y = lambda logits: dp.estimators.score_function(f, jax.nn.log_softmax(logits))  # noqa: E731
     assert y(logits).tolist() == f.tolist()
-    shares = np.exp([0.0, 1.0, -np.inf]) / np.exp([0.0, 1.0]).sum()
+    probabilities = np.exp([0.0, 1.0, -np.inf]) / np.exp([0.0, 1.0]).sum()
     slope = jax.grad(lambda logits: y(logits).sum())(logits)
-    np.testing.assert_allclose(slope, np.asarray(f) - f.sum() * shares, rtol=1e-5)
+    np.testing.assert_allclose(slope, np.asarray(f) - f.sum() * probabilities, rtol=1e-5)
 
 
 def test_straight_through_with_an_infinite_surrogate():
@@ -222,7 +223,7 @@ def test_straight_through_has_the_gradient_of_the_surrogate():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_gaussian_sample_in_16_bits_has_tails(dtype):
-    """P(|e| > 3) = 0.0027; drawn in bfloat16 it is 0."""
+    """P(|e| > 3) = 0.0027; for noise drawn in bfloat16 it is 0."""
     zeros = jnp.zeros(2**18, dtype)
     y = dp.estimators.gaussian_sample()({}, (zeros, zeros), key=jax.random.key(0))
     assert y.dtype == dtype

@@ -1,4 +1,4 @@
-"""`linear` against numpy: the formula, free leading axes, dtypes and initializers."""
+"""`linear` against NumPy: the formula, leading axes, dtypes and initializers."""
 
 import jax
 import jax.numpy as jnp

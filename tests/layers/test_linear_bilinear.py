@@ -1,4 +1,4 @@
-"""`bilinear` against three loops; its pair of inputs."""
+"""`bilinear` against loops in NumPy, and its pair of inputs."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""`hide`: what is no real entry becomes zero, and reaches no gradient."""
+"""`hide`: masked entries become zero, and do not reach any gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_hide_keeps_nan_in_the_padding_out_of_all_gradients(hidden):
     jax.tree.map(np.testing.assert_array_equal, got[0], wanted[0])
     np.testing.assert_array_equal(got[1], wanted[1])
     np.testing.assert_array_equal(np.asarray(got[1])[~MASK], 0)
-    if not np.isfinite(hidden):  # without it zero times what is hidden is NaN
+    if not np.isfinite(hidden):  # without `hide`, zero times NaN is NaN
         broken = gradients(dp.serial(*layers), x)[0]["linear_0"]["kernel"]
         assert np.isnan(broken).all()
 

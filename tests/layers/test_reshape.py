@@ -1,4 +1,4 @@
-"""`flatten` and `reshape` keep the row-major order; `one_hot` writes classes as unit vectors."""
+"""`flatten` and `reshape` keep the row-major order; `one_hot` returns unit vectors."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import diffprog as dp
 
 
 def joined(x, keep):
-    """The entries of x below each index of the first axes, in the order of nested loops."""
+    """The entries of x for each index of the first axes, in the order of nested loops."""
     y = [[x[i + j] for j in np.ndindex(*x.shape[keep:])] for i in np.ndindex(*x.shape[:keep])]
     return np.array(y).reshape(*x.shape[:keep], len(y[0]))
 

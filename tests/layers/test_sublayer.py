@@ -1,4 +1,4 @@
-"""The feed-forward net and the residual sums with norms, against NumPy and against compositions."""
+"""The feed-forward net and residual blocks, against NumPy and against compositions."""
 
 import math
 
@@ -58,8 +58,7 @@ def test_another_norm_and_another_body():
 
 
 def test_ffn_and_residual_blocks_equal_compositions():
-    """In value and gradient: `ffn` two linear maps, the sums `residual` with the norm in its place.
-    """
+    """`ffn` as two linear maps, a block as `residual` with a norm: value and gradient."""
     params, _ = dp.ffn(7, jnp.tanh).init(KEY, ROWS)
     two = dp.serial(up=dp.linear(7), bend=jnp.tanh, down=dp.linear(4))
     same(two.init(KEY, ROWS)[0], params)  # each kernel is drawn as that of `linear`
@@ -113,7 +112,7 @@ def test_repr_is_the_call():
     assert repr(dp.pre_norm(jnp.sin, dp.layer_norm())) == "pre_norm(jnp.sin, norm=layer_norm())"
 
 
-# Where values are dropped.
+# Dropout.
 
 def ones(x):
     return jnp.ones_like(x)
@@ -124,7 +123,7 @@ def trained(net, params, key=KEY):
 
 
 def test_ffn_drops_hidden_features():
-    """With kernels of ones and large biases each y is a sum of hidden values, kept or dropped."""
+    """With biases and kernels of ones each y counts the hidden features that are kept."""
     net = dp.ffn(100, dropout=0.2)
     params = jax.tree.map(jnp.zeros_like, net.init(KEY, ROWS)[0])
     params["up"]["bias"], params["down"]["kernel"] = jnp.ones(100), jnp.ones((100, 4))
@@ -132,7 +131,7 @@ def test_ffn_drops_hidden_features():
     y = trained(net, params)
     kept = y * 0.8
     np.testing.assert_allclose(kept, kept.round(), atol=1e-4)
-    assert (y == y[..., :1]).all()  # the same hidden values for all of a row
+    assert (y == y[..., :1]).all()  # the same hidden features in all of a row
     assert len(np.unique(y)) > 3 and abs(kept.mean() - 80) < 5 * 4 / math.sqrt(6)
 
 
@@ -154,11 +153,7 @@ def test_a_rate_of_zero_needs_no_key():
         same(net.apply(params, {}, ROWS, train=True)[0], net(params, ROWS))
 
 
-# What is refused.
-
-ACTIVATION = "write linear(...) >> layer >> linear(...) for a layer with parameters"
-BODY = "let it have as many features, and the dtype of x"
-
+# Errors.
 
 def test_training_with_dropout_and_without_a_key_raises():
     for net, path in ((dp.ffn(4, dropout=0.1), ""), (dp.add_norm(dp.ffn(4), dropout=0.1), "drop")):

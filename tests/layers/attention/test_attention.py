@@ -1,4 +1,4 @@
-"""Attention layers: the formula, and what it is made of and equal to."""
+"""Attention layers against NumPy and against equal compositions."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from diffprog.layers.attention import dot_product as module
 STEPS, WIDTH = 5, 6
 X, MEMORY, VALUES = drawn(2, STEPS, WIDTH), drawn(2, 4, 3, seed=1), drawn(2, 4, 2, seed=2)
 MASK = np.array([[1, 1, 0, 1, 0], [0, 1, 1, 0, 0]], bool)
-HALF = np.array([True, False])  # one example is padding altogether
+HALF = np.array([True, False])  # the second example is all padding
 REMEMBERED = np.array([[1, 0, 1, 1], [0, 0, 0, 0]], bool)
 SEGMENTS = np.array([[0, 0, 1, 1, 1], [3, 2, 2, 2, 3]])
 POSITIONS = np.array([[0, 1, 2, 3, 4], [7, 2, 9, 9, 0]])
@@ -115,7 +115,7 @@ def test_any_number_of_batch_axes():
         close(run(params, np.float32(X[:, None]), **apart), wanted[:, None])
 
 
-# What it is made of.
+# Equal compositions.
 
 def by_head(params, heads):
     """The parameters of `self_attention` as those of ``heads(n, attention_head(d)) >> linear(m)``.
@@ -189,7 +189,7 @@ def test_attention_without_positions_or_causality_is_permutation_equivariant(net
 
 
 def test_rotary_attention_depends_on_positions_not_on_array_order():
-    """Rotary attention asks for distances alone, wherever the steps stand in the array."""
+    """Rotary attention depends on distances of positions alone, not on the order in the array."""
     net, x = own(1, rotary=ROTARY), np.float32(X)
     params = numbers(net, x)
     y = jax.jit(net)(params, x)
@@ -204,7 +204,7 @@ def test_a_query_with_one_key_returns_its_value():
     close(net(params, x), wanted)
 
 
-# Dtypes and what `summary` tells.
+# Dtypes and `summary`.
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_16_bit_inputs_return_16_bit_outputs(dtype):
@@ -222,31 +222,32 @@ def test_16_bit_inputs_return_16_bit_outputs(dtype):
 
 
 def test_summary_reports_the_implementation(monkeypatch, request):
-    request.addfinalizer(module.dot_product.clear_cache)  # what is traced here is no attention
-    def told(net, steps, dtype, **side):
+    request.addfinalizer(module.dot_product.clear_cache)  # traced with a patched kernel
+    def reported(net, steps, dtype, **side):
         x = jax.ShapeDtypeStruct((2, steps, 64), dtype)
         return [row.choice for row in dp.summary(net, x, **side).rows if "attention" in
                 row.layer.name]
 
     long, net, half = module._LONG, own(causal=True), jnp.bfloat16
-    assert told(net, long, half) == ["blocks"] and told(net, long - 1, half) == ["xla"]
+    assert reported(net, long, half) == ["blocks"] and reported(net, long - 1, half) == ["xla"]
     monkeypatch.setattr(module, "_on_hopper", lambda: True)
     monkeypatch.setattr(module.jax.nn, "dot_product_attention", lambda q, *_, **__: q)  # on a CPU
-    assert told(own(causal=True), long, half) == ["blocks, cudnn on cuda"]
-    assert told(own(causal=True), 8, half) == told(own(), long, half) == ["xla, cudnn on cuda"]
-    assert told(own(causal=True), long, jnp.float32) == ["blocks"]
-    dropping = own(causal=True, dropout=0.1)  # a summary is that of a call at rest
-    assert told(dropping, long, half) == ["blocks, cudnn on cuda"]
-    real = jnp.ones((2, long), bool)
-    assert told(own(causal=True), long, half, mask=real) == ["blocks, cudnn on cuda"]
-    assert told(own(causal=True, window=9), long, half, mask=real) == ["blocks"]
-    assert told(own(causal=True), long, half, segments=jnp.ones((2, long), int)) == ["blocks"]
-    assert told(own(causal=True, implementation="xla"), long, half) == ["xla"]
-    assert told(own(head_dim=20), 8, half) == ["xla"]
+    assert reported(own(causal=True), long, half) == ["blocks, cudnn on cuda"]
+    assert reported(own(causal=True), 8, half) == ["xla, cudnn on cuda"]
+    assert reported(own(), long, half) == ["xla, cudnn on cuda"]
+    assert reported(own(causal=True), long, jnp.float32) == ["blocks"]
+    dropping = own(causal=True, dropout=0.1)  # a summary is that of inference
+    assert reported(dropping, long, half) == ["blocks, cudnn on cuda"]
+    valid = jnp.ones((2, long), bool)
+    assert reported(own(causal=True), long, half, mask=valid) == ["blocks, cudnn on cuda"]
+    assert reported(own(causal=True, window=9), long, half, mask=valid) == ["blocks"]
+    assert reported(own(causal=True), long, half, segments=jnp.ones((2, long), int)) == ["blocks"]
+    assert reported(own(causal=True, implementation="xla"), long, half) == ["xla"]
+    assert reported(own(head_dim=20), 8, half) == ["xla"]
     memory = jax.ShapeDtypeStruct((2, 9, 3), half)
-    assert told(asking(), 8, half, memory=memory) == ["xla, cudnn on cuda"]
+    assert reported(asking(), 8, half, memory=memory) == ["xla, cudnn on cuda"]
     nested = dp.repeat(2, dp.pre_norm(own(causal=True)))
-    assert told(nested, long, half) == ["blocks, cudnn on cuda"]
+    assert reported(nested, long, half) == ["blocks, cudnn on cuda"]
     text = str(dp.summary(nested, jax.ShapeDtypeStruct((2, long, 64), half)))
     assert text.splitlines()[0].endswith("computed by") and "blocks, cudnn on cuda" in text
     table = str(dp.summary(dp.linear(3), jnp.ones((2, 4))))

@@ -1,4 +1,4 @@
-"""What attention refuses later than at init, and in every one of its parts."""
+"""Errors of attention in `apply` and `start`."""
 
 import jax.numpy as jnp
 import pytest

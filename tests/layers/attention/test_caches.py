@@ -1,4 +1,4 @@
-"""Prefill and decoding are one function: attention in a stream, as those who generate use it."""
+"""Attention in a stream: prefill, decoding, ragged prompts, memory, gradients."""
 
 import functools
 
@@ -25,7 +25,7 @@ def started(net, params, state, x, length=6, **side):
 
 
 def streamed(net, params, state, x, sizes, **side):
-    """The outputs chunk by chunk; side inputs are cut like x."""
+    """The joined outputs of the chunks, and the last state; side inputs are cut like x."""
     apply, outputs, at = jax.jit(net.apply), [], 0
     for size in sizes:
         cut = lambda a, at=at, size=size: a[:, at : at + size]  # noqa: E731
@@ -93,7 +93,7 @@ def test_caches_of_repeated_layers_are_updated_in_place():
     memory = step.memory_analysis()
     one_cache = 2 * (2 * length * 32) * 4  # keys and values of two rows, float32
     assert memory.temp_size_in_bytes <= 2 * one_cache
-    assert memory.alias_size_in_bytes >= 12 * one_cache  # the state that came is written over
+    assert memory.alias_size_in_bytes >= 12 * one_cache  # the donated state is overwritten
 
 
 @pytest.mark.parametrize("name", ["block", "positions"])
@@ -103,7 +103,7 @@ def test_a_stream_past_its_length_returns_nan(name):
     carried = started(net, params, state, X, length=5)
     y, carried = streamed(net, params, carried, X, [2, 2])
     assert np.isfinite(y).all()
-    y, _ = streamed(net, params, carried, X, [2, 2])  # one of the first two steps fits
+    y, _ = streamed(net, params, carried, X, [2, 2])  # the first of the two steps fits
     assert np.isnan(y).all()
 
 
@@ -131,7 +131,7 @@ RAGGED = block(rotary=dp.rotary())
             2, causal=True, window=3), "right", False),
     }.items()])
 def test_ragged_prompts_equal_separate_sequences(net, side, told):
-    """A prompt of 2 steps and one of 4; the steps after them say nothing about themselves."""
+    """Prompts of 2 and 4 steps; the steps after them have no mask and no positions."""
     params, state = net.init(KEY, X)
     shift = [4 - n if side == "left" else 0 for n in LENGTHS]
     places = jnp.arange(4)
@@ -201,7 +201,7 @@ def test_every_combinator_keeps_memory_in_a_stream(name):
     for chunk in (X[:, :3], X[:, 3:4]):
         y, carried = apply(params, carried, chunk)
         outputs.append(y)
-    axis = outputs[0].ndim - 2  # that of time: an ensemble has one axis more
+    axis = outputs[0].ndim - 2  # the time axis: an ensemble has one axis more
     close(jnp.concatenate(outputs, axis), jax.jit(net)(params, X[:, :4], memory=MEMORY))
 
 
@@ -218,7 +218,7 @@ def test_passing_memory_again_replaces_it():
 
 
 def test_an_equal_net_continues_a_stream():
-    """An equal net that never saw `start` takes its state, with no memory to plan by."""
+    """A net built again accepts the state, without memory and without a call of its `start`."""
     def build():
         return dp.serial(dp.repeat(2, dp.self_attention(2, causal=True)), ask=dp.cross_attention(1))
 
@@ -263,7 +263,7 @@ def test_donating_a_stream_does_not_donate_memory_or_its_mask():
 
 
 def test_gradients_flow_through_the_cache_unless_stopped():
-    """Truncated back-propagation through time is a stopped gradient between two chunks."""
+    """Truncated backpropagation through time stops the gradient between two chunks."""
     net = dp.self_attention(2, causal=True)
     params, state = net.init(KEY, X)
 

@@ -1,4 +1,4 @@
-"""Rotary positions for long sequences: rules from their papers, pair by pair."""
+"""Scaling rules of rotary positions against their papers, pair by pair."""
 
 import math
 
@@ -15,7 +15,7 @@ import diffprog as dp
 X = drawn(2, 5, 8)
 
 
-def gives(rope, wanted, x=X, positions=None):
+def check(rope, wanted, x=X, positions=None):
     with jax.enable_x64(True):
         at = None if positions is None else jnp.asarray(positions)
         np.testing.assert_allclose(rope(jnp.asarray(x), at), wanted, rtol=0, atol=1e-12)
@@ -31,7 +31,7 @@ def test_linear_and_ntk_scaling():
     found, magnitude = of(dp.rope.linear_scaling(4.0), 500.0, 16)
     np.testing.assert_allclose(found, speeds(16, 500.0) / 4, rtol=1e-14)
     assert magnitude == 1
-    gives(dp.rotary(scaling=dp.rope.linear_scaling(4.0)),  # as if the positions were 4 times nearer
+    check(dp.rotary(scaling=dp.rope.linear_scaling(4.0)),  # equals positions divided by 4
           as_complex(X, np.arange(5) / 4, speeds(8)))
     found, magnitude = of(dp.rope.ntk_scaling(4.0), 500.0, 16)
     np.testing.assert_allclose(found, speeds(16, 500.0 * 4 ** (16 / 14)), rtol=1e-14)
@@ -40,7 +40,7 @@ def test_linear_and_ntk_scaling():
     assert of(dp.rope.ntk_scaling(4.0), 500.0, 2)[0] == 1
 
 
-# Pair -> frequency, for a base of 10000, 128 dims, 2048 steps and a factor of 10, in the tests of
+# Pair -> frequency for base 10000, 128 features, 2048 steps and factor 10, from the tests of
 # Hugging Face transformers (tests/utils/test_modeling_rope_utils.py).
 YARN = {0: 1.0, 8: 3.1623e-01, 16: 1.0e-01, 17: 8.3479e-02, 20: 4.8136e-02, 28: 1.0101e-02,
         36: 1.5746e-03, 40: 4.3007e-04, 41: 2.7384e-04, 50: 7.4989e-05, 63: 1.1548e-05}
@@ -59,7 +59,7 @@ def test_frequencies_equal_the_published_ones(rule, published, magnitude):
 
 
 def test_llama3_scaling_pair_by_pair():
-    """The three cases of the code released with Llama 3.1, by wavelength, and its numbers."""
+    """The three cases of the code released with Llama 3.1, by wavelength."""
     wanted = []
     for f in speeds(128, 500000.0):
         wavelength = 2 * math.pi / f
@@ -91,8 +91,7 @@ def test_yarn_scaling_pair_by_pair():
         np.testing.assert_allclose(of(rule, base, dims)[0], wanted, rtol=1e-12)
     assert of(dp.rope.yarn_scaling(4.0, 64, attention_factor=0.5), 1e4, 8)[1] == 0.5
     assert of(dp.rope.yarn_scaling(0.5, 64), 1e4, 8)[1] == 1
-    step, _ = of(dp.rope.yarn_scaling(4.0, 2, beta_fast=1.0), 1e4,
-        4)  # no pair between fast and slow
+    step, _ = of(dp.rope.yarn_scaling(4.0, 2, beta_fast=1.0), 1e4, 4)  # first == last
     np.testing.assert_allclose(step, speeds(4) / [1, 4])
 
 
@@ -102,14 +101,14 @@ def test_longrope_scaling():
     np.testing.assert_allclose(found, speeds(8) / [1, 2, 3, 4], rtol=1e-14)
     assert magnitude == math.sqrt(1 + math.log(32) / math.log(4096))
     wanted = as_complex(X, np.arange(5), found, magnitude=magnitude)
-    gives(dp.rotary(scaling=rule), wanted)
+    check(dp.rotary(scaling=rule), wanted)
     assert of(dp.rope.longrope_scaling((1, 1), 4096), 1e4, 4)[1] == 1
     assert of(dp.rope.longrope_scaling((1, 1), 4096, 2.0, attention_factor=0.7), 1e4, 4)[1] == 0.7
 
 
 def test_a_custom_rule():
     rope = dp.rotary(scaling=lambda base, features: (np.full(features // 2, 3.0), 2.0))
-    gives(rope, as_complex(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
+    check(rope, as_complex(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
 
 
 def test_invalid_settings_of_rules_raise():

@@ -1,6 +1,5 @@
 """Rotary positions against complex numbers in NumPy."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ import diffprog as dp
 X = drawn(2, 5, 8)
 
 
-def gives(rope, wanted, x=X, positions=None):
+def check(rope, wanted, x=X, positions=None):
     with jax.enable_x64(True):
         at = None if positions is None else jnp.asarray(positions)
         np.testing.assert_allclose(rope(jnp.asarray(x), at), wanted, rtol=0, atol=1e-12)
@@ -24,22 +23,22 @@ def gives(rope, wanted, x=X, positions=None):
 @pytest.mark.parametrize("base", [10000.0, 500000.0])
 def test_pairs_are_rotated_as_complex_numbers(base, interleaved):
     rope = dp.rotary(base, interleaved=interleaved)
-    gives(rope, as_complex(X, np.arange(5), speeds(8, base), interleaved))
+    check(rope, as_complex(X, np.arange(5), speeds(8, base), interleaved))
     at = np.array([[3, 0, 7, 1, 1], [900, 0, 2, 5, -4]])
-    gives(rope, as_complex(X, at, speeds(8, base), interleaved), positions=at)
+    check(rope, as_complex(X, at, speeds(8, base), interleaved), positions=at)
 
 
 def test_positions_broadcast_over_the_leading_axes():
-    at = np.array([[3], [8]])  # one for each example, whatever the axis of x is
-    gives(dp.rotary(), as_complex(X, np.broadcast_to(at, (2, 5)), speeds(8)), positions=at)
-    gives(dp.rotary(), as_complex(X[0], np.arange(5), speeds(8)), X[0])
+    at = np.array([[3], [8]])  # one for each example
+    check(dp.rotary(), as_complex(X, np.broadcast_to(at, (2, 5)), speeds(8)), positions=at)
+    check(dp.rotary(), as_complex(X[0], np.arange(5), speeds(8)), X[0])
 
 
 def test_only_the_first_features_are_rotated():
     wanted = X.copy()
     wanted[..., :4] = as_complex(X[..., :4], np.arange(5), speeds(4))
-    gives(dp.rotary(features=4), wanted)
-    gives(dp.rotary(features=8), as_complex(X, np.arange(5), speeds(8)))
+    check(dp.rotary(features=4), wanted)
+    check(dp.rotary(features=8), as_complex(X, np.arange(5), speeds(8)))
     assert dp.rotary(features=2)(jnp.ones((0, 3, 4))).shape == (0, 3, 4)
 
 
@@ -77,7 +76,7 @@ def test_gradients_agree():
     dp.gradients.check_gradients(dp.rotary(features=2), X[0, :, :4])
 
 
-# Values.
+# Repr and equality.
 
 ROPES = [
     "rotary()", "rotary(base=500000.0, features=4)", "rotary(interleaved=True)",
