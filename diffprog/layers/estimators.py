@@ -206,13 +206,15 @@ def score_function(
                          show(log_probabilities),
                          "give one for each sample: sum over the parts of a sample")
     if isinstance(baseline, str):
-        baseline = _leave_one_out(values, baseline)
+        b: Any = _leave_one_out(values, baseline)
     elif baseline is None:
-        baseline = 0
+        b = 0
     elif jnp.shape(baseline) not in ((), values.shape):
         raise LayerError(f"a baseline that is one number or of the shape {values.shape}",
                          show(baseline), "give one for each sample")
-    advantage = jax.lax.stop_gradient(values - baseline)
+    else:
+        b = baseline
+    advantage = jax.lax.stop_gradient(values - b)
     return values + advantage * _nothing(log_probabilities)
 
 
