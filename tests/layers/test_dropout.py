@@ -86,10 +86,13 @@ def test_bfloat16_is_kept():
     assert sorted(set(y.astype(jnp.float32).tolist())) == [0.0, 2.0]
 
 
-def test_invalid_rates_inputs_and_missing_keys_raise():
-    for rate in (1.0, 1, -0.1, True, "0.5"):
-        with pytest.raises(dp.LayerError, match="rate"):
-            dp.dropout(rate)
+@pytest.mark.parametrize("rate", [1.0, 1, -0.1, True, "0.5"])
+def test_rates_out_of_range_raise(rate):
+    with pytest.raises(dp.LayerError, match="rate"):
+        dp.dropout(rate)
+
+
+def test_integers_and_missing_keys_raise():
     with pytest.raises(dp.LayerError, match="key"):
         dp.dropout(0.5).apply({}, {}, jnp.ones(3), train=True)
     with pytest.raises(dp.LayerError, match="floating-point"):
@@ -98,29 +101,30 @@ def test_invalid_rates_inputs_and_missing_keys_raise():
 
 # Whole channels, whole examples.
 
-def test_a_channel_of_an_example_is_kept_or_dropped_as_a_whole():
-    for dims, shape in ((1, (30, 4, 20)), (2, (6, 5, 3, 4, 20)), (3, (30, 2, 1, 3, 20))):
-        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        y = np.asarray(run(dp.spatial_dropout(0.3, dims=dims), jnp.asarray(x)))
-        kept = y != 0
-        space = tuple(range(len(shape) - dims - 1, len(shape) - 1))
-        np.testing.assert_array_equal(kept.all(space), kept.any(space))
-        np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
-        decisions = kept.all(space)
-        assert decisions.size == 600
-        assert abs(decisions.mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
-        for axis in range(decisions.ndim):  # decisions differ along each other axis
-            assert not (decisions == decisions.take([0], axis)).all()
+@pytest.mark.parametrize(("dims", "shape"), [
+    (1, (30, 4, 20)), (2, (6, 5, 3, 4, 20)), (3, (30, 2, 1, 3, 20))])
+def test_a_channel_of_an_example_is_kept_or_dropped_as_a_whole(dims, shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    y = np.asarray(run(dp.spatial_dropout(0.3, dims=dims), jnp.asarray(x)))
+    kept = y != 0
+    space = tuple(range(len(shape) - dims - 1, len(shape) - 1))
+    np.testing.assert_array_equal(kept.all(space), kept.any(space))
+    np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+    decisions = kept.all(space)
+    assert decisions.size == 600
+    assert abs(decisions.mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
+    for axis in range(decisions.ndim):  # decisions differ along each other axis
+        assert not (decisions == decisions.take([0], axis)).all()
 
 
-def test_an_example_is_kept_or_dropped_as_a_whole():
-    for shape in ((600,), (600, 3), (600, 2, 3)):
-        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        y = np.asarray(run(dp.stochastic_depth(0.3), jnp.asarray(x)))
-        kept = (y != 0).reshape(600, -1)
-        np.testing.assert_array_equal(kept.all(1), kept.any(1))
-        np.testing.assert_allclose(y[y != 0], x[y != 0] / 0.7, rtol=1e-6)
-        assert abs(kept.all(1).mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
+@pytest.mark.parametrize("shape", [(600,), (600, 3), (600, 2, 3)])
+def test_an_example_is_kept_or_dropped_as_a_whole(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    y = np.asarray(run(dp.stochastic_depth(0.3), jnp.asarray(x)))
+    kept = (y != 0).reshape(600, -1)
+    np.testing.assert_array_equal(kept.all(1), kept.any(1))
+    np.testing.assert_allclose(y[y != 0], x[y != 0] / 0.7, rtol=1e-6)
+    assert abs(kept.all(1).mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
 
 
 def test_a_dropped_example_skips_the_residual_block():

@@ -84,10 +84,11 @@ def test_the_default_kernel_keeps_the_variance_and_the_bias_is_zero():
     np.testing.assert_array_equal(params["bias"], np.zeros(400))
 
 
-def test_init_raises_for_integers_and_scalars():
-    for x in (jnp.ones((2, 4), jnp.int32), jnp.ones(())):
-        with pytest.raises(dp.LayerError):
-            dp.linear(3).init(jax.random.key(0), x)
+@pytest.mark.parametrize(("x", "wants"), [
+    (jnp.ones((2, 4), jnp.int32), "floating-point"), (jnp.ones(()), "at least 1 axis")])
+def test_init_raises_for_integers_and_scalars(x, wants):
+    with pytest.raises(dp.LayerError, match=wants):
+        dp.linear(3).init(jax.random.key(0), x)
 
 
 def test_apply_raises_for_integers():
@@ -97,7 +98,7 @@ def test_apply_raises_for_integers():
         net(params, jnp.ones((2, 4), jnp.int32))
 
 
-def test_features_out_of_range_raise():
-    for features in (0, -1, 2.0, True):
-        with pytest.raises(dp.LayerError, match="features"):
-            dp.linear(features)
+@pytest.mark.parametrize("features", [0, -1, 2.0, True])
+def test_features_out_of_range_raise(features):
+    with pytest.raises(dp.LayerError, match="features"):
+        dp.linear(features)

@@ -64,19 +64,21 @@ def test_reshape_to_an_empty_shape():
     assert dp.reshape(())({}, jnp.ones((3, 1, 1))).shape == (3,)
 
 
-def test_invalid_shapes_raise():
-    for shape in ((-1, -1), (0, 3), (-2,), (2.0,), [3, 4], True, "3", None, (True,)):
-        with pytest.raises(dp.LayerError, match="a shape of positive ints, at most one of them -1"):
-            dp.reshape(shape)
+@pytest.mark.parametrize(
+    "shape", [(-1, -1), (0, 3), (-2,), (2.0,), [3, 4], True, "3", None, (True,)], ids=repr)
+def test_invalid_shapes_raise(shape):
+    with pytest.raises(dp.LayerError, match="a shape of positive ints, at most one of them -1"):
+        dp.reshape(shape)
 
 
-def test_too_few_axes_and_invalid_keep_raise():
-    for make in (dp.flatten, lambda keep: dp.reshape(-1, keep=keep)):
-        with pytest.raises(dp.LayerError, match="at least 3 axes"):
-            make(keep=3)({}, jnp.ones((2, 3)))
-        for keep in (-1, 1.0, True):
-            with pytest.raises(dp.LayerError, match="keep"):
-                make(keep=keep)
+@pytest.mark.parametrize("make", [dp.flatten, lambda keep: dp.reshape(-1, keep=keep)],
+                         ids=["flatten", "reshape"])
+def test_too_few_axes_and_invalid_keep_raise(make):
+    with pytest.raises(dp.LayerError, match="at least 3 axes"):
+        make(keep=3)({}, jnp.ones((2, 3)))
+    for keep in (-1, 1.0, True):
+        with pytest.raises(dp.LayerError, match="keep"):
+            make(keep=keep)
 
 
 def test_layers_that_keep_batch_and_time_stream():
@@ -110,10 +112,13 @@ def test_classes_out_of_range_return_nan():
     np.testing.assert_array_equal(y[[1, 3]], np.eye(2))
 
 
-def test_classes_that_are_not_ints_raise():
-    for x in (jnp.ones(3), jnp.ones(3, bool)):
-        with pytest.raises(dp.LayerError, match=r"wants integer input, got .*\[3\]; convert it"):
-            dp.one_hot(2).init(KEY, x)
-    for classes in (0, 2.0, True):
-        with pytest.raises(dp.LayerError, match="classes as an int of at least 1"):
-            dp.one_hot(classes)
+@pytest.mark.parametrize("x", [jnp.ones(3), jnp.ones(3, bool)], ids=["float", "bool"])
+def test_classes_that_are_not_ints_raise(x):
+    with pytest.raises(dp.LayerError, match=r"wants integer input, got .*\[3\]; convert it"):
+        dp.one_hot(2).init(KEY, x)
+
+
+@pytest.mark.parametrize("classes", [0, 2.0, True])
+def test_numbers_of_classes_out_of_range_raise(classes):
+    with pytest.raises(dp.LayerError, match="classes as an int of at least 1"):
+        dp.one_hot(classes)

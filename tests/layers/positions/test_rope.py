@@ -111,13 +111,17 @@ def test_a_custom_rule():
     check(rope, as_complex(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
 
 
-def test_invalid_settings_of_rules_raise():
-    for make in (dp.rope.linear_scaling, dp.rope.ntk_scaling, lambda f: dp.rope.yarn_scaling(f, 8),
-                 lambda f: dp.rope.llama3_scaling(f, 8),
-                 lambda f: dp.rope.longrope_scaling((1,), 8, f)):
-        for wrong in (0.0, -1, "4", True, None):
-            expect("", f"wants factor as a positive number, got {wrong!r}; pass 8.0, for example",
-                   make, wrong)
+@pytest.mark.parametrize("factor", [0.0, -1, "4", True, None])
+@pytest.mark.parametrize("make", [
+    dp.rope.linear_scaling, dp.rope.ntk_scaling, lambda f: dp.rope.yarn_scaling(f, 8),
+    lambda f: dp.rope.llama3_scaling(f, 8), lambda f: dp.rope.longrope_scaling((1,), 8, f),
+], ids=["linear", "ntk", "yarn", "llama3", "longrope"])
+def test_a_factor_that_is_not_positive_raises(make, factor):
+    expect("", f"wants factor as a positive number, got {factor!r}; pass 8.0, for example",
+           make, factor)
+
+
+def test_other_invalid_settings_of_rules_raise():
     expect("", "wants original_length as a positive number, got 0; pass 8.0, for example",
            dp.rope.yarn_scaling, 2.0, 0)
     expect("", "wants factors[1] as a positive number, got 0; pass 8.0, for example",
