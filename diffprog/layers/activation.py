@@ -1,11 +1,10 @@
-"""Activations are plain functions; here are those that `jax.nn` lacks or defines otherwise.
+"""Activation functions that `jax.nn` lacks or defines differently, and gated linear units.
 
-The usual ones, each a layer wherever a layer is expected: the identity `jax.nn.identity`, the
-binary step `dp.binary_step`, the logistic sigmoid `jax.nn.sigmoid`, the hyperbolic tangent
-`jnp.tanh`, the rectifier `jax.nn.relu`, the leaky one with slope 0.01 `jax.nn.leaky_relu` and the
-exact `dp.gelu`. `docs/defaults.md` has their formulas and derivatives. Those with parameters are
-layers: `prelu`, and the gated units `glu` and `swiglu`; `jax.nn.glu` is the plain function of a
-last axis that holds both halves.
+An activation without parameters is a plain function, and can be passed wherever a layer is
+expected: `jax.nn.identity`, `dp.binary_step`, `jax.nn.sigmoid`, `jnp.tanh`, `jax.nn.relu`,
+`jax.nn.leaky_relu` (slope 0.01), and the exact `dp.gelu`. `docs/defaults.md` lists their formulas
+and derivatives. Activations with parameters are layers: `prelu`, `glu` and `swiglu`. (`jax.nn.glu`
+is the function without parameters, whose last axis holds both halves.)
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ _QUARTER = jax.nn.initializers.constant(0.25)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The Gaussian error linear unit, exact: ``y = x * Phi(x)``, Phi the normal distribution.
+    """The exact Gaussian error linear unit: ``y = x * Phi(x)``, with Phi the standard normal CDF.
 
-    `jax.nn.gelu` computes an approximation by tanh unless told otherwise.
+    `jax.nn.gelu` computes the tanh approximation by default.
 
     Example:
         >>> [round(float(y), 4) for y in dp.gelu(jnp.array([-1.0, 0.0, 1.0]))]
@@ -46,10 +45,10 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def binary_step(x: jax.Array) -> jax.Array:
-    """Fire or not: ``y = 1 if x >= 0 else 0``, with the straight-through gradient ``dy = dx``.
+    """The binary step ``y = 1 if x >= 0 else 0``, with the straight-through gradient ``dy = dx``.
 
-    The true derivative is zero wherever it exists, so nothing before the step would be trained:
-    the gradient passes as if the step were the identity.
+    The true derivative is zero wherever it exists, so no layer before the step could be trained.
+    The gradient of the identity replaces it.
 
     Example:
         >>> dp.binary_step(jnp.array([-2.0, 0.0, 3.0])).tolist()
@@ -72,19 +71,19 @@ _step.defjvps(lambda tangent, y, x: tangent)
 
 @factory
 def prelu(*, shared: bool = False, scale_init: Initializer = _QUARTER) -> Layer:
-    """A rectifier that learns its slope: ``y = max(x, 0) + scale * min(x, 0)``.
+    """A rectifier with a learned negative slope: ``y = max(x, 0) + scale * min(x, 0)``.
 
     Shapes:
         x: (..., C) -> (..., C), in the dtype of x.
-        params: ``scale`` (C,), or (1,) if shared; 0.25.
+        params: ``scale`` (C,), or (1,) if `shared`.
 
     Args:
-        shared: True gives all channels one slope, as PyTorch does unless told otherwise.
-        scale_init: initializer of the slope; 0.25 is that of the paper.
+        shared: True uses one slope for all channels, the default of PyTorch.
+        scale_init: initializer of the slope; the constant 0.25, as in the paper.
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis, or has another number of
-            channels than `init` saw.
+        LayerError: x is not a floating-point array with at least one axis, or its number of
+            channels differs from that at `init`.
 
     Example:
         >>> net, x = dp.prelu(), jnp.array([-2.0, 3.0])
@@ -97,7 +96,8 @@ def prelu(*, shared: bool = False, scale_init: Initializer = _QUARTER) -> Layer:
 
     def init(key: jax.Array, x: Any) -> Params:
         check_array(x, rank=1, axes="(..., channels)")
-        return {"scale": parameter(key, "scale", scale_init, (1,) if shared else x.shape[-1:], x)}
+        shape = (1,) if shared else x.shape[-1:]
+        return {"scale": parameter(key, "scale", scale_init, shape, x)}
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., channels)")
@@ -112,7 +112,7 @@ def glu(
     features: int, *, bias: bool = True, kernel_init: Initializer = "lecun_normal",
     bias_init: Initializer = "zeros",
 ) -> Layer:
-    """A linear map behind a learned gate: ``y = sigmoid(x @ W + b) * (x @ V + c)``.
+    """A gated linear unit: ``y = sigmoid(x @ W + b) * (x @ V + c)``.
 
     Shapes:
         x: (..., D) -> (..., features), in the dtype of x.
@@ -125,7 +125,7 @@ def glu(
         kernel_init, bias_init: initializers, of both maps.
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis.
+        LayerError: x is not a floating-point array with at least one axis.
 
     Example:
         >>> net = dp.glu(3)
@@ -136,8 +136,9 @@ def glu(
     Source: Dauphin, Fan, Auli, Grangier 2016, arXiv:1612.08083, eq. 1; Shazeer 2020,
     arXiv:2002.05202, eq. 4.
     """
-    return _gated(glu, jax.nn.sigmoid, features=features, bias=bias, kernel_init=kernel_init,
-                  bias_init=bias_init)
+    settings = {"features": features, "bias": bias, "kernel_init": kernel_init,
+                "bias_init": bias_init}
+    return _gated(glu, jax.nn.sigmoid, settings)
 
 
 @factory
@@ -145,20 +146,20 @@ def swiglu(
     features: int, *, bias: bool = False, kernel_init: Initializer = "lecun_normal",
     bias_init: Initializer = "zeros",
 ) -> Layer:
-    """A linear map behind a gate by silu: ``y = silu(x @ W) * (x @ V)``, silu(z) = z sigmoid(z).
+    """A gated linear unit with SiLU: ``y = silu(x @ W) * (x @ V)``, silu(z) = z sigmoid(z).
 
     Shapes:
         x: (..., D) -> (..., features), in the dtype of x.
-        params: ``gate`` (W) and ``up`` (V), each a ``kernel`` (D, features) and, if asked for, a
+        params: ``gate`` (W) and ``up`` (V), each a ``kernel`` (D, features) and, if `bias`, a
             ``bias`` (features,).
 
     Args:
         features: size of the last axis of y; positive.
-        bias: True adds a bias to both maps; transformers leave it out.
+        bias: True adds a bias to both maps; Transformers omit it.
         kernel_init, bias_init: initializers, of both maps.
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis.
+        LayerError: x is not a floating-point array with at least one axis.
 
     Example:
         >>> net = dp.swiglu(8) >> dp.linear(4)
@@ -167,23 +168,28 @@ def swiglu(
 
     Source: Shazeer 2020, arXiv:2002.05202, eq. 5 and 6.
     """
-    return _gated(swiglu, jax.nn.silu, features=features, bias=bias, kernel_init=kernel_init,
-                  bias_init=bias_init)
+    settings = {"features": features, "bias": bias, "kernel_init": kernel_init,
+                "bias_init": bias_init}
+    return _gated(swiglu, jax.nn.silu, settings)
 
 
 def _gated(
-    made_by: Callable[..., Layer], gate: Callable[[jax.Array], jax.Array], **settings: Any
+    made_by: Callable[..., Layer], activation: Callable[[jax.Array], jax.Array],
+    settings: dict[str, Any],
 ) -> Layer:
-    """Two linear maps of x, one of them behind the gate; `settings` are those of `linear`."""
-    part = linear(**settings)
-    ways = {"gate": part, "up": part}
+    """``activation(gate(x)) * up(x)``, where `gate` and `up` are ``linear(**settings)``."""
+    projection = linear(**settings)
+    original = {"gate": projection, "up": projection}
 
     def flow(layers: Children, x: jax.Array) -> jax.Array:
-        return gate(layers.gate(x)) * layers.up(x)
+        gate = activation(layers.gate(x))  # (..., features)
+        up = layers.up(x)  # (..., features)
+        return gate * up
 
     def build(children: Mapping[str, Layer]) -> Layer:
         layer = wire(flow, children, name=made_by.__name__, rebuild=build)
-        # After surgery the settings would no longer be true, and repr shows the children.
-        return layer.described(made_by, settings) if children == ways else layer
+        if children == original:
+            return layer.described(made_by, settings)
+        return layer  # a child was replaced: repr shows the children instead of the settings
 
-    return build(ways)
+    return build(original)

@@ -1,4 +1,4 @@
-"""Collapsing: one vector out of a sequence of them."""
+"""Pooling over time: a sequence of vectors becomes one vector."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ __all__ = ["collapse"]
 
 @factory
 def collapse(method: str, *, kernel_init: Initializer = "lecun_normal") -> Layer:
-    """One vector out of a sequence: ``y = sum_t w[t] * x[t]``, or the largest of each feature.
+    """Pool over time: ``y = sum_t w[t] * x[t]``, or the maximum of each feature.
 
-    The weights w are 1 for the first or the last step and 0 elsewhere; equal for the mean; and for
-    attention ``w = softmax(x @ kernel)`` over time, which is learned. Only real steps count: the
-    first is the first real one. Of equal largest values the first has the gradient. Sums are taken
-    in float32 or wider.
+    The weights w select the first or the last step, or are equal for the mean. For attention they
+    are learned: ``w = softmax(x @ kernel)`` over time. Masked steps are ignored, so "first" is the
+    first valid step. The gradient of a tied maximum goes to the first of the equal values. Sums are
+    taken in float32 or wider.
 
     Shapes:
         x: (..., time, D) -> (..., D), in the dtype of x.
-        params: for attention ``kernel`` (D, 1); else none.
-        mask: booleans of the leading axes of x; a row without a real step gives exactly 0, and has
-            no gradient.
+        params: ``kernel`` (D, 1) for attention; otherwise none.
+        mask: booleans with the leading axes of x, True = valid; a row without a valid step returns
+            exactly 0 and has no gradient.
 
     Args:
         method: "first", "last", "mean", "max" or "attention".
         kernel_init: initializer, for attention.
 
     Raises:
-        LayerError: at composition, for another word; x has no two axes or no steps, or holds no
-            floats for a mean or attention; segments; in ``start``, because it sees the whole
-            sequence.
+        LayerError: at composition, for an unknown method; x has fewer than two axes or no steps, or
+            is not floating-point for a mean or attention; segments; in ``start``, because pooling
+            needs the whole sequence.
 
     Example:
         >>> x = jnp.arange(6.0).reshape(1, 3, 2)
@@ -78,51 +78,53 @@ def collapse(method: str, *, kernel_init: Initializer = "lecun_normal") -> Layer
     ) -> tuple[jax.Array, State]:
         refuse_segments(segments)
         check(x)
-        real = over_steps(mask, x)
+        valid = over_steps(mask, x)  # (..., time)
         if not learned:
-            return _FIXED[method](x, real), state
+            return _FIXED[method](x, valid), state
         check_features(params["kernel"].shape[0], x)
         check_leaves(params, 1)
-        return _attended(params["kernel"], x, real), state
+        return _attention(params["kernel"], x, valid), state
 
     return Layer(init, apply, cannot_stream, bare=not learned, side=takes(1), casts=True)
 
 
-def _first(x: jax.Array, real: jax.Array | None) -> jax.Array:
-    # `argmax` finds the first True, and the first step where there is none, which is cleared to 0
-    return x[..., 0, :] if real is None else _at(x, real, jnp.argmax(real, axis=-1))
+def _first(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    if valid is None:
+        return x[..., 0, :]
+    # A row without a valid step selects step 0, which `_step` sets to 0.
+    return _step(x, valid, jnp.argmax(valid, axis=-1))
 
 
-def _last(x: jax.Array, real: jax.Array | None) -> jax.Array:
-    if real is None:
+def _last(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    if valid is None:
         return x[..., -1, :]
-    return _at(x, real, x.shape[-2] - 1 - jnp.argmax(jnp.flip(real, -1), axis=-1))
+    return _step(x, valid, x.shape[-2] - 1 - jnp.argmax(jnp.flip(valid, -1), axis=-1))
 
 
-def _at(x: jax.Array, real: jax.Array, step: jax.Array) -> jax.Array:
-    x = cleared(x, real)
-    return jnp.take_along_axis(x, step[..., None, None], axis=-2, mode="clip")[..., 0, :]
+def _step(x: jax.Array, valid: jax.Array, index: jax.Array) -> jax.Array:
+    x = cleared(x, valid)
+    return jnp.take_along_axis(x, index[..., None, None], axis=-2, mode="clip")[..., 0, :]
 
 
-def _mean(x: jax.Array, real: jax.Array | None) -> jax.Array:
-    return mean(x, -2, None if real is None else real[..., None])
+def _mean(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    return mean(x, -2, None if valid is None else valid[..., None])
 
 
-def _max(x: jax.Array, real: jax.Array | None) -> jax.Array:
-    return maximum(x, -2, None if real is None else real[..., None])
+def _max(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    return maximum(x, -2, None if valid is None else valid[..., None])
 
 
-def _attended(kernel: jax.Array, x: jax.Array, real: jax.Array | None) -> jax.Array:
-    x = cleared(x, real)
+def _attention(kernel: jax.Array, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    x = cleared(x, valid)
     wide = joint(x.dtype, jnp.float32)
-    scores = (x @ kernel.astype(x.dtype))[..., 0].astype(wide)
-    if real is not None:
-        # A row without real steps, all cleared, is averaged: 0, where softmax would give NaN.
-        counts = real | ~jnp.any(real, axis=-1, keepdims=True)
-        scores = jnp.where(counts, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum("...t,...td->...d", weights.astype(x.dtype), x,
-                      preferred_element_type=wide).astype(x.dtype)
+    scores = (x @ kernel.astype(x.dtype))[..., 0].astype(wide)  # (..., time)
+    if valid is not None:
+        # Softmax of -inf alone is NaN. A row without valid steps, which is all zeros, is averaged.
+        attended = valid | ~jnp.any(valid, axis=-1, keepdims=True)
+        scores = jnp.where(attended, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1)  # (..., time)
+    y = jnp.einsum("...t,...td->...d", weights.astype(x.dtype), x, preferred_element_type=wide)
+    return y.astype(x.dtype)  # (..., D)
 
 
 _FIXED: dict[str, Callable[[jax.Array, jax.Array | None], jax.Array]] = {

@@ -1,4 +1,4 @@
-"""Noise that regularizes: parts of the input are left out at random in training."""
+"""Dropout of values, of channels, and of whole examples."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["dropout", "spatial_dropout", "stochastic_depth"]
 
 @factory
 def dropout(rate: float) -> Layer:
-    """Drop values at random in training: ``y = x * kept / (1 - rate)``; ``y = x`` otherwise.
+    """Drop values at random in training: ``y = x * kept / (1 - rate)``; ``y = x`` in inference.
 
-    Each value is kept with probability 1 - rate, independently, and scaled up, so that the
-    expectation of y is x. At rest nothing is dropped, and no key is needed.
+    Each value is kept independently with probability 1 - rate and scaled up, so that the
+    expectation of y is x. Inference needs no key.
 
     Shapes:
         x: any -> the same.
 
     Args:
-        rate: the share that is dropped, in [0, 1).
+        rate: the fraction dropped, in [0, 1).
 
     Raises:
         LayerError: rate is outside [0, 1); ``train=True`` without a key.
@@ -49,17 +49,17 @@ def dropout(rate: float) -> Layer:
 
 @factory
 def spatial_dropout(rate: float, *, dims: int = 2) -> Layer:
-    """Drop whole channels in training: ``y = x * kept / (1 - rate)``; ``y = x`` otherwise.
+    """Drop whole channels in training: ``y = x * kept / (1 - rate)``; ``y = x`` in inference.
 
-    Each channel of an example is kept or dropped over all of its space: neighbouring values are
-    alike, so that dropping them one by one would hide nothing.
+    Each channel of an example is kept or dropped at all of its positions together. Neighbouring
+    values are correlated, so dropping them independently would remove little information.
 
     Shapes:
         x: (..., S..., C) with `dims` axes S -> the same.
 
     Args:
-        rate: the share that is dropped, in [0, 1).
-        dims: axes of space or time before the channels; at least 1.
+        rate: the fraction dropped, in [0, 1).
+        dims: number of spatial or time axes before the channels; at least 1.
 
     Raises:
         LayerError: rate is outside [0, 1); ``train=True`` without a key; x has fewer than dims + 1
@@ -77,24 +77,25 @@ def spatial_dropout(rate: float, *, dims: int = 2) -> Layer:
 
     def per_channel(x: jax.Array) -> tuple[int, ...]:
         check_array(x, rank=dims + 1, axes=AXES.get(dims, ""))
-        return (*x.shape[: -dims - 1], *(1,) * dims, x.shape[-1])
+        batch, channels = x.shape[: -dims - 1], x.shape[-1]
+        return (*batch, *(1,) * dims, channels)
 
     return _dropping(rate, per_channel)
 
 
 @factory
 def stochastic_depth(rate: float) -> Layer:
-    """Drop whole examples in training: ``y = x * kept / (1 - rate)``; ``y = x`` otherwise.
+    """Drop whole examples in training: ``y = x * kept / (1 - rate)``; ``y = x`` in inference.
 
-    It ends the body of a residual block, ``residual(serial(body, stochastic_depth(0.1)))``: an
-    example that is dropped skips the block. The paper decides for the whole batch at once and
-    scales at rest; here each example is decided alone, and scaling is done in training.
+    It is the last layer of a residual body, ``residual(serial(body, stochastic_depth(0.1)))``, so
+    that a dropped example skips the block. The paper makes one decision for the whole batch and
+    scales in inference. Here each example has its own decision, and scaling is done in training.
 
     Shapes:
         x: (examples, ...) -> the same.
 
     Args:
-        rate: the share of examples that is dropped, in [0, 1).
+        rate: the fraction of examples dropped, in [0, 1).
 
     Raises:
         LayerError: rate is outside [0, 1); ``train=True`` without a key; x is a scalar.
@@ -115,15 +116,15 @@ def stochastic_depth(rate: float) -> Layer:
     return _dropping(rate, per_example)
 
 
-def _dropping(rate: float, decisions: Callable[[jax.Array], tuple[int, ...]]) -> Layer:
-    """Drop parts of x: one decision for each entry of the shape ``decisions(x)``, broadcast."""
+def _dropping(rate: float, mask_shape: Callable[[jax.Array], tuple[int, ...]]) -> Layer:
+    """Drop entries of x by a random mask of shape ``mask_shape(x)``, which broadcasts to x."""
     check_share("rate", rate)
 
     def apply(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
     ) -> tuple[jax.Array, State]:
         check_array(x)
-        shape = decisions(x)
+        shape = mask_shape(x)
         if not train or rate == 0:
             return x, state
         kept = beside(jax.random.bernoulli(key, 1 - rate, shape), x)

@@ -1,4 +1,4 @@
-"""Embedding: each id of a vocabulary has a vector of its own, for reading and for scoring."""
+"""Embedding: a table with one vector for each id, used for look-up and for output scores."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ def embedding(
 ) -> Layer:
     """Look up the vector of each id: ``y = embedding[x]``.
 
-    It is ``one_hot(vocabulary) >> linear(features, bias=False)``, in value and gradient. To find an
-    id that is out of range, run ``checkify.checkify(net.apply, errors=checkify.index_checks)`` of
-    `jax.experimental`: its error names the id; without it nothing is spent on the search.
+    Value and gradient equal those of ``one_hot(vocabulary) >> linear(features, bias=False)``. To
+    find an id that is out of range, run
+    ``checkify.checkify(net.apply, errors=checkify.index_checks)`` of `jax.experimental`, whose
+    error names the id. The check costs nothing unless requested.
 
     Shapes:
         x: (...), ints in [0, vocabulary) -> (..., features), in the dtype of the parameters, or
-            that of `mixed`. Other ints, negative ones too, give a row of NaN without gradient,
-            because nothing can be raised under `jax.jit`.
+            that of `mixed`. Any other int, including a negative one, returns a row of NaN without
+            gradient, because an error cannot be raised under `jax.jit`.
         params: ``embedding`` (vocabulary, features).
 
     Args:
-        vocabulary: how many ids there are; positive.
-        features: size of the vectors; positive.
-        embedding_init: initializer; normal with variance 1 / features, so that the scores that
-            `unembed` gives to x of variance 1 have variance 1.
+        vocabulary: number of ids; positive.
+        features: size of each vector; positive.
+        embedding_init: initializer; normal with variance 1 / features, so that the scores of
+            `unembed` have variance 1 for x of variance 1.
 
     Raises:
-        LayerError: x holds no ints.
+        LayerError: x is not an array of ints.
 
     Example:
         >>> net = dp.embedding(11, 3)
@@ -76,17 +77,17 @@ def embedding(
 
 
 def unembed(params: Params, x: jax.Array) -> jax.Array:
-    """Score x against every id with the vectors that read it: ``y = x @ embedding.T``.
+    """Output scores with a tied embedding: ``y = x @ embedding.T``.
 
-    This is the output layer that is tied to an embedding: inside a program, after a call of its
-    child ``embed``, it is ``unembed(layers.embed.params, y)``.
+    Inside a program, after a call of its child ``embed``, it is
+    ``unembed(layers.embed.params, y)``.
 
     Shapes:
-        params: those of an `embedding`, of (vocabulary, features).
+        params: those of an `embedding`, (vocabulary, features).
         x: (..., features) -> (..., vocabulary), in the dtype of x.
 
     Raises:
-        LayerError: params are not those of an embedding, or x has other features.
+        LayerError: params are not those of an embedding, or x has another number of features.
 
     Example:
         >>> @dp.program(embed=dp.embedding(11, 4), body=dp.linear(4))
@@ -103,11 +104,11 @@ def unembed(params: Params, x: jax.Array) -> jax.Array:
                          "pass layers.embed.params, for example, after a call of layers.embed")
     check_array(x, rank=1, axes="(..., features)")
     check_features(params["embedding"].shape[-1], x)
-    return x @ params["embedding"].astype(x.dtype).T
+    return x @ params["embedding"].astype(x.dtype).T  # (..., vocabulary)
 
 
 def rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """``table[ids]``, with rows of NaN for ids that are not in [0, len(table))."""
+    """``table[ids]``, with rows of NaN for ids outside [0, len(table))."""
     ids = as_int32(ids)
     return table.at[ids].get(mode="fill", fill_value=np.nan, wrap_negative_indices=False,
                              out_sharding=placed(ids, ids.ndim, 1))
@@ -120,21 +121,22 @@ def _check_ids(x: Any) -> None:
 
 
 def scaled(width: int) -> Layer:
-    """``y = sqrt(width) * x``: vectors that score have variance 1 / width, and waves about 1."""
+    """``y = sqrt(width) * x``, from embeddings of variance 1 / width to variance 1."""
     return stateless(None, lambda params, x: x * width**0.5, name="scaled")
 
 
 def leading_token() -> Layer:
-    """Put one learned vector before a sequence: ``y = [token, x_1, ..., x_T]``.
+    """Prepend one learned vector to a sequence: ``y = [token, x_1, ..., x_T]``.
 
-    It begins at zero, as in the code of the Vision Transformer, arXiv:2010.11929.
+    It is initialized to zero, as in the code of the Vision Transformer, arXiv:2010.11929.
     """
+
+    def init(key: jax.Array, x: Any) -> Params:
+        return {"embedding": parameter(key, "embedding", "zeros", (1, x.shape[-1]), x)}
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         token = along(params["embedding"], x[..., :1, :])
-        leading = jnp.broadcast_to(token, (*x.shape[:-2], 1, x.shape[-1]))
-        return jnp.concatenate([beside(leading, x), x], axis=-2)
+        token = jnp.broadcast_to(token, (*x.shape[:-2], 1, x.shape[-1]))  # (..., 1, D)
+        return jnp.concatenate([beside(token, x), x], axis=-2)  # (..., T + 1, D)
 
-    return stateless(
-        lambda key, x: {"embedding": parameter(key, "embedding", "zeros", (1, x.shape[-1]), x)},
-        forward, name="token", casts=True)
+    return stateless(init, forward, name="token", casts=True)

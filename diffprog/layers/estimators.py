@@ -1,12 +1,16 @@
-"""What a net draws on its way, and how a gradient passes a draw.
+"""Random samples inside a net, and estimators of the gradient through them.
 
-The gradient wanted is that of a mean, ``d/dtheta E[f(z)]`` with z drawn from a distribution that
-theta moves. Three ways lead to it from single draws. A draw may be written as a function of theta
-and of noise that knows no theta, and differentiated (`gaussian_sample`); a discrete one may be
-relaxed until it is such a function (`gumbel_softmax`), or be given the derivative of something else
-(`straight_through`), both of which are biased; and the distribution may be differentiated in place
-of the draw (`score_function`), which is not, and varies most. `examples/estimators.py` measures
-bias and deviation of each.
+All estimate the gradient of an expectation, ``d/dtheta E[f(z)]``, from samples of z, whose
+distribution depends on theta:
+
+- `gaussian_sample` (reparametrization): z is a function of theta and of noise that does not depend
+  on theta, and is differentiated. Unbiased.
+- `gumbel_softmax`: a discrete z is relaxed to such a function. Biased.
+- `straight_through`: a discrete z has the derivative of a surrogate. Biased.
+- `score_function` (REINFORCE): the log-probability of z is differentiated instead of z. Unbiased,
+  with the highest variance.
+
+`examples/estimators.py` measures bias and standard deviation of each.
 """
 
 from __future__ import annotations
@@ -30,16 +34,16 @@ __all__ = ["gaussian_sample", "gumbel_softmax", "score_function", "straight_thro
 
 @factory
 def gaussian_sample() -> Layer:
-    """Draw from a normal distribution: ``y = mean + exp(log_variance / 2) * e`` with e ~ N(0, 1).
+    """Sample a normal distribution: ``y = mean + exp(log_variance / 2) * e`` with e ~ N(0, 1).
 
-    The gradient passes to mean and log_variance, which is called reparametrization. Without a key
-    y is the mean; with one it is drawn, at rest as well as in training.
+    The gradient flows to mean and log_variance (reparametrization). Without a key y is the mean;
+    with a key it is sampled, in training and in inference.
 
     Shapes:
-        x: a pair (mean, log_variance) of one shape and dtype -> the same.
+        x: a pair (mean, log_variance) with one shape and dtype -> that shape and dtype.
 
     Raises:
-        LayerError: x is no such pair of floating-point arrays; ``train=True`` without a key.
+        LayerError: x is not such a pair of floating-point arrays; ``train=True`` without a key.
 
     Example:
         >>> net, x = dp.estimators.gaussian_sample(), (jnp.full(1000, 5.0), jnp.zeros(1000))
@@ -61,10 +65,10 @@ def gaussian_sample() -> Layer:
         check_array(mean)
         if (log_variance.shape, log_variance.dtype) != (mean.shape, mean.dtype):
             raise LayerError("a mean and a log_variance of one shape and dtype", show(x),
-                             "give each number that is drawn a variance of its own")
+                             "give each entry of the mean its own log_variance")
         if key is None:
             return mean, state
-        # In 16 bits there would be no tails: nothing beyond three deviations.
+        # Noise drawn in 16 bits would have no tails beyond three standard deviations.
         noise = jax.random.normal(key, mean.shape, parameter_dtype(mean)).astype(mean.dtype)
         return mean + jnp.exp(log_variance / 2) * noise, state
 
@@ -73,29 +77,29 @@ def gaussian_sample() -> Layer:
 
 @factory
 def gumbel_softmax(*, temperature: float = 1.0, hard: bool = False) -> Layer:
-    """Draw a class, smoothly: ``y = softmax((logits + g) / temperature)``, g of Gumbel(0, 1).
+    """A relaxed sample of a class: ``y = softmax((logits + g) / temperature)``, g ~ Gumbel(0, 1).
 
-    The class of the largest entry is a true draw from ``softmax(logits)`` at any temperature, and
-    as the temperature falls y approaches its one-hot vector, while the gradient varies ever more.
-    Without a key g is 0; with one it is drawn, at rest as well as in training.
+    The argmax of y is an exact sample of ``softmax(logits)`` at any temperature. As the temperature
+    goes to 0, y approaches the one-hot vector of that class, and the variance of the gradient
+    grows. Without a key g is 0; with a key it is sampled, in training and in inference.
 
     Shapes:
         x: logits (..., classes) -> (..., classes), in the dtype of x.
 
     Args:
         temperature: positive.
-        hard: True gives the one-hot vector of the largest entry, with the gradient of the soft one:
-            `straight_through`.
+        hard: True returns the one-hot vector of the argmax, with the gradient of the soft vector
+            (`straight_through`).
 
     Raises:
-        LayerError: a temperature that is not positive; x is no floating-point array of at least one
+        LayerError: temperature is not positive; x is not a floating-point array with at least one
             axis; ``train=True`` without a key.
 
     Example:
         >>> net = dp.estimators.gumbel_softmax(hard=True)
         >>> logits = jnp.log(jnp.array([0.1, 0.2, 0.7]))
         >>> y = net({}, jnp.tile(logits, (1000, 1)), key=jax.random.key(0))
-        >>> y[0].tolist(), [round(float(share), 1) for share in y.mean(0)]
+        >>> y[0].tolist(), [round(float(frequency), 1) for frequency in y.mean(0)]
         ([0.0, 1.0, 0.0], [0.1, 0.2, 0.7])
 
     Source: Jang, Gu, Poole 2017, arXiv:1611.01144, eq. 2 and section 2.2; Maddison, Mnih, Teh 2017,
@@ -115,22 +119,22 @@ def gumbel_softmax(*, temperature: float = 1.0, hard: bool = False) -> Layer:
         soft = jax.nn.softmax(logits / temperature).astype(x.dtype)
         if not hard:
             return soft, state
-        # The class is that of the logits: of two close ones the soft vector may round to a tie.
-        one = jax.nn.one_hot(logits.argmax(-1), x.shape[-1], dtype=x.dtype)
-        return straight_through(one, soft), state
+        # The argmax is taken of the logits: close logits may round to a tie in the soft vector.
+        one_hot = jax.nn.one_hot(logits.argmax(-1), x.shape[-1], dtype=x.dtype)
+        return straight_through(one_hot, soft), state
 
     return Layer(lambda key, x: ({}, {}), apply, bare=True, random=True)
 
 
 def straight_through(values: jax.Array, surrogate: jax.Array) -> jax.Array:
-    """One thing with the gradient of another: ``y = [values] + surrogate - [surrogate]``.
+    """Values with the gradient of a surrogate: ``y = [values] + surrogate - [surrogate]``.
 
-    What stands in brackets is a constant to the gradient. It is how a draw, a step or a rounding
-    that has no useful derivative borrows one, and the gradient is biased by what the two differ.
+    Brackets denote `jax.lax.stop_gradient`. The estimator is for a sample, a step or a rounding,
+    which have no useful derivative. Its bias grows with the difference of values and surrogate.
 
     Args:
-        values: what y is.
-        surrogate: what is differentiated in their place; of the same shape and dtype.
+        values: the values of y.
+        surrogate: differentiated instead of the values; of the same shape and dtype.
 
     Raises:
         LayerError: shapes or dtypes differ.
@@ -151,7 +155,7 @@ def straight_through(values: jax.Array, surrogate: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _nothing(x: jax.Array) -> jax.Array:
-    """Zeros with the gradient of x: ``x - [x]``, where x may be infinite."""
+    """``x - [x]``: zero, with the gradient of x; x may be infinite."""
     return jnp.zeros_like(x)
 
 
@@ -164,22 +168,22 @@ def score_function(
     values: jax.Array, log_probabilities: jax.Array, *,
     baseline: jax.Array | Literal["leave_one_out"] | None = None,
 ) -> jax.Array:
-    """The values of draws, with the gradient of their mean: ``y = f + [f - b] (log p - [log p])``.
+    """The score-function estimator (REINFORCE): ``y = f + [f - b] (log p - [log p])``.
 
-    What stands in brackets is a constant to the gradient, so y equals ``f``, and its gradient
-    ``df + (f - b) dlog p`` has the expectation ``d E[f]``, also where f is no smooth function of
-    what was drawn. That is REINFORCE, the policy gradient. It holds for first derivatives alone.
+    Brackets denote `jax.lax.stop_gradient`, so y equals f, and its gradient
+    ``df + (f - b) dlog p`` has the expectation ``d E[f]``, even if f is not differentiable in the
+    sample. This is the policy gradient. Only first derivatives are estimated.
 
     Args:
-        values: f of each draw, (draws, ...); what is to be made small or large.
-        log_probabilities: that of each draw, of the same shape, differentiable; the draw itself is
-            a constant, as `jax.random.categorical` gives it.
-        baseline: b, of the shape of values, or a single number; it lessens the variance and adds no
-            bias, if it does not depend on the draw that it is taken from. "leave_one_out" is the
-            mean of all other values along the first axis; None is 0.
+        values: f of each sample, (samples, ...); the loss or the reward.
+        log_probabilities: log p of each sample, of the same shape, differentiable; the sample
+            itself is a constant, as returned by `jax.random.categorical`.
+        baseline: b, a number or an array of the shape of values. It reduces the variance, and adds
+            no bias if it does not depend on its own sample. "leave_one_out" is the mean of all
+            other values along the first axis; None is 0.
 
     Raises:
-        LayerError: shapes differ; "leave_one_out" of fewer than two draws.
+        LayerError: shapes differ; "leave_one_out" with fewer than two samples.
 
     Example:
         >>> rewards = jnp.array([1.0, 0.0, 2.0])
@@ -200,23 +204,27 @@ def score_function(
     if values.shape != log_probabilities.shape:
         raise LayerError(f"log_probabilities of the shape of values, {values.shape}",
                          show(log_probabilities),
-                         "give each draw one: sum over all that it consists of")
+                         "give one for each sample: sum over the parts of a sample")
     if isinstance(baseline, str):
-        baseline = _others(values, baseline)
-    elif jnp.shape(baseline if baseline is not None else 0) not in ((), values.shape):
+        b: Any = _leave_one_out(values, baseline)
+    elif baseline is None:
+        b = 0
+    elif jnp.shape(baseline) not in ((), values.shape):
         raise LayerError(f"a baseline that is one number or of the shape {values.shape}",
-                         show(baseline), "give each draw its own")
-    advantage = jax.lax.stop_gradient(values - (0 if baseline is None else baseline))
+                         show(baseline), "give one for each sample")
+    else:
+        b = baseline
+    advantage = jax.lax.stop_gradient(values - b)
     return values + advantage * _nothing(log_probabilities)
 
 
-def _others(values: jax.Array, baseline: str) -> jax.Array:
-    """The mean of all other draws, for each draw."""
+def _leave_one_out(values: jax.Array, baseline: str) -> jax.Array:
+    """For each sample the mean of all other values, (samples, ...)."""
     if baseline != "leave_one_out":
         raise LayerError("a baseline that is an array or leave_one_out", repr(baseline),
                          "pass one of them")
     if values.ndim == 0 or len(values) < 2:
-        raise LayerError("at least two draws to leave one out", show(values),
-                         "draw more, or pass an array as baseline")
+        raise LayerError("at least two samples for leave_one_out", show(values),
+                         "draw more samples, or pass an array as baseline")
     wide = values.astype(parameter_dtype(values))
     return ((wide.sum(0) - wide) / (len(values) - 1)).astype(values.dtype)

@@ -1,4 +1,4 @@
-"""Linear maps of the last axis, of one input or of two; the leading axes are free."""
+"""Linear and bilinear maps of the last axis; leading axes are free."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def linear(
         bias_init: initializer; zeros.
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis.
+        LayerError: x is not a floating-point array with at least one axis.
 
     Example:
         >>> net = dp.linear(3)
@@ -50,10 +50,8 @@ def linear(
 
     def init(key: jax.Array, x: Any) -> Params:
         check_array(x, rank=1, axes="(..., features)")
-        params = {"kernel": parameter(key, "kernel", kernel_init, (x.shape[-1], features), x)}
-        if bias:
-            params["bias"] = parameter(key, "bias", bias_init, (features,), x)
-        return params
+        shape = (x.shape[-1], features)
+        return affine_params(key, shape, x, bias, kernel_init, bias_init)
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., features)")  # integers would round the kernel to zeros
@@ -62,14 +60,25 @@ def linear(
     return stateless(init, forward, name="linear", casts=True)
 
 
-def affine(params: Params, x: jax.Array, features: int) -> jax.Array:
-    """``x @ kernel + bias`` of so many features, in the dtype of x; without a bias if it has none.
+def affine_params(
+    key: jax.Array, shape: tuple[int, ...], x: Any, bias: bool, kernel_init: Initializer,
+    bias_init: Initializer,
+) -> Params:
+    """``kernel`` of `shape` and, if `bias`, a ``bias`` of its last axis, drawn for input x."""
+    params = {"kernel": parameter(key, "kernel", kernel_init, shape, x)}
+    if bias:
+        params["bias"] = parameter(key, "bias", bias_init, shape[-1:], x)
+    return params
 
-    Leaves of another size are refused: a bias of one feature would be broadcast.
+
+def affine(params: Params, x: jax.Array, features: int) -> jax.Array:
+    """``x @ kernel + bias``, (..., D) -> (..., features), in the dtype of x; the bias is optional.
+
+    Leaves of another size raise: a bias of one feature would be broadcast.
     """
     check_leaves(params, features)
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x  # XLA's gradient is faster on a matrix
-    y = rows @ params["kernel"].astype(x.dtype)
+    y = rows @ params["kernel"].astype(x.dtype)  # (rows, features)
     if "bias" in params:
         y = y + along(params["bias"], y)
     return y.reshape(*x.shape[:-1], y.shape[-1])
@@ -80,7 +89,7 @@ def bilinear(
     features: int, *, bias: bool = True, kernel_init: Initializer = "lecun_normal",
     bias_init: Initializer = "zeros",
 ) -> Layer:
-    """Multiply two inputs through a matrix each: ``y_k = a @ kernel[:, :, k] @ b + bias_k``.
+    """A bilinear form of two inputs: ``y[k] = a @ kernel[:, :, k] @ b + bias[k]``.
 
     Shapes:
         x: a pair (a, b) of (..., A) and (..., B) with equal leading axes -> (..., features), in
@@ -90,13 +99,13 @@ def bilinear(
     Args:
         features: size of the last axis of y; positive.
         bias: False leaves the bias out.
-        kernel_init: initializer; ``lecun_normal``, of fan-in A * B, gives y the variance of a
-            times that of b.
+        kernel_init: initializer; with ``lecun_normal``, of fan-in A * B, the variance of y is the
+            product of the variances of a and b.
         bias_init: initializer; zeros.
 
     Raises:
-        LayerError: x is no pair of floating-point arrays of equal leading axes and dtype, or has
-            other numbers of features than `init` saw.
+        LayerError: x is not a pair of floating-point arrays with equal leading axes and dtype, or
+            its features differ from those at `init`.
 
     Example:
         >>> net, x = dp.bilinear(3), (jnp.ones((2, 4)), jnp.ones((2, 5)))
@@ -111,16 +120,13 @@ def bilinear(
     def init(key: jax.Array, x: Any) -> Params:
         a, b = _pair(x)
         shape = (a.shape[-1], b.shape[-1], features)
-        params = {"kernel": parameter(key, "kernel", kernel_init, shape, a)}
-        if bias:
-            params["bias"] = parameter(key, "bias", bias_init, (features,), a)
-        return params
+        return affine_params(key, shape, a, bias, kernel_init, bias_init)
 
     def forward(params: Params, x: Any) -> jax.Array:
-        a, b = _pair(x)
+        a, b = _pair(x)  # (..., A), (..., B)
         check_leaves(params, features)
-        for part, size in zip((a, b), params["kernel"].shape, strict=False):
-            check_features(size, part)
+        check_features(params["kernel"].shape[0], a)
+        check_features(params["kernel"].shape[1], b)
         y = jnp.einsum("...i,ijk,...j->...k", a, params["kernel"].astype(a.dtype), b)
         return y + along(params["bias"], y) if bias else y
 
@@ -128,7 +134,7 @@ def bilinear(
 
 
 def _pair(x: Any) -> Any:
-    """The pair (a, b), after a check that the two speak of the same entries."""
+    """The pair (a, b), after a check of axes and dtypes."""
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         raise LayerError("a pair of inputs (a, b)", show(x), "put branch or parallel before it")
     a, b = x
@@ -141,6 +147,12 @@ def _pair(x: Any) -> Any:
 
 
 def shift() -> Layer:
-    """A bias alone: ``y = x + b``."""
-    return stateless(lambda key, x: {"bias": parameter(key, "bias", "zeros", x.shape[-1:], x)},
-                     lambda params, x: x + along(params["bias"], x), name="bias", casts=True)
+    """A bias without a kernel: ``y = x + bias``."""
+
+    def init(key: jax.Array, x: Any) -> Params:
+        return {"bias": parameter(key, "bias", "zeros", x.shape[-1:], x)}
+
+    def forward(params: Params, x: jax.Array) -> jax.Array:
+        return x + along(params["bias"], x)
+
+    return stateless(init, forward, name="bias", casts=True)

@@ -1,4 +1,4 @@
-"""A mask at the entrance of a net: what is no real entry is cleared before anything sees it."""
+"""A layer that sets masked entries to zero at the input of a net."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ __all__ = ["hide"]
 
 @factory
 def hide() -> Layer:
-    """Zero what is no real entry: ``y = where(mask, x, 0)``; x itself without a mask.
+    """Set masked entries to zero: ``y = where(mask, x, 0)``; ``y = x`` without a mask.
 
-    At the entrance of a net it keeps even NaN out of all gradients: a later layer that works
-    position by position multiplies the padding by zero, and zero times NaN is NaN.
+    As the first layer of a net it keeps NaN in the padding out of all gradients. A position-wise
+    layer alone does not: its gradient multiplies the padding by zero, and zero times NaN is NaN.
 
     Shapes:
-        x: any -> the same. mask: booleans of the leading axes of x, (batch,) or (batch, time).
+        x: any -> the same.
+        mask: booleans with the leading axes of x, (batch,) or (batch, time); True = valid.
 
     Raises:
-        LayerError: the mask holds no booleans, or has not the shape of the leading axes of x.
+        LayerError: the mask is not boolean, or its shape is not that of the leading axes of x.
 
     Example:
         >>> dp.hide()({}, jnp.array([[1.0], [jnp.nan]]), mask=jnp.array([True, False])).tolist()

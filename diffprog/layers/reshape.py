@@ -1,4 +1,4 @@
-"""Layers that change the shape or the notation and compute nothing."""
+"""Layers that change the shape of an array, and one-hot encoding."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["flatten", "one_hot", "reshape"]
 
 @factory
 def flatten(*, keep: int = 1) -> Layer:
-    """Join all axes but the first ones: ``y = x.reshape(*x.shape[:keep], -1)``.
+    """Flatten all axes but the first: ``y = x.reshape(*x.shape[:keep], -1)``.
 
     Shapes:
         x: (K..., A...) -> (K..., prod(A)) with `keep` axes K.
 
     Args:
-        keep: how many leading axes stay; at least 0. With 2, batch and time, it can stream.
+        keep: number of leading axes to keep; at least 0. With 2 (batch, time) the layer can stream.
 
     Raises:
-        LayerError: x has fewer than `keep` axes; segments, unless time is kept.
+        LayerError: x has fewer than `keep` axes; segments with `keep` below 2.
 
     Example:
         >>> dp.flatten()({}, jnp.ones((2, 3, 4))).shape
@@ -44,33 +44,34 @@ def flatten(*, keep: int = 1) -> Layer:
 
 @factory
 def reshape(shape: int | tuple[int, ...], *, keep: int = 1) -> Layer:
-    """Give all axes but the first ones another shape: ``y = x.reshape(*x.shape[:keep], *shape)``.
+    """Reshape all axes but the first: ``y = x.reshape(*x.shape[:keep], *shape)``.
 
     Shapes:
         x: (K..., A...) -> (K..., *shape) with `keep` axes K, in row-major order.
 
     Args:
-        shape: the new axes, positive ints of which one may be -1, which is what is left; an int is
-            a tuple of one.
-        keep: how many leading axes stay; at least 0. With 2, batch and time, it can stream.
+        shape: the new axes, positive ints; one may be -1, which is inferred from the others. An int
+            is a tuple of one.
+        keep: number of leading axes to keep; at least 0. With 2 (batch, time) the layer can stream.
 
     Raises:
-        LayerError: at ``init``, if x has fewer than `keep` axes or not as many entries as `shape`;
-            segments, unless time is kept.
+        LayerError: at ``init``, if x has fewer than `keep` axes or its number of entries does not
+            match `shape`; segments with `keep` below 2.
 
     Example:
         >>> dp.reshape((2, -1))({}, jnp.ones((5, 12))).shape
         (5, 2, 6)
     """
     sizes = (shape,) if isinstance(shape, int) else shape
-    good = isinstance(sizes, tuple) and all(type(n) is int and (n > 0 or n == -1) for n in sizes)
-    if not good or sizes.count(-1) > 1:
+    valid = isinstance(sizes, tuple) and all(type(n) is int and (n > 0 or n == -1) for n in sizes)
+    if not valid or sizes.count(-1) > 1:
         raise LayerError("a shape of positive ints, at most one of them -1", repr(shape),
                          "pass (4, -1), for example")
     return _reshaped(sizes, keep)
 
 
 def _reshaped(sizes: tuple[int, ...], keep: int) -> Layer:
+    """The layer of `flatten` and `reshape`."""
     check_count("keep", keep, least=0)
     known = math.prod(size for size in sizes if size != -1)
 
@@ -80,15 +81,15 @@ def _reshaped(sizes: tuple[int, ...], keep: int) -> Layer:
         refuse_segments(segments)
         check_array(x, rank=keep, floating=False)
         total = math.prod(x.shape[keep:])
-        left = total // known  # not left to JAX, which cannot tell it where a batch is empty
-        shape = tuple(left if size == -1 else size for size in sizes)
+        inferred = total // known  # JAX cannot infer it for an empty batch
+        shape = tuple(inferred if size == -1 else size for size in sizes)
         if math.prod(shape) != total:
             wants = f"a multiple of {known}" if -1 in sizes else f"{known}"
             raise LayerError(f"{wants} entries after keep={keep} axes, for {sizes}",
-                             f"{total} in {show(x)}", "choose a shape of as many entries")
+                             f"{total} in {show(x)}", "choose a shape with as many entries")
         return reshaped(x, keep, *shape), state
 
-    if keep >= 2:  # the first two axes are batch and time, which stay
+    if keep >= 2:  # the time axis is kept
         return Layer(lambda key, x: ({}, {}), apply, bare=True)
     return Layer(lambda key, x, **_: ({}, {}), apply, cannot_stream, bare=True,
                  side=frozenset({"segments"}))
@@ -96,17 +97,17 @@ def _reshaped(sizes: tuple[int, ...], keep: int) -> Layer:
 
 @factory
 def one_hot(classes: int) -> Layer:
-    """Write each class as a unit vector: ``y[..., k] = 1 if x == k else 0``.
+    """One-hot encoding of classes: ``y[..., k] = 1 if x == k else 0``.
 
     Shapes:
-        x: (...), ints in [0, classes) -> (..., classes), float32. Other ints give a row of NaN,
-        because nothing can be raised under `jax.jit`.
+        x: (...), ints in [0, classes) -> (..., classes), float32. Any other int returns a row of
+        NaN, because an error cannot be raised under `jax.jit`.
 
     Args:
-        classes: how many there are; positive.
+        classes: number of classes; positive.
 
     Raises:
-        LayerError: x holds no ints.
+        LayerError: x is not an array of ints.
 
     Example:
         >>> dp.one_hot(3)({}, jnp.array([2, 0])).tolist()
@@ -118,8 +119,10 @@ def one_hot(classes: int) -> Layer:
         check_array(x, floating=False)
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise LayerError("integer input", show(x), "convert it: x.astype(jnp.int32)")
-        labels = jnp.arange(classes, dtype=joint(x.dtype, jnp.int32))
-        hot = x[..., None].astype(labels.dtype) == jax.lax.broadcast_to_rank(labels, x.ndim + 1)
-        return jnp.where(hot.any(-1, keepdims=True), hot.astype(parameter_dtype(x)), jnp.nan)
+        indices = jnp.arange(classes, dtype=joint(x.dtype, jnp.int32))  # (classes,)
+        labels = x[..., None].astype(indices.dtype)  # (..., 1)
+        hot = labels == jax.lax.broadcast_to_rank(indices, x.ndim + 1)  # (..., classes)
+        in_range = hot.any(-1, keepdims=True)  # (..., 1)
+        return jnp.where(in_range, hot.astype(parameter_dtype(x)), jnp.nan)
 
     return stateless(None, forward, name="one_hot", casts=True)

@@ -1,4 +1,4 @@
-"""What attention refuses: settings, masks, memory, streams, implementations."""
+"""Errors of attention: settings, masks, memory, streams, implementations."""
 
 import functools
 from unittest import mock
@@ -21,7 +21,7 @@ TURNING = dp.self_attention(3, rotary=dp.rotary())
 
 @functools.cache
 def begun(layer):
-    """Parameters and a streaming state of 4 steps; memory where nothing is causal."""
+    """Parameters and a streaming state of 4 steps, with memory for layers that are not causal."""
     side = {} if layer in (CAUSAL, WINDOW) else {"memory": MEMORY}
     own = params(layer, X, **side)
     return own, zeros(lambda: layer.start(own, {}, STEP, length=4, **side))
@@ -42,7 +42,7 @@ def without_patterns(side):
 
 
 def own_with(name):
-    """Parameters in which one bias has a single feature, which would broadcast."""
+    """Parameters with a bias of 1 feature, which would broadcast."""
     own = params(OWN, X)
     own[name]["bias"] = jnp.zeros(1)
     return own
@@ -77,9 +77,9 @@ EXAMPLES = {
     "at (cross_attention(2)): wants at least 2 axes (..., time, features), got float32[4]; write "
     "y[None] for one vector y: it is a sequence of one step":
         at(dp.cross_attention(2), floats(4), memory=floats(5, 4)),
-    "at (cross_attention(2)): wants memory (..., time, features) for each example of float32[3,4], "
-    "got float32[3,5,4]; write y[..., None, :] for one vector y in each example: it is a sequence "
-    "of one step":
+    "at (cross_attention(2)): wants memory (..., time, features) with the leading axes of "
+    "float32[3,4], got float32[3,5,4]; write y[..., None, :] for one vector y in each example: it "
+    "is a sequence of one step":
         at(dp.cross_attention(2), floats(3, 4), memory=floats(3, 5, 4)),
     # Settings.
     "self_attention(0): wants heads as an int of at least 1, got 0; pass 1 or more":
@@ -97,24 +97,24 @@ EXAMPLES = {
         lambda: dp.attention_head(2.0),
     "self_attention(2, head_dim=0): wants head_dim as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.self_attention(2, head_dim=0),
-    "self_attention(2, window=3): wants causal=True with a window, got causal=False; give "
-    "attention_mask for another pattern: a window looks back":
+    "self_attention(2, window=3): wants causal=True with a window, got causal=False; set it, or "
+    "pass attention_mask for another pattern":
         lambda: dp.self_attention(2, window=3),
     "self_attention(2, causal=True, window=0): wants window as an int of at least 1, got 0; pass "
     "1 or more":
         lambda: dp.self_attention(2, causal=True, window=0),
-    "self_attention(2, rotary=True): wants rotary as dp.rotary makes it, got True; pass "
+    "self_attention(2, rotary=True): wants rotary as returned by dp.rotary, got True; pass "
     "dp.rotary(base=10000.0), for example":
         lambda: dp.self_attention(2, rotary=True),
     "self_attention(2, dropout=50): wants dropout in [0, 1), got 50; pass a fraction, not a "
     "percentage":
         lambda: dp.self_attention(2, dropout=50),
     "cross_attention(2, implementation='flash'): wants implementation out of blocks, cudnn, xla, "
-    "or None, got 'flash'; leave it None to choose by platform, dtype and shape":
+    "or None, got 'flash'; leave implementation=None to choose by platform, dtype and shape":
         lambda: dp.cross_attention(2, implementation="flash"),
     # Inputs.
     "at (self_attention(5)): wants a width that is a multiple of heads=5, got float32[2,5,12]; "
-    "choose another number of heads, or give head_dim":
+    "choose another number of heads, or pass head_dim":
         at(dp.self_attention(5), X),
     "at (self_attention(3)): wants at least 2 axes (..., time, features), got float32[12]; add "
     "the missing axes":
@@ -122,30 +122,30 @@ EXAMPLES = {
     "at (self_attention(3)): wants floating-point input, got int32[2,5,12]; convert it: "
     "x.astype(jnp.float32)":
         at(OWN, ints(2, 5, 12)),
-    "at (self_attention(4, rotary=rotary())): wants an even number of features that turn, got 3 "
-    "in float32[2,4,5,3]; choose an even number: features turn in pairs":
+    "at (self_attention(4, rotary=rotary())): wants an even number of rotated features, got 3 in "
+    "float32[2,4,5,3]; choose an even number: features are rotated in pairs":
         at(dp.self_attention(4, rotary=dp.rotary()), X),
-    "at (self_attention(3, rotary=rotary(features=6))): wants at least the 6 features that turn, "
-    "got float32[2,3,5,4]; give more features, or turn fewer":
+    "at (self_attention(3, rotary=rotary(features=6))): wants at least the 6 rotated features, got "
+    "float32[2,3,5,4]; give x more features, or rotate fewer":
         at(dp.self_attention(3, rotary=dp.rotary(features=6)), X),
     "at (self_attention(3)): wants a mask of booleans, got float32[2,5]":
         at(OWN, X, mask=floats(2, 5)),
     "at (self_attention(3)): wants a mask of the leading axes of (2, 5, 12), got bool[2,4]":
         at(OWN, X, mask=bools(2, 4)),
-    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or 1 for "
-    "axes that are alike, got float32[2,3,5,5]; give it the axes batch, heads, query and key":
+    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or with axes "
+    "of size 1, got float32[2,3,5,5]; give it the axes batch, heads, query and key":
         at(OWN, X, attention_mask=WIDE),
-    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or 1 for "
-    "axes that are alike, got bool[5,5]; give it the axes batch, heads, query and key":
+    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or with axes "
+    "of size 1, got bool[5,5]; give it the axes batch, heads, query and key":
         at(OWN, X, attention_mask=bools(5, 5)),
-    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or 1 for "
-    "axes that are alike, got bool[2,2,5,5]; give it the axes batch, heads, query and key":
+    "at (self_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 5), or with axes "
+    "of size 1, got bool[2,2,5,5]; give it the axes batch, heads, query and key":
         at(OWN, X, attention_mask=bools(2, 2, 5, 5)),
-    "at (self_attention(3)): wants attention_bias as floats of shape (2, 3, 5, 5), or 1 for axes "
-    "that are alike, got bool[2,3,5,5]; give it the axes batch, heads, query and key":
+    "at (self_attention(3)): wants attention_bias as floats of shape (2, 3, 5, 5), or with axes of "
+    "size 1, got bool[2,3,5,5]; give it the axes batch, heads, query and key":
         at(OWN, X, attention_bias=bools(2, 3, 5, 5)),
-    "at (cross_attention(3)): wants attention_bias as floats of shape (2, 3, 5, 7), or 1 for axes "
-    "that are alike, got float32[2,3,5,5]; give it the axes batch, heads, query and key":
+    "at (cross_attention(3)): wants attention_bias as floats of shape (2, 3, 5, 7), or with axes "
+    "of size 1, got float32[2,3,5,5]; give it the axes batch, heads, query and key":
         at(CROSS, X, memory=MEMORY, attention_bias=WIDE),
     "at (self_attention(3)): wants segments as ints of shape (2, 5), got float32[2,5]; number the "
     "sequences that share a row":
@@ -154,7 +154,7 @@ EXAMPLES = {
     "sequences that share a row":
         at(OWN, X, segments=ints(5)),
     "at (self_attention(3, rotary=rotary())): wants positions as ints of shape (2, 5), got "
-    "int32[5]; give one to each step: jnp.broadcast_to(positions, x.shape[:-1])":
+    "int32[5]; pass one for each step: jnp.broadcast_to(positions, x.shape[:-1])":
         at(TURNING, X, positions=ints(5)),
     "serial(at=self_attention(3)): wants only side inputs that it takes (attention_bias, "
     "attention_mask, mask, segments), got positions; leave it out, or add a layer that takes it":
@@ -163,41 +163,42 @@ EXAMPLES = {
     "attention_mask, memory, memory_mask), got mask; leave it out, or add a layer that takes it":
         at(CROSS, X, memory=MEMORY, mask=bools(2, 5)),
     # Memory.
-    "at (cross_attention(3)): wants the side input memory, got none; pass memory=, what is to be "
-    "asked, in every call but a stream's":
+    "at (cross_attention(3)): wants the side input memory, got none; pass memory=, the encoder "
+    "output, in each call: only a stream keeps it":
         at(CROSS, X),
-    "at (cross_attention(3)): wants memory (..., time, features) for each example of "
+    "at (cross_attention(3)): wants memory (..., time, features) with the leading axes of "
     "float32[2,5,12], got float32[1,7,3]; give it the leading axes of x":
         at(CROSS, X, memory=MEMORY[:1]),
-    "at (cross_attention(3)): wants memory (..., time, features) for each example of "
+    "at (cross_attention(3)): wants memory (..., time, features) with the leading axes of "
     "float32[2,5,12], got float32[7,3]; give it the leading axes of x":
         at(CROSS, X, memory=MEMORY[0]),
     "at (cross_attention(3)): wants as many keys as values in memory, got (float32[2,7,3], "
     "float32[2,4,3]); give each key one value":
         at(CROSS, X, memory=(MEMORY, MEMORY[:, :4])),
     "at (cross_attention(3)): wants memory as an array or a pair (keys, values), got "
-    "(float32[2,7,3], float32[2,7,3], float32[2,7,3]); pass what makes keys, and what makes values":
+    "(float32[2,7,3], float32[2,7,3], float32[2,7,3]); pass the input of the keys and that of the "
+    "values":
         at(CROSS, X, memory=(MEMORY,) * 3),
     "at (cross_attention(3)): wants a mask of the leading axes of (2, 7, 3), got bool[2,5]":
         at(CROSS, X, memory=MEMORY, memory_mask=bools(2, 5)),
-    "at (attention_head(4, causal=True)): wants no memory for a head that is causal or has "
-    "rotary, got float32[2,7,3]; leave one of them out: the order of a memory is not that of x":
+    "at (attention_head(4, causal=True)): wants no memory for a head that is causal or has rotary, "
+    "got float32[2,7,3]; leave one of them out: memory and x do not share positions":
         at(dp.attention_head(4, causal=True), X, memory=MEMORY),
     "at (attention_head(4, rotary=rotary())): wants no memory for a head that is causal or has "
-    "rotary, got float32[2,7,3]; leave one of them out: the order of a memory is not that of x":
+    "rotary, got float32[2,7,3]; leave one of them out: memory and x do not share positions":
         at(dp.attention_head(4, rotary=dp.rotary()), X, memory=MEMORY),
-    "at (attention_head(4)): wants no segments beside memory, got int32[2,5]; give attention_mask "
-    "in their place":
+    "at (attention_head(4)): wants no segments together with memory, got int32[2,5]; pass "
+    "attention_mask instead":
         at(HEAD, X, memory=MEMORY, segments=ints(2, 5)),
     "at (attention_head(4)): wants memory with its memory_mask, got memory_mask alone; pass "
     "memory= too, or mask= for x itself":
         at(HEAD, X, memory_mask=bools(2, 7)),
-    # What apply is given.
-    "cross_attention(3): wants the side input memory, got none; pass memory=, what is to be "
-    "asked, in every call but a stream's":
+    # Inputs of apply.
+    "cross_attention(3): wants the side input memory, got none; pass memory=, the encoder output, "
+    "in each call: only a stream keeps it":
         lambda: CROSS(begun(CROSS)[0], X),
-    "at (cross_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 7), or 1 for "
-    "axes that are alike, got int32[2,1,5,7]; give it the axes batch, heads, query and key":
+    "at (cross_attention(3)): wants attention_mask as booleans of shape (2, 3, 5, 7), or with axes "
+    "of size 1, got int32[2,1,5,7]; give it the axes batch, heads, query and key":
         at(CROSS, X, memory=MEMORY, attention_mask=ints(2, 1, 5, 7)),
     "self_attention(3): wants params of 12 features, got {bias: float32[1], kernel: "
     "float32[12,12]}; pass what init returned":
@@ -212,29 +213,29 @@ EXAMPLES = {
     "init returned it":
         lambda: CAUSAL.apply(params(CAUSAL, X), begun(CROSS)[1], X),
     "cross_attention(3): wants the state of a stream, with key, real, value, got index, key, "
-    "segment, segments, value; pass what start gave":
+    "segment, segments, value; pass the state that start returned":
         lambda: dp.cross_attention(3).apply(begun(CROSS)[0], begun(CAUSAL)[1], X),
     # Streams.
-    "self_attention(3): wants causal=True for a stream, got causal=False; set it: without it "
-    "every position sees later ones":
+    "self_attention(3): wants causal=True for a stream, got causal=False; set it: otherwise each "
+    "step attends to later ones":
         start(OWN),
-    "attention_head(4): wants causal=True for a stream, got causal=False; set it: without it "
-    "every position sees later ones":
+    "attention_head(4): wants causal=True for a stream, got causal=False; set it: otherwise each "
+    "step attends to later ones":
         start(HEAD),
-    "self_attention(3, causal=True): wants no attention_mask in a stream, got bool[1,1,1,1]; say "
-    "by mask, segments and window what a chunk may see":
+    "self_attention(3, causal=True): wants no attention_mask in a stream, got bool[1,1,1,1]; pass "
+    "mask or segments, or set window":
         start(CAUSAL, attention_mask=jnp.ones((1, 1, 1, 1), bool)),
-    "cross_attention(3): wants no attention_bias in a stream, got float32[1,1,1,1]; say by mask, "
-    "segments and window what a chunk may see":
+    "cross_attention(3): wants no attention_bias in a stream, got float32[1,1,1,1]; pass mask or "
+    "segments, or set window":
         start(CROSS, memory=MEMORY, attention_bias=jnp.ones((1, 1, 1, 1))),
-    "cross_attention(3): wants no attention_mask in a stream, got bool[1,1,1,1]; say by mask, "
-    "segments and window what a chunk may see":
+    "cross_attention(3): wants no attention_mask in a stream, got bool[1,1,1,1]; pass mask or "
+    "segments, or set window":
         go_on(CROSS, attention_mask=jnp.ones((1, 1, 1, 1), bool)),
     "self_attention(3, causal=True): wants no attention_bias in a stream, got float32[1,1,1,1]; "
-    "say by mask, segments and window what a chunk may see":
+    "pass mask or segments, or set window":
         go_on(CAUSAL, attention_bias=jnp.ones((1, 1, 1, 1))),
     "self_attention(3, causal=True): wants a chunk of at most length=4 steps, got 5; start with a "
-    "larger length, or pass on fewer steps at a time":
+    "larger length, or pass fewer steps at a time":
         go_on(CAUSAL, X),
     "self_attention(3, causal=True): wants a chunk with batch axes (2,) in float32, as start saw, "
     "got float32[1,2,12]; start anew for another batch or dtype":
@@ -255,38 +256,38 @@ EXAMPLES = {
     "bfloat16[2,2,12]; start anew for another batch or dtype":
         go_on(CROSS, X[:, :2].astype(jnp.bfloat16)),
     "cross_attention(3): wants a memory of the length with which the stream began, got "
-    "float32[2,6,3]; start anew, or pad it":
+    "float32[2,6,3]; start a new stream, or pad the memory":
         go_on(CROSS, memory=MEMORY[:, :6]),
     "cross_attention(3): wants memory with its memory_mask, got memory_mask alone; leave it out: "
-    "the stream keeps the mask that start was given":
+    "the stream keeps the mask passed to start":
         go_on(CROSS, memory_mask=jnp.ones((2, 7), bool)),
     "attention_head(4): wants memory with its memory_mask, got memory_mask alone; leave it out: "
-    "the stream keeps the mask that start was given":
+    "the stream keeps the mask passed to start":
         go_on(HEAD, memory_mask=jnp.ones((2, 7), bool)),
     # cuDNN.
     "at (self_attention(3, implementation='cudnn')): wants bfloat16 or float16, for cuDNN's "
-    "attention, got (float32[2,3,5,4], float32[2,3,5,4]); leave the choice of the implementation "
-    "to the layer":
+    "attention, got (float32[2,3,5,4], float32[2,3,5,4]); leave implementation=None to choose by "
+    "platform, dtype and shape":
         at(dp.self_attention(3, implementation="cudnn"), X),
-    "wants bfloat16 or float16, for cuDNN's attention, got (float32[2,4,8,64], "
-    "float32[2,4,8,64]); leave the choice of the implementation to the layer":
+    "wants bfloat16 or float16, for cuDNN's attention, got (float32[2,4,8,64], float32[2,4,8,64]); "
+    "leave implementation=None to choose by platform, dtype and shape":
         by_cudnn(heads(jnp.float32), Pattern(causal=True)),
-    "wants the larger number of features, of keys or values, as a multiple of 8 up to 128, for "
-    "cuDNN's attention, got (bfloat16[2,4,8,60], bfloat16[2,4,8,60]); leave the choice of the "
-    "implementation to the layer":
+    "wants the larger size of keys and values as a multiple of 8 up to 128, for cuDNN's attention, "
+    "got (bfloat16[2,4,8,60], bfloat16[2,4,8,60]); leave implementation=None to choose by "
+    "platform, dtype and shape":
         by_cudnn(heads(features=60), Pattern(causal=True)),
-    "wants no more than causality, with it a window, or a mask of keys, for cuDNN's attention, "
-    "got (bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave the choice of the implementation to the "
-    "layer":
+    "wants only causal attention, a causal window, or a mask of keys, for cuDNN's attention, got "
+    "(bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave implementation=None to choose by platform, "
+    "dtype and shape":
         by_cudnn(heads(), Pattern(mask=jnp.ones((2, 1, 8, 8), bool))),
-    "wants sizes that are known, for cuDNN's attention, got (bfloat16[b,4,8,64], "
-    "bfloat16[b,4,8,64]); leave the choice of the implementation to the layer":
+    "wants static sizes, for cuDNN's attention, got (bfloat16[b,4,8,64], bfloat16[b,4,8,64]); "
+    "leave implementation=None to choose by platform, dtype and shape":
         by_cudnn(of_any_batch(), Pattern(causal=True)),
     "wants a mesh whose axis_types are not Explicit, for cuDNN's attention, got "
-    "(bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave the choice of the implementation to the "
-    "layer":
+    "(bfloat16[2,4,8,64], bfloat16[2,4,8,64]); leave implementation=None to choose by platform, "
+    "dtype and shape":
         on_an_explicit_mesh,
-    "wants cuDNN, which comes with JAX for NVIDIA GPUs, got cuDNN is not detected; leave the "
-    "choice of the implementation to the layer":
+    "wants cuDNN, which comes with JAX for NVIDIA GPUs, got cuDNN is not detected; leave "
+    "implementation=None to choose by platform, dtype and shape":
         without_cudnn,
 }

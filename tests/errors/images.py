@@ -232,13 +232,13 @@ EXAMPLES = {
     "(4, -1), for example":
         lambda: dp.reshape([3, 4]),
     "at (reshape((5, 2))): wants 10 entries after keep=1 axes, for (5, 2), got 12 in "
-    "float32[2,3,4]; choose a shape of as many entries":
+    "float32[2,3,4]; choose a shape with as many entries":
         at(dp.reshape((5, 2)), floats(2, 3, 4)),
     "at (reshape((5, -1))): wants a multiple of 5 entries after keep=1 axes, for (5, -1), got 12 "
-    "in float32[2,3,4]; choose a shape of as many entries":
+    "in float32[2,3,4]; choose a shape with as many entries":
         at(dp.reshape((5, -1)), floats(2, 3, 4)),
     "at (reshape(24)): wants 24 entries after keep=1 axes, for (24,), got 12 in float32[2,3,4]; "
-    "choose a shape of as many entries":
+    "choose a shape with as many entries":
         at(dp.reshape(24), floats(2, 3, 4)),
     "at (reshape(-1, keep=3)): wants at least 3 axes, got float32[2,4]; add the missing axes":
         at(dp.reshape(-1, keep=3), X),

@@ -1,4 +1,4 @@
-"""What layers of features refuse: linear, embedding, norms, dropout, feed-forward, classes."""
+"""Errors of layers of features: linear, embedding, norms, dropout, feed-forward, one-hot."""
 
 import functools
 
@@ -14,7 +14,7 @@ ROWS, NORM = floats(2, 3, 4), dp.batch_norm()
 
 @functools.cache
 def single():
-    """An `ffn` of one feature where 4 are wanted: its bias would broadcast."""
+    """Parameters of `ffn` with a bias of 1 feature instead of 4, which would broadcast."""
     own = params(dp.ffn(4), ROWS)
     return own | {"up": own["up"] | {"bias": jnp.zeros(1)}}
 
@@ -113,7 +113,7 @@ EXAMPLES = {
     "serial(at=group_norm(2)): wants only side inputs that it takes (segments), got mask; leave it "
     "out, or add a layer that takes it":
         at(dp.group_norm(2), floats(2, 3, 3, 4), mask=bools(2)),
-    # Dropout, hiding.
+    # Dropout, masking.
     "spatial_dropout(0.5, dims=0): wants dims as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.spatial_dropout(0.5, dims=0),
     "at (spatial_dropout(0.5)): wants at least 3 axes (..., height, width, channels), got "
@@ -128,12 +128,12 @@ EXAMPLES = {
         at(dp.hide(), X, mask=bools(2, 1)),
     "at (hide()): wants one array, got (float32[2], float32[2]); pick one part of it with a lambda":
         at(dp.hide(), (floats(2), floats(2)), mask=bools(2)),
-    # Draws.
+    # Samples.
     "at (gaussian_sample()): wants a pair (mean, log_variance), got float32[2,4]; put "
     "branch(linear(n), linear(n)) before it, for example":
         at(dp.estimators.gaussian_sample(), X),
     "at (gaussian_sample()): wants a mean and a log_variance of one shape and dtype, got "
-    "(float32[2,4], float32[2,1]); give each number that is drawn a variance of its own":
+    "(float32[2,4], float32[2,1]); give each entry of the mean its own log_variance":
         at(dp.estimators.gaussian_sample(), (X, floats(2, 1))),
     "gumbel_softmax(temperature=0.0): wants temperature as a positive number, got 0.0; pass 1.0, "
     "for example":
@@ -144,20 +144,20 @@ EXAMPLES = {
     "wants values and surrogate of one shape and dtype, got (int32[2], float32[2]); bring them to "
     "one shape and dtype":
         traced(dp.estimators.straight_through, ints(2), floats(2)),
-    "wants log_probabilities of the shape of values, (5,), got float32[5,2]; give each draw one: "
-    "sum over all that it consists of":
+    "wants log_probabilities of the shape of values, (5,), got float32[5,2]; give one for each "
+    "sample: sum over the parts of a sample":
         traced(dp.estimators.score_function, floats(5), floats(5, 2)),
     "wants floating-point input, got int32[5]; convert it: x.astype(jnp.float32)":
         traced(dp.estimators.score_function, ints(5), floats(5)),
-    "wants a baseline that is one number or of the shape (5,), got float32[5,1]; give each draw "
-    "its own":
+    "wants a baseline that is one number or of the shape (5,), got float32[5,1]; give one for each "
+    "sample":
         traced(dp.estimators.score_function, floats(5), floats(5), baseline=floats(5, 1)),
     "wants a baseline that is an array or leave_one_out, got 'mean'; pass one of them":
         traced(dp.estimators.score_function, floats(5), floats(5), baseline="mean"),
-    "wants at least two draws to leave one out, got float32[1]; draw more, or pass an array as "
-    "baseline":
+    "wants at least two samples for leave_one_out, got float32[1]; draw more samples, or pass an "
+    "array as baseline":
         traced(dp.estimators.score_function, floats(1), floats(1), baseline="leave_one_out"),
-    # Feed-forward and what is around it.
+    # Feed-forward net and residual blocks.
     "ffn(0): wants hidden as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.ffn(0),
     "ffn(4, activation=prelu()): wants an activation that is a function of an array, got prelu(); "
@@ -174,16 +174,17 @@ EXAMPLES = {
     "add_norm(ffn(4), dropout=10): wants dropout in [0, 1), got 10; pass a fraction, not a "
     "percentage":
         lambda: dp.add_norm(dp.ffn(4), dropout=10),
-    "at (ffn(4, activation=jnp.sum)): wants an activation that keeps float32[6,4] as it is, got "
-    "float32[]; pass a function of each entry, or write swiglu(hidden) >> linear(width)":
+    "at (ffn(4, activation=jnp.sum)): wants an activation that keeps shape and dtype, "
+    "float32[6,4], got float32[]; pass an elementwise function, or write swiglu(hidden) >> "
+    "linear(width)":
         at(dp.ffn(4, jnp.sum), ROWS),
     "at (ffn(4)): wants floating-point input, got int32[2,4]; convert it: x.astype(jnp.float32)":
         at(dp.ffn(4), ints(2, 4)),
     "at (add_norm(linear(5))): wants a body that keeps the shape of x, float32[2,3,4], got "
-    "float32[2,3,5]; let it have as many features, and the dtype of x":
+    "float32[2,3,5]; give it the number of features and the dtype of x":
         at(dp.add_norm(dp.linear(5)), ROWS),
     "at (pre_norm(halve)): wants a body that keeps the shape of x, float32[2,3,4], got "
-    "bfloat16[2,3,4]; let it have as many features, and the dtype of x":
+    "bfloat16[2,3,4]; give it the number of features and the dtype of x":
         at(dp.pre_norm(halve), ROWS),
     "at/body (residual(linear(5))): wants a body that keeps the shape of x, float32[2,3,4], got "
     "float32[2,3,5]; give it as many features, or a shortcut of the same shape":

@@ -49,7 +49,7 @@ EXAMPLES = {
     "source_mask alone; pass source= too, or memory_mask= for a memory":
         at(TRANSFORMER, ints(2, 3), memory=MEMORY, source_mask=ints(2, 3)),
     "at/decoder/body/blocks/cross/body (cross_attention(2)): wants the side input memory, got "
-    "none; pass memory=, what is to be asked, in every call but a stream's":
+    "none; pass memory=, the encoder output, in each call: only a stream keeps it":
         at(TRANSFORMER, ints(2, 3)),
     "wants width as an even int, got 5; choose another: half of it reads in each direction":
         lambda: dp.models.seq2seq(5, 7, width=5),

@@ -158,14 +158,14 @@ EXAMPLES = {
     "learned_positions(4): wants params of 4 positions and 4 features, got {embedding: "
     "float32[4,1]}; pass what init gave":
         lambda: LEARNED({"embedding": jnp.ones((4, 1))}, X3[:, :4]),
-    "at (learned_positions(4)): wants positions as ints of shape (2, 4), got int32[4]; give one "
-    "to each step: jnp.broadcast_to(positions, x.shape[:-1])":
+    "at (learned_positions(4)): wants positions as ints of shape (2, 4), got int32[4]; pass one "
+    "for each step: jnp.broadcast_to(positions, x.shape[:-1])":
         at(LEARNED, X3[:, :4], positions=ints(4)),
-    "at (learned_positions(4)): wants positions as ints of shape (2, 4), got float32[2,4]; give "
-    "one to each step: jnp.broadcast_to(positions, x.shape[:-1])":
+    "at (learned_positions(4)): wants positions as ints of shape (2, 4), got float32[2,4]; pass "
+    "one for each step: jnp.broadcast_to(positions, x.shape[:-1])":
         at(LEARNED, X3[:, :4], positions=floats(2, 4)),
-    "at (learned_positions(4)): wants positions as ints of shape (2, 4), got int32[2,3]; give one "
-    "to each step: jnp.broadcast_to(positions, x.shape[:-1])":
+    "at (learned_positions(4)): wants positions as ints of shape (2, 4), got int32[2,3]; pass one "
+    "for each step: jnp.broadcast_to(positions, x.shape[:-1])":
         at(LEARNED, X3[:, :4], positions=ints(2, 3)),
     "at (learned_positions(4)): wants a mask of booleans, got int32[2,4]":
         at(LEARNED, X3[:, :4], mask=ints(2, 4)),
@@ -178,33 +178,34 @@ EXAMPLES = {
     "at (sinusoidal_positions()): wants at least 2 axes (..., time, features), got float32[4]; "
     "add the missing axes":
         at(dp.sinusoidal_positions(), floats(4)),
-    "sinusoidal_positions(base=1): wants base above 1, got 1; pass 10000.0, the usual one":
+    "sinusoidal_positions(base=1): wants base above 1, got 1; pass 10000.0, for example":
         lambda: dp.sinusoidal_positions(base=1),
     "sinusoidal_positions(first=-1): wants first as an int of at least 0, got -1; pass 0 or more":
         lambda: dp.sinusoidal_positions(first=-1),
     # Rotary positions.
-    "wants an even number of features that turn, got 3 in float32[5,3]; choose an even number: "
-    "features turn in pairs":
+    "wants an even number of rotated features, got 3 in float32[5,3]; choose an even number: "
+    "features are rotated in pairs":
         lambda: dp.rotary()(jnp.ones((5, 3))),
-    "wants an even number of features that turn, got features=5; choose an even number: features "
-    "turn in pairs":
+    "wants an even number of rotated features, got features=5; choose an even number: features are "
+    "rotated in pairs":
         lambda: dp.rotary(features=5),
-    "wants base above 1, got 1.0; pass 10000.0, the usual one":
+    "wants base above 1, got 1.0; pass 10000.0, for example":
         lambda: dp.rotary(1.0),
-    "wants at least the 8 features that turn, got float32[5,4]; give more features, or turn fewer":
+    "wants at least the 8 rotated features, got float32[5,4]; give x more features, or rotate "
+    "fewer":
         lambda: dp.rotary(features=8)(jnp.ones((5, 4))),
     "wants at least 2 axes (..., time, features), got float32[4]; add the missing axes":
         lambda: dp.rotary()(jnp.ones(4)),
-    "wants positions as ints that broadcast to (2, 5), got int32[4]; give one to each step of x "
+    "wants positions as ints that broadcast to (2, 5), got int32[4]; pass one for each step of x "
     "(..., time, features)":
         lambda: dp.rotary()(X3, jnp.zeros(4, int)),
-    "wants positions as ints that broadcast to (2, 5), got float32[5]; give one to each step of x "
+    "wants positions as ints that broadcast to (2, 5), got float32[5]; pass one for each step of x "
     "(..., time, features)":
         lambda: dp.rotary()(X3, jnp.zeros(5)),
-    "wants positions as ints that broadcast to (2, 5), got int32[3,1,5]; give one to each step of "
+    "wants positions as ints that broadcast to (2, 5), got int32[3,1,5]; pass one for each step of "
     "x (..., time, features)":
         lambda: dp.rotary()(X3, jnp.zeros((3, 1, 5), int)),
-    "wants positions as ints that broadcast to (2, 5), got [0]; give one to each step of x (..., "
+    "wants positions as ints that broadcast to (2, 5), got [0]; pass one for each step of x (..., "
     "time, features)":
         lambda: dp.rotary()(X3, [0]),
     "wants factor as a positive number, got 0.0; pass 8.0, for example":
@@ -214,9 +215,9 @@ EXAMPLES = {
     "wants factors[1] as a positive number, got 0; pass 8.0, for example":
         lambda: dp.rope.longrope_scaling((1, 0), 8, 2.0),
     "wants low_frequency_factor below high_frequency_factor, got llama3_scaling(2.0, 64, "
-    "low_frequency_factor=4); pass 1 and 4, as Llama 3.1 has them":
+    "low_frequency_factor=4); pass 1 and 4, those of Llama 3.1":
         lambda: dp.rope.llama3_scaling(2.0, 64, 4),
-    "wants 4 factors, one for each pair, got 2; take those that were searched for heads of this "
-    "size":
+    "wants 4 factors, one for each pair, got 2; pass the factors that were searched for heads of "
+    "this size":
         lambda: dp.rotary(scaling=dp.rope.longrope_scaling((1.0, 2.0), 64))(jnp.ones((5, 8))),
 }

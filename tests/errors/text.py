@@ -212,8 +212,8 @@ EXAMPLES = {
     "wants stop tokens in [0, 7), got 9; leave it out: the net can never write it":
         search(stop_tokens=[9]),
     # Nets that cannot write.
-    "look (self_attention(2)): wants causal=True for a stream, got causal=False; set it: without "
-    "it every position sees later ones":
+    "look (self_attention(2)): wants causal=True for a stream, got causal=False; set it: otherwise "
+    "each step attends to later ones":
         ask(net=NEVER, own=drawn(NEVER)),
     "wants prompts of ids that are known, got int32[1,2]; call it outside of jax.jit: it is "
     "one compiled program itself, and to be exported are net.start and net.apply":
@@ -224,8 +224,8 @@ EXAMPLES = {
     "wants a net that gives (batch, time, vocabulary) for int32[1,1], got float32[1,1]; return "
     "the scores of each token's successor":
         ask([[1]], SCALAR, {}),
-    "decoder/attend (cross_attention(1)): wants the side input memory, got none; pass memory=, "
-    "what is to be asked, in every call but a stream's":
+    "decoder/attend (cross_attention(1)): wants the side input memory, got none; pass memory=, the "
+    "encoder output, in each call: only a stream keeps it":
         ask([[1]], TRANSLATOR, drawn(TRANSLATOR, source=IDS)),
     "wants memory in place of source, got int32[1,2]; encode it once: "
     'memory=net.children["encoder"](params["encoder"], source, mask=source_mask), '

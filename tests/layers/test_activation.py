@@ -1,4 +1,4 @@
-"""Activations against formulas and derivatives in numpy; slopes and gates that are learned."""
+"""Activations against formulas and derivatives in NumPy; `prelu` and gated linear units."""
 
 import math
 
@@ -26,7 +26,7 @@ def logistic(x):
     return 1 / (1 + math.exp(-x))
 
 
-# function -> its formula and its derivative; at a kink JAX takes a value between both sides
+# function -> its formula and its derivative; at a kink, the one-sided derivative that JAX uses
 TABLE = {
     jax.nn.identity: (lambda x: x, lambda x: 1),
     dp.binary_step: (lambda x: float(x >= 0), lambda x: 1),
@@ -39,11 +39,11 @@ TABLE = {
 
 
 @pytest.mark.parametrize("f", TABLE, ids=lambda f: f.__name__)
-def test_the_table_of_activations(f):
+def test_activations_equal_their_formulas_and_derivatives(f):
     formula, derivative = TABLE[f]
     with jax.enable_x64(True):
         x = jnp.array(POINTS, jnp.float64)
-        # The approximation of gelu by tanh is off by 4e-4.
+        # The tanh approximation of gelu has an error of 4e-4.
         y = f(x)
         assert y.dtype == jnp.float64
         np.testing.assert_allclose(y, [formula(v) for v in POINTS], rtol=0, atol=1e-14)
@@ -63,7 +63,7 @@ def test_activations_hold_in_float32_and_bfloat16(f):
             np.asarray(y, np.float64), wanted, rtol=tolerance, atol=tolerance)
 
 
-def test_the_step_is_trained_straight_through():
+def test_binary_step_has_the_straight_through_gradient():
     net = dp.serial(dp.linear(3), dp.binary_step)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
     params, _ = net.init(KEY, x)
@@ -88,7 +88,7 @@ def test_prelu_has_a_slope_for_each_channel():
         np.testing.assert_array_equal(dx, np.where(x > 0, 1, scale))
 
 
-def test_prelu_may_share_one_slope():
+def test_prelu_with_a_shared_slope():
     x = jnp.array([[-2.0, 3.0], [4.0, -8.0]])
     net = dp.prelu(shared=True)
     params, _ = net.init(KEY, x)
@@ -105,7 +105,7 @@ def test_prelu_keeps_bfloat16():
     assert (params["scale"].dtype, y.dtype, y.tolist()) == (jnp.float32, jnp.bfloat16, [-0.5, 3.0])
 
 
-def test_prelu_of_another_number_of_channels_is_refused():
+def test_prelu_with_another_number_of_channels_raises():
     narrow, wide = jnp.ones((2, 1)), jnp.ones((2, 4))
     for net, seen, given in ((dp.prelu(), narrow, wide), (dp.prelu(), wide, narrow)):
         with pytest.raises(dp.LayerError, match="params of"):
@@ -127,7 +127,7 @@ GATES = {"glu": (dp.glu, lambda z: 1 / (1 + np.exp(-z)), True), "swiglu": (dp.sw
 
 
 @pytest.mark.parametrize(("make", "gate", "has_bias"), GATES.values(), ids=GATES)
-def test_one_linear_map_gates_the_other(make, gate, has_bias):
+def test_gated_units_equal_their_formula(make, gate, has_bias):
     draw = np.random.default_rng(0).normal
     with jax.enable_x64(True):
         x = draw(size=(2, 3, 4))
@@ -144,14 +144,14 @@ def test_one_linear_map_gates_the_other(make, gate, has_bias):
         assert ("bias" in make(5).init(KEY, jnp.asarray(x))[0]["up"]) == has_bias
 
 
-def test_glu_is_the_plain_function_of_a_last_axis_that_holds_both_halves():
+def test_glu_equals_jax_nn_glu_of_both_halves():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
     params, _ = dp.glu(5).init(KEY, x)
     both = jnp.concatenate([x @ params[name]["kernel"] for name in ("up", "gate")], -1)
     np.testing.assert_allclose(dp.glu(5)(params, x), jax.nn.glu(both), rtol=1e-6, atol=1e-6)
 
 
-def test_gates_show_the_call_that_made_them_until_surgery():
+def test_repr_is_the_call_until_a_child_is_replaced():
     net = dp.serial(dp.glu(8, bias=False), dp.swiglu(4, kernel_init="he_normal"))
     assert repr(net) == "serial(glu(8, bias=False), swiglu(4, kernel_init='he_normal'))"
     assert list(net.children) == ["glu_0", "swiglu_0"]
@@ -164,7 +164,7 @@ def test_gates_show_the_call_that_made_them_until_surgery():
 
 
 @pytest.mark.parametrize("make", [dp.glu, dp.swiglu])
-def test_gates_refuse_what_linear_refuses(make):
+def test_gated_units_raise_as_linear_does(make):
     for features in (0, 2.0, True):
         with pytest.raises(dp.LayerError, match="features as an int of at least 1"):
             make(features)

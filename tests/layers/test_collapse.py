@@ -1,4 +1,4 @@
-"""`collapse` against NumPy, row by row over the real steps alone."""
+"""`collapse` against NumPy, row by row over the valid steps."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def params(how, dtype=jnp.float32):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("how", ROWS)
-def test_it_collapses_the_real_steps(how, masked):
+def test_collapse_ignores_masked_steps(how, masked):
     net, mask = dp.collapse(how), MASK if masked else np.ones_like(MASK)
     wanted = np.zeros((2, 2, 3))
     for row in np.ndindex(2, 2):
@@ -53,13 +53,13 @@ def test_padding_has_no_gradient(how):
     own, slopes = slope(params(how), x)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((own, slopes)))
     assert not slopes[~MASK].any() and slopes[MASK].any()
-    if how == "attention":  # one real step has the weight 1 whatever the kernel is, none has no say
+    if how == "attention":  # rows with one valid step or none do not depend on the kernel
         wanted, _ = slope(params(how), x.at[1].set(7.0))
         close(own, wanted)
 
 
 @pytest.mark.parametrize("how", ROWS)
-def test_narrow_dtypes_are_reduced_in_float32(how):
+def test_16_bit_inputs_are_reduced_in_float32(how):
     x = 1 + jnp.asarray(np.arange(300) % 2, jnp.bfloat16).reshape(1, 300, 1) / 2
     y = dp.collapse(how)({"kernel": jnp.zeros((1, 1))} if how == "attention" else {}, x,
                          mask=jnp.ones((1, 300), bool))

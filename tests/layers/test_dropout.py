@@ -1,4 +1,4 @@
-"""Dropping values, channels and examples: the rate is what is dropped, the expectation is kept."""
+"""Dropout of values, channels and examples: rate, expectation, gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import diffprog as dp
 
 
 def run(net, x, seed=0):
-    """What is left of x in training."""
+    """y in training."""
     return net.apply({}, {}, x, key=jax.random.key(seed), train=True)[0]
 
 
@@ -19,10 +19,10 @@ def dropped(rate, x, seed=0):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
-def test_the_rate_is_the_share_that_is_dropped(rate):
+def test_the_rate_is_the_fraction_dropped(rate):
     y = np.asarray(dropped(rate, jnp.ones(100_000)))
-    share = (y == 0).mean()
-    assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / y.size)
+    fraction = (y == 0).mean()
+    assert abs(fraction - rate) < 5 * np.sqrt(rate * (1 - rate) / y.size)
     assert abs(y.mean() - 1) < 5 * np.sqrt(rate / (1 - rate) / y.size)
 
 
@@ -41,20 +41,20 @@ def test_values_are_dropped_independently():
     assert abs(np.corrcoef(y[:-1].ravel(), y[1:].ravel())[0, 1]) < 5 / 300
 
 
-def test_at_rest_nothing_happens():
+def test_inference_returns_x():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)))
     net = dp.dropout(0.9)
     np.testing.assert_array_equal(net({}, x), x)
     np.testing.assert_array_equal(net({}, x, key=jax.random.key(0)), x)
 
 
-def test_the_key_decides():
+def test_equal_keys_drop_equally():
     x = jnp.ones(1000)
     np.testing.assert_array_equal(dropped(0.5, x, seed=3), dropped(0.5, x, seed=3))
     assert (dropped(0.5, x, seed=3) != dropped(0.5, x, seed=4)).any()
 
 
-def test_two_dropouts_of_a_net_differ():
+def test_two_dropouts_in_a_net_differ():
     net = dp.serial(dp.branch(dp.dropout(0.5), dp.dropout(0.5)))
     first, second = net.apply({}, {}, jnp.ones(1000), key=jax.random.key(0), train=True)[0]
     assert 0.4 < float((first == second).mean()) < 0.6
@@ -68,7 +68,7 @@ def test_the_gradient_is_the_mask():
     np.testing.assert_allclose(grads, wanted, rtol=1e-6)
 
 
-def test_what_is_dropped_is_zero_whatever_it_was():
+def test_dropped_nan_is_zero():
     y = np.asarray(dropped(0.5, jnp.full(1000, jnp.nan)))
     assert 400 < (y == 0).sum() < 600
 
@@ -86,10 +86,13 @@ def test_bfloat16_is_kept():
     assert sorted(set(y.astype(jnp.float32).tolist())) == [0.0, 2.0]
 
 
-def test_what_cannot_be_is_refused():
-    for rate in (1.0, 1, -0.1, True, "0.5"):
-        with pytest.raises(dp.LayerError, match="rate"):
-            dp.dropout(rate)
+@pytest.mark.parametrize("rate", [1.0, 1, -0.1, True, "0.5"])
+def test_rates_out_of_range_raise(rate):
+    with pytest.raises(dp.LayerError, match="rate"):
+        dp.dropout(rate)
+
+
+def test_integers_and_missing_keys_raise():
     with pytest.raises(dp.LayerError, match="key"):
         dp.dropout(0.5).apply({}, {}, jnp.ones(3), train=True)
     with pytest.raises(dp.LayerError, match="floating-point"):
@@ -98,29 +101,30 @@ def test_what_cannot_be_is_refused():
 
 # Whole channels, whole examples.
 
-def test_a_channel_of_an_example_is_kept_or_dropped_as_a_whole():
-    for dims, shape in ((1, (30, 4, 20)), (2, (6, 5, 3, 4, 20)), (3, (30, 2, 1, 3, 20))):
-        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        y = np.asarray(run(dp.spatial_dropout(0.3, dims=dims), jnp.asarray(x)))
-        kept = y != 0
-        space = tuple(range(len(shape) - dims - 1, len(shape) - 1))
-        np.testing.assert_array_equal(kept.all(space), kept.any(space))
-        np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
-        decisions = kept.all(space)
-        assert decisions.size == 600
-        assert abs(decisions.mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
-        for axis in range(decisions.ndim):  # they differ along each axis that is left
-            assert not (decisions == decisions.take([0], axis)).all()
+@pytest.mark.parametrize(("dims", "shape"), [
+    (1, (30, 4, 20)), (2, (6, 5, 3, 4, 20)), (3, (30, 2, 1, 3, 20))])
+def test_a_channel_of_an_example_is_kept_or_dropped_as_a_whole(dims, shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    y = np.asarray(run(dp.spatial_dropout(0.3, dims=dims), jnp.asarray(x)))
+    kept = y != 0
+    space = tuple(range(len(shape) - dims - 1, len(shape) - 1))
+    np.testing.assert_array_equal(kept.all(space), kept.any(space))
+    np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+    decisions = kept.all(space)
+    assert decisions.size == 600
+    assert abs(decisions.mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
+    for axis in range(decisions.ndim):  # decisions differ along each other axis
+        assert not (decisions == decisions.take([0], axis)).all()
 
 
-def test_an_example_is_kept_or_dropped_as_a_whole():
-    for shape in ((600,), (600, 3), (600, 2, 3)):
-        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        y = np.asarray(run(dp.stochastic_depth(0.3), jnp.asarray(x)))
-        kept = (y != 0).reshape(600, -1)
-        np.testing.assert_array_equal(kept.all(1), kept.any(1))
-        np.testing.assert_allclose(y[y != 0], x[y != 0] / 0.7, rtol=1e-6)
-        assert abs(kept.all(1).mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
+@pytest.mark.parametrize("shape", [(600,), (600, 3), (600, 2, 3)])
+def test_an_example_is_kept_or_dropped_as_a_whole(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    y = np.asarray(run(dp.stochastic_depth(0.3), jnp.asarray(x)))
+    kept = (y != 0).reshape(600, -1)
+    np.testing.assert_array_equal(kept.all(1), kept.any(1))
+    np.testing.assert_allclose(y[y != 0], x[y != 0] / 0.7, rtol=1e-6)
+    assert abs(kept.all(1).mean() - 0.7) < 5 * np.sqrt(0.21 / 600)
 
 
 def test_a_dropped_example_skips_the_residual_block():
@@ -138,7 +142,7 @@ KINDS = {"dropout": dp.dropout, "spatial_dropout": dp.spatial_dropout,
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_all_kinds_are_the_identity_at_rest_and_gates_of_the_gradient_in_training(make):
+def test_all_kinds_return_x_in_inference_and_mask_the_gradient_in_training(make):
     net, x = make(0.5), jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 2, 16)))
     np.testing.assert_array_equal(net({}, x), x)
     assert net.start is None and net.bare and net.random
@@ -153,7 +157,7 @@ def test_all_kinds_are_the_identity_at_rest_and_gates_of_the_gradient_in_trainin
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_all_kinds_refuse_a_rate_that_is_no_share_and_training_without_a_key(make):
+def test_all_kinds_raise_for_a_rate_out_of_range_and_for_training_without_a_key(make):
     for rate in (1.0, -0.1, True):
         with pytest.raises(dp.LayerError, match="rate"):
             make(rate)
@@ -161,7 +165,7 @@ def test_all_kinds_refuse_a_rate_that_is_no_share_and_training_without_a_key(mak
         make(0.5).apply({}, {}, jnp.ones((2, 2, 2, 2)), train=True)
 
 
-def test_too_few_axes_are_refused_at_init_and_at_rest():
+def test_too_few_axes_raise_at_init_and_in_inference():
     net, x = dp.spatial_dropout(0.5), jnp.ones((2, 3))
     message = ("spatial_dropout(0.5): wants at least 3 axes (..., height, width, channels), got "
                "float32[2,3]; add the missing axes")

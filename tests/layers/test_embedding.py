@@ -1,4 +1,4 @@
-"""`embedding` and `unembed` against NumPy: rows, scores, gradients, and ids that do not exist."""
+"""`embedding` and `unembed` against NumPy: rows, scores, gradients, ids out of range."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_each_id_has_a_row(shape):
     np.testing.assert_array_equal(NET(TABLE, jnp.asarray(ids)), wanted)
 
 
-def test_it_is_a_product_with_unit_vectors_in_value_and_gradient():
+def test_embedding_equals_one_hot_and_linear_in_value_and_gradient():
     ids, weights = jnp.asarray(IDS), drawn(2, 1, 5, 3)
     product = dp.one_hot(11) >> dp.linear(3, bias=False)
 
@@ -42,8 +42,8 @@ def test_it_is_a_product_with_unit_vectors_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int32", "int64", "uint64"])
-def test_ids_that_do_not_exist_are_never_another_row(dtype):
-    """Also those that one of the dtypes on the way does not hold."""
+def test_ids_out_of_range_return_nan_and_not_another_row(dtype):
+    """Also ids that overflow a dtype used inside."""
     kind = np.iinfo(dtype)
     candidates = [-1, -11, -(2**32) + 3, 11, 127, 255, 2**31, 2**32 - 1, 2**32 + 3, kind.min,
                   kind.max]
@@ -64,7 +64,7 @@ def test_ids_that_do_not_exist_are_never_another_row(dtype):
     np.testing.assert_array_equal(grads["embedding"], wanted)
 
 
-def test_a_sequence_of_NaN_gives_no_gradient_to_any_row():
+def test_ids_out_of_range_have_no_gradient():
     grads = jax.grad(lambda params: jnp.sum(NET(params, jnp.array([-1, 12]))))(TABLE)
     np.testing.assert_array_equal(grads["embedding"], 0)
 
@@ -79,7 +79,7 @@ FIRST_WRONG = "index 12 is out of bounds for axis 0 with size 11"
     lambda params, ids: jax.grad(lambda p: jnp.sum(NET(p, ids)))(params),
     lambda params, ids: jax.lax.scan(lambda c, i: (c, NET(params, i)), 0, ids)[1],
 ], ids=["eager", "jit", "vmap", "grad", "scan"])
-def test_an_error_on_request_names_the_id(run):
+def test_checkify_names_the_id_out_of_range(run):
     checked = checkify.checkify(run, errors=checkify.index_checks)
     error, _ = checked(TABLE, jnp.array([[0, 1], [3, 12]]))
     with pytest.raises(checkify.JaxRuntimeError, match=FIRST_WRONG):
@@ -87,7 +87,7 @@ def test_an_error_on_request_names_the_id(run):
     checked(TABLE, jnp.array([[0, 1], [3, 10]]))[0].throw()
 
 
-def test_negative_ids_are_reported_too_and_nothing_is_spent_without_request():
+def test_checkify_reports_negative_ids_and_costs_nothing_unless_used():
     error, _ = checkify.checkify(jax.jit(NET.apply), errors=checkify.index_checks)(
         TABLE, {}, jnp.array([3, -1]))
     assert "index -1 is out of bounds for axis 0 with size 11" in error.get()
@@ -107,7 +107,7 @@ def test_parameters_are_float32_and_other_dtypes_are_kept():
 
 # Scores.
 
-def test_attend_scores_by_products():
+def test_unembed_scores_by_inner_products():
     x = drawn(2, 4, 3, seed=2)
     wanted = np.zeros((2, 4, 11))
     for place in np.ndindex(2, 4, 11):
@@ -118,7 +118,7 @@ def test_attend_scores_by_products():
     assert dp.unembed(TABLE, jnp.ones(3)).shape == (11,)
 
 
-def test_scores_begin_with_variance_one():
+def test_scores_have_variance_1_at_init():
     params, _ = dp.embedding(500, 64).init(KEY, jnp.array([0]))
     x = jax.random.normal(jax.random.key(1), (100, 64))
     assert abs(float(dp.unembed(params, x).var()) - 1) < 0.05
@@ -131,7 +131,7 @@ def tied(layers, x):
     return dp.unembed(layers.embed.params, y)
 
 
-def test_a_tied_embedding_learns_from_both_of_its_places():
+def test_the_gradient_of_a_tied_embedding_is_the_sum_of_both_uses():
     ids = jnp.asarray(IDS[:, 0])
     params, _ = tied.init(KEY, ids)
 
@@ -144,6 +144,3 @@ def test_a_tied_embedding_learns_from_both_of_its_places():
     wanted, parts = jax.jit(jax.value_and_grad(loss, (0, 1)))(table, table)
     close(ours, wanted)
     close(grads["embed"]["embedding"], sum(parts))
-
-
-# What cannot be.

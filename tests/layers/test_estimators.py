@@ -1,4 +1,4 @@
-"""What is drawn has the distribution it should, and each gradient is what its estimator says."""
+"""Distributions of samples, and gradients of estimators."""
 
 import functools
 
@@ -25,16 +25,16 @@ def exact(logits, rewards):
 
 
 def deviations(estimates, wanted):
-    """By how many standard errors the mean of the estimates misses each entry."""
+    """The error of the mean of the estimates, in standard errors, for each entry."""
     estimates = np.asarray(estimates, np.float64)
     error = estimates.std(0, ddof=1) / np.sqrt(len(estimates))
     return np.abs(estimates.mean(0) - wanted) / error
 
 
-# normal distributions
+# Normal distributions.
 
 
-def test_a_normal_draw_has_its_mean_and_its_variance():
+def test_gaussian_sample_has_the_mean_and_the_variance():
     mean, log_variance = jnp.array([-2.0, 0.0, 3.0]), jnp.array([0.0, -2.0, 1.0])
     pair = tuple(jnp.broadcast_to(a, (DRAWS, 3)) for a in (mean, log_variance))
     y = np.asarray(dp.estimators.gaussian_sample()({}, pair, key=KEY), np.float64)
@@ -44,18 +44,19 @@ def test_a_normal_draw_has_its_mean_and_its_variance():
     assert abs(np.corrcoef(y.T)[0, 1]) < 4 / np.sqrt(DRAWS)
 
 
-def test_without_a_key_it_is_the_mean_and_with_one_it_is_drawn_at_rest_too():
-    net, pair = dp.estimators.gaussian_sample(), (jnp.asarray(drawn(4, 3)),
-        jnp.asarray(drawn(4, 3, seed=1)))
+def test_gaussian_sample_is_the_mean_without_a_key_and_random_with_one_in_inference():
+    net, pair = dp.estimators.gaussian_sample(), (
+        jnp.asarray(drawn(4, 3)), jnp.asarray(drawn(4, 3, seed=1)))
     same(net({}, pair), pair[0])
-    rest = net({}, pair, key=KEY)
-    same(net.apply({}, {}, pair, key=KEY, train=True)[0], rest)
-    assert (rest != pair[0]).all() and (net({}, pair, key=jax.random.key(1)) != rest).all()
+    inference = net({}, pair, key=KEY)
+    same(net.apply({}, {}, pair, key=KEY, train=True)[0], inference)
+    assert (inference != pair[0]).all()
+    assert (net({}, pair, key=jax.random.key(1)) != inference).all()
     assert refused(net.apply, {}, {}, pair, train=True).wants == "a key when train=True"
 
 
-def test_the_gradient_passes_to_mean_and_log_variance():
-    """For f(y) = y**2, of mean m and variance s: d E[f] / dm = 2 m, d E[f] / dlog s = s."""
+def test_the_gradient_flows_to_mean_and_log_variance():
+    """For f(y) = y**2 with mean m and variance s: d E[f] / dm = 2 m, d E[f] / dlog s = s."""
     m, log_s = 0.7, -0.4
 
     @jax.jit
@@ -68,18 +69,18 @@ def test_the_gradient_passes_to_mean_and_log_variance():
     assert (deviations(slopes(KEY), [2 * m, np.exp(log_s)]) < 4).all()
 
 
-# classes
+# Classes.
 
 
 @pytest.mark.parametrize("temperature", [0.2, 3.0])
-def test_the_class_drawn_has_the_probability_of_its_logit(temperature):
+def test_gumbel_softmax_samples_classes_with_their_probability(temperature):
     net = dp.estimators.gumbel_softmax(temperature=temperature, hard=True)
     y = np.asarray(net({}, jnp.tile(LOGITS, (DRAWS, 1)), key=KEY))
     np.testing.assert_array_equal(np.sort(y)[:, -2:], np.tile([0.0, 1.0], (DRAWS, 1)))
     assert (deviations(y, jax.nn.softmax(LOGITS)) < 4).all()
 
 
-def test_a_soft_draw_is_the_softmax_of_noisy_logits():
+def test_a_soft_sample_is_the_softmax_of_noisy_logits():
     x, noise = drawn(5, 4), np.asarray(jax.random.gumbel(KEY, (5, 4)), np.float64)
     wanted = np.exp((x + noise) / 0.7)
     wanted /= wanted.sum(-1, keepdims=True)
@@ -95,7 +96,7 @@ def test_without_a_key_there_is_no_noise():
     np.testing.assert_array_equal(hard, np.eye(4)[np.asarray(x).argmax(-1)])
 
 
-def test_a_hard_draw_is_the_largest_entry_of_the_soft_one_and_has_its_gradient():
+def test_a_hard_sample_is_the_argmax_of_the_soft_one_and_has_its_gradient():
     x, weights = jnp.asarray(drawn(5, 4)), jnp.asarray(drawn(5, 4, seed=1))
     soft, hard = (dp.estimators.gumbel_softmax(temperature=0.5, hard=hard)
         for hard in (False, True))
@@ -112,7 +113,7 @@ def test_a_hard_draw_is_the_largest_entry_of_the_soft_one_and_has_its_gradient()
 
 
 def test_a_tie_of_the_soft_vector_is_decided_by_the_logits():
-    """In bfloat16 a high temperature makes all entries equal; the first is not the class then."""
+    """In bfloat16 a high temperature makes all entries equal, and their argmax is the first."""
     x = jnp.array([1.0, 2.0, 1.5], jnp.bfloat16)
     soft, hard = (dp.estimators.gumbel_softmax(temperature=1e4, hard=hard)({}, x)
         for hard in (False, True))
@@ -120,14 +121,14 @@ def test_a_tie_of_the_soft_vector_is_decided_by_the_logits():
     assert len(set(soft.tolist())) == 1 and hard.tolist() == [0.0, 1.0, 0.0]
 
 
-# the estimators of a gradient
+# Estimators of a gradient.
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def estimates(net, logits):
-    """Estimates, from one draw each, of the gradient of ``E[reward**2]``.
+    """Estimates of the gradient of ``E[reward**2]``, from one sample each.
 
-    Between classes the square bends, so what is relaxed is biased.
+    The square is not linear, so a relaxed sample is biased.
     """
     def reward(logits, key):
         return jnp.square(net({}, logits, key=key) @ REWARDS)
@@ -135,7 +136,7 @@ def estimates(net, logits):
     return jax.vmap(jax.grad(reward), (None, 0))(logits, jax.random.split(KEY, DRAWS))
 
 
-def test_the_bias_of_a_relaxed_draw_falls_with_the_temperature_and_its_variance_rises():
+def test_gumbel_softmax_bias_falls_and_variance_rises_as_temperature_falls():
     wanted = exact(LOGITS, np.square(REWARDS))
     bias, spread = [], []
     for temperature in (2.0, 1.0, 0.5):
@@ -143,7 +144,7 @@ def test_the_bias_of_a_relaxed_draw_falls_with_the_temperature_and_its_variance_
         error = np.linalg.norm(found.std(0)) / np.sqrt(DRAWS)
         bias.append(np.linalg.norm(found.mean(0) - wanted))
         spread.append(np.linalg.norm(found.std(0)))
-        assert bias[-1] > 4 * error  # it is there
+        assert bias[-1] > 4 * error  # significant
     assert bias[0] > 1.5 * bias[1] > 1.5**2 * bias[2]
     assert spread[0] < spread[1] < spread[2]
 
@@ -163,7 +164,7 @@ def test_the_score_function_is_unbiased(baseline):
     assert (deviations(found(LOGITS), exact(LOGITS, REWARDS)) < 4).all()
 
 
-def test_a_baseline_lessens_the_variance():
+def test_a_baseline_reduces_the_variance():
     draws = jax.random.categorical(KEY, LOGITS, shape=(8, 500))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -176,12 +177,12 @@ def test_a_baseline_lessens_the_variance():
 
     far = REWARDS + 10
     assert (spread("leave_one_out", far) < 0.5 * spread(None, far)).all()
-    # Adding a number to all rewards changes nothing that is measured against other draws.
+    # The leave-one-out advantage does not change if a number is added to all rewards.
     np.testing.assert_allclose(
         spread("leave_one_out", far), spread("leave_one_out", REWARDS), rtol=1e-4)
 
 
-def test_the_score_function_is_its_formula():
+def test_score_function_equals_its_formula():
     f, log_p = jnp.asarray(drawn(3, 2)), jnp.asarray(drawn(3, 2, seed=1))
     others = (np.asarray(f).sum(0) - f) / 2
     given = jnp.asarray(drawn(3, 2, seed=2))
@@ -193,22 +194,22 @@ def test_the_score_function_is_its_formula():
         np.testing.assert_allclose(of_p, f - b, rtol=1e-5)
 
 
-def test_what_has_no_chance_keeps_the_score_function_finite():
+def test_score_function_is_finite_for_classes_of_probability_0():
     logits, f = jnp.array([0.0, 1.0, -jnp.inf]), jnp.array([1.0, 2.0, 4.0])
     y = lambda logits: dp.estimators.score_function(f, jax.nn.log_softmax(logits))  # noqa: E731
     assert y(logits).tolist() == f.tolist()
-    shares = np.exp([0.0, 1.0, -np.inf]) / np.exp([0.0, 1.0]).sum()
+    probabilities = np.exp([0.0, 1.0, -np.inf]) / np.exp([0.0, 1.0]).sum()
     slope = jax.grad(lambda logits: y(logits).sum())(logits)
-    np.testing.assert_allclose(slope, np.asarray(f) - f.sum() * shares, rtol=1e-5)
+    np.testing.assert_allclose(slope, np.asarray(f) - f.sum() * probabilities, rtol=1e-5)
 
 
-def test_straight_through_lends_infinity_nothing_but_its_gradient():
+def test_straight_through_with_an_infinite_surrogate():
     y, slope = jax.value_and_grad(lambda x: dp.estimators.straight_through(jnp.float32(1), x))(
         -jnp.inf)
     assert [float(y), float(slope)] == [1, 1]
 
 
-def test_straight_through_is_one_thing_and_has_the_gradient_of_the_other():
+def test_straight_through_has_the_gradient_of_the_surrogate():
     x = jnp.asarray(drawn(200))
     y, slope = jax.value_and_grad(
         lambda x: dp.estimators.straight_through(jnp.round(x), jnp.sin(x)).sum())(x)
@@ -221,8 +222,8 @@ def test_straight_through_is_one_thing_and_has_the_gradient_of_the_other():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_a_normal_draw_in_16_bits_has_tails(dtype):
-    """P(|e| > 3) = 0.0027; drawn in bfloat16 it is 0."""
+def test_gaussian_sample_in_16_bits_has_tails(dtype):
+    """P(|e| > 3) = 0.0027; for noise drawn in bfloat16 it is 0."""
     zeros = jnp.zeros(2**18, dtype)
     y = dp.estimators.gaussian_sample()({}, (zeros, zeros), key=jax.random.key(0))
     assert y.dtype == dtype
@@ -231,7 +232,7 @@ def test_a_normal_draw_in_16_bits_has_tails(dtype):
 
 @pytest.mark.parametrize("dtype", [
     jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
-def test_a_baseline_in_16_bits_is_that_of_all_other_values(dtype):
+def test_leave_one_out_in_16_bits_does_not_overflow(dtype):
     """In float16 the sum of 1000 values of 100 would be infinite."""
     values = jnp.full(1000, 100, dtype)
     log_p = jnp.zeros(1000, dtype)

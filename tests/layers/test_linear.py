@@ -1,4 +1,4 @@
-"""`linear` against numpy: the formula, free leading axes, dtypes and initializers."""
+"""`linear` against NumPy: the formula, leading axes, dtypes and initializers."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def params_of(kernel, bias=None):
     return given if bias is None else given | {"bias": jnp.asarray(bias)}
 
 
-def test_it_multiplies_and_shifts():
+def test_linear_equals_its_formula():
     x, kernel, bias = drawn(5, 4), drawn(4, 3, seed=1), drawn(3, seed=2)
     wanted = np.zeros((5, 3))
     for i in range(5):
@@ -25,7 +25,7 @@ def test_it_multiplies_and_shifts():
 
 
 @pytest.mark.parametrize("leading", [(), (5,), (2, 1, 3)])
-def test_leading_axes_are_free(leading):
+def test_any_number_of_leading_axes(leading):
     x, kernel, bias = drawn(*leading, 4), drawn(4, 3, seed=1), drawn(3, seed=2)
     net = dp.linear(3)
     params, _ = net.init(jax.random.key(0), jax.ShapeDtypeStruct(x.shape, jnp.float32))
@@ -57,7 +57,7 @@ def test_float64_is_kept():
         np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-14)
 
 
-def test_bfloat16_comes_out_of_float32_parameters():
+def test_bfloat16_output_of_float32_parameters():
     x = jnp.asarray(drawn(5, 4), jnp.bfloat16)
     net = dp.linear(3)
     params, _ = net.init(jax.random.key(0), x)
@@ -84,20 +84,21 @@ def test_the_default_kernel_keeps_the_variance_and_the_bias_is_zero():
     np.testing.assert_array_equal(params["bias"], np.zeros(400))
 
 
-def test_integers_and_scalars_are_refused():
-    for x in (jnp.ones((2, 4), jnp.int32), jnp.ones(())):
-        with pytest.raises(dp.LayerError):
-            dp.linear(3).init(jax.random.key(0), x)
+@pytest.mark.parametrize(("x", "wants"), [
+    (jnp.ones((2, 4), jnp.int32), "floating-point"), (jnp.ones(()), "at least 1 axis")])
+def test_init_raises_for_integers_and_scalars(x, wants):
+    with pytest.raises(dp.LayerError, match=wants):
+        dp.linear(3).init(jax.random.key(0), x)
 
 
-def test_integers_are_refused_where_the_kernel_would_be_rounded_to_zeros():
+def test_apply_raises_for_integers():
     net = dp.linear(3)
     params, _ = net.init(jax.random.key(0), jnp.ones((2, 4)))
     with pytest.raises(dp.LayerError, match="floating-point"):
         net(params, jnp.ones((2, 4), jnp.int32))
 
 
-def test_the_number_of_features_is_a_positive_int():
-    for features in (0, -1, 2.0, True):
-        with pytest.raises(dp.LayerError, match="features"):
-            dp.linear(features)
+@pytest.mark.parametrize("features", [0, -1, 2.0, True])
+def test_features_out_of_range_raise(features):
+    with pytest.raises(dp.LayerError, match="features"):
+        dp.linear(features)

@@ -1,4 +1,4 @@
-"""`bilinear` against three loops; its pair of inputs."""
+"""`bilinear` against loops in NumPy, and its pair of inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def looped(a, b, kernel, bias):
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 1, 3)])
-def test_it_multiplies_both_inputs(leading):
+def test_bilinear_equals_loops_in_numpy(leading):
     a, b = drawn(*leading, 4), drawn(*leading, 2, seed=1)
     kernel, bias = drawn(4, 2, 3, seed=2), drawn(3, seed=3)
     with jax.enable_x64(True):
@@ -34,7 +34,7 @@ def test_it_multiplies_both_inputs(leading):
         np.testing.assert_allclose(y, looped(a, b, kernel, np.zeros(3)), rtol=0, atol=1e-12)
 
 
-def test_it_follows_two_branches():
+def test_bilinear_after_branch():
     net = dp.branch(dp.linear(4), dp.linear(5)) >> dp.bilinear(3)
     params, _ = net.init(KEY, jnp.ones((2, 6)))
     assert {name: leaf.shape for name, leaf in params["bilinear_0"].items()} == {
@@ -49,7 +49,7 @@ def test_the_default_kernel_gives_the_product_of_the_variances():
     np.testing.assert_array_equal(params["bias"], 0)
 
 
-def test_bfloat16_comes_out_of_float32_parameters():
+def test_bfloat16_output_of_float32_parameters():
     a, b = (jnp.asarray(drawn(5, n), jnp.bfloat16) for n in (4, 2))
     params, _ = dp.bilinear(3).init(KEY, (a, b))
     assert {leaf.dtype.name for leaf in params.values()} == {"float32"}
@@ -59,7 +59,7 @@ def test_bfloat16_comes_out_of_float32_parameters():
     np.testing.assert_allclose(np.asarray(y, np.float64), wanted, rtol=0.05, atol=0.05)
 
 
-def test_parameters_of_other_inputs_are_refused():
+def test_parameters_of_other_inputs_raise():
     a, b = jnp.ones((2, 4)), jnp.ones((2, 5))
     net = dp.bilinear(3)
     params, _ = net.init(KEY, (a, b))

@@ -1,4 +1,4 @@
-"""`hide`: what is no real entry becomes zero, and reaches no gradient."""
+"""`hide`: masked entries become zero, and do not reach any gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ MASK = np.array([[True, False, True], [False, False, True]])
     (MASK, ([0, 1, 1], [1, 0, 1])),
     (np.broadcast_to(MASK[..., None], (2, 3, 4)), ([0, 1, 1], [1, 0, 1])),
 ], ids=["examples", "steps", "entries"])
-def test_it_zeroes_what_the_mask_hides(mask, hidden):
+def test_hide_zeroes_masked_entries(mask, hidden):
     wanted = X.copy()
     wanted[hidden] = 0
     dirty = X.copy()
@@ -26,14 +26,14 @@ def test_it_zeroes_what_the_mask_hides(mask, hidden):
     np.testing.assert_array_equal(dp.hide()({}, jnp.asarray(dirty), mask=jnp.asarray(mask)), wanted)
 
 
-def test_without_a_mask_nothing_happens():
+def test_hide_returns_x_without_a_mask():
     x = jnp.asarray(X)
     assert dp.hide()({}, x) is x and dp.hide()({}, x, mask=None) is x
     assert dp.hide().bare and dp.hide().start is None and dp.hide().side == {"mask"}
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.bfloat16])
-def test_the_dtype_stays(dtype):
+def test_hide_keeps_the_dtype(dtype):
     x = jnp.ones((2, 3), dtype)  # (batch, time) as tokens have: the mask covers all their axes
     y = dp.hide()({}, x, mask=jnp.asarray(MASK))
     assert y.dtype == dtype
@@ -41,7 +41,7 @@ def test_the_dtype_stays(dtype):
 
 
 @pytest.mark.parametrize("hidden", [jnp.nan, jnp.inf, 1e30])
-def test_it_keeps_the_padding_out_of_all_gradients(hidden):
+def test_hide_keeps_nan_in_the_padding_out_of_all_gradients(hidden):
     layers = dp.linear(5), jnp.tanh, dp.linear(2)
     x = jnp.where(MASK[..., None], X, hidden)
     params, _ = dp.serial(dp.hide(), *layers).init(KEY, x)
@@ -56,12 +56,12 @@ def test_it_keeps_the_padding_out_of_all_gradients(hidden):
     jax.tree.map(np.testing.assert_array_equal, got[0], wanted[0])
     np.testing.assert_array_equal(got[1], wanted[1])
     np.testing.assert_array_equal(np.asarray(got[1])[~MASK], 0)
-    if not np.isfinite(hidden):  # without it zero times what is hidden is NaN
+    if not np.isfinite(hidden):  # without `hide`, zero times NaN is NaN
         broken = gradients(dp.serial(*layers), x)[0]["linear_0"]["kernel"]
         assert np.isnan(broken).all()
 
 
-def test_wrong_masks_are_refused():
+def test_wrong_masks_raise():
     net, x = dp.serial(hide=dp.hide()), jnp.asarray(X)
     path = "hide (hide()): wants"
     leading = f"{path} a mask of the leading axes of (2, 3, 4), got"
@@ -82,7 +82,7 @@ def test_wrong_masks_are_refused():
            (jnp.ones(2), jnp.ones(2)), mask=jnp.ones(2, bool))
 
 
-def test_what_layers_share_covers_all_axes_but_the_features():
+def test_cleared_and_widened_cover_all_axes_but_the_features():
     x = jnp.asarray(X)
     assert widened(jnp.asarray(MASK), x.shape).shape == (2, 3, 1)
     assert cleared(x, None) is x

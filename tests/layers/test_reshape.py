@@ -1,4 +1,4 @@
-"""`flatten` and `reshape` keep the row-major order; `one_hot` writes classes as unit vectors."""
+"""`flatten` and `reshape` keep the row-major order; `one_hot` returns unit vectors."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import diffprog as dp
 
 
 def joined(x, keep):
-    """The entries of x below each index of the first axes, in the order of nested loops."""
+    """The entries of x for each index of the first axes, in the order of nested loops."""
     y = [[x[i + j] for j in np.ndindex(*x.shape[keep:])] for i in np.ndindex(*x.shape[:keep])]
     return np.array(y).reshape(*x.shape[:keep], len(y[0]))
 
@@ -23,12 +23,12 @@ def test_flatten_keeps_the_first_axes(keep, shape):
     np.testing.assert_array_equal(y, joined(x, keep))
 
 
-def test_one_axis_stays_by_default():
+def test_flatten_keeps_one_axis_by_default():
     x = jnp.arange(12).reshape(2, 3, 2)
     assert dp.flatten()({}, x).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
 
 
-def test_nothing_to_join_gives_an_axis_of_one():
+def test_flatten_of_the_kept_axes_alone_adds_an_axis_of_1():
     assert dp.flatten()({}, jnp.arange(3)).tolist() == [[0], [1], [2]]
     assert dp.flatten(keep=0)({}, jnp.float32(5)).tolist() == [5.0]
 
@@ -43,7 +43,7 @@ def test_nothing_to_join_gives_an_axis_of_one():
     ((4, 6), 0, (4, 6)),
     ((6, 2, 1), 1, (2, 6, 2, 1)),
 ])
-def test_reshape_gives_the_other_axes_another_shape(shape, keep, wanted):
+def test_reshape_changes_the_axes_that_are_not_kept(shape, keep, wanted):
     x = jnp.arange(24).reshape(2, 6, 2)
     y = dp.reshape(shape, keep=keep)({}, x)
     assert y.shape == wanted and y.dtype == x.dtype
@@ -55,31 +55,33 @@ def test_reshape_undoes_flatten():
     np.testing.assert_array_equal((dp.flatten() >> dp.reshape((3, 4)))({}, x), x)
 
 
-def test_empty_batches_pass():
+def test_empty_batches():
     assert dp.flatten()({}, jnp.ones((0, 3, 4))).shape == (0, 12)
     assert dp.reshape((2, -1))({}, jnp.ones((0, 3, 4))).shape == (0, 2, 6)
 
 
-def test_no_axes_are_the_shape_of_one_entry():
+def test_reshape_to_an_empty_shape():
     assert dp.reshape(())({}, jnp.ones((3, 1, 1))).shape == (3,)
 
 
-def test_a_shape_of_anything_else_is_refused():
-    for shape in ((-1, -1), (0, 3), (-2,), (2.0,), [3, 4], True, "3", None, (True,)):
-        with pytest.raises(dp.LayerError, match="a shape of positive ints, at most one of them -1"):
-            dp.reshape(shape)
+@pytest.mark.parametrize(
+    "shape", [(-1, -1), (0, 3), (-2,), (2.0,), [3, 4], True, "3", None, (True,)], ids=repr)
+def test_invalid_shapes_raise(shape):
+    with pytest.raises(dp.LayerError, match="a shape of positive ints, at most one of them -1"):
+        dp.reshape(shape)
 
 
-def test_too_few_axes_are_refused():
-    for make in (dp.flatten, lambda keep: dp.reshape(-1, keep=keep)):
-        with pytest.raises(dp.LayerError, match="at least 3 axes"):
-            make(keep=3)({}, jnp.ones((2, 3)))
-        for keep in (-1, 1.0, True):
-            with pytest.raises(dp.LayerError, match="keep"):
-                make(keep=keep)
+@pytest.mark.parametrize("make", [dp.flatten, lambda keep: dp.reshape(-1, keep=keep)],
+                         ids=["flatten", "reshape"])
+def test_too_few_axes_and_invalid_keep_raise(make):
+    with pytest.raises(dp.LayerError, match="at least 3 axes"):
+        make(keep=3)({}, jnp.ones((2, 3)))
+    for keep in (-1, 1.0, True):
+        with pytest.raises(dp.LayerError, match="keep"):
+            make(keep=keep)
 
 
-def test_what_keeps_batch_and_time_streams():
+def test_layers_that_keep_batch_and_time_stream():
     x = jnp.ones((2, 3, 4))
     for net in (dp.flatten(keep=2), dp.reshape((2, 2), keep=2)):
         assert net.start is None and net.bare
@@ -99,21 +101,24 @@ def test_each_class_is_a_unit_vector():
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.uint32])
-def test_narrow_ints_do_not_wrap(dtype):
+def test_8_bit_classes_do_not_wrap(dtype):
     y = dp.one_hot(300)({}, jnp.array([3, 100], dtype))
     np.testing.assert_array_equal(y, np.eye(300)[[3, 100]])
 
 
-def test_no_class_gives_nan():
+def test_classes_out_of_range_return_nan():
     y = np.asarray(jax.jit(lambda x: dp.one_hot(2)({}, x))(jnp.array([-1, 0, 2, 1])))
     np.testing.assert_array_equal(np.isnan(y).all(1), [True, False, True, False])
     np.testing.assert_array_equal(y[[1, 3]], np.eye(2))
 
 
-def test_ints_alone_are_classes():
-    for x in (jnp.ones(3), jnp.ones(3, bool)):
-        with pytest.raises(dp.LayerError, match=r"wants integer input, got .*\[3\]; convert it"):
-            dp.one_hot(2).init(KEY, x)
-    for classes in (0, 2.0, True):
-        with pytest.raises(dp.LayerError, match="classes as an int of at least 1"):
-            dp.one_hot(classes)
+@pytest.mark.parametrize("x", [jnp.ones(3), jnp.ones(3, bool)], ids=["float", "bool"])
+def test_classes_that_are_not_ints_raise(x):
+    with pytest.raises(dp.LayerError, match=r"wants integer input, got .*\[3\]; convert it"):
+        dp.one_hot(2).init(KEY, x)
+
+
+@pytest.mark.parametrize("classes", [0, 2.0, True])
+def test_numbers_of_classes_out_of_range_raise(classes):
+    with pytest.raises(dp.LayerError, match="classes as an int of at least 1"):
+        dp.one_hot(classes)

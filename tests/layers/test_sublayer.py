@@ -1,4 +1,4 @@
-"""The feed-forward net and the residual sums with norms, against NumPy and against compositions."""
+"""The feed-forward net and residual blocks, against NumPy and against compositions."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_ffn_equals_its_formula():
     computes(dp.ffn(7, bias=False), plain, X, without)
 
 
-def test_the_sums_equal_their_formulas():
+def test_residual_blocks_equal_their_formulas():
     computes(dp.add_norm(dp.ffn(7)), BOTH, X, normed(NORMED, X + fed(FED, X)))
     computes(dp.pre_norm(dp.ffn(7)), BOTH, X, X + fed(FED, normed(NORMED, X)))
 
@@ -57,9 +57,8 @@ def test_another_norm_and_another_body():
     computes(dp.add_norm(jnp.sin, jnp.tanh), {}, X, np.tanh(X + np.sin(X)))
 
 
-def test_they_equal_compositions_by_hand():
-    """In value and gradient: `ffn` two linear maps, the sums `residual` with the norm in its place.
-    """
+def test_ffn_and_residual_blocks_equal_compositions():
+    """`ffn` as two linear maps, a block as `residual` with a norm: value and gradient."""
     params, _ = dp.ffn(7, jnp.tanh).init(KEY, ROWS)
     two = dp.serial(up=dp.linear(7), bend=jnp.tanh, down=dp.linear(4))
     same(two.init(KEY, ROWS)[0], params)  # each kernel is drawn as that of `linear`
@@ -87,7 +86,7 @@ def test_children_are_the_body_and_the_norm():
     assert bare.bare and bare.random and not dp.add_norm(dp.ffn(8)).random
 
 
-def test_state_side_inputs_and_streams_go_through():
+def test_residual_blocks_pass_on_state_side_inputs_and_streams():
     net = dp.add_norm(dp.self_attention(2, causal=True), dp.batch_norm())
     params, state = net.init(KEY, ROWS)
     assert set(state) == {"norm"} and {"mask", "segments"} <= net.side
@@ -103,7 +102,7 @@ def test_state_side_inputs_and_streams_go_through():
     close(jnp.concatenate([first, last], 1), whole)
 
 
-def test_repr_shows_the_call():
+def test_repr_is_the_call():
     net = dp.add_norm(dp.ffn(8, dp.gelu, dropout=0.2), dropout=0.1)
     text = "add_norm(ffn(8, activation=gelu, dropout=0.2), dropout=0.1)"
     assert repr(net) == repr(net.rebuild(net.children)) == text
@@ -113,7 +112,7 @@ def test_repr_shows_the_call():
     assert repr(dp.pre_norm(jnp.sin, dp.layer_norm())) == "pre_norm(jnp.sin, norm=layer_norm())"
 
 
-# Where values are dropped.
+# Dropout.
 
 def ones(x):
     return jnp.ones_like(x)
@@ -123,8 +122,8 @@ def trained(net, params, key=KEY):
     return np.asarray(net.apply(params, {}, ROWS, key=key, train=True)[0])
 
 
-def test_ffn_drops_hidden_values():
-    """With kernels of ones and large biases each y is a sum of hidden values, kept or dropped."""
+def test_ffn_drops_hidden_features():
+    """With biases and kernels of ones each y counts the hidden features that are kept."""
     net = dp.ffn(100, dropout=0.2)
     params = jax.tree.map(jnp.zeros_like, net.init(KEY, ROWS)[0])
     params["up"]["bias"], params["down"]["kernel"] = jnp.ones(100), jnp.ones((100, 4))
@@ -132,12 +131,12 @@ def test_ffn_drops_hidden_values():
     y = trained(net, params)
     kept = y * 0.8
     np.testing.assert_allclose(kept, kept.round(), atol=1e-4)
-    assert (y == y[..., :1]).all()  # the same hidden values for all of a row
+    assert (y == y[..., :1]).all()  # the same hidden features in all of a row
     assert len(np.unique(y)) > 3 and abs(kept.mean() - 80) < 5 * 4 / math.sqrt(6)
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_the_sums_drop_values_of_the_body_alone(rate):
+def test_residual_blocks_drop_the_output_of_the_body_alone(rate):
     for net, wanted in ((dp.add_norm(ones, jnp.negative, dropout=rate), lambda y: -y - ROWS),
                         (dp.pre_norm(jnp.cosh, jnp.zeros_like, dropout=rate), lambda y: y - ROWS)):
         close(wanted(net({}, ROWS)), np.ones_like(ROWS))
@@ -154,13 +153,9 @@ def test_a_rate_of_zero_needs_no_key():
         same(net.apply(params, {}, ROWS, train=True)[0], net(params, ROWS))
 
 
-# What is refused.
+# Errors.
 
-ACTIVATION = "write linear(...) >> layer >> linear(...) for a layer with parameters"
-BODY = "let it have as many features, and the dtype of x"
-
-
-def test_training_with_dropout_wants_a_key():
+def test_training_with_dropout_and_without_a_key_raises():
     for net, path in ((dp.ffn(4, dropout=0.1), ""), (dp.add_norm(dp.ffn(4), dropout=0.1), "drop")):
         params, _ = net.init(KEY, ROWS)
         with pytest.raises(dp.LayerError, match="wants a key when train=True, got none") as caught:

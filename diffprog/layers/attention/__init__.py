@@ -1,1 +1,1 @@
-"""Attention, from the formula to the layers."""
+"""Attention: the layers, their product, their cache, and cuDNN's kernel."""

@@ -1,4 +1,4 @@
-"""Attention layers: what each position takes of all, weighed by the softmax of their likeness."""
+"""The attention layers: self-attention, cross-attention, and a single head."""
 
 from __future__ import annotations
 
@@ -20,63 +20,63 @@ def self_attention(
     scale: float | None = None, implementation: str | None = None,
     kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
 ) -> Layer:
-    """Every position asks all positions: ``y = concatenate(head_1(x), ..., head_h(x)) @ W + b``.
+    """Multi-head self-attention: ``y = concatenate(head_1(x), ..., head_h(x)) @ W + b``.
 
-    ``head_i(x) = softmax(scale * q_i @ k_i^T) @ v_i`` with linear maps q, k and v of x. A causal
-    one streams: it keeps the keys and values of the past. In a stream `mask`, `segments` and
-    `positions` are those of the chunk; one without segments goes on with the last segment, one
-    without positions counts on from the last real step of each row.
+    ``head_i(x) = softmax(scale * q_i @ k_i^T) @ v_i`` with linear maps q, k and v of x. Causal
+    attention streams: the state keeps past keys and values. In a stream `mask`, `segments` and
+    `positions` are those of the chunk. A chunk without segments continues the last segment; a chunk
+    without positions continues after the last valid step of each row.
 
     Shapes:
         x: (..., T, D) -> (..., T, D), in the dtype of x.
-        mask: booleans (batch, time) or (batch,), True = real. Nothing is taken from other
-            positions; one that may take nothing gives zeros before the output map, so that y there
-            is its bias.
-        segments: ints (batch, time); a position takes from its own segment alone.
-        attention_mask: booleans (batch, heads or 1, query, key), True = attend; any axis may be
-            1, which broadcasts. A key that no query may see is cleared, as by mask, though not its
-            own query; NaN in one that some may see, or in another segment, reaches the others too,
-            as 0 * NaN.
+        mask: booleans (batch, time) or (batch,), True = valid. Masked keys are not attended to. A
+            query without any valid key is 0 before the output map, so that its y is the bias.
+        segments: ints (batch, time); a query attends to its own segment alone.
+        attention_mask: booleans (batch, heads or 1, query, key), True = attend; axes of size 1
+            broadcast. A key that no query attends to is set to zero, so NaN there does not spread.
+            NaN in a key that some query attends to, or in another segment, does spread, because
+            0 * NaN is NaN.
         attention_bias: floats of the same shape, added to the scores.
-        positions, with rotary: ints (batch, time); if absent, the real steps of each segment are
+        positions: with rotary, ints (batch, time); by default the valid steps of each segment are
             counted from 0.
         params: ``query`` (D, heads * head_dim), ``key`` (D, kv_heads * head_dim), ``value``
             (D, kv_heads * value_dim) and ``out`` (heads * value_dim, D), each a ``kernel`` of this
             shape and a ``bias``.
         streaming state: ``key`` (..., kv_heads, P, head_dim), ``value`` (..., kv_heads, P,
-            value_dim) and ``segments`` (..., P), P being `length`, or window - 1; ``segment``
-            (...,), in which the last step stands; ``index``, how many are written, without a
-            window; ``next`` (...,), the position of the next step, with rotary.
+            value_dim) and ``segments`` (..., P), where P is `length`, or window - 1; ``segment``
+            (...,), that of the last step; without a window ``index``, the number of steps written;
+            with rotary ``next`` (...,), the position of the next step.
 
     Args:
-        heads: how many; positive.
+        heads: number of heads; positive.
         head_dim: features of a query and a key; ``D / heads`` if None.
         value_dim: features of a value; head_dim if None.
-        kv_heads: heads of keys and values, each shared by ``heads / kv_heads`` neighbouring heads
-            of queries; heads if None.
-        causal: positions take nothing from later ones.
-        window: a causal position takes from itself and the window - 1 real positions before.
-        rotary: how queries and keys are turned by their positions, a `rotary(...)`.
+        kv_heads: number of heads of keys and values, each shared by ``heads / kv_heads``
+            neighbouring heads of queries; heads if None.
+        causal: True masks keys later than the query.
+        window: a causal query attends to itself and to the window - 1 valid steps before it.
+        rotary: rotary position embedding of queries and keys, a `rotary(...)`.
         bias: False leaves all biases out.
-        dropout: share of the weights that is dropped in training, in [0, 1).
+        dropout: fraction of the attention weights dropped in training, in [0, 1).
         scale: factor of the scores; ``1 / sqrt(head_dim)`` if None.
-        implementation: "xla", one product; "blocks", four blocks of queries, which saves a causal
-            one 3/8 of the work; "cudnn", the kernel for NVIDIA GPUs, in 16 bits, with the formula
-            for derivatives beyond the gradient, and for padding that is not behind the real steps
-            of each row; None chooses by platform, dtype and shape, and `summary` reports it.
+        implementation: "xla": one product. "blocks": four blocks of queries, which skips 3/8 of the
+            work if causal. "cudnn": the kernel for NVIDIA GPUs, in 16 bits; derivatives beyond the
+            gradient, and rows not padded on the right, use the formula. None: chosen by platform,
+            dtype and shape, and reported by `summary`.
         kernel_init, bias_init: initializers, of all maps; ``lecun_normal`` keeps variances.
 
     Raises:
-        LayerError: heads do not divide D, or kv_heads not heads; a window without causal; a mask of
-            another dtype or shape; streaming without causal, with an attention_mask or an
-            attention_bias, or in chunks longer than `length`. Beyond `length` a stream gives NaN.
+        LayerError: heads does not divide D, or kv_heads does not divide heads; a window without
+            causal; a mask of another dtype or shape; a stream without causal, with attention_mask
+            or attention_bias, or with a chunk longer than `length`. A stream that runs past
+            `length` returns NaN.
 
     Example:
         >>> net, x = dp.self_attention(4, causal=True), jnp.ones((2, 10, 16))
         >>> params, state = net.init(jax.random.key(0), x)
         >>> state = net.start(params, state, x, length=12)
-        >>> y, state = net.apply(params, state, x)  # all of the prompt
-        >>> y, state = net.apply(params, state, x[:, :1])  # one step more
+        >>> y, state = net.apply(params, state, x)  # the prompt
+        >>> y, state = net.apply(params, state, x[:, :1])  # one more step
         >>> y.shape
         (2, 1, 16)
 
@@ -99,17 +99,18 @@ def cross_attention(
     scale: float | None = None, implementation: str | None = None,
     kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
 ) -> Layer:
-    """Every position asks a memory: ``y = concatenate(head_1, ..., head_h) @ W + b``.
+    """Multi-head cross-attention: ``y = concatenate(head_1, ..., head_h) @ W + b``.
 
-    ``head_i = softmax(scale * q_i @ k_i^T) @ v_i`` with linear maps q of x, k and v of `memory`. It
-    streams: `start` computes keys and values once, and memory need not be passed again. Passing it
-    again replaces it and its mask: without a `memory_mask` all of the new one is real.
+    ``head_i = softmax(scale * q_i @ k_i^T) @ v_i`` with linear maps q of x, and k and v of
+    `memory`, the encoder output. In a stream `start` computes keys and values once, and later calls
+    need no memory. Passing memory again replaces it and its mask; without a `memory_mask` all of
+    the new memory is valid.
 
     Shapes:
         x: (..., T, D) -> (..., T, D), in the dtype of x.
-        memory: (..., S, M), or a pair of which the first makes keys and the second values.
-        memory_mask: booleans (batch, S) or (batch,), True = real; with nothing real, y is zero
-            before the output map.
+        memory: (..., S, M), or a pair (input of the keys, input of the values).
+        memory_mask: booleans (batch, S) or (batch,), True = valid; if all keys are masked, y is
+            zero before the output map.
         attention_mask, attention_bias: as in `self_attention`.
         params: as in `self_attention`, with M rows in ``key`` and ``value``.
         streaming state: ``key`` (..., kv_heads, S, head_dim), ``value`` (..., kv_heads, S,
@@ -120,7 +121,8 @@ def cross_attention(
             bias_init: as in `self_attention`.
 
     Raises:
-        LayerError: memory is missing, or has other leading axes than x; and as `self_attention`.
+        LayerError: memory is missing, or its leading axes differ from those of x; and as in
+            `self_attention`.
 
     Example:
         >>> net, x, memory = dp.cross_attention(4), jnp.ones((2, 10, 16)), jnp.ones((2, 7, 5))
@@ -145,30 +147,29 @@ def attention_head(
     bias: bool = True, dropout: float = 0.0, implementation: str | None = None,
     kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
 ) -> Layer:
-    """One head: ``y = softmax(scale * q @ k^T) @ v``, q of x, k and v of memory, or of x itself.
+    """A single attention head: ``y = softmax(scale * q @ k^T) @ v``.
 
     ``q = x @ W_q + b_q``, ``k = m @ W_k + b_k``, ``v = m @ W_v + b_v``, where m is `memory` if it
-    is given, else x. ``heads(h, attention_head(d)) >> linear(m)`` is multi-head attention, which
-    `self_attention` and `cross_attention` compute faster.
+    is passed, otherwise x. ``heads(h, attention_head(d)) >> linear(m)`` is multi-head attention,
+    which `self_attention` and `cross_attention` compute faster.
 
     Shapes:
         x: (..., T, D) -> (..., T, value_features), in the dtype of x.
-        memory: (..., S, M), or a pair of which the first makes keys and the second values.
+        memory: (..., S, M), or a pair (input of the keys, input of the values).
         mask, memory_mask, segments, attention_mask, attention_bias, positions, streaming: as in
-            `self_attention` and `cross_attention`, with one head. With memory nothing is taken from
-            x, and mask says nothing.
+            `self_attention` and `cross_attention`, with one head. With memory, mask has no effect.
         params: ``query``, ``key`` and ``value``, each a ``kernel`` and a ``bias``.
 
     Args:
-        features: size of queries and keys; positive.
-        value_features: size of values; that of keys if None.
+        features: features of a query and a key; positive.
+        value_features: features of a value; `features` if None.
         scale: factor of the scores; ``1 / sqrt(features)`` if None.
         causal, window, rotary, bias, dropout, implementation: as in `self_attention`.
         kernel_init, bias_init: initializers, of all maps.
 
     Raises:
-        LayerError: as `self_attention` does; memory for a head that is causal or has rotary, and
-            memory with segments.
+        LayerError: as in `self_attention`; memory for a head that is causal or has rotary; memory
+            with segments.
 
     Example:
         >>> net = dp.heads(4, dp.attention_head(8)) >> dp.linear(16)

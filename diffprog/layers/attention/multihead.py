@@ -1,7 +1,7 @@
-"""What all attention layers share: maps to queries, keys and values, and what streams of them.
+"""The layer behind `self_attention`, `cross_attention` and `attention_head`.
 
-The public layers are in `attention.py`; the product of queries, keys and values in
-`dot_product.py`; what a stream keeps in `caches.py`.
+The public factories are in `attention.py`, the product of queries, keys and values in
+`dot_product.py`, the state of a stream in `caches.py`.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.masks import check_segments, cleared, over_steps, real_before
 from diffprog.core.notation import listed, show
-from diffprog.core.parameters import Initializer, fold, parameter
+from diffprog.core.parameters import Initializer, fold
 from diffprog.core.plans import Params, State
 from diffprog.layers.attention.caches import Context, empty_cache, extended, overrun
 from diffprog.layers.attention.dot_product import Pattern, check_implementation, choose, dot_product
-from diffprog.layers.linear import affine
+from diffprog.layers.linear import affine, affine_params
 from diffprog.layers.positions.absolute import follow
 from diffprog.layers.positions.rotary import Rotary
 
-_OF_X = frozenset({"mask", "segments"})
-_OF_MEMORY = frozenset({"memory", "memory_mask"})  # `start` computes keys and values of them
-_OF_PAIRS = frozenset({"attention_mask", "attention_bias"})
+_SELF = frozenset({"mask", "segments"})
+_CROSS = frozenset({"memory", "memory_mask"})  # read by `start` alone
+_PAIRS = frozenset({"attention_mask", "attention_bias"})
 _SIDE = {  # source of keys and values -> side inputs
-    "x": _OF_PAIRS | _OF_X, "memory": _OF_PAIRS | _OF_MEMORY,
-    "either": _OF_PAIRS | _OF_X | _OF_MEMORY,
+    "x": _PAIRS | _SELF,
+    "memory": _PAIRS | _CROSS,
+    "either": _PAIRS | _SELF | _CROSS,
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Multihead:
-    """The settings of an attention layer; `layer` makes it.
+    """The settings of an attention layer, and the functions of the layer.
 
-    `joined` heads have an output map. `source` is what keys and values are made of: x, the side
-    input `memory`, or either, as the call has it.
+    Attributes:
+        joined: whether the heads are concatenated and mapped by ``out``.
+        source: the input of the key and value maps: x, the side input `memory`, or "either":
+            memory in the calls that pass it, otherwise x.
     """
 
     heads: int
@@ -60,258 +63,277 @@ class Multihead:
 
     def layer(self) -> Layer:
         """The layer of these settings, after a check of them."""
-        self._check()
+        self._check_settings()
         side = _SIDE[self.source]
         return Layer(
             self.init, self.apply, self.start, random=self.dropout > 0,
-            side=side | {"positions"} if self.rotary else side, kept=side & _OF_MEMORY,
+            side=side | {"positions"} if self.rotary else side, kept=side & _CROSS,
             choice=self.choice, casts=True,
         )
 
-    def _check(self) -> None:
-        check_count("heads", self.heads)
-        for name in ("head_dim", "value_dim", "kv_heads", "window"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        check_share("dropout", self.dropout)
-        check_implementation(self.implementation)
-        if self.heads % self._groups:
-            raise LayerError(f"kv_heads that divide heads={self.heads}", f"{self.kv_heads}",
-                             "choose a divisor: each is shared by equally many heads")
-        if self.window and not self.causal:
-            raise LayerError("causal=True with a window", "causal=False",
-                             "give attention_mask for another pattern: a window looks back")
-        if not isinstance(self.rotary, Rotary | None):
-            raise LayerError("rotary as dp.rotary makes it", show(self.rotary),
-                             "pass dp.rotary(base=10000.0), for example")
-
     def init(self, key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
-        """Kernels (and biases) of query, key, value, and of the output map."""
-        _check_sequence(x, asks=self._crosses(side))
+        """Kernels and biases of the maps ``query``, ``key``, ``value`` and, if joined, ``out``."""
+        _check_sequence(x, crosses=self._crosses(side))
         self._check_memory(side)
-        of_keys, of_values = self._sources(x, side)
-        head_dim, value_dim = self._sizes(x)
+        key_input, value_input = self._key_value_inputs(x, side)
+
+        width = x.shape[-1]
+        head_dim, value_dim = self._dims(x)
         shapes = {
-            "query": (x.shape[-1], self.heads * head_dim),
-            "key": (of_keys.shape[-1], self._groups * head_dim),
-            "value": (of_values.shape[-1], self._groups * value_dim),
+            "query": (width, self.heads * head_dim),
+            "key": (key_input.shape[-1], self._kv_heads * head_dim),
+            "value": (value_input.shape[-1], self._kv_heads * value_dim),
         }
         if self.joined:
-            shapes["out"] = (self.heads * value_dim, x.shape[-1])
-        params: Params = {}
-        for name, shape in shapes.items():
-            of_map = fold(key, name)
-            params[name] = {"kernel": parameter(of_map, "kernel", self.kernel_init, shape, x)}
-            if self.bias:
-                params[name]["bias"] = parameter(of_map, "bias", self.bias_init, shape[-1:], x)
+            shapes["out"] = (self.heads * value_dim, width)
+        params = {
+            name: affine_params(
+                fold(key, name), shape, x, self.bias, self.kernel_init, self.bias_init)
+            for name, shape in shapes.items()
+        }
         return params, {}
 
     def apply(
         self, params: Params, state: State, x: jax.Array, *, key: jax.Array | None = None,
         train: bool = False, **side: Any,
     ) -> tuple[jax.Array, State]:
-        """The formula, on a whole sequence, or on a chunk if the state is that of a stream."""
-        _check_sequence(x, asks=self._crosses(side, state))
-        self._check_memory(side, state)
+        """Attention over a whole sequence or, with the state of a stream, over the next chunk."""
         crosses = self._crosses(side, state)
+        _check_sequence(x, crosses=crosses)
+        self._check_memory(side, state)
         if state:
             _check_state(state, x, crosses)
             _check_stream(side)
-        too_long = overrun(state, x.shape[-2])
+        rng = key if train and self.dropout else None  # below, `key` is the key of attention
+
+        past_the_end = overrun(state, x.shape[-2])
         if crosses:
-            query = self._heads_of(params, "query", x, self._sizes(x)[0])
-            keys, values, pattern, state = self._from_memory(params, state, x, side)
+            query = self._project(params, "query", x, self._dims(x)[0])  # (..., heads, T, head_dim)
+            context = self._context_of_memory(params, state, x, side)
         else:
-            query, (keys, values, pattern, state) = self._from_x(params, state, x, side)
-        pairs = (*query.shape[:-1], keys.shape[-2])
-        mask = _for_pairs("attention_mask", jnp.bool_, pairs, side)
-        bias = _for_pairs("attention_bias", jnp.floating, pairs, side)
+            query, context = self._query_and_context_of_x(params, state, x, side)
+        key, value, pattern, state = context  # (..., kv_heads, S, head_dim or value_dim)
+
+        pairs = (*query.shape[:-1], key.shape[-2])  # (..., heads, T, S)
+        mask = _pair_input("attention_mask", jnp.bool_, pairs, side)
+        bias = _pair_input("attention_bias", jnp.floating, pairs, side)
         if mask is not None:
             pattern = dataclasses.replace(pattern, mask=mask, empty=True)
-        y = dot_product(query, keys, values, pattern, scale=self.scale, bias=bias,
-                        dropout=self.dropout, rng=key if train and self.dropout else None,
-                        implementation=self.implementation)
-        if too_long is not None:
-            y = jnp.where(too_long, jnp.nan, y)  # the write was clamped, over the newest steps
-        y = jnp.moveaxis(y, -3, -2)
-        y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
-        return affine(params["out"], y, x.shape[-1]) if self.joined else y, state
+        y = dot_product(
+            query, key, value, pattern, scale=self.scale, bias=bias, dropout=self.dropout,
+            rng=rng, implementation=self.implementation)  # (..., heads, T, value_dim)
+        if past_the_end is not None:
+            y = jnp.where(past_the_end, jnp.nan, y)  # the cache wrote over its newest steps
+
+        y = jnp.moveaxis(y, -3, -2)  # (..., T, heads, value_dim)
+        y = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])  # (..., T, heads * value_dim)
+        if self.joined:
+            y = affine(params["out"], y, x.shape[-1])  # (..., T, D)
+        return y, state
 
     def start(self, params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        """An empty cache; or keys and values of memory, computed once."""
+        """An empty cache, or the keys and values of memory, computed once."""
         _check_sequence(x)
         _check_stream(side)
         self._check_memory(side)
         if self._crosses(side):
-            keys, values, pattern, _ = self._from_memory(params, {}, x, side)
-            real = jnp.ones((*x.shape[:-2], keys.shape[-2]), bool)
-            return {"key": keys, "value": values,
-                    "real": real if pattern.real is None else real & pattern.real}
+            key, value, pattern, _ = self._context_of_memory(params, {}, x, side)
+            valid = jnp.ones((*x.shape[:-2], key.shape[-2]), bool)  # (..., S)
+            if pattern.valid is not None:
+                valid = valid & pattern.valid
+            return {"key": key, "value": value, "real": valid}
         if not self.causal:
             raise LayerError("causal=True for a stream", "causal=False",
-                             "set it: without it every position sees later ones")
-        key, value = (_by_head(x, self._groups, size, x.dtype) for size in self._sizes(x))
+                             "set it: otherwise each step attends to later ones")
+        head_dim, value_dim = self._dims(x)
+        key = _projected_shape(x, self._kv_heads, head_dim, x.dtype)
+        value = _projected_shape(x, self._kv_heads, value_dim, x.dtype)
         cache = empty_cache(key, value, length, self.window)
-        return cache | {"next": jnp.zeros(x.shape[:-2], jnp.int32)} if self.rotary else cache
+        if self.rotary:
+            cache["next"] = jnp.zeros(x.shape[:-2], jnp.int32)  # the next position
+        return cache
 
     def choice(self, x: Any, side: dict[str, Any]) -> str:
-        """Which implementation runs at rest on these shapes, and where another one does."""
-        head_dim, value_dim = self._sizes(x)
-        of_keys, _ = self._sources(x, side)
+        """The implementation that inference uses for these shapes, for `summary`."""
+        head_dim, value_dim = self._dims(x)
+        key_input, _ = self._key_value_inputs(x, side)
         choice = choose(
-            _by_head(x, self.heads, head_dim, x.dtype),
-            _by_head(of_keys, self._groups, head_dim, x.dtype),
-            _by_head(of_keys, self._groups, value_dim, x.dtype),
-            Pattern(self.causal, self.window, real=side.get("mask", side.get("memory_mask"))),
-            more=bool(side.keys() - {"memory", "positions", "mask", "memory_mask"}),
+            _projected_shape(x, self.heads, head_dim, x.dtype),
+            _projected_shape(key_input, self._kv_heads, head_dim, x.dtype),
+            _projected_shape(key_input, self._kv_heads, value_dim, x.dtype),
+            Pattern(self.causal, self.window, valid=side.get("mask", side.get("memory_mask"))),
+            unsupported=bool(side.keys() - {"memory", "positions", "mask", "memory_mask"}),
             implementation=self.implementation)
         default = choice.pop("default")
         return ", ".join([default, *(f"{name} on {where}" for where, name in choice.items())])
 
-    @property
-    def _groups(self) -> int:
-        """Heads of keys and values."""
-        return self.heads if self.kv_heads is None else self.kv_heads
+    # Queries, keys and values.
 
-    def _sizes(self, x: Any) -> tuple[int, int]:
-        """Features of a query and of a value."""
-        if self.head_dim is None and x.shape[-1] % self.heads:
-            raise LayerError(f"a width that is a multiple of heads={self.heads}", show(x),
-                             "choose another number of heads, or give head_dim")
-        head_dim = self.head_dim or x.shape[-1] // self.heads
-        return head_dim, self.value_dim or head_dim
+    def _query_and_context_of_x(
+        self, params: Params, state: State, x: jax.Array, side: dict[str, Any]
+    ) -> tuple[jax.Array, Context]:
+        """Queries, keys and values of x; in a stream keys and values include the past."""
+        mask, segments = over_steps(side.get("mask"), x), side.get("segments")  # (..., T)
+        if segments is not None:
+            segments = check_segments(segments, x.shape[:-1])
+        x = cleared(x, mask)
+        attended = cleared(x, self._attended(x, side))
+
+        # One product with joined kernels is no faster: `python benchmarks/gpt.py`.
+        head_dim, value_dim = self._dims(x)
+        query = self._project(params, "query", x, head_dim)  # (..., heads, T, head_dim)
+        key = self._project(params, "key", attended, head_dim)  # (..., kv_heads, T, head_dim)
+        value = self._project(params, "value", attended, value_dim)  # (..., kv_heads, T, value_dim)
+        if self.rotary:
+            positions, state = follow(state, side.get("positions"), mask, x.shape[:-1], segments)
+            if positions is not None:
+                positions = positions[..., None, :]  # (..., 1, T), the same for all heads
+            query, key = self.rotary(query, positions), self.rotary(key, positions)
+
+        if state:
+            return query, extended(state, key, value, mask, segments, self.window)
+        pattern = Pattern(
+            self.causal, self.window, valid=mask, empty=mask is not None,
+            segments=None if segments is None else (segments, segments))
+        if self.window and mask is not None:
+            rank = real_before(mask)
+            pattern = dataclasses.replace(pattern, ranks=(rank, rank))
+        return query, Context(key, value, pattern, state)
+
+    def _context_of_memory(
+        self, params: Params, state: State, x: jax.Array, side: dict[str, Any]
+    ) -> Context:
+        """Keys and values of memory; in a stream those of the state, unless memory is passed."""
+        if state and "memory" not in side:
+            if "memory_mask" in side:
+                raise LayerError("memory with its memory_mask", "memory_mask alone",
+                                 "leave it out: the stream keeps the mask passed to start")
+            pattern = Pattern(valid=state["real"], empty=True)
+            return Context(state["key"], state["value"], pattern, state)
+
+        key_input, value_input = self._key_value_inputs(x, side)  # (..., S, M)
+        valid = over_steps(side.get("memory_mask"), key_input)  # (..., S)
+        attended = self._attended(x, side)  # (..., S)
+        head_dim, value_dim = self._dims(x)
+        key_input = cleared(cleared(key_input, valid), attended).astype(x.dtype)
+        key = self._project(params, "key", key_input, head_dim)  # (..., kv_heads, S, head_dim)
+        value_input = cleared(cleared(value_input, valid), attended).astype(x.dtype)
+        value = self._project(params, "value", value_input, value_dim)
+        if state:
+            if key.shape != state["key"].shape:
+                raise LayerError("a memory of the length with which the stream began",
+                                 show(side["memory"]), "start a new stream, or pad the memory")
+            kept = jnp.ones_like(state["real"]) if valid is None else valid
+            state = {"key": key, "value": value, "real": kept}
+        return Context(key, value, Pattern(valid=valid, empty=valid is not None), state)
+
+    def _project(self, params: Params, name: str, x: jax.Array, size: int) -> jax.Array:
+        """The linear map `name` of x, split into heads: (..., T, D) -> (..., heads, T, size)."""
+        heads = self.heads if name == "query" else self._kv_heads
+        y = affine(params[name], x, heads * size)  # (..., T, heads * size)
+        y = y.reshape(*y.shape[:-1], heads, size)  # (..., T, heads, size)
+        return jnp.moveaxis(y, -2, -3)
+
+    def _attended(self, x: Any, side: dict[str, Any]) -> jax.Array | None:
+        """Whether attention_mask allows a key to any query, (batch or 1..., S); None if absent."""
+        if "attention_mask" not in side:
+            return None
+        key_input, _ = self._key_value_inputs(x, side)
+        keys = key_input.shape[:-1]  # (..., S)
+        pairs = (*x.shape[:-2], self.heads, x.shape[-2], keys[-1])  # (..., heads, T, S)
+        mask = _pair_input("attention_mask", jnp.bool_, pairs, side)
+        return None if mask is None else jnp.broadcast_to(mask.any((-3, -2)), keys)
+
+    def _key_value_inputs(self, x: Any, side: dict[str, Any]) -> tuple[Any, Any]:
+        """The inputs of the key map and of the value map, each (..., S, features)."""
+        if not self._crosses(side):
+            return x, x
+        if "memory" not in side:
+            raise LayerError("the side input memory", "none",
+                             "pass memory=, the encoder output, in each call: only a stream "
+                             "keeps it")
+        memory = side["memory"]
+        pair = memory if isinstance(memory, (tuple, list)) else (memory, memory)
+        if len(pair) != 2:
+            raise LayerError("memory as an array or a pair (keys, values)", show(memory),
+                             "pass the input of the keys and that of the values")
+        for part in pair:
+            _check_sequence(part)
+            if part.shape[:-2] != x.shape[:-2]:
+                remedy = "give it the leading axes of x"
+                if part.shape[:-2] == x.shape[:-1]:  # x is one vector for each example
+                    remedy = ("write y[..., None, :] for one vector y in each example: it is a "
+                              "sequence of one step")
+                raise LayerError(f"memory (..., time, features) with the leading axes of {show(x)}",
+                                 show(memory), remedy)
+        if pair[0].shape[-2] != pair[1].shape[-2]:
+            raise LayerError("as many keys as values in memory", show(memory),
+                             "give each key one value")
+        return pair[0], pair[1]
 
     def _crosses(self, side: dict[str, Any], state: State | None = None) -> bool:
-        """Are keys and values those of memory?"""
+        """Whether keys and values are those of memory."""
         if self.source == "either":
             return "memory" in side or "real" in (state or {})
         return self.source == "memory"
 
+    @property
+    def _kv_heads(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    def _dims(self, x: Any) -> tuple[int, int]:
+        """The features of a query or key, and of a value, in one head."""
+        if self.head_dim is None and x.shape[-1] % self.heads:
+            raise LayerError(f"a width that is a multiple of heads={self.heads}", show(x),
+                             "choose another number of heads, or pass head_dim")
+        head_dim = self.head_dim or x.shape[-1] // self.heads
+        return head_dim, self.value_dim or head_dim
+
+    # Checks.
+
+    def _check_settings(self) -> None:
+        check_count("heads", self.heads)
+        for name in ("head_dim", "value_dim", "kv_heads", "window"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_share("dropout", self.dropout)
+        check_implementation(self.implementation)
+        if self.heads % self._kv_heads:
+            raise LayerError(f"kv_heads that divide heads={self.heads}", f"{self.kv_heads}",
+                             "choose a divisor: each is shared by equally many heads")
+        if self.window and not self.causal:
+            raise LayerError("causal=True with a window", "causal=False",
+                             "set it, or pass attention_mask for another pattern")
+        if not isinstance(self.rotary, Rotary | None):
+            raise LayerError("rotary as returned by dp.rotary", show(self.rotary),
+                             "pass dp.rotary(base=10000.0), for example")
+
     def _check_memory(self, side: dict[str, Any], state: State | None = None) -> None:
-        """Raise for what does not go with x, or with memory, where the call decides for either."""
+        """Check side inputs that "x" and "memory" do not take, for the source "either"."""
         if self.source != "either":
             return
         crosses = self._crosses(side, state)
         if crosses and (self.causal or self.rotary):
             raise LayerError("no memory for a head that is causal or has rotary",
-                             show(side.get("memory")), "leave one of them out: the order of a "
-                             "memory is not that of x")
+                             show(side.get("memory")), "leave one of them out: memory and x do "
+                             "not share positions")
         if crosses and "segments" in side:
-            raise LayerError("no segments beside memory", show(side["segments"]),
-                             "give attention_mask in their place")
+            raise LayerError("no segments together with memory", show(side["segments"]),
+                             "pass attention_mask instead")
         if not crosses and "memory_mask" in side:
             raise LayerError("memory with its memory_mask", "memory_mask alone",
                              "pass memory= too, or mask= for x itself")
 
-    def _sources(self, x: Any, side: dict[str, Any]) -> Any:
-        """What keys and values are made of, a pair."""
-        if not self._crosses(side):
-            return x, x
-        if "memory" not in side:
-            raise LayerError("the side input memory", "none",
-                             "pass memory=, what is to be asked, in every call but a stream's")
-        memory = side["memory"]
-        pair = memory if isinstance(memory, (tuple, list)) else (memory, memory)
-        if len(pair) != 2:
-            raise LayerError("memory as an array or a pair (keys, values)", show(memory),
-                             "pass what makes keys, and what makes values")
-        for part in pair:
-            _check_sequence(part)
-            if part.shape[:-2] != x.shape[:-2]:
-                one = part.shape[:-2] == x.shape[:-1]  # a vector asks in each example
-                raise LayerError(f"memory (..., time, features) for each example of {show(x)}",
-                                 show(memory), "write y[..., None, :] for one vector y in each "
-                                 "example: it is a sequence of one step" if one else
-                                 "give it the leading axes of x")
-        if pair[0].shape[-2] != pair[1].shape[-2]:
-            raise LayerError("as many keys as values in memory", show(memory),
-                             "give each key one value")
-        return pair
 
-    def _from_x(
-        self, params: Params, state: State, x: jax.Array, side: dict[str, Any]
-    ) -> tuple[jax.Array, Context]:
-        """Queries of x, and what they meet: keys and values of x, in a stream also of the past."""
-        mask, segments = over_steps(side.get("mask"), x), side.get("segments")
-        if segments is not None:
-            segments = check_segments(segments, x.shape[:-1])
-        x = cleared(x, mask)
-        asked = cleared(x, self._ever_seen(x, side))
-        # Joining the kernels for one product gains nothing: `python benchmarks/gpt.py`.
-        head_dim, value_dim = self._sizes(x)
-        query = self._heads_of(params, "query", x, head_dim)
-        key = self._heads_of(params, "key", asked, head_dim)
-        value = self._heads_of(params, "value", asked, value_dim)
-        if self.rotary:
-            steps, state = follow(state, side.get("positions"), mask, x.shape[:-1], segments)
-            steps = None if steps is None else steps[..., None, :]  # the same for all heads
-            query, key = self.rotary(query, steps), self.rotary(key, steps)
-        return query, self._with_past(state, key, value, mask, segments)
-
-    def _with_past(
-        self, state: State, key: jax.Array, value: jax.Array, mask: jax.Array | None,
-        segments: jax.Array | None,
-    ) -> Context:
-        """Keys and values, in a stream with those of the past, and who sees whom."""
-        if state:
-            return extended(state, key, value, mask, segments, self.window)
-        pattern = Pattern(
-            self.causal, self.window, real=mask, empty=mask is not None,
-            segments=None if segments is None else (segments, segments))
-        if self.window and mask is not None:
-            rank = real_before(mask)
-            pattern = dataclasses.replace(pattern, ranks=(rank, rank))
-        return Context(key, value, pattern, state)
-
-    def _from_memory(
-        self, params: Params, state: State, x: jax.Array, side: dict[str, Any]
-    ) -> Context:
-        """Keys and values of memory; those kept in the state, unless it is passed again."""
-        if state and "memory" not in side:
-            if "memory_mask" in side:
-                raise LayerError("memory with its memory_mask", "memory_mask alone",
-                                 "leave it out: the stream keeps the mask that start was given")
-            pattern = Pattern(real=state["real"], empty=True)
-            return Context(state["key"], state["value"], pattern, state)
-        of_keys, of_values = self._sources(x, side)
-        real, seen = over_steps(side.get("memory_mask"), of_keys), self._ever_seen(x, side)
-        key, value = (
-            self._heads_of(params, name, cleared(cleared(part, real), seen).astype(x.dtype), size)
-            for name, part, size in zip(
-                ("key", "value"), (of_keys, of_values), self._sizes(x), strict=True))
-        if state:
-            if key.shape != state["key"].shape:
-                raise LayerError("a memory of the length with which the stream began",
-                                 show(side["memory"]), "start anew, or pad it")
-            kept = jnp.ones_like(state["real"]) if real is None else real
-            state = {"key": key, "value": value, "real": kept}
-        return Context(key, value, Pattern(real=real, empty=real is not None), state)
-
-    def _ever_seen(self, x: Any, side: dict[str, Any]) -> jax.Array | None:
-        """Which keys any query may see by attention_mask, (batch or 1..., S); None is all."""
-        if "attention_mask" not in side:
-            return None
-        keys = self._sources(x, side)[0].shape[:-1]
-        pairs = (*x.shape[:-2], self.heads, x.shape[-2], keys[-1])
-        mask = _for_pairs("attention_mask", jnp.bool_, pairs, side)
-        return None if mask is None else jnp.broadcast_to(mask.any((-3, -2)), keys)
-
-    def _heads_of(self, params: Params, name: str, x: jax.Array, size: int) -> jax.Array:
-        """One of the three linear maps, (..., time, width) to (..., heads, time, size)."""
-        heads = self.heads if name == "query" else self._groups
-        y = affine(params[name], x, heads * size)
-        return jnp.moveaxis(y.reshape(*y.shape[:-1], heads, size), -2, -3)
-
-
-def _by_head(x: Any, heads: int, size: int, dtype: Any) -> jax.ShapeDtypeStruct:
-    """The shape that `_heads_of` makes of x."""
+def _projected_shape(x: Any, heads: int, size: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    """The shape of `Multihead._project` of x."""
     return jax.ShapeDtypeStruct((*x.shape[:-2], heads, x.shape[-2], size), dtype)
 
 
-def _for_pairs(
+def _pair_input(
     name: str, kind: Any, shape: tuple[int, ...], side: dict[str, Any]
 ) -> jax.Array | None:
-    """The side input `name`, checked against (..., heads, query, key), the last two broadcast."""
+    """The side input `name`, checked against (..., heads, T, S), with T and S broadcast."""
     given = side.get(name)
     if given is None:
         return None
@@ -319,7 +341,7 @@ def _for_pairs(
         size in (1, full) for size, full in zip(given.shape, shape, strict=True))
     if not (jnp.issubdtype(given.dtype, kind) and fits):
         what = "booleans" if kind is jnp.bool_ else "floats"
-        raise LayerError(f"{name} as {what} of shape {shape}, or 1 for axes that are alike",
+        raise LayerError(f"{name} as {what} of shape {shape}, or with axes of size 1",
                          show(given), "give it the axes batch, heads, query and key")
     return jnp.broadcast_to(given, (*given.shape[:-2], *shape[-2:]))
 
@@ -328,24 +350,24 @@ def _check_stream(side: dict[str, Any]) -> None:
     for name in ("attention_mask", "attention_bias"):
         if name in side:
             raise LayerError(f"no {name} in a stream", show(side[name]),
-                             "say by mask, segments and window what a chunk may see")
+                             "pass mask or segments, or set window")
 
 
 def _check_state(state: State, x: Any, crosses: bool) -> None:
-    """Raise for the state of another stream."""
+    """Raise for the state of another kind of layer, or of another batch or dtype."""
     kept = {"key", "value", "real" if crosses else "segments"}
     if kept - state.keys():
         raise LayerError(f"the state of a stream, with {listed(kept)}", listed(state),
-                         "pass what start gave")
+                         "pass the state that start returned")
     key = state["key"]
     if key.shape[:-3] != x.shape[:-2] or key.dtype != x.dtype:
         raise LayerError(f"a chunk with batch axes {key.shape[:-3]} in {key.dtype}, as start saw",
                          show(x), "start anew for another batch or dtype")
 
 
-def _check_sequence(x: Any, *, asks: bool = False) -> None:
-    """Raise unless x is a sequence; a single vector that `asks` a memory is a short one."""
-    if asks and len(getattr(x, "shape", "no array")) == 1:
+def _check_sequence(x: Any, *, crosses: bool = False) -> None:
+    """Raise unless x is (..., time, features); the query of a memory may be a vector by mistake."""
+    if crosses and len(getattr(x, "shape", "no array")) == 1:
         raise LayerError("at least 2 axes (..., time, features)", show(x),
                          "write y[None] for one vector y: it is a sequence of one step")
     check_array(x, rank=2, axes="(..., time, features)")

@@ -1,1 +1,1 @@
-"""Where a token stands: learned, sinusoidal and rotary positions."""
+"""Position embeddings: learned, sinusoidal and rotary."""

@@ -1,8 +1,7 @@
-"""Positions: what tells a layer that works step by step where in the sequence a step stands.
+"""Absolute position embeddings, sinusoidal and learned.
 
-Positions are counted from 0, or given as the side input `positions`. While streaming, every layer
-that knows positions keeps the same books, `follow`, so that a prompt and the single steps after it
-are one sequence.
+Positions are counted from 0, or passed as the side input `positions`. In a stream `follow` carries
+the next position from chunk to chunk, for these layers and for rotary attention.
 """
 
 from __future__ import annotations
@@ -33,41 +32,27 @@ def follow(
     state: State, positions: jax.Array | None, mask: jax.Array | None, shape: tuple[int, ...],
     segments: jax.Array | None = None,
 ) -> tuple[jax.Array | None, State]:
-    """The positions of the steps of x, where None stands for 0, 1, 2, ..., and the state after.
+    """The positions of the steps of x, and the new state; None means 0, 1, 2, ....
 
-    Positions that are not given count the real steps of each row, anew in each segment, so that
-    padding shifts nothing; what is not real stands at 0. A stream carries `next`, the position of
-    the next step of each row: it goes on from there, after the last real step.
+    By default the valid steps of each row are counted, from 0 in each segment, and masked steps
+    have the position 0. A stream carries ``next``, the position after the last valid step of each
+    row, and continues from it.
 
     Args:
-        state: `next` and `segment`, int32 of shape (batch...,), while streaming; without them
-            nothing is carried.
+        state: in a stream ``next`` and ``segment``, int32 of shape (batch...,); otherwise empty.
         positions: ints of `shape`, or None.
         mask: booleans of `shape`, or None.
-        shape: (batch..., time), that of x without its features.
+        shape: (batch..., time), the shape of x without its features.
         segments: int32 of `shape`, or None.
     """
+    following = state.get("next")  # (batch...,)
     if positions is not None:
-        ints = hasattr(positions, "dtype") and jnp.issubdtype(positions.dtype, jnp.integer)
-        if not ints or positions.shape != shape:
-            raise LayerError(f"positions as ints of shape {shape}", show(positions),
-                             "give one to each step: jnp.broadcast_to(positions, x.shape[:-1])")
-        positions = as_int32(positions)
-    following = state.get("next")
+        positions = _checked(positions, shape)
     if following is not None and following.shape != shape[:-1]:
         raise LayerError(f"a chunk with batch axes {following.shape}, as start saw",
                          f"{shape[:-1]}", "start anew for another batch")
-    counted = any(array is not None for array in (mask, segments, following))
-    if positions is None and counted:
-        counts = jnp.arange(shape[-1], dtype=jnp.int32) if mask is None else real_before(mask)
-        counts = jax.lax.broadcast_to_rank(counts, len(shape))
-        if segments is not None:  # less the steps before the segment's first one
-            before = 0 if following is None else -following[..., None]
-            before = jnp.where(begins(segments, mask, state.get("segment")), counts, before)
-            counts = counts - jax.lax.cummax(before, axis=before.ndim - 1)
-        elif following is not None:
-            counts = following[..., None] + counts
-        positions = counts if mask is None else jnp.where(mask, counts, 0)
+    if positions is None:
+        positions = _counted(state, mask, shape, segments)
     if following is None or positions is None:
         return positions, state
     state = state | {"next": last_real(positions, mask, following - 1) + 1}
@@ -76,30 +61,56 @@ def follow(
     return positions, state
 
 
+def _checked(positions: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    ints = hasattr(positions, "dtype") and jnp.issubdtype(positions.dtype, jnp.integer)
+    if not ints or positions.shape != shape:
+        raise LayerError(f"positions as ints of shape {shape}", show(positions),
+                         "pass one for each step: jnp.broadcast_to(positions, x.shape[:-1])")
+    return as_int32(positions)
+
+
+def _counted(
+    state: State, mask: jax.Array | None, shape: tuple[int, ...], segments: jax.Array | None
+) -> jax.Array | None:
+    """The positions by counting valid steps, (batch..., time); None if they are 0, 1, 2, ...."""
+    following = state.get("next")
+    if mask is None and segments is None and following is None:
+        return None
+    counts = jnp.arange(shape[-1], dtype=jnp.int32) if mask is None else real_before(mask)
+    counts = jax.lax.broadcast_to_rank(counts, len(shape))  # (batch... or 1..., time)
+    if segments is not None:
+        # The count at the first step of each segment is subtracted.
+        first = 0 if following is None else -following[..., None]
+        first = jnp.where(begins(segments, mask, state.get("segment")), counts, first)
+        counts = counts - jax.lax.cummax(first, axis=first.ndim - 1)
+    elif following is not None:
+        counts = following[..., None] + counts
+    return counts if mask is None else jnp.where(mask, counts, 0)
+
+
 @factory
 def sinusoidal_positions(*, base: float = 10000.0, first: int = 0) -> Layer:
-    """Add waves of the position: ``y_t = x_t + p_t``, ``p_t[2i] = sin(t / base**(2i/D))``.
+    """Sinusoidal position embedding: ``y_t = x_t + p_t``, ``p_t[2i] = sin(t / base**(2i/D))``.
 
-    ``p_t[2i+1]`` is the cosine of the same, so that the product of p_t and p_(t+k) depends on the
-    distance k alone.
+    ``p_t[2i+1]`` is the cosine of the same angle, so that the inner product of p_t and p_(t+k)
+    depends on the distance k alone.
 
     Shapes:
         x: (batch..., time, D), D even -> the same, in the dtype of x.
-        positions: ints (batch..., time); if not given, real steps are counted from 0.
-        mask: booleans (batch..., time) or (batch,), True = real; what is not real takes no
-            position, and counts in none.
-        segments: ints (batch..., time); wherever they change, steps are counted from 0 again.
+        positions: ints (batch..., time); by default valid steps are counted from 0.
+        mask: booleans (batch..., time) or (batch,), True = valid; masked steps are not counted.
+        segments: ints (batch..., time); counting restarts from 0 in each segment.
         streaming state: ``next`` (batch...,), the position of the next step, and ``segment``
-            (batch...,), in which the last one stands, 0 at the start. A chunk without positions
-            goes on after the last real step, one without segments with the last.
+            (batch...,), that of the last step, initially 0. A chunk without positions continues
+            after the last valid step; a chunk without segments continues the last segment.
 
     Args:
         base: wavelengths grow from 2 pi steps towards 2 pi * base steps; above 1.
-        first: the i of the first pair. The paper counts i = 0 ... D/2 - 1; with 1 it is
-            i = 1 ... D/2, as some lecture notes have it.
+        first: the i of the first pair. The paper counts i = 0 ... D/2 - 1; with first=1 it is
+            i = 1 ... D/2, as in some lecture notes.
 
     Raises:
-        LayerError: D is odd, or positions are no ints of the shape (batch..., time).
+        LayerError: D is odd, or positions are not ints of shape (batch..., time).
 
     Example:
         >>> y = dp.sinusoidal_positions()({}, jnp.zeros((1, 2, 4)))
@@ -116,32 +127,33 @@ def sinusoidal_positions(*, base: float = 10000.0, first: int = 0) -> Layer:
             raise LayerError("an even number of features", show(x), "add or drop a feature")
         steps = jnp.arange(x.shape[-2], dtype=jnp.int32) if positions is None else positions
         pairs = frequencies(base, x.shape[-1], first)
-        # A cosine is a sine that is ahead by a quarter of a turn.
-        return jnp.sin(angles(steps, np.repeat(pairs, 2), wide, np.tile([0, 0.25], len(pairs))))
+        # cos(a) = sin(a + 1/4 turn), so that one sine of (..., time, D) is enough.
+        quarter_turns = np.tile([0, 0.25], len(pairs))  # (D,)
+        return jnp.sin(angles(steps, np.repeat(pairs, 2), wide, quarter_turns))
 
-    return _added(lambda key, x: {}, waves)
+    return _position_layer(lambda key, x: {}, waves)
 
 
 @factory
 def learned_positions(length: int, *, embedding_init: Initializer = "normal") -> Layer:
-    """Add a learned vector at each position: ``y_t = x_t + embedding[t]``.
+    """Learned position embedding: ``y_t = x_t + embedding[t]``.
 
     Shapes:
         x: (batch..., time, D), time at most `length` -> the same, in the dtype of x.
-        positions: ints (batch..., time) in [0, length); if not given, real steps are counted from
-            0. Others, and a stream that runs past `length`, give NaN, because nothing can be raised
-            under `jax.jit`.
+        positions: ints (batch..., time) in [0, length); by default valid steps are counted from 0.
+            Other positions, and a stream that runs past `length`, return NaN, because an error
+            cannot be raised under `jax.jit`.
         mask, segments, streaming state: as in `sinusoidal_positions`.
         params: ``embedding`` (length, D).
 
     Args:
-        length: how many positions there are.
+        length: number of positions; positive.
         embedding_init: initializer; ``normal``, with standard deviation 0.02 (Radford et al. 2018,
             section 4.1; ViT: Dosovitskiy et al. 2021, arXiv:2010.11929, its code).
 
     Raises:
-        LayerError: x, or the stream that is started, is longer than `length`; positions are no
-            ints of the shape (batch..., time).
+        LayerError: x or the stream is longer than `length`; positions are not ints of shape
+            (batch..., time).
 
     Example:
         >>> net, x = dp.learned_positions(8), jnp.zeros((2, 5, 3))
@@ -169,16 +181,16 @@ def learned_positions(length: int, *, embedding_init: Initializer = "normal") ->
         _check_length(x.shape[-2], length)
         return table[: x.shape[-2]]
 
-    return _added(init, vectors, length)
+    return _position_layer(init, vectors, length)
 
 
-def _added(
+def _position_layer(
     init: Callable[[jax.Array, Any], Params], vectors: Callable[..., jax.Array],
     longest: int | None = None,
 ) -> Layer:
-    """The layer that adds ``vectors(params, positions, x, wide)`` to x, summed in dtype `wide`."""
+    """The layer ``y = x + vectors(params, positions, x, wide)``, summed in the dtype `wide`."""
 
-    def begin(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
+    def checked_init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:
         check_array(x, rank=2, axes="(..., time, features)")
         return init(key, x), {}
 
@@ -191,8 +203,8 @@ def _added(
         segments = None if segments is None else check_segments(segments, shape)
         positions, state = follow(state, positions, over_steps(mask, x), shape, segments)
         wide = joint(x.dtype, jnp.float32)
-        added = vectors(params, positions, x, wide)
-        y = x.astype(wide) + jax.lax.broadcast_to_rank(added, x.ndim)
+        embedding = vectors(params, positions, x, wide)  # (..., time, D) or (time, D)
+        y = x.astype(wide) + jax.lax.broadcast_to_rank(embedding, x.ndim)
         return y.astype(x.dtype), state
 
     def start(params: Params, state: State, x: jax.Array, *, length: int, **_: Any) -> State:
@@ -201,7 +213,7 @@ def _added(
         return {name: jnp.zeros(x.shape[:-2], jnp.int32) for name in ("next", "segment")}
 
     return Layer(
-        begin, apply, start, side=frozenset({"mask", "positions", "segments"}), casts=True)
+        checked_init, apply, start, side=frozenset({"mask", "positions", "segments"}), casts=True)
 
 
 def _check_length(time: int, length: int) -> None:

@@ -1,8 +1,8 @@
-"""How rotary positions are stretched to sequences longer than those that a model was trained on.
+"""Scaling rules of rotary positions, for sequences longer than those in training.
 
-Each rule is a function ``(base, features) -> (frequencies, magnitude)`` of how many features turn:
-how far each pair turns in a step, in radians, and what cosines and sines are multiplied by. A rule
-is shown by the call that made it, and equal to those made of equal numbers.
+Each rule is a function ``(base, features) -> (frequencies, magnitude)`` of the number of rotated
+features. It returns the frequency of each pair, in radians per step, and the factor of cosines and
+sines. The repr of a rule is its call, and rules with equal settings are equal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class _Scaling:
-    """What the rules have in common."""
+    """The base class of the rules."""
 
     def __repr__(self) -> str:
         return notation.call(type(self), vars(self))
@@ -32,10 +32,10 @@ class _Scaling:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class linear_scaling(_Scaling):
-    """Interpolate positions: ``frequency[i] / factor``, all pairs turn as much slower.
+    """Position interpolation: ``frequency[i] / factor`` for all pairs.
 
     Args:
-        factor: how many times longer the sequences may be; positive.
+        factor: length of the sequences relative to those in training; positive.
 
     Example:
         >>> dp.rotary(scaling=dp.rope.linear_scaling(4.0))
@@ -55,12 +55,12 @@ class linear_scaling(_Scaling):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ntk_scaling(_Scaling):
-    """Enlarge the base: ``base * factor**(D / (D - 2))``, D being how many features turn.
+    """NTK-aware scaling of the base: ``base * factor**(D / (D - 2))``, with D rotated features.
 
-    The fastest pair turns as before, the slowest `factor` times slower.
+    The frequency of the first pair stays, and that of the last is divided by `factor`.
 
     Args:
-        factor: how many times longer the sequences may be; positive.
+        factor: length of the sequences relative to those in training; positive.
 
     Example:
         >>> frequencies, magnitude = dp.rope.ntk_scaling(8.0)(10000.0, 4)
@@ -76,24 +76,26 @@ class ntk_scaling(_Scaling):
         _check_positive(factor=self.factor)
 
     def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
-        if features == 2:  # the one pair is the fastest
+        if features == 2:  # one pair, the first, whose frequency stays
             return frequencies(base, features), 1.0
-        return frequencies(base * self.factor ** (features / (features - 2)), features), 1.0
+        scaled = base * self.factor ** (features / (features - 2))
+        return frequencies(scaled, features), 1.0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class yarn_scaling(_Scaling):
-    """Interpolate slow pairs, sharpen attention: ``frequency[i] * (s[i] + (1 - s[i]) / factor)``.
+    """YaRN, interpolation of slow pairs: ``frequency[i] * (s[i] + (1 - s[i]) / factor)``.
 
-    A pair that turns more than `beta_fast` times in `original_length` steps keeps its frequency,
-    s = 1; one that turns less than `beta_slow` times has it divided by `factor`, s = 0; between
-    them s falls linearly with the number of the pair, as in the code of the authors.
+    A pair that makes more than `beta_fast` turns in `original_length` steps keeps its frequency,
+    s = 1. That of a pair with fewer than `beta_slow` turns is divided by `factor`, s = 0. Between
+    them s falls linearly with the index of the pair, as in the code of the authors. The magnitude
+    sharpens the attention weights.
 
     Args:
-        factor: how many times longer the sequences may be; positive.
-        original_length: how many steps the model was trained on.
-        beta_fast: turns from which on a pair is fast.
-        beta_slow: turns up to which a pair is slow.
+        factor: length of the sequences relative to those in training; positive.
+        original_length: time steps in training; positive.
+        beta_fast: number of turns above which a pair is fast; positive.
+        beta_slow: number of turns below which a pair is slow; positive.
         attention_factor: the magnitude of cosines and sines; ``0.1 ln(factor) + 1`` if None.
 
     Example:
@@ -116,15 +118,15 @@ class yarn_scaling(_Scaling):
 
     def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
         def pair(turns: float) -> float:
-            """The pair, not always a whole one, that turns so often in the original length."""
+            """The fractional index of the pair with so many turns in the original length."""
             wavelength = self.original_length / (2 * math.pi * turns)
             return features * math.log(wavelength) / (2 * math.log(base))
 
         first = max(math.floor(pair(self.beta_fast)), 0)
         last = min(math.ceil(pair(self.beta_slow)), features - 1)
         pairs = np.arange(features // 2)
-        ramp = (pairs - first) / max(last - first, 1e-3)  # a step if they are equal
-        slow = np.clip(ramp, 0, 1)
+        ramp = (pairs - first) / max(last - first, 1e-3)  # a step if first == last
+        slow = np.clip(ramp, 0, 1)  # 1 - s, (features / 2,)
         speeds = frequencies(base, features)
         magnitude = self.attention_factor
         if magnitude is None:
@@ -134,17 +136,18 @@ class yarn_scaling(_Scaling):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class llama3_scaling(_Scaling):
-    """Interpolate slow pairs, as Llama 3.1 does: ``frequency[i] * (s[i] + (1 - s[i]) / factor)``.
+    """Interpolation of slow pairs in Llama 3.1: ``frequency[i] * (s[i] + (1 - s[i]) / factor)``.
 
-    A pair that turns more than `high_frequency_factor` times in `original_length` steps keeps its
-    frequency, s = 1; one that turns less than `low_frequency_factor` times has it divided by
-    `factor`, s = 0; between them s grows linearly with the number of turns.
+    A pair that makes more than `high_frequency_factor` turns in `original_length` steps keeps its
+    frequency, s = 1. That of a pair with fewer than `low_frequency_factor` turns is divided by
+    `factor`, s = 0. Between them s grows linearly with the number of turns.
 
     Args:
-        factor: how many times longer the sequences may be; positive.
-        original_length: how many steps the model was trained on.
-        low_frequency_factor: turns up to which a pair is slow.
-        high_frequency_factor: turns from which on a pair is fast; larger than the other.
+        factor: length of the sequences relative to those in training; positive.
+        original_length: time steps in training; positive.
+        low_frequency_factor: number of turns below which a pair is slow.
+        high_frequency_factor: number of turns above which a pair is fast; larger than
+            `low_frequency_factor`.
 
     Example:
         >>> frequencies, magnitude = dp.rope.llama3_scaling(8.0, 8192)(500000.0, 8)
@@ -164,27 +167,27 @@ class llama3_scaling(_Scaling):
         _check_positive(factor=self.factor, original_length=self.original_length)
         if not self.low_frequency_factor < self.high_frequency_factor:
             raise LayerError("low_frequency_factor below high_frequency_factor", repr(self),
-                             "pass 1 and 4, as Llama 3.1 has them")
+                             "pass 1 and 4, those of Llama 3.1")
 
     def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
         low, high = self.low_frequency_factor, self.high_frequency_factor
         speeds = frequencies(base, features)
         turns = self.original_length * speeds / (2 * math.pi)
-        fast = np.clip((turns - low) / (high - low), 0, 1)
+        fast = np.clip((turns - low) / (high - low), 0, 1)  # s, (features / 2,)
         return speeds * fast + speeds / self.factor * (1 - fast), 1.0
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class longrope_scaling(_Scaling):
-    """Divide each pair by a factor of its own, found by search: ``frequency[i] / factors[i]``.
+    """LongRoPE, a searched factor for each pair: ``frequency[i] / factors[i]``.
 
-    A model has two such tuples, for short and for long sequences: the caller picks one, because a
-    stream cannot turn its past anew when it grows long.
+    A model has two such tuples, for short and for long sequences. The caller picks one, because a
+    stream cannot rotate its past keys again when it grows long.
 
     Args:
         factors: one positive number for each pair.
-        original_length: how many steps the model was trained on; at least 2.
-        factor: how many times longer the sequences may be.
+        original_length: time steps in training; at least 2.
+        factor: length of the sequences relative to those in training; positive.
         attention_factor: the magnitude of cosines and sines; if None,
             ``sqrt(1 + ln(factor) / ln(original_length))`` for a `factor` above 1, else 1.
 
@@ -203,7 +206,7 @@ class longrope_scaling(_Scaling):
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", tuple(self.factors))  # what is compared has a hash
+        object.__setattr__(self, "factors", tuple(self.factors))  # a list has no hash
         _check_positive(**{f"factors[{i}]": f for i, f in enumerate(self.factors)},
                         factor=self.factor)
         check_count("original_length", self.original_length, least=2)
@@ -211,7 +214,7 @@ class longrope_scaling(_Scaling):
     def __call__(self, base: float, features: int) -> tuple[np.ndarray, float]:  # noqa: D102
         if len(self.factors) != features // 2:
             raise LayerError(f"{features // 2} factors, one for each pair", f"{len(self.factors)}",
-                             "take those that were searched for heads of this size")
+                             "pass the factors that were searched for heads of this size")
         magnitude = self.attention_factor
         if magnitude is None:
             grown = math.log(max(self.factor, 1)) / math.log(self.original_length)

@@ -1,4 +1,4 @@
-"""Attention layers: the formula, and what it is made of and equal to."""
+"""Attention layers against NumPy and against equal compositions."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from diffprog.layers.attention import dot_product as module
 STEPS, WIDTH = 5, 6
 X, MEMORY, VALUES = drawn(2, STEPS, WIDTH), drawn(2, 4, 3, seed=1), drawn(2, 4, 2, seed=2)
 MASK = np.array([[1, 1, 0, 1, 0], [0, 1, 1, 0, 0]], bool)
-HALF = np.array([True, False])  # one example is padding altogether
+HALF = np.array([True, False])  # the second example is all padding
 REMEMBERED = np.array([[1, 0, 1, 1], [0, 0, 0, 0]], bool)
 SEGMENTS = np.array([[0, 0, 1, 1, 1], [3, 2, 2, 2, 3]])
 POSITIONS = np.array([[0, 1, 2, 3, 4], [7, 2, 9, 9, 0]])
@@ -82,7 +82,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_it_equals_loops(name):
+def test_output_equals_loops_in_numpy(name):
     net, side, x, options = FORMULAS[name]
     with jax.enable_x64(True):
         params = numbers(net, X, **side)
@@ -93,7 +93,7 @@ def test_it_equals_loops(name):
 
 
 @pytest.mark.parametrize("alike", [(0,), (2,), (1, 3), (0, 1, 2, 3)])
-def test_1_stands_for_all_of_an_axis(alike):
+def test_axes_of_size_1_broadcast(alike):
     net, index = own(causal=True), tuple(slice(0, 1 if i in alike else None) for i in range(4))
     params = numbers(net, X)
     for name, full in (("attention_mask", PAIRS), ("attention_bias", np.float32(BIAS))):
@@ -103,7 +103,7 @@ def test_1_stands_for_all_of_an_axis(alike):
         close(one, all_of_it)
 
 
-def test_batch_axes_are_free():
+def test_any_number_of_batch_axes():
     for net, side in ((own(causal=True, rotary=dp.rotary(features=2)),
                        {"mask": MASK, "segments": SEGMENTS, "positions": POSITIONS}),
                       (asking(), {"memory": np.float32(MEMORY), "memory_mask": REMEMBERED})):
@@ -115,7 +115,7 @@ def test_batch_axes_are_free():
         close(run(params, np.float32(X[:, None]), **apart), wanted[:, None])
 
 
-# What it is made of.
+# Equal compositions.
 
 def by_head(params, heads):
     """The parameters of `self_attention` as those of ``heads(n, attention_head(d)) >> linear(m)``.
@@ -157,7 +157,7 @@ def test_heads_of_attention_head_equal_the_joined_layer(name):
     close(*both(params, x))
 
 
-def test_it_is_a_linear_map_over_positions_whose_kernel_is_made_of_x():
+def test_attention_is_a_linear_map_over_time_with_a_kernel_computed_from_x():
     """``y = kernel @ v`` with the T x T kernel softmax(q k^T / sqrt(d)): a linear map over time."""
     net = head(4, value_features=3)
     with jax.enable_x64(True):
@@ -179,7 +179,7 @@ ORDER = np.array([3, 0, 4, 1, 2])
     (own(), True), (dp.add_norm(own()) >> dp.add_norm(dp.ffn(7)), True),
     (own(causal=True), False), (own(1, rotary=ROTARY), False),
     (dp.sinusoidal_positions() >> own(), False)], ids=repr)
-def test_without_positions_or_causality_the_order_does_not_count(net, kept):
+def test_attention_without_positions_or_causality_is_permutation_equivariant(net, kept):
     x = np.float32(X)
     params = numbers(net, x)
     run = jax.jit(net)
@@ -188,8 +188,8 @@ def test_without_positions_or_causality_the_order_does_not_count(net, kept):
     assert far < 1e-5 if kept else far > 1e-2
 
 
-def test_positions_say_the_order_where_it_counts():
-    """Rotary attention asks for distances alone, wherever the steps stand in the array."""
+def test_rotary_attention_depends_on_positions_not_on_array_order():
+    """Rotary attention depends on distances of positions alone, not on the order in the array."""
     net, x = own(1, rotary=ROTARY), np.float32(X)
     params = numbers(net, x)
     y = jax.jit(net)(params, x)
@@ -197,17 +197,17 @@ def test_positions_say_the_order_where_it_counts():
     close(turned, y[:, ORDER])
 
 
-def test_queries_that_see_one_key_take_its_value():
+def test_a_query_with_one_key_returns_its_value():
     net, x = own(3, causal=True, window=1), np.float32(X)
     params = numbers(net, x)
     wanted = affine(params["out"], affine(params["value"], x))
     close(net(params, x), wanted)
 
 
-# Dtypes and what `summary` tells.
+# Dtypes and `summary`.
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_sixteen_bits_go_in_and_out(dtype):
+def test_16_bit_inputs_return_16_bit_outputs(dtype):
     net = own(causal=True, rotary=dp.rotary(features=2))
     x = jnp.asarray(X, dtype)
     params = numbers(net, x)
@@ -221,32 +221,33 @@ def test_sixteen_bits_go_in_and_out(dtype):
     assert y.dtype == dtype
 
 
-def test_summary_tells_how_it_is_computed(monkeypatch, request):
-    request.addfinalizer(module.dot_product.clear_cache)  # what is traced here is no attention
-    def told(net, steps, dtype, **side):
+def test_summary_reports_the_implementation(monkeypatch, request):
+    request.addfinalizer(module.dot_product.clear_cache)  # traced with a patched kernel
+    def reported(net, steps, dtype, **side):
         x = jax.ShapeDtypeStruct((2, steps, 64), dtype)
         return [row.choice for row in dp.summary(net, x, **side).rows if "attention" in
                 row.layer.name]
 
     long, net, half = module._LONG, own(causal=True), jnp.bfloat16
-    assert told(net, long, half) == ["blocks"] and told(net, long - 1, half) == ["xla"]
+    assert reported(net, long, half) == ["blocks"] and reported(net, long - 1, half) == ["xla"]
     monkeypatch.setattr(module, "_on_hopper", lambda: True)
     monkeypatch.setattr(module.jax.nn, "dot_product_attention", lambda q, *_, **__: q)  # on a CPU
-    assert told(own(causal=True), long, half) == ["blocks, cudnn on cuda"]
-    assert told(own(causal=True), 8, half) == told(own(), long, half) == ["xla, cudnn on cuda"]
-    assert told(own(causal=True), long, jnp.float32) == ["blocks"]
-    dropping = own(causal=True, dropout=0.1)  # a summary is that of a call at rest
-    assert told(dropping, long, half) == ["blocks, cudnn on cuda"]
-    real = jnp.ones((2, long), bool)
-    assert told(own(causal=True), long, half, mask=real) == ["blocks, cudnn on cuda"]
-    assert told(own(causal=True, window=9), long, half, mask=real) == ["blocks"]
-    assert told(own(causal=True), long, half, segments=jnp.ones((2, long), int)) == ["blocks"]
-    assert told(own(causal=True, implementation="xla"), long, half) == ["xla"]
-    assert told(own(head_dim=20), 8, half) == ["xla"]
+    assert reported(own(causal=True), long, half) == ["blocks, cudnn on cuda"]
+    assert reported(own(causal=True), 8, half) == ["xla, cudnn on cuda"]
+    assert reported(own(), long, half) == ["xla, cudnn on cuda"]
+    assert reported(own(causal=True), long, jnp.float32) == ["blocks"]
+    dropping = own(causal=True, dropout=0.1)  # a summary is that of inference
+    assert reported(dropping, long, half) == ["blocks, cudnn on cuda"]
+    valid = jnp.ones((2, long), bool)
+    assert reported(own(causal=True), long, half, mask=valid) == ["blocks, cudnn on cuda"]
+    assert reported(own(causal=True, window=9), long, half, mask=valid) == ["blocks"]
+    assert reported(own(causal=True), long, half, segments=jnp.ones((2, long), int)) == ["blocks"]
+    assert reported(own(causal=True, implementation="xla"), long, half) == ["xla"]
+    assert reported(own(head_dim=20), 8, half) == ["xla"]
     memory = jax.ShapeDtypeStruct((2, 9, 3), half)
-    assert told(asking(), 8, half, memory=memory) == ["xla, cudnn on cuda"]
+    assert reported(asking(), 8, half, memory=memory) == ["xla, cudnn on cuda"]
     nested = dp.repeat(2, dp.pre_norm(own(causal=True)))
-    assert told(nested, long, half) == ["blocks, cudnn on cuda"]
+    assert reported(nested, long, half) == ["blocks, cudnn on cuda"]
     text = str(dp.summary(nested, jax.ShapeDtypeStruct((2, long, 64), half)))
     assert text.splitlines()[0].endswith("computed by") and "blocks, cudnn on cuda" in text
     table = str(dp.summary(dp.linear(3), jnp.ones((2, 4))))

@@ -1,4 +1,4 @@
-"""What attention does not see, and what it drops: exact zeros, without a trace of NaN."""
+"""Masking and dropout of attention: exact zeros, also if masked entries are NaN."""
 
 import functools
 
@@ -17,7 +17,7 @@ MASK = np.array([[0, 0, 0, 0, 0], [0, 1, 1, 0, 1], [1, 1, 1, 1, 1]], bool)
 REMEMBERED = np.array([[0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], bool)
 CAUSAL = dp.self_attention(2, causal=True)
 
-# name -> layer without an output map, side inputs, which queries see nothing
+# name -> options of attention_head, side inputs, queries without any key
 EMPTY = {
     "mask": ({}, {"mask": MASK}, ~MASK.any(1)[:, None]),
     "causal mask": ({"causal": True}, {"mask": MASK}, ~np.cumsum(MASK, 1).astype(bool)),
@@ -31,7 +31,7 @@ EMPTY = {
 
 
 def sums(net, side):
-    """Gradients in params and in x of a sum over the queries that see nothing, and the outputs."""
+    """A sum over the queries `nothing`, its gradients in params, x and memory, and the outputs."""
     def total(params, x, nothing, memory):
         y = net(params, x, **side | ({"memory": memory} if "memory" in side else {}))
         return jnp.sum(jnp.where(nothing[..., None], jnp.sin(y) + y, 0)), y
@@ -40,7 +40,7 @@ def sums(net, side):
 
 
 @pytest.mark.parametrize("name", EMPTY)
-def test_who_sees_nothing_gives_zeros_and_no_gradient(name):
+def test_a_query_without_keys_returns_zeros_and_has_no_gradient(name):
     options, side, nothing = EMPTY[name]
     net = dp.heads(2, dp.attention_head(3, **options))
     nothing = np.broadcast_to(nothing, X.shape[:2])
@@ -49,12 +49,12 @@ def test_who_sees_nothing_gives_zeros_and_no_gradient(name):
     (_, y), grads = run(params, X, nothing, MEMORY)
     assert nothing.any() and not np.asarray(y)[nothing].any()
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(grads))
-    _, grads = run(params, X, ~nothing, MEMORY)  # the others have one
+    _, grads = run(params, X, ~nothing, MEMORY)  # the other queries have a gradient
     assert np.asarray(y)[~nothing].all() and grads[1].any() and grads[0]["value"]["kernel"].any()
     assert dp.tree.nonfinite(grads) == []
 
 
-def test_behind_the_output_map_is_its_bias():
+def test_a_query_without_keys_is_the_bias_after_the_output_map():
     net = dp.self_attention(2)
     params = numbers(net, X)
     y = net(params, X, mask=MASK)
@@ -62,7 +62,7 @@ def test_behind_the_output_map_is_its_bias():
 
 
 @pytest.mark.parametrize("name", ["self", "causal", "window", "shared", "cross"])
-def test_what_stands_in_the_padding_reaches_nothing(name):
+def test_values_in_the_padding_do_not_spread(name):
     net = {"self": dp.self_attention(2, rotary=dp.rotary()), "causal": CAUSAL,
            "window": dp.self_attention(2, causal=True, window=2),
            "shared": dp.self_attention(2, kv_heads=1, causal=True, implementation="blocks"),
@@ -87,7 +87,7 @@ def test_what_stands_in_the_padding_reaches_nothing(name):
         same(run(broken), wanted)
 
 
-def test_a_mask_of_nothing_false_changes_nothing():
+def test_masks_without_False_change_nothing():
     full = np.ones((3, STEPS), bool)
     for net in (CAUSAL, dp.self_attention(2, causal=True, window=2, rotary=dp.rotary())):
         params = numbers(net, X)
@@ -99,8 +99,8 @@ def test_a_mask_of_nothing_false_changes_nothing():
         close(run(params, X, attention_bias=np.full((1, 1, 1, 1), 2.0, np.float32)), wanted)
 
 
-def test_segments_are_sequences_side_by_side():
-    """Three sequences in one row, which begin at position 0 each, equal the three alone."""
+def test_packed_segments_equal_separate_sequences():
+    """Three sequences in one row, each from position 0, equal the three sequences alone."""
     net = dp.self_attention(2, causal=True, rotary=dp.rotary(), window=2)
     params = numbers(net, X)
     row = np.concatenate([X[0, :3], X[1, :5], X[2, :2]])[None]
@@ -117,10 +117,10 @@ def test_segments_are_sequences_side_by_side():
 DROPPING = dp.self_attention(2, causal=True, dropout=0.5)
 
 
-def test_weights_are_dropped_in_training_alone():
+def test_weights_are_dropped_only_in_training():
     params = numbers(DROPPING, X)
     close(DROPPING(params, X), CAUSAL(params, X))
-    close(DROPPING(params, X, key=KEY), CAUSAL(params, X))  # at rest a key changes nothing
+    close(DROPPING(params, X, key=KEY), CAUSAL(params, X))  # in inference a key has no effect
     train = jax.jit(lambda key: DROPPING.apply(params, {}, X, key=key, train=True, mask=MASK)[0])
     same(train(KEY), train(KEY))
     assert not np.array_equal(train(KEY), train(jax.random.key(1)))
@@ -131,7 +131,7 @@ def test_weights_are_dropped_in_training_alone():
         DROPPING.apply(params, {}, X, train=True)
 
 
-def test_what_is_dropped_is_right_on_average():
+def test_dropout_keeps_the_expectation():
     params = numbers(DROPPING, X)
     many = jax.jit(jax.vmap(lambda key: DROPPING.apply(
         params, {}, X, key=key, train=True)[0]))(jax.random.split(KEY, 4000))
@@ -141,7 +141,7 @@ def test_what_is_dropped_is_right_on_average():
 
 
 def test_dropout_in_a_stream():
-    """Each chunk drops by its own key; what is kept of the past is whole."""
+    """Each chunk is dropped with its own key; dropout does not change the cache."""
     params = numbers(DROPPING, X)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -159,7 +159,7 @@ def test_dropout_in_a_stream():
     assert bool(jnp.isfinite(dropped).all()) and not np.allclose(dropped, whole, atol=1e-3)
 
 
-def test_cross_attention_drops_too():
+def test_cross_attention_has_dropout():
     net = dp.cross_attention(2, dropout=0.9)
     params = numbers(net, X, memory=MEMORY)
     run = lambda **options: net.apply(params, {}, X, memory=MEMORY, **options)[0]  # noqa: E731
@@ -170,9 +170,11 @@ def test_cross_attention_drops_too():
 
 @pytest.mark.parametrize("net", [dp.self_attention(2), dp.cross_attention(2),
                                  dp.attention_head(4)], ids=repr)
-def test_a_key_that_no_query_may_see_is_hidden_even_if_nan(net):
-    """`attention_mask` shields as `mask` does where it hides from all; the gradient too, where what
-    is NaN asks nothing itself."""
+def test_nan_in_a_key_masked_for_all_queries_does_not_spread(net):
+    """A key masked for all queries by `attention_mask` is cleared, as by `mask`.
+
+    With memory the gradient is finite too: there the NaN is in no query.
+    """
     x, crosses = jnp.asarray(X[:2], jnp.float32), "memory" in net.side
     keys = jnp.asarray(np.sin(np.arange(2 * STEPS * x.shape[-1])), jnp.float32).reshape(x.shape)
     seen = jnp.ones((2, 1, STEPS, STEPS), bool).at[:, :, :, 1].set(False)

@@ -1,4 +1,4 @@
-"""Prefill and decoding are one function: attention in a stream, as those who generate use it."""
+"""Attention in a stream: prefill, decoding, ragged prompts, memory, gradients."""
 
 import functools
 
@@ -25,7 +25,7 @@ def started(net, params, state, x, length=6, **side):
 
 
 def streamed(net, params, state, x, sizes, **side):
-    """The outputs chunk by chunk; side inputs are cut like x."""
+    """The joined outputs of the chunks, and the last state; side inputs are cut like x."""
     apply, outputs, at = jax.jit(net.apply), [], 0
     for size in sizes:
         cut = lambda a, at=at, size=size: a[:, at : at + size]  # noqa: E731
@@ -62,7 +62,7 @@ NETS = {
 @pytest.mark.parametrize("name", [pytest.param(
     name, marks=[pytest.mark.slow] * (name not in ("repeat", "window", "heads", "positions")))
     for name in NETS])
-def test_prompt_and_single_steps_equal_all_at_once_in_two_compilations(name):
+def test_prefill_and_decoding_equal_the_full_pass_with_two_compilations(name):
     net = NETS[name]
     params, state = net.init(KEY, X)
     carried = started(net, params, state, X)
@@ -76,7 +76,7 @@ def test_prompt_and_single_steps_equal_all_at_once_in_two_compilations(name):
     assert apply._cache_size() == 2
 
 
-def test_start_does_not_care_which_chunk_it_sees():
+def test_start_does_not_depend_on_the_chunk_length():
     net = NETS["repeat"]
     params, state = net.init(KEY, X)
     same(net.start(params, state, X[:, :1], length=9), net.start(params, state, X, length=9))
@@ -93,21 +93,21 @@ def test_caches_of_repeated_layers_are_updated_in_place():
     memory = step.memory_analysis()
     one_cache = 2 * (2 * length * 32) * 4  # keys and values of two rows, float32
     assert memory.temp_size_in_bytes <= 2 * one_cache
-    assert memory.alias_size_in_bytes >= 12 * one_cache  # the state that came is written over
+    assert memory.alias_size_in_bytes >= 12 * one_cache  # the donated state is overwritten
 
 
 @pytest.mark.parametrize("name", ["block", "positions"])
-def test_past_the_length_all_is_nan_for_ever(name):
+def test_a_stream_past_its_length_returns_nan(name):
     net = NETS[name]
     params, state = net.init(KEY, X)
     carried = started(net, params, state, X, length=5)
     y, carried = streamed(net, params, carried, X, [2, 2])
     assert np.isfinite(y).all()
-    y, _ = streamed(net, params, carried, X, [2, 2])  # one of the first two steps fits
+    y, _ = streamed(net, params, carried, X, [2, 2])  # the first of the two steps fits
     assert np.isnan(y).all()
 
 
-def test_a_window_never_ends():
+def test_a_stream_with_a_window_has_no_length_limit():
     net = dp.self_attention(2, causal=True, window=3)
     params, state = net.init(KEY, X)
     long = jnp.tile(X, (1, 4, 1))
@@ -130,8 +130,8 @@ RAGGED = block(rotary=dp.rotary())
         "sinusoidal, window": (dp.sinusoidal_positions() >> dp.self_attention(
             2, causal=True, window=3), "right", False),
     }.items()])
-def test_ragged_prompts_go_on_as_each_would_alone(net, side, told):
-    """A prompt of 2 steps and one of 4; the steps after them say nothing about themselves."""
+def test_ragged_prompts_equal_separate_sequences(net, side, told):
+    """Prompts of 2 and 4 steps; the steps after them have no mask and no positions."""
     params, state = net.init(KEY, X)
     shift = [4 - n if side == "left" else 0 for n in LENGTHS]
     places = jnp.arange(4)
@@ -152,7 +152,7 @@ def test_ragged_prompts_go_on_as_each_would_alone(net, side, told):
         close(after[row], alone[n:])
 
 
-def test_a_chunk_without_segments_goes_on_with_the_last():
+def test_a_chunk_without_segments_continues_the_last_segment():
     net = dp.self_attention(2, causal=True)
     params, state = net.init(KEY, X)
     segments = jnp.array([[7, 7, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1]])
@@ -164,7 +164,7 @@ def test_a_chunk_without_segments_goes_on_with_the_last():
     close(jnp.concatenate([first, last], 1), whole)
 
 
-def test_a_memory_is_kept_and_its_encoder_not_called():
+def test_a_stream_keeps_memory_and_does_not_call_the_encoder():
     params, state = translator.init(KEY, X, source=MEMORY)
     whole = jax.jit(translator)(params, X, source=MEMORY)
     memory = translator.children["encode"](params["encode"], MEMORY)
@@ -193,7 +193,7 @@ ASKING = {
 
 
 @pytest.mark.parametrize("name", ASKING)
-def test_every_combinator_keeps_the_memory(name):
+def test_every_combinator_keeps_memory_in_a_stream(name):
     net = ASKING[name]
     params, state = net.init(KEY, X, memory=MEMORY)
     carried = started(net, params, state, X[:, :1], memory=MEMORY)
@@ -201,11 +201,11 @@ def test_every_combinator_keeps_the_memory(name):
     for chunk in (X[:, :3], X[:, 3:4]):
         y, carried = apply(params, carried, chunk)
         outputs.append(y)
-    axis = outputs[0].ndim - 2  # that of time: an ensemble has one axis more
+    axis = outputs[0].ndim - 2  # the time axis: an ensemble has one axis more
     close(jnp.concatenate(outputs, axis), jax.jit(net)(params, X[:, :4], memory=MEMORY))
 
 
-def test_a_memory_that_is_passed_takes_the_place_of_the_old_one():
+def test_passing_memory_again_replaces_it():
     net = dp.cross_attention(2)
     params, state = net.init(KEY, X, memory=MEMORY)
     mask = jnp.array([[True, False, True], [True, True, True]])
@@ -217,8 +217,8 @@ def test_a_memory_that_is_passed_takes_the_place_of_the_old_one():
     close(again, y)
 
 
-def test_a_stream_goes_on_in_another_process():
-    """An equal net that never saw `start` takes its state, with no memory to plan by."""
+def test_an_equal_net_continues_a_stream():
+    """A net built again accepts the state, without memory and without a call of its `start`."""
     def build():
         return dp.serial(dp.repeat(2, dp.self_attention(2, causal=True)), ask=dp.cross_attention(1))
 
@@ -230,7 +230,7 @@ def test_a_stream_goes_on_in_another_process():
         build().apply(params, state, X)
 
 
-def test_a_head_may_ask_itself_and_a_memory():
+def test_a_head_streams_over_x_and_over_memory():
     head = dp.attention_head(WIDTH)
 
     @dp.program(head=head)
@@ -253,7 +253,7 @@ def test_every_leaf_of_a_stream_has_its_own_buffer():
         assert len(set(places)) == len(places)
 
 
-def test_donated_streams_leave_memory_and_its_mask_alone():
+def test_donating_a_stream_does_not_donate_memory_or_its_mask():
     net = dp.cross_attention(2)
     mask = jnp.ones((2, 3), bool)
     params, state = net.init(KEY, X, memory=MEMORY)
@@ -262,8 +262,8 @@ def test_donated_streams_leave_memory_and_its_mask_alone():
     assert mask.sum() == 6 and np.isfinite(MEMORY).all()
 
 
-def test_gradients_flow_through_the_cache_unless_it_is_cut():
-    """Truncated back-propagation through time is a stopped gradient between two chunks."""
+def test_gradients_flow_through_the_cache_unless_stopped():
+    """Truncated backpropagation through time stops the gradient between two chunks."""
     net = dp.self_attention(2, causal=True)
     params, state = net.init(KEY, X)
 

@@ -1,4 +1,4 @@
-"""The product in attention: the formula, in every way that it is computed."""
+"""Scaled dot-product attention against NumPy, in every implementation."""
 
 import re
 import types
@@ -29,7 +29,7 @@ def inputs(steps=STEPS, heads=4, groups=4, features=3, value_features=5, batch=(
             drawn(*batch, groups, steps, value_features, seed=2))
 
 
-# name -> pattern, what NumPy sees, the sizes of the inputs, other options
+# name -> pattern, the mask in NumPy, sizes of the inputs, other options
 FORMULAS = {
     "plain": (Pattern(), None, {}, {}),
     "scale": (Pattern(), None, {}, {"scale": 0.3}),
@@ -40,9 +40,9 @@ FORMULAS = {
     "causal": (Pattern(causal=True), visible(STEPS, causal=True), {}, {}),
     "window": (Pattern(causal=True, window=2), visible(STEPS, causal=True, window=2),
                {"groups": 2}, {}),
-    "real": (Pattern(real=MASK, empty=True), visible(STEPS, mask=MASK), {"groups": 2}, {}),
-    "window of the real": (
-        Pattern(causal=True, window=2, real=MASK, ranks=(real_before(MASK),) * 2, empty=True),
+    "valid": (Pattern(valid=MASK, empty=True), visible(STEPS, mask=MASK), {"groups": 2}, {}),
+    "window of valid keys": (
+        Pattern(causal=True, window=2, valid=MASK, ranks=(real_before(MASK),) * 2, empty=True),
         visible(STEPS, causal=True, window=2, mask=MASK), {}, {}),
     "segments": (Pattern(causal=True, segments=(SEGMENTS, SEGMENTS)),
                  visible(STEPS, causal=True, segments=SEGMENTS), {}, {}),
@@ -57,7 +57,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_it_equals_loops(name):
+def test_output_equals_loops_in_numpy(name):
     pattern, seen, sizes, options = FORMULAS[name]
     given = inputs(**sizes)
     wanted = attend(*given, seen, **{n: np.where(a == -np.inf, 0, a) for n, a in options.items()})
@@ -70,7 +70,7 @@ def test_it_equals_loops(name):
             np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
 
 
-def test_other_keys_and_free_batch_axes():
+def test_other_numbers_of_keys_and_any_batch_axes():
     query, key, value = drawn(1, 3, 4, 2), drawn(1, 3, 7, 2, seed=1), drawn(1, 3, 7, 1, seed=2)
     wanted = attend(query, key, value)
     with jax.enable_x64(True):
@@ -80,20 +80,20 @@ def test_other_keys_and_free_batch_axes():
             np.testing.assert_allclose(y, wanted.reshape(*lead, *wanted.shape[1:]), atol=1e-12)
 
 
-# The ways to compute it.
+# The implementations.
 
 LONG_MASK = np.random.default_rng(5).random((2, 70)) > 0.3
 
 
 def blocked(name, steps):
-    """Pattern, heads of keys, and bias of a case; with a mask some queries see nothing."""
-    real = LONG_MASK[:, :steps]
+    """Pattern, key heads and bias of a case; with a mask some queries have no key."""
+    valid = LONG_MASK[:, :steps]
     bias = drawn(1, 4, steps, steps, seed=4).astype(np.float32)
     return {
         "causal": (Pattern(causal=True), 4, None),
         "window and bias, shared": (Pattern(causal=True, window=7), 2, bias),
-        "window of the real": (Pattern(causal=True, window=3, real=real, empty=True,
-                                       ranks=(real_before(real),) * 2), 1, None),
+        "window of valid keys": (Pattern(causal=True, window=3, valid=valid, empty=True,
+                                       ranks=(real_before(valid),) * 2), 1, None),
         "neither causal nor all": (Pattern(mask=bias[:, :1] > 0, empty=True), 4, bias),
     }[name]
 
@@ -101,7 +101,7 @@ def blocked(name, steps):
 @pytest.mark.parametrize(("name", "steps"), [
     *(("causal", steps) for steps in (1, 5, 63, 64, 65)),
     *(("window and bias, shared", steps) for steps in (1, 70)),
-    *(("window of the real", steps) for steps in (6, 65)), ("neither causal nor all", 65)])
+    *(("window of valid keys", steps) for steps in (6, 65)), ("neither causal nor all", 65)])
 def test_blocks_equal_one_product(name, steps):
     pattern, groups, bias = blocked(name, steps)
     given = tuple(a.astype(np.float32) for a in inputs(steps, groups=groups))
@@ -119,9 +119,9 @@ def test_blocks_equal_one_product(name, steps):
     close(*both(given, bias))
 
 
-def test_blocks_skip_what_no_query_of_them_sees():
+def test_blocks_skip_keys_that_their_queries_do_not_attend_to():
     def pairs(pattern, way):
-        """How many weights are computed."""
+        """The number of weights computed."""
         given = [jax.ShapeDtypeStruct((1, 64, 8), jnp.float32)] * 3
         text = jax.jit(lambda *qkv: dot_product(*qkv, pattern, implementation=way)
                        ).lower(*given).as_text()
@@ -141,7 +141,7 @@ def shapes(steps=LONG, keys=None, features=64, value_features=None, dtype=jnp.bf
 
 
 CAUSAL, SHORT, BOTH = Pattern(causal=True), LONG - 1, {"default": "blocks", "cuda": "cudnn"}
-CHOICES = {  # what is chosen where there is a Hopper GPU
+CHOICES = {  # inputs, pattern, options, the choice on a Hopper GPU
     "causal": (shapes(), CAUSAL, {}, BOTH),
     "short": (shapes(SHORT), CAUSAL, {}, {"default": "xla", "cuda": "cudnn"}),
     "window": (shapes(), Pattern(causal=True, window=4), {}, BOTH),
@@ -156,16 +156,16 @@ CHOICES = {  # what is chosen where there is a Hopper GPU
     "many features": (shapes(features=256), CAUSAL, {}, BOTH),
     "too many features": (shapes(features=264), CAUSAL, {}, {"default": "blocks"}),
     "mask": (shapes(), Pattern(causal=True, mask=PAIRS), {}, {"default": "blocks"}),
-    "real": (shapes(), Pattern(real=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
-    "real and causal": (shapes(), Pattern(causal=True, real=MASK), {}, BOTH),
-    "window of the real": (shapes(), Pattern(causal=True, window=4, real=MASK), {},
+    "valid": (shapes(), Pattern(valid=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
+    "valid and causal": (shapes(), Pattern(causal=True, valid=MASK), {}, BOTH),
+    "window of valid keys": (shapes(), Pattern(causal=True, window=4, valid=MASK), {},
                            {"default": "blocks"}),
     "window alone": (shapes(), Pattern(window=4), {}, {"default": "xla"}),
     "one query": (shapes(1, 7), Pattern(), {}, {"default": "xla"}),
-    "a short chunk": (shapes(4, 32), Pattern(real=MASK), {}, {"default": "xla"}),
-    "a longer one": (shapes(5, 32), Pattern(real=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
+    "a short chunk": (shapes(4, 32), Pattern(valid=MASK), {}, {"default": "xla"}),
+    "a longer chunk": (shapes(5, 32), Pattern(valid=MASK), {}, {"default": "xla", "cuda": "cudnn"}),
     "segments": (shapes(), Pattern(segments=(SEGMENTS,) * 2), {}, {"default": "xla"}),
-    "bias or dropout": (shapes(), CAUSAL, {"more": True}, {"default": "blocks"}),
+    "bias or dropout": (shapes(), CAUSAL, {"unsupported": True}, {"default": "blocks"}),
     "a stream": (shapes(LONG, 999), Pattern(causal=True, orders=(np.arange(LONG), np.arange(999))),
                  {}, {"default": "xla"}),
     "named": (shapes(), CAUSAL, {"implementation": "xla"}, {"default": "xla"}),
@@ -174,7 +174,7 @@ CHOICES = {  # what is chosen where there is a Hopper GPU
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_the_choice_is_by_platform_shape_and_dtype(name, monkeypatch):
+def test_choice_by_platform_shape_and_dtype(name, monkeypatch):
     given, pattern, options, wanted = CHOICES[name]
     monkeypatch.setattr(module, "_on_hopper", lambda: True)
     assert choose(*given, pattern, **options) == wanted
@@ -182,8 +182,8 @@ def test_the_choice_is_by_platform_shape_and_dtype(name, monkeypatch):
     assert choose(*given, pattern, **options) == {"default": wanted["default"]}
 
 
-def test_the_choice_is_the_formula_where_the_kernel_cannot_be(monkeypatch):
-    """Sizes that an export leaves open; arrays on a mesh whose axes are explicit."""
+def test_choice_is_the_formula_for_symbolic_sizes_and_explicit_meshes(monkeypatch):
+    """The kernel supports neither symbolic sizes nor explicit mesh axes."""
     monkeypatch.setattr(module, "_on_hopper", lambda: True)
     (batch,) = jax.export.symbolic_shape("batch")
     given = [jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype) for a in shapes()]
@@ -196,7 +196,7 @@ def test_the_choice_is_the_formula_where_the_kernel_cannot_be(monkeypatch):
 @pytest.mark.parametrize(("backend", "capability", "installed", "wanted"), [
     ("gpu", "9.0", True, True), ("gpu", "8.0", True, False), ("gpu", "gfx90a", True, False),
     ("cpu", "9.0", True, False), ("gpu", "9.0", False, False)])
-def test_a_hopper_is_known_by_what_it_computes(
+def test_on_hopper_by_backend_capability_and_cudnn(
         backend, capability, installed, wanted, monkeypatch):
     def version():
         if not installed:
@@ -212,33 +212,33 @@ def test_a_hopper_is_known_by_what_it_computes(
 
 @pytest.mark.parametrize(("given", "pattern", "options", "wants"), [
     (shapes(dtype=jnp.float32), CAUSAL, {}, "bfloat16 or float16"),
-    (shapes(features=60), CAUSAL, {}, "the larger number of features, of keys or values, as a "
-                                      "multiple of 8 up to 128"),
-    (shapes(), Pattern(mask=PAIRS), {}, "no more than causality, with it a window, or a mask of "
-                                     "keys"),
+    (shapes(features=60), CAUSAL, {}, "the larger size of keys and values as a multiple of 8 "
+                                      "up to 128"),
+    (shapes(), Pattern(mask=PAIRS), {},
+     "only causal attention, a causal window, or a mask of keys"),
 ])
-def test_cudnn_is_refused_where_it_does_not_fit(given, pattern, options, wants):
+def test_cudnn_raises_for_unsupported_inputs(given, pattern, options, wants):
     got = f"({show(given[0])}, {show(given[2])})"
-    expect("", f"wants {wants}, for cuDNN's attention, got {got}; leave the choice of the "
-           "implementation to the layer",
+    expect("", f"wants {wants}, for cuDNN's attention, got {got}; leave "
+           "implementation=None to choose by platform, dtype and shape",
            lambda: choose(*given, pattern, implementation="cudnn", **options))
 
 
-def test_cudnn_is_refused_where_it_is_not_installed(monkeypatch):
+def test_cudnn_raises_if_not_installed(monkeypatch):
     def missing():
         raise RuntimeError("cuDNN is not detected.")
 
     monkeypatch.setattr(cudnn, "check_cudnn_version", missing)
     given = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes(8, features=8))
     expect("", "wants cuDNN, which comes with JAX for NVIDIA GPUs, got cuDNN is not detected; "
-           "leave the choice of the implementation to the layer",
+           "leave implementation=None to choose by platform, dtype and shape",
            lambda: dot_product(*given, implementation="cudnn"))
 
 
 def test_one_program_is_lowered_to_each_platform(monkeypatch, request):
-    """With the branch of cuDNN in it the program runs on a CPU, and is cuDNN's call on CUDA."""
+    """A program with the branch of cuDNN runs on a CPU, and calls cuDNN on CUDA."""
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-    request.addfinalizer(dot_product.clear_cache)  # what is traced here thinks of a Hopper
+    request.addfinalizer(dot_product.clear_cache)  # traced as for a Hopper
     given = jax.tree.map(jnp.bfloat16, inputs(70, groups=2, features=8, value_features=8))
 
     def traced():
@@ -262,8 +262,8 @@ def test_one_program_is_lowered_to_each_platform(monkeypatch, request):
 
 # Precision.
 
-def test_sixteen_bits_are_summed_in_thirty_two():
-    """The error is that of rounding weights, values and y once, however many are summed."""
+def test_16_bit_inputs_are_summed_in_float32():
+    """The error is that of rounding weights, values and y once, for any number of keys."""
     query, key, value = (jnp.bfloat16(a) for a in (
         drawn(1, 2, 8, 16), drawn(1, 2, 3000, 16, seed=1), 1 + drawn(1, 2, 3000, 4, seed=2)))
     wanted = attend(*(np.asarray(a, np.float64) for a in (query, key, value)))
@@ -286,10 +286,10 @@ def test_large_scores_do_not_overflow():
     assert float(y) == 6.0 and bool(jnp.isfinite(slope).all())
 
 
-# Queries that see nothing, and dropped weights.
+# Queries without keys, and dropped weights.
 
 @pytest.mark.parametrize("way", ["xla", "blocks"])
-def test_a_query_that_sees_nothing_gives_zeros_and_gets_no_gradient(way):
+def test_a_query_without_keys_returns_zeros_and_has_no_gradient(way):
     given = tuple(a.astype(np.float32) for a in inputs())
     seen, bias = PAIRS.copy(), np.zeros((2, 4, STEPS, STEPS), np.float32)
     seen[1] = seen[0, :, 2] = False
@@ -315,5 +315,5 @@ def test_dropped_weights(way):
     many = np.asarray(jax.jit(jax.vmap(lambda rng: run(rng, 0.4)))(jax.random.split(KEY, 4000)))
     spread = many.std(0) / np.sqrt(len(many))
     assert (np.abs(many.mean(0) - wanted) <= 5 * spread).all() and (spread > 0).all()
-    first = many[:, :, :, 0] / wanted[:, :, 0]  # of one weight, which is 1
+    first = many[:, :, :, 0] / wanted[:, :, 0]  # of a single weight, which is 1
     np.testing.assert_allclose(np.where(first > 0.5, first - 1 / 0.6, first), 0, atol=1e-5)

@@ -1,7 +1,7 @@
-"""Attention by cuDNN's kernel: all derivatives, all batches, and where the kernel stands.
+"""Attention by cuDNN's kernel: all derivatives, batching, and where the kernel is used.
 
-A CPU has no cuDNN: here a kernel stands in for it that computes as it does, from what it kept, and
-that JAX can neither differentiate twice nor batch. What CUDA would run is read off its program.
+A CPU has no cuDNN. A stand-in kernel computes the same from the same residuals, and JAX can neither
+differentiate it twice nor batch it. Programs for CUDA are lowered, and their text is searched.
 """
 
 import re
@@ -25,10 +25,10 @@ STEPS, CAUSAL = 4, Pattern(causal=True)
 RIGHT = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
 
 
-# The kernel that stands in.
+# The stand-in kernel.
 
 def weights(query, key, lengths, causal, window):
-    """The logarithm of the weights (B, H, T, S), before they are normalized."""
+    """The logarithms of the unnormalized weights, (B, H, T, S)."""
     scores = jnp.einsum("bthd,bshd->bhts", query, key)
     behind = jnp.arange(query.shape[1])[:, None] - jnp.arange(key.shape[1])
     seen = (behind >= 0 if causal else behind == behind) & (behind < (window or 10**6))
@@ -49,20 +49,20 @@ def forward(query, key, value, lengths, **pattern):
 
 
 def backward(query, key, value, lengths, y, total, of_y, **pattern):
-    """As in FlashAttention, from y and the logarithms of the sums of weights."""
+    """As in FlashAttention, from y and the log-sum-exp of the scores."""
     heads = query.shape[2]
     k, v = shared(key, heads), shared(value, heads)
-    share = jnp.exp(weights(query, k, lengths, **pattern) - total[..., None])
+    normalized = jnp.exp(weights(query, k, lengths, **pattern) - total[..., None])
     less = jnp.einsum("bthe,bthe->bht", of_y, y)[..., None]
-    of_scores = share * (jnp.einsum("bthe,bshe->bhts", of_y, v) - less)
+    of_scores = normalized * (jnp.einsum("bthe,bshe->bhts", of_y, v) - less)
     grouped = lambda a: a.reshape(*key.shape[:3], -1, a.shape[-1]).sum(3)  # noqa: E731
     return [jnp.einsum("bhts,bshd->bthd", of_scores, k),
             grouped(jnp.einsum("bhts,bthd->bshd", of_scores, query)),
-            grouped(jnp.einsum("bhts,bthe->bshe", share, of_y))]
+            grouped(jnp.einsum("bhts,bthe->bshe", normalized, of_y))]
 
 
 def opaque(name, f, shapes):
-    """A primitive that JAX can run, and nothing else."""
+    """A primitive without rules of differentiation or batching."""
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_abstract_eval(shapes)
@@ -104,10 +104,10 @@ def stand_in(query, key, value, *, scale, is_causal, key_value_seq_lengths, loca
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """The kernel runs on this CPU, for all dtypes and features."""
+    """The stand-in kernel is used on this CPU, for all dtypes and features."""
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     monkeypatch.setattr(fused, "PLATFORM", "cpu")
-    monkeypatch.setattr(module, "_unfit", lambda *_: "")
+    monkeypatch.setattr(module, "_cudnn_wants", lambda *_: "")
     dot_product.clear_cache()
     yield
     dot_product.clear_cache()
@@ -122,7 +122,7 @@ def inputs(features=3, value_features=5, groups=1, batch=(2,)):
             drawn(*batch, groups, STEPS, value_features, seed=2))
 
 
-def test_the_kernel_that_stands_in_has_one_derivative_and_no_batches():
+def test_the_stand_in_kernel_has_one_derivative_and_no_batching():
     given = [drawn(2, STEPS, 2, 3, seed=i) for i in range(3)]
     run = lambda *qkv: stand_in(  # noqa: E731
         *qkv, scale=1.0, is_causal=True, key_value_seq_lengths=None, local_window_size=None,
@@ -143,20 +143,20 @@ PATTERNS = {
     "all": Pattern(),
     "causal": CAUSAL,
     "window": Pattern(causal=True, window=2),
-    "right": Pattern(real=RIGHT, empty=True),
-    "right, causal": Pattern(causal=True, real=RIGHT, empty=True),
-    "left": Pattern(causal=True, real=RIGHT[:, ::-1], empty=True),
-    "middle": Pattern(real=np.array([[1, 0, 1, 1], [1, 1, 1, 0]], bool), empty=True),
-    "right in one row alone": Pattern(real=np.array([[1, 1, 1, 0], [0, 1, 1, 1]], bool),
+    "right": Pattern(valid=RIGHT, empty=True),
+    "right, causal": Pattern(causal=True, valid=RIGHT, empty=True),
+    "left": Pattern(causal=True, valid=RIGHT[:, ::-1], empty=True),
+    "middle": Pattern(valid=np.array([[1, 0, 1, 1], [1, 1, 1, 0]], bool), empty=True),
+    "right in one row alone": Pattern(valid=np.array([[1, 1, 1, 0], [0, 1, 1, 1]], bool),
                                       empty=True),
-    "nothing real in one row": Pattern(real=np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool),
+    "no valid key in one row": Pattern(valid=np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool),
                                        empty=True),
-    "all real": Pattern(causal=True, real=np.ones((2, STEPS), bool), empty=True),
+    "all valid": Pattern(causal=True, valid=np.ones((2, STEPS), bool), empty=True),
 }
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_values_and_gradients_are_those_of_the_formula(name, kernel):
+def test_values_and_gradients_equal_the_formula(name, kernel):
     def both(way):
         run = lambda *qkv: jnp.sin(by(way, PATTERNS[name])(*qkv))  # noqa: E731
         return run(*given), jax.grad(lambda *qkv: run(*qkv).sum(), (0, 1, 2))(*given)
@@ -167,14 +167,14 @@ def test_values_and_gradients_are_those_of_the_formula(name, kernel):
 
 
 def along(f, given):
-    """A function of the first operand, a direction, and a number of y."""
+    """The arguments of `DERIVATIVES`: q, a direction u, (k, v), y(q), and a scalar of q."""
     q, *kv = given
     u = drawn(*q.shape, seed=7)
     total = lambda q, kv=kv: jnp.sin(f(q, *kv)).sum()  # noqa: E731
     return q, u, kv, lambda q: f(q, *kv), total
 
 
-# name -> what it computes of f and its operands
+# name -> a derivative of f = softmax(q k^T) v
 DERIVATIVES = {
     "jvp": lambda f, q, u, kv, y, total: jax.jvp(f, (q, *kv), (u, *kv)),
     "linearize": lambda f, q, u, kv, y, total: jax.linearize(y, q)[1](u),
@@ -212,8 +212,8 @@ DERIVATIVES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", [
     "causal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("right", "left"))])
-def test_every_derivative_is_that_of_the_formula(pattern, kernel):
-    """Where padding stands in front the formula is in the kernel's place."""
+def test_every_derivative_equals_the_formula(pattern, kernel):
+    """With padding on the left the formula is used."""
     with jax.enable_x64(True):
         given = inputs()
         found, wanted = jax.jit(lambda: [
@@ -223,11 +223,11 @@ def test_every_derivative_is_that_of_the_formula(pattern, kernel):
             close(found[name], wanted[name])
 
 
-# Where the kernel stands in the program.
+# Where programs call the kernel.
 
 @pytest.fixture
 def hopper(monkeypatch):
-    """What is traced thinks of a Hopper with cuDNN."""
+    """Functions are traced as for a Hopper with cuDNN."""
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(module, "_on_hopper", lambda: True)
@@ -237,7 +237,7 @@ def hopper(monkeypatch):
 
 
 def calls(f, *given, platform="cuda"):
-    """How often the kernel stands in a program, forwards and backwards."""
+    """How often a program calls the kernel, forwards and backwards."""
     text = jax.jit(f).trace(*given).lower(lowering_platforms=(platform,)).as_text()
     found = re.findall(r"@__cudnn\$fmhaSoftmax(\w*)\(", text)
     return found.count(""), found.count("Backward")
@@ -255,7 +255,7 @@ def slopes(pattern):
     return jax.value_and_grad(total(pattern), (0, 1, 2))
 
 
-PROGRAMS = {  # name -> a function, its operands, how often the kernel stands in it on CUDA
+PROGRAMS = {  # name -> a function, its operands, how often it calls the kernel on CUDA
     "value": (by(None), halves(), (1, 0)),
     "gradient": (slopes(CAUSAL), halves(), (1, 1)),
     "window": (slopes(PATTERNS["window"]), halves(), (1, 1)),
@@ -276,15 +276,15 @@ PROGRAMS = {  # name -> a function, its operands, how often the kernel stands in
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_kernel_computes_value_and_gradient_on_cuda_alone(name, hopper):
+def test_the_kernel_is_used_for_value_and_gradient_on_cuda_only(name, hopper):
     f, given, wanted = PROGRAMS[name]
     assert calls(f, *given) == wanted
     assert calls(f, *given, platform="cpu") == (0, 0)
 
 
-def test_what_the_kernel_is_given_says_the_pattern(hopper):
-    """The settings of the calls, and lengths beside queries, keys and values."""
-    def told(pattern):
+def test_the_settings_of_the_kernel_follow_the_pattern(hopper):
+    """Mask type, window, number of operands (lengths are two of them), scale."""
+    def settings(pattern):
         text = jax.jit(by(None, pattern)).trace(*halves()).lower(
             lowering_platforms=("cuda",)).as_text()
         (call,) = re.findall(r"@__cudnn\$fmhaSoftmax\(.*", text)
@@ -293,17 +293,17 @@ def test_what_the_kernel_is_given_says_the_pattern(hopper):
             "mask_type", "sliding_window_length", "fmha_scale"))
         return mask, window, operands, float(scale)
 
-    assert told(Pattern()) == ("NO_MASK", "0", 3, 1.0)
-    assert told(CAUSAL) == ("CAUSAL", "0", 3, 1.0)
-    assert told(PATTERNS["window"]) == ("CAUSAL", "2", 3, 1.0)
-    assert told(PATTERNS["right"]) == ("PADDING", "0", 5, 1.0)
-    assert told(PATTERNS["right, causal"]) == ("PADDING_CAUSAL", "0", 5, 1.0)
+    assert settings(Pattern()) == ("NO_MASK", "0", 3, 1.0)
+    assert settings(CAUSAL) == ("CAUSAL", "0", 3, 1.0)
+    assert settings(PATTERNS["window"]) == ("CAUSAL", "2", 3, 1.0)
+    assert settings(PATTERNS["right"]) == ("PADDING", "0", 5, 1.0)
+    assert settings(PATTERNS["right, causal"]) == ("PADDING_CAUSAL", "0", 5, 1.0)
 
 
 @pytest.mark.parametrize(("wrap", "wanted"), [
     (lambda net: net, (1, 1)), (lambda net: dp.repeat(3, net), (1, 1)),
     (lambda net: dp.repeat(3, dp.remat(net)), (2, 1))], ids=["once", "repeat", "remat"])
-def test_layers_train_by_the_kernel(wrap, wanted, hopper):
+def test_layers_use_the_kernel_in_training(wrap, wanted, hopper):
     net, x = wrap(dp.self_attention(2, causal=True)), jnp.ones((2, STEPS, 16), jnp.bfloat16)
     params, _ = net.init(KEY, x)
     loss = lambda params: net(params, x).astype(jnp.float32).sum()  # noqa: E731
@@ -312,13 +312,13 @@ def test_layers_train_by_the_kernel(wrap, wanted, hopper):
     jax.eval_shape(lambda: dp.gradients.tangent_kernel(net, params, x[:1], x))
 
 
-def test_the_gradient_keeps_what_the_kernel_wants_and_nothing_twice(hopper):
+def test_each_residual_is_kept_once(hopper):
     q, k, v = halves()
     kept = jax.tree.leaves(jax.eval_shape(lambda *qkv: jax.vjp(by(None), *qkv)[1], q, k, v))
     assert sum(a.size for a in kept) == 2 * q.size + k.size + v.size + 2 * 2 * STEPS
 
 
-def test_on_a_cpu_beside_a_hopper_all_is_by_the_formula(hopper, monkeypatch):
+def test_on_a_cpu_next_to_a_hopper_the_formula_is_used(hopper, monkeypatch):
     given = halves()
     f = jax.jit(lambda *qkv: (slopes(CAUSAL)(*qkv), jax.hessian(total(CAUSAL))(*qkv)))
     traced = f.trace(*given)
@@ -330,7 +330,7 @@ def test_on_a_cpu_beside_a_hopper_all_is_by_the_formula(hopper, monkeypatch):
     close(*jax.tree.map(np.float32, (found, plain(*given))))
 
 
-def test_one_export_is_to_several_platforms(hopper):
+def test_one_export_to_several_platforms(hopper):
     checks = [jax.export.DisabledSafetyCheck.custom_call(f"__cudnn$fmhaSoftmax{way}")
               for way in ("", "Backward")]
     exported = jax.export.export(
@@ -339,13 +339,13 @@ def test_one_export_is_to_several_platforms(hopper):
 
 
 def test_it_runs_on_a_mesh(kernel):
-    """In `shard_map` each device has its examples, of padding too."""
+    """In `shard_map` each device has its examples and their padding."""
     given, axes = halves(), jax.sharding.PartitionSpec("data")
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
-    def run(q, k, v, real):
+    def run(q, k, v, valid):
         return jax.grad(lambda *qkv: dot_product(
-            *qkv, Pattern(real=real, empty=True), implementation="cudnn").astype(
+            *qkv, Pattern(valid=valid, empty=True), implementation="cudnn").astype(
                 jnp.float32).sum(), (0, 1, 2))(q, k, v)
 
     parted = jax.shard_map(run, mesh=mesh, in_specs=(axes,) * 4, out_specs=(axes,) * 3)
@@ -353,8 +353,8 @@ def test_it_runs_on_a_mesh(kernel):
     close(*jax.tree.map(np.float32, (found, wanted)))
 
 
-def test_examples_are_seen_not_to_mix(hopper):
-    """What reads programs sees what is in the kernel's."""
+def test_mixes_sees_that_examples_are_independent(hopper):
+    """`mixes` inspects the program inside the primitives."""
     for pattern in (CAUSAL, PATTERNS["right"]):
         y = by(None, pattern)
         assert mixes(y, 2, (0, 0, 0), *halves()) is False

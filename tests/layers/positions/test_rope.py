@@ -1,4 +1,4 @@
-"""Rotary positions for long sequences: rules from their papers, pair by pair."""
+"""Scaling rules of rotary positions against their papers, pair by pair."""
 
 import math
 
@@ -15,7 +15,7 @@ import diffprog as dp
 X = drawn(2, 5, 8)
 
 
-def gives(rope, wanted, x=X, positions=None):
+def check(rope, wanted, x=X, positions=None):
     with jax.enable_x64(True):
         at = None if positions is None else jnp.asarray(positions)
         np.testing.assert_allclose(rope(jnp.asarray(x), at), wanted, rtol=0, atol=1e-12)
@@ -31,7 +31,7 @@ def test_linear_and_ntk_scaling():
     found, magnitude = of(dp.rope.linear_scaling(4.0), 500.0, 16)
     np.testing.assert_allclose(found, speeds(16, 500.0) / 4, rtol=1e-14)
     assert magnitude == 1
-    gives(dp.rotary(scaling=dp.rope.linear_scaling(4.0)),  # as if the positions were 4 times nearer
+    check(dp.rotary(scaling=dp.rope.linear_scaling(4.0)),  # equals positions divided by 4
           as_complex(X, np.arange(5) / 4, speeds(8)))
     found, magnitude = of(dp.rope.ntk_scaling(4.0), 500.0, 16)
     np.testing.assert_allclose(found, speeds(16, 500.0 * 4 ** (16 / 14)), rtol=1e-14)
@@ -40,7 +40,7 @@ def test_linear_and_ntk_scaling():
     assert of(dp.rope.ntk_scaling(4.0), 500.0, 2)[0] == 1
 
 
-# Pair -> frequency, for a base of 10000, 128 dims, 2048 steps and a factor of 10, in the tests of
+# Pair -> frequency for base 10000, 128 features, 2048 steps and factor 10, from the tests of
 # Hugging Face transformers (tests/utils/test_modeling_rope_utils.py).
 YARN = {0: 1.0, 8: 3.1623e-01, 16: 1.0e-01, 17: 8.3479e-02, 20: 4.8136e-02, 28: 1.0101e-02,
         36: 1.5746e-03, 40: 4.3007e-04, 41: 2.7384e-04, 50: 7.4989e-05, 63: 1.1548e-05}
@@ -52,14 +52,14 @@ LLAMA3 = {0: 1.0, 8: 3.1623e-01, 30: 1.3335e-02, 31: 1.0730e-02, 32: 7.7785e-03,
     (dp.rope.yarn_scaling(10.0, 2048), YARN, 0.1 * math.log(10) + 1),
     (dp.rope.llama3_scaling(10.0, 2048), LLAMA3, 1.0),
 ])
-def test_frequencies_are_the_published_ones(rule, published, magnitude):
+def test_frequencies_equal_the_published_ones(rule, published, magnitude):
     found, got = of(rule, 10000.0, 128)
     np.testing.assert_allclose(found[list(published)], list(published.values()), rtol=5e-5)
     assert got == magnitude
 
 
 def test_llama3_scaling_pair_by_pair():
-    """The three cases of the code released with Llama 3.1, by wavelength, and its numbers."""
+    """The three cases of the code released with Llama 3.1, by wavelength."""
     wanted = []
     for f in speeds(128, 500000.0):
         wavelength = 2 * math.pi / f
@@ -91,8 +91,7 @@ def test_yarn_scaling_pair_by_pair():
         np.testing.assert_allclose(of(rule, base, dims)[0], wanted, rtol=1e-12)
     assert of(dp.rope.yarn_scaling(4.0, 64, attention_factor=0.5), 1e4, 8)[1] == 0.5
     assert of(dp.rope.yarn_scaling(0.5, 64), 1e4, 8)[1] == 1
-    step, _ = of(dp.rope.yarn_scaling(4.0, 2, beta_fast=1.0), 1e4,
-        4)  # no pair between fast and slow
+    step, _ = of(dp.rope.yarn_scaling(4.0, 2, beta_fast=1.0), 1e4, 4)  # first == last
     np.testing.assert_allclose(step, speeds(4) / [1, 4])
 
 
@@ -102,31 +101,35 @@ def test_longrope_scaling():
     np.testing.assert_allclose(found, speeds(8) / [1, 2, 3, 4], rtol=1e-14)
     assert magnitude == math.sqrt(1 + math.log(32) / math.log(4096))
     wanted = as_complex(X, np.arange(5), found, magnitude=magnitude)
-    gives(dp.rotary(scaling=rule), wanted)
+    check(dp.rotary(scaling=rule), wanted)
     assert of(dp.rope.longrope_scaling((1, 1), 4096), 1e4, 4)[1] == 1
     assert of(dp.rope.longrope_scaling((1, 1), 4096, 2.0, attention_factor=0.7), 1e4, 4)[1] == 0.7
 
 
-def test_a_rule_of_ones_own():
+def test_a_custom_rule():
     rope = dp.rotary(scaling=lambda base, features: (np.full(features // 2, 3.0), 2.0))
-    gives(rope, as_complex(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
+    check(rope, as_complex(X, np.arange(5), np.full(4, 3.0), magnitude=2.0))
 
 
-def test_rules_that_cannot_be_are_refused():
-    for make in (dp.rope.linear_scaling, dp.rope.ntk_scaling, lambda f: dp.rope.yarn_scaling(f, 8),
-                 lambda f: dp.rope.llama3_scaling(f, 8),
-                 lambda f: dp.rope.longrope_scaling((1,), 8, f)):
-        for wrong in (0.0, -1, "4", True, None):
-            expect("", f"wants factor as a positive number, got {wrong!r}; pass 8.0, for example",
-                   make, wrong)
+@pytest.mark.parametrize("factor", [0.0, -1, "4", True, None])
+@pytest.mark.parametrize("make", [
+    dp.rope.linear_scaling, dp.rope.ntk_scaling, lambda f: dp.rope.yarn_scaling(f, 8),
+    lambda f: dp.rope.llama3_scaling(f, 8), lambda f: dp.rope.longrope_scaling((1,), 8, f),
+], ids=["linear", "ntk", "yarn", "llama3", "longrope"])
+def test_a_factor_that_is_not_positive_raises(make, factor):
+    expect("", f"wants factor as a positive number, got {factor!r}; pass 8.0, for example",
+           make, factor)
+
+
+def test_other_invalid_settings_of_rules_raise():
     expect("", "wants original_length as a positive number, got 0; pass 8.0, for example",
            dp.rope.yarn_scaling, 2.0, 0)
     expect("", "wants factors[1] as a positive number, got 0; pass 8.0, for example",
            dp.rope.longrope_scaling, (1, 0), 8)
     expect("", "wants low_frequency_factor below high_frequency_factor, got "
-           "llama3_scaling(2.0, 64, low_frequency_factor=4); pass 1 and 4, as Llama 3.1 has them",
+           "llama3_scaling(2.0, 64, low_frequency_factor=4); pass 1 and 4, those of Llama 3.1",
            dp.rope.llama3_scaling, 2.0, 64, 4)
     rope = dp.rotary(scaling=dp.rope.longrope_scaling((1.0, 2.0), 64))
-    expect("", "wants 4 factors, one for each pair, got 2; take those that were searched for "
-           "heads of this size",
+    expect("", "wants 4 factors, one for each pair, got 2; pass the factors "
+           "that were searched for heads of this size",
            rope, jnp.asarray(X))

@@ -1,6 +1,5 @@
 """Rotary positions against complex numbers in NumPy."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ import diffprog as dp
 X = drawn(2, 5, 8)
 
 
-def gives(rope, wanted, x=X, positions=None):
+def check(rope, wanted, x=X, positions=None):
     with jax.enable_x64(True):
         at = None if positions is None else jnp.asarray(positions)
         np.testing.assert_allclose(rope(jnp.asarray(x), at), wanted, rtol=0, atol=1e-12)
@@ -22,31 +21,31 @@ def gives(rope, wanted, x=X, positions=None):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("base", [10000.0, 500000.0])
-def test_pairs_are_turned_as_complex_numbers(base, interleaved):
+def test_pairs_are_rotated_as_complex_numbers(base, interleaved):
     rope = dp.rotary(base, interleaved=interleaved)
-    gives(rope, as_complex(X, np.arange(5), speeds(8, base), interleaved))
+    check(rope, as_complex(X, np.arange(5), speeds(8, base), interleaved))
     at = np.array([[3, 0, 7, 1, 1], [900, 0, 2, 5, -4]])
-    gives(rope, as_complex(X, at, speeds(8, base), interleaved), positions=at)
+    check(rope, as_complex(X, at, speeds(8, base), interleaved), positions=at)
 
 
 def test_positions_broadcast_over_the_leading_axes():
-    at = np.array([[3], [8]])  # one for each example, whatever the axis of x is
-    gives(dp.rotary(), as_complex(X, np.broadcast_to(at, (2, 5)), speeds(8)), positions=at)
-    gives(dp.rotary(), as_complex(X[0], np.arange(5), speeds(8)), X[0])
+    at = np.array([[3], [8]])  # one for each example
+    check(dp.rotary(), as_complex(X, np.broadcast_to(at, (2, 5)), speeds(8)), positions=at)
+    check(dp.rotary(), as_complex(X[0], np.arange(5), speeds(8)), X[0])
 
 
-def test_only_the_first_features_turn():
+def test_only_the_first_features_are_rotated():
     wanted = X.copy()
     wanted[..., :4] = as_complex(X[..., :4], np.arange(5), speeds(4))
-    gives(dp.rotary(features=4), wanted)
-    gives(dp.rotary(features=8), as_complex(X, np.arange(5), speeds(8)))
+    check(dp.rotary(features=4), wanted)
+    check(dp.rotary(features=8), as_complex(X, np.arange(5), speeds(8)))
     assert dp.rotary(features=2)(jnp.ones((0, 3, 4))).shape == (0, 3, 4)
 
 
 @pytest.mark.parametrize("rope", [
     dp.rotary(), dp.rotary(interleaved=True), dp.rotary(features=6),
     dp.rotary(scaling=dp.rope.llama3_scaling(8.0, 64))], ids=repr)
-def test_products_depend_on_the_distance_alone_and_lengths_are_kept(rope):
+def test_products_depend_on_the_distance_alone_and_norms_are_kept(rope):
     q, k = (jnp.asarray(drawn(8, seed=seed), jnp.float32) for seed in (1, 2))
     far, distance = np.array([[0], [5], [1000], [1_000_000]]), np.array([[0, 1, 7, 300]])
     shape = (4, 4, 8)
@@ -62,7 +61,7 @@ def test_position_zero_changes_nothing():
     np.testing.assert_array_equal(dp.rotary()(jnp.asarray(X))[:, 0], jnp.asarray(X)[:, 0])
 
 
-def test_it_computes_in_float32_and_gives_the_dtype_of_x():
+def test_rotation_is_float32_and_returned_in_the_dtype_of_x():
     x = jnp.asarray(X, jnp.bfloat16)
     y = dp.rotary()(x)
     assert y.dtype == jnp.bfloat16
@@ -77,7 +76,7 @@ def test_gradients_agree():
     dp.gradients.check_gradients(dp.rotary(features=2), X[0, :, :4])
 
 
-# Values.
+# Repr and equality.
 
 ROPES = [
     "rotary()", "rotary(base=500000.0, features=4)", "rotary(interleaved=True)",
@@ -88,12 +87,10 @@ ROPES = [
 ]
 
 
-def test_they_are_shown_as_code_and_are_equal_if_made_of_equal_numbers():
+def test_repr_is_the_call_and_equal_settings_are_equal():
     for text in ROPES:
         one, other = (eval(text, by_name()) for _ in range(2))
         assert repr(one) == text
         assert one == other and hash(one) == hash(other) and one is not other
         jax.jit(lambda x, rope: rope(x), static_argnums=1)(jnp.ones((3, 4)), one)
     assert len({eval(t, by_name()) for t in ROPES}) == len(ROPES)
-
-
