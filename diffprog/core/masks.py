@@ -42,7 +42,7 @@ def widened(
         remedy = ("name mask in a program where the time axis changes length, and pass on the new "
                   "one")
         if mask.ndim > reach:
-            remedy = ("give it an entry for each position: who sees whom is attention_mask, and "
+            remedy = ("give it an entry for each position: attention_mask is for pairs, "
                       "which targets are real target_mask")
         elif mask.ndim and mask.shape == shape[1 : 1 + mask.ndim]:
             whole = shape[: 1 + mask.ndim]

@@ -67,7 +67,7 @@ class Trial:
     key: jax.Array
     x: Any
     side: dict[str, Any]
-    initial: Any  # params and state as init gave them, in float32 where x is no float64
+    initial: Any  # params and state as init returned them, in float32 where x is no float64
     params: Any
     state: Any
     options: Options
@@ -195,7 +195,7 @@ class Trial:
 
     @functools.cached_property
     def shapes(self) -> list[Any]:
-        """Output and state of each mode in shapes, of trees as init gave them."""
+        """Output and state of each mode in shapes, of trees as init returned them."""
         return [jax.eval_shape(functools.partial(self.eager, train=train), *self.initial, self.x,
                                self.side, key) for key, train in self.modes]
 

@@ -70,7 +70,7 @@ def embedding(
         _check_ids(x)
         if params["embedding"].shape != (vocabulary, features):
             raise LayerError(f"params of {vocabulary} ids and {features} features", show(params),
-                             "pass what init gave")
+                             "pass what init returned")
         return rows(params["embedding"], x)
 
     return stateless(init, forward, name="embedding", casts=True)

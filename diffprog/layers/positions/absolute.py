@@ -173,7 +173,7 @@ def learned_positions(length: int, *, embedding_init: Initializer = "normal") ->
         table = params["embedding"].astype(wide)
         if table.shape != (length, x.shape[-1]):
             raise LayerError(f"params of {length} positions and {x.shape[-1]} features",
-                             show(params), "pass what init gave")
+                             show(params), "pass what init returned")
         if positions is not None:
             return rows(table, positions)
         if not known(x.shape[-2]):
