@@ -182,7 +182,7 @@ EXAMPLES = {
     "False for inference":
         lambda: dp.pin(LINEAR, train=0),
     "hyper(jax.nn.tanh, linear(3)): wants a target with parameters, got jax.nn.tanh; pass "
-    "dp.linear(8), for example: nothing could be written here":
+    "dp.linear(8), for example: this one has nothing to generate":
         lambda: dp.hyper(jnp.tanh, LINEAR),
     "fixed_point(linear(3), steps=0): wants steps as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.fixed_point(LINEAR, steps=0),
