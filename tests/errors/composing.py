@@ -186,14 +186,15 @@ EXAMPLES = {
         lambda: dp.hyper(jnp.tanh, LINEAR),
     "fixed_point(linear(3), steps=0): wants steps as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.fixed_point(LINEAR, steps=0),
-    "fixed_point(linear(3), tolerance=0): wants tolerance as a positive number, got 0; pass 1e-4, "
-    "for example, or None for that of the dtype":
+    "fixed_point(linear(3), tolerance=0): wants tolerance as a positive number, got 0; pass "
+    "1e-4, for example, or None for the default of the dtype":
         lambda: dp.fixed_point(LINEAR, tolerance=0),
     "fixed_point(serial(add, batch_norm())): wants a layer without state, got batch_norm_0/mean, "
-    "batch_norm_0/var; use layer_norm for batch_norm: a step of the solver is no call":
+    "batch_norm_0/var; use layer_norm in place of batch_norm: the solver applies the layer many "
+    "times per call":
         lambda: dp.fixed_point(dp.add >> dp.batch_norm()).init(KEY, X),
-    "fixed_point(serial(add, linear(3))): wants a layer that gives z as it is, float32[2,4], got "
-    "float32[2,3]; let its output have the shape and dtype of x":
+    "fixed_point(serial(add, linear(3))): wants a layer that keeps the shape and dtype of z, "
+    "float32[2,4], got float32[2,3]; let its output have the shape and dtype of x":
         lambda: dp.fixed_point(dp.add >> LINEAR).init(KEY, X),
     "fixed_point(add): wants floating-point input, got int32[2,4]; convert it: "
     "x.astype(jnp.float32)":
