@@ -197,11 +197,11 @@ EXAMPLES = {
     "shortcut, float32[2,3], got float32[2,9]; give it as many features, or a shortcut of the "
     "same shape":
         at(dp.residual(dp.linear(9), LINEAR), X),
-    "at (repeat(3, linear(5))): wants a layer that keeps float32[2,4] as it is, got float32[2,5]; "
-    "let its output have the shape and dtype of its input":
+    "at (repeat(3, linear(5))): wants a layer that keeps the shape and dtype of x, float32[2,4], "
+    "got float32[2,5]; let its output have the shape and dtype of its input":
         at(dp.repeat(3, dp.linear(5)), X),
-    "at (repeat(3, halve)): wants a layer that keeps float32[2,4] as it is, got bfloat16[2,4]; "
-    "let its output have the shape and dtype of its input":
+    "at (repeat(3, halve)): wants a layer that keeps the shape and dtype of x, float32[2,4], got "
+    "bfloat16[2,4]; let its output have the shape and dtype of its input":
         at(dp.repeat(3, halve), X),
     "at (parallel(abs, abs, abs)): wants a tuple of 3 inputs, one for each layer, got "
     "(float32[2,4], float32[2,4]); give each layer its part, or use branch for one input":
