@@ -258,7 +258,7 @@ EXAMPLES = {
     "correct it: * is one level, ** any number":
         lambda: dp.replace(NET, "tail", LINEAR),
     "body/tanh~0 (jax.nn.tanh): wants a function from a layer to a layer, got jax.nn.gelu, which "
-    "takes none; write lambda old: jax.nn.gelu for an activation":
+    "takes no layer; write lambda old: jax.nn.gelu for an activation":
         lambda: dp.replace(NET, "body/tanh~0", jax.nn.gelu),
     "head (linear(3)): wants a layer or a function of one input, got 3":
         lambda: dp.replace(NET, "head", lambda old: 3),
@@ -269,8 +269,8 @@ EXAMPLES = {
     "tap(linear(3), 'kernel'): wants a pattern that matches a layer (none), got 'kernel'; correct "
     "it: * is one level, ** any number":
         lambda: dp.tap(LINEAR, "kernel"),
-    "tap(twice(lin=linear(4)), 'lin'): wants one call of lin, got 2 calls; tap a layer around it, "
-    "or give each call a layer of its own":
+    "tap(twice(lin=linear(4)), 'lin'): wants one call of lin, got 2 calls; tap a layer around "
+    "it, or use a separate layer for each call":
         lambda: dp.tap(program(twice, lin=dp.linear(4)), "lin").init(KEY, X),
     "tap(noisy(f=linear(3), noise=linear(3)), '*'): wants a call of noise, got none with "
     "train=False; tap a layer that is called in both modes":

@@ -68,7 +68,7 @@ def test_what_is_refused():
                "body/repeat_0, body/repeat_0/body, head), got 'tail'; correct it: * is one level, "
                "** any number", dp.replace, NET, "tail", dp.linear(3))
     error = expect("body/relu~0", "body/relu~0 (jax.nn.relu): wants a function from a layer to a "
-                                  "layer, got jax.nn.gelu, which takes none; write lambda "
+                                  "layer, got jax.nn.gelu, which takes no layer; write lambda "
                                   "old: jax.nn.gelu for an activation",
                    dp.replace, NET, "**/relu~0", jax.nn.gelu)
     assert error.__cause__

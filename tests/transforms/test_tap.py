@@ -114,7 +114,7 @@ def test_a_layer_called_several_times_is_refused():
     for pattern in ("f", "f/tanh~0"):
         net = dp.tap(twice, pattern)
         expect("", f"{net!r}: wants one call of {pattern}, got 2 calls; tap a layer around it, or "
-                   "give each call a layer of its own", net.init, KEY, X)
+                   "use a separate layer for each call", net.init, KEY, X)
     # What calls it may be tapped.
     _, seen = dp.tap(dp.serial(twice, dp.linear(2)), "twice_0")(
         params_of(dp.serial(twice, dp.linear(2))), X)
