@@ -67,7 +67,7 @@ def linearize(layer: Any) -> Layer:
         if averages := idle(layer, plan.params):
             raise LayerError("a layer that uses its parameters in inference",
                              f"averages of {listed(averages)}",
-                             "average outside it: ema(linearize(layer))")
+                             "write ema(linearize(layer)): average outside")
         return dataclasses.replace(plan, state=_with_origin(plan.params, plan.state))
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
