@@ -19,11 +19,11 @@ def test_the_parameters_of_the_diffusion_transformer():
     """675 million, table 4 of the paper; its code also counts 256 positions of 1152 numbers,
     which are not trained: 675,129,632."""
     width = 1152
-    told = linear(256, width) + linear(width, width) + 1001 * width
+    conditioning = linear(256, width) + linear(width, width) + 1001 * width
     block = (linear(width, 6 * width) + attention(width) + linear(width, 4 * width)
              + linear(4 * width, width))
     head = linear(width, 2 * width) + linear(width, 2 * 2 * 8)
-    derived = told + linear(2 * 2 * 4, width) + 28 * block + head
+    derived = conditioning + linear(2 * 2 * 4, width) + 28 * block + head
     assert count("dit") == derived == 674_834_720 == 675_129_632 - 256 * 1152
 
 
