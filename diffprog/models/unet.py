@@ -31,6 +31,8 @@ from diffprog.wiring.program import program
 
 __all__ = ["unet"]
 
+_MakeBlock = Callable[[int, int, bool], Layer]  # (input channels, output channels, attention?)
+
 
 @known
 def unet(
@@ -67,7 +69,8 @@ def unet(
 
     Raises:
         LayerError: at composition, for attention at a level that does not exist; at ``init``, for
-            sides that are not multiples, without time, and for a condition without classes.
+            sides that cannot be halved so often, without time, and for a condition without
+            classes.
 
     Example:
         >>> net = dp.models.unet(1, widths=(8, 16), depth=1, groups=4, classes=10)
@@ -83,24 +86,20 @@ def unet(
     if isinstance(widths, int) or not widths:
         raise LayerError("widths as a sequence of sizes", show(widths), "pass (64, 128), for "
                          "example")
-    if wrong := [level for level in attention if not 1 <= level <= len(widths)]:
+    if wrong := [level for level in attention if level not in range(1, len(widths) + 1)]:
         raise LayerError(f"attention at levels from 1 to {len(widths)}", repr(wrong[0]),
                          "leave it out, or add widths")
 
-    def block(inputs: int, width: int, level: int) -> Layer:
-        """A residual block, followed by attention at some levels."""
+    def block(inputs: int, width: int, attend: bool) -> Layer:
         body = _block(width, groups, dropout, eps, project=inputs != width)
-        if level in attention:
+        if attend:
             return serial(body=body, attend=_attend(heads, groups, eps))
         return serial(body=body)
 
     finest, coarsest = widths[0], widths[-1]
-    down, skips = _down_path(block, widths, depth)
-    middle = serial(
-        first=serial(body=_block(coarsest, groups, dropout, eps, project=False),
-                     attend=_attend(heads, groups, eps)),
-        second=serial(body=_block(coarsest, groups, dropout, eps, project=False)))
-    up = _up_path(block, widths, depth, skips)
+    down, skips = _down_path(block, widths, depth, attention)
+    middle = serial(first=block(coarsest, coarsest, True), second=block(coarsest, coarsest, False))
+    up = _up_path(block, widths, depth, attention, skips)
     head = serial(norm=group_norm(groups, eps=eps), silu=jax.nn.silu,
                   conv=conv(features, 3, kernel_init="zeros"))
 
@@ -122,18 +121,15 @@ def unet(
     return unet
 
 
-Block = Callable[[int, int, int], Layer]  # (input channels, output channels, level) -> block
-
-
 def _down_path(
-    block: Block, widths: Sequence[int], depth: int
+    block: _MakeBlock, widths: Sequence[int], depth: int, attention: Sequence[int]
 ) -> tuple[dict[str, Layer], list[int]]:
     """The levels on the way down, and the channels of all feature maps on it, stem first."""
     levels, skips = {}, [widths[0]]
     for level, width in enumerate(widths, start=1):
         parts = {}
         for i in range(depth):
-            parts[f"block_{i + 1}"] = block(skips[-1], width, level)
+            parts[f"block_{i + 1}"] = block(skips[-1], width, level in attention)
             skips.append(width)
         if level < len(widths):
             parts["shrink"] = conv(width, 3, stride=2)
@@ -143,14 +139,16 @@ def _down_path(
 
 
 def _up_path(
-    block: Block, widths: Sequence[int], depth: int, skips: Sequence[int]
+    block: _MakeBlock, widths: Sequence[int], depth: int, attention: Sequence[int],
+    skips: Sequence[int],
 ) -> dict[str, Layer]:
     """The levels on the way up, whose blocks use the feature maps in reverse order."""
     levels, skips, channels = {}, list(skips), widths[-1]
     for level in range(len(widths), 0, -1):
         width, blocks = widths[level - 1], {}
         for i in range(depth + 1):
-            blocks[f"block_{i + 1}"] = block(channels + skips.pop(), width, level)
+            blocks[f"block_{i + 1}"] = block(
+                channels + skips.pop(), width, level in attention)
             channels = width
         grow = {"grow": upsample(2) >> conv(width, 3)} if level > 1 else {}
         levels[f"up_{level}"] = _up(blocks, grow)

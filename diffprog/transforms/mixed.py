@@ -99,11 +99,8 @@ def _narrowed(layer: Layer, dtype: Any) -> Layer:
     else:
         narrowed = _narrowed_leaf(layer, dtype)
     again = narrowed.rebuild
-
-    def rebuild(children: Any) -> Layer:
-        return dataclasses.replace(again(children), dtype=dtype)
-
-    return dataclasses.replace(narrowed, dtype=dtype, rebuild=again and rebuild)
+    rebuild = again and (lambda children: dataclasses.replace(again(children), dtype=dtype))
+    return dataclasses.replace(narrowed, dtype=dtype, rebuild=rebuild)
 
 
 def _narrowed_leaf(layer: Layer, dtype: Any) -> Layer:
@@ -124,10 +121,7 @@ def _narrowed_leaf(layer: Layer, dtype: Any) -> Layer:
         return layer.start(own, state, x, length=length, **side)
 
     again = layer.rebuild
-
-    def rebuild(children: Any) -> Layer:
-        return _narrowed_leaf(again(children), dtype)
-
+    rebuild = again and (lambda children: _narrowed_leaf(again(children), dtype))
     return dataclasses.replace(
         layer, apply=apply, start=layer.start and start, planner=None, rebuild=again and rebuild)
 

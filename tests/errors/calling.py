@@ -108,7 +108,7 @@ def scanned(layers, x):
     return jax.lax.scan(lambda carry, x: (carry, layers.f(x)), 0, x)[1]
 
 
-def told(layer, condition=X):
+def init_hyper(layer, condition=X):
     layer.init(KEY, X, condition=condition)
 
 
@@ -367,22 +367,22 @@ EXAMPLES = {
     "explicit axes (data); pass axis_types=(jax.sharding.AxisType.Auto,) to jax.make_mesh: what is "
     "explicit needs a sharding of each result, which JAX cannot tell here":
         on_an_explicit_mesh,
-    # What writes the parameters of another layer.
+    # Hypernetworks.
     "hyper(linear(3), linear(2)): wants the side input condition, which the generator takes, got "
     "none; pass condition=, one per example or one for all":
         lambda: HYPER.init(KEY, X),
     "target (serial(linear(3), batch_norm())): wants a target without state, got "
     "batch_norm_0/mean, batch_norm_0/var; use a layer without running statistics in its place":
-        lambda: told(dp.hyper(LINEAR >> dp.batch_norm(), dp.linear(2))),
+        lambda: init_hyper(dp.hyper(LINEAR >> dp.batch_norm(), dp.linear(2))),
     "target (ensemble(2, linear(3))): wants a target that keeps the batch axis, got "
     "float32[2,1,3]; return one output per example, with the batch on the first axis":
-        lambda: told(dp.hyper(dp.ensemble(2, LINEAR), dp.linear(2))),
+        lambda: init_hyper(dp.hyper(dp.ensemble(2, LINEAR), dp.linear(2))),
     "generator (linear(2)): wants features (H,) for all examples, or (batch, H) for each, got "
     "float32[2,5,2]; end the generator with dp.flatten() or a pool":
-        lambda: told(HYPER, jnp.ones((2, 5, 4))),
+        lambda: init_hyper(HYPER, jnp.ones((2, 5, 4))),
     "hyper(linear(3), linear(2)): wants x with a batch axis of 7, one example per condition, got "
     "float32[2,4]; pass one condition per example, or one without a batch axis for all":
-        lambda: told(HYPER, jnp.ones((7, 4))),
+        lambda: init_hyper(HYPER, jnp.ones((7, 4))),
     "hyper(linear(3), linear(2)): wants target params {bias: {kernel: float32[2,3], "
     "bias: float32[3]}, kernel: {kernel: float32[2,4,3], bias: float32[4,3]}}, got {bias: "
     "float32[3], kernel: float32[4,3]}; pass what init gave on input of this shape":

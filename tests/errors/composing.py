@@ -59,7 +59,7 @@ def noisy(layers, x, *, train):
     return layers.f(x) + (layers.noise(x) if train else 0)
 
 
-def tapped_at_rest():
+def tapped_in_inference():
     net = dp.tap(noisy, "*")
     params, state = net.init(KEY, X)
     net(params, X, state=state)
@@ -274,7 +274,7 @@ EXAMPLES = {
         lambda: dp.tap(program(twice, lin=dp.linear(4)), "lin").init(KEY, X),
     "tap(noisy(f=linear(3), noise=linear(3)), '*'): wants a call of noise, got none with "
     "train=False; tap a layer that is called in both modes":
-        tapped_at_rest,
+        tapped_in_inference,
     "grows: wants a state of one structure, {some: float32[]}, got {some: float32[], more: "
     "float32[]}; let apply return the state that came, with new values":
         growing,

@@ -1,4 +1,4 @@
-"""What is refused of computed parameters."""
+"""Errors of computed parameters."""
 
 
 import jax.numpy as jnp

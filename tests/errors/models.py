@@ -1,4 +1,4 @@
-"""What models refuse."""
+"""Errors of models."""
 
 from refusing import KEY
 
