@@ -66,7 +66,7 @@ def linearize(layer: Any) -> Layer:
                              "rename the child, or linearize only once: twice is the same")
         if averages := idle(layer, plan.params):
             raise LayerError("a layer that uses its parameters in inference",
-                             f"averages of {listed(averages)}",
+                             f"one that averages {listed(averages)}",
                              "write ema(linearize(layer)): average outside")
         return dataclasses.replace(plan, state=_with_origin(plan.params, plan.state))
 

@@ -74,8 +74,8 @@ EXAMPLES = {
     "ema(renamed): wants a layer without #ema in its state, got #ema; make the inner wrapper by "
     "dataclasses.replace, which keeps the field computed":
         lambda: dp.ema(renamed(dp.ema(LINEAR))).init(KEY, X),
-    "linearize(ema(linear(3))): wants a layer that uses its parameters in inference, got "
-    "averages of bias, kernel; write ema(linearize(layer)): average outside":
+    "linearize(ema(linear(3))): wants a layer that uses its parameters in inference, got one "
+    "that averages bias, kernel; write ema(linearize(layer)): average outside":
         expanded_around(dp.ema),
     "wants memory in place of source, got int32[1,2]; encode it once: memory=dp.tap(net, "
     "\"encoder\")(params, ids, state=state, source=source, source_mask=source_mask)[1]"
