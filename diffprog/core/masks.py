@@ -42,11 +42,11 @@ def widened(
         remedy = ("name mask in a program where the time axis changes length, and pass on the new "
                   "one")
         if mask.ndim > reach:
-            remedy = ("give it an entry for each position: attention_mask is for pairs, "
-                      "which targets are real target_mask")
+            remedy = ("give it one entry per position: attention_mask masks pairs of query and "
+                      "key, target_mask masks targets")
         elif mask.ndim and mask.shape == shape[1 : 1 + mask.ndim]:
             whole = shape[: 1 + mask.ndim]
-            remedy = f"give it an axis of examples, as by jnp.broadcast_to(mask, {whole})"
+            remedy = f"give it a batch axis, as by jnp.broadcast_to(mask, {whole})"
         raise LayerError(f"a mask of the leading axes of {shape}", show(mask), remedy)
     return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
 

@@ -1,4 +1,4 @@
-"""Published networks, one paper a file, written in the layers of the library."""
+"""Published networks, one paper per file, built from the layers of the library."""
 
 from __future__ import annotations
 

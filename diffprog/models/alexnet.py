@@ -1,7 +1,7 @@
-"""AlexNet: the network that made convolution win, in one expression.
+"""AlexNet: five convolutions and three linear layers, in one expression.
 
 Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural
-networks", NeurIPS 25, section 3 and figure 2. The lecture writes it as
+networks", NeurIPS 25, section 3 and figure 2:
 
     AlexNet(x) = FeedForward³(MaxPool(Conv³(MaxPool(Conv(MaxPool(Conv(x)))))))
 """
@@ -24,18 +24,17 @@ __all__ = ["alexnet"]
 def alexnet(classes: int = 1000) -> Layer:
     """``y = FeedForward^3(MaxPool(Conv^3(MaxPool(Conv(MaxPool(Conv(x)))))))``, the sizes of 2012.
 
-    Conv is a convolution and a ReLU, FeedForward a linear map and an activation: ReLU twice, and
-    none on the last, whose values are logits. Convolutions 2, 4 and 5 are in two groups, as on
-    the two graphics cards of the paper. Local response normalization and dropout stand in the
-    paper and not in the formula; so they are not here.
+    Conv is a convolution and a ReLU, FeedForward a linear map and a ReLU, except for the last,
+    whose outputs are logits. Convolutions 2, 4 and 5 have two groups, as on the two GPUs of the
+    paper. Local response normalization and dropout, which the paper adds, are left out.
 
     Shapes:
-        x: (..., 227, 227, 3) -> (..., classes). The paper says 224, with which its first layer
-            would not give its 55 x 55 places.
+        x: (..., 227, 227, 3) -> (..., classes). The paper says 224, which does not match the
+            55 x 55 positions of its first layer.
         params: 60,965,224 numbers for 1000 classes.
 
     Args:
-        classes: how many.
+        classes: number of classes.
 
     Example:
         >>> image = jax.ShapeDtypeStruct((1, 227, 227, 3), jnp.float32)

@@ -1,4 +1,4 @@
-"""BERT: a Transformer encoder that reads text, and the two heads that it is trained with.
+"""BERT: a Transformer encoder of text, and the two heads of its pretraining.
 
 Devlin, Chang, Lee, Toutanova 2018, "BERT: pre-training of deep bidirectional transformers for
 language understanding", arXiv:1810.04805.
@@ -37,34 +37,34 @@ def bert(
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
     eps: float = 1e-12,
 ) -> Layer:
-    """Read text: ``y = body(N(embed(x) + embed(type) + position))``, and ``tanh(pool(y[0]))``.
+    """Encode text: ``y = body(N(embed(x) + embed(type) + position))``, and ``tanh(pool(y[0]))``.
 
     Shapes:
-        x: ints (batch, time) in [0, vocabulary), time at most `length`, and first a token that
-            stands for the whole -> a pair: vectors (batch, time, width), and one of the whole,
+        x: ints (batch, time) in [0, vocabulary), time at most `length`, starting with the [CLS]
+            token -> a pair: one vector per token, (batch, time, width), and one per sequence,
             (batch, width).
-        token_types: ints (batch, time) in [0, types), which sentence a token is of; 0 if absent.
+        token_types: ints (batch, time) in [0, types), the sentence of each token; default 0.
         mask, positions, segments, attention_mask, attention_bias: as in `self_attention` and
-            `learned_positions`. `segments`, which may not see each other, are not token_types;
-            the vector of the whole is then that of the first one.
+            `learned_positions`. Tokens attend across token_types, but not across `segments`; with
+            segments the sequence vector is that of the first segment.
         params: ``embed``, ``types``, ``positions``, ``norm``, ``body`` and ``pool``; 109,482,240
             numbers by default, which is BERT-base. Initial values are those of the layers, not
             the paper's.
 
     Args:
-        vocabulary: how many tokens there are.
-        length: how many positions are learned.
-        types: how many types of tokens there are.
+        vocabulary: number of tokens.
+        length: number of learned positions.
+        types: number of token types.
         width: size of the vectors; a multiple of heads.
         depth: number of blocks.
-        heads: heads of attention.
-        hidden: size of the hidden axis of `ffn`; ``4 * width`` if None.
-        dropout: as in `transformer_encoder`, and of what enters the first block (0.1 in BERT).
-        eps: of the norms; positive.
+        heads: number of attention heads.
+        hidden: hidden size of `ffn`; ``4 * width`` if None.
+        dropout: rate in `transformer_encoder` and on the embeddings, in [0, 1); 0.1 in BERT.
+        eps: epsilon of the norms; positive.
 
     Raises:
-        LayerError: token_types have another shape than x; and as `learned_positions` and
-            `transformer_encoder` do.
+        LayerError: token_types has another shape than x; or as `learned_positions` and
+            `transformer_encoder`.
 
     Example:
         >>> net = dp.models.bert(11, length=8, width=16, depth=2, heads=4)
@@ -86,11 +86,12 @@ def bert(
         token_types = jnp.zeros_like(x) if token_types is None else token_types
         if token_types.shape != x.shape:
             raise LayerError(f"token_types of the shape of x, {x.shape}", show(token_types),
-                             "give one to each token")
-        y = layers.embed(layers.hide(x)) + layers.types(layers.hide(token_types))
-        y = layers.positions(y)
-        y = layers.body(layers.drop(layers.norm(y)))
-        return y, layers.pool(y, segments=None)  # the first token is that of the first segment
+                             "pass one per token")
+        tokens = layers.embed(layers.hide(x))                            # (batch, time, width)
+        types = layers.types(layers.hide(token_types))                   # (batch, time, width)
+        y = layers.norm(layers.positions(tokens + types))
+        y = layers.body(layers.drop(y))                                  # (batch, time, width)
+        return y, layers.pool(y, segments=None)                          # and (batch, width)
 
     return bert
 
@@ -101,14 +102,14 @@ def bert_pretraining(
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
     eps: float = 1e-12,
 ) -> Layer:
-    """Guess hidden tokens and whether two sentences follow: ``(N(gelu(W y)) @ embed.T + b, V p)``.
+    """Predict masked tokens and the next sentence: ``(N(gelu(W y)) @ embed.T + b, V p)``.
 
-    y and p are the pair that `bert` gives. The objective is `masked_language`.
+    y and p are the pair that `bert` returns. The objective is `masked_language`.
 
     Shapes:
-        x, token_types, mask and the others: as in `bert` -> a pair: scores of the tokens, (batch,
-            time, vocabulary), and of the second sentence following the first, (batch, 2); number 0
-            says that it follows, as in the published weights.
+        x, token_types, mask and others: as in `bert` -> a pair: logits of the tokens, (batch, time,
+            vocabulary), and of the second sentence following the first, (batch, 2), with index 0
+            for a sentence that follows, as in the published weights.
         params: ``encoder`` (`bert`), ``transform``, ``bias`` and ``follows``; 110,106,428 numbers
             by default.
 
@@ -116,7 +117,7 @@ def bert_pretraining(
         vocabulary, length, types, width, depth, heads, hidden, dropout, eps: as in `bert`.
 
     Raises:
-        LayerError: as `bert` does.
+        LayerError: as `bert`.
 
     Example:
         >>> net = dp.models.bert_pretraining(11, length=8, width=16, depth=2, heads=4)
@@ -131,8 +132,8 @@ def bert_pretraining(
 
     @program(encoder=encoder, transform=transform, bias=shift(), follows=linear(2))
     def bert_pretraining(layers: Children, x: Any) -> tuple[jax.Array, jax.Array]:
-        y, whole = layers.encoder(x)
-        scores = unembed(layers.encoder.params["embed"], layers.transform(y))
-        return layers.bias(scores), layers.follows(whole)
+        y, pooled = layers.encoder(x)              # (batch, time, width), (batch, width)
+        logits = unembed(layers.encoder.params["embed"], layers.transform(y))
+        return layers.bias(logits), layers.follows(pooled)   # (batch, time, vocabulary), (batch, 2)
 
     return bert_pretraining

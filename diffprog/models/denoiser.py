@@ -1,6 +1,6 @@
-"""What the nets that remove noise have in common: they are told how noisy x is, and of what class.
+"""The conditioning of denoisers: one vector from the noise step and the class of an image.
 
-Ho, Jain, Abbeel 2020, arXiv:2006.11239, appendix B: the step is read as waves, like a position.
+Ho, Jain, Abbeel 2020, arXiv:2006.11239, appendix B: the step is embedded like a position.
 """
 
 from __future__ import annotations
@@ -20,60 +20,65 @@ from diffprog.models.mlp import mlp
 from diffprog.wiring.children import Children
 from diffprog.wiring.program import program
 
-_WAVES = sinusoidal_positions()
+_POSITIONS = sinusoidal_positions()
 
 
 def time_and_class(size: int, features: int, classes: int | None) -> Layer:
-    """What an image's net is told: ``y = mlp(waves(time)) + embedding[condition]``.
+    """The conditioning vector of an image: ``y = mlp(sinusoids(time)) + embedding[condition]``.
 
     Shapes:
-        x: images (..., H, W, C), of which shape and dtype are read -> (..., features).
-        time: ints (...). condition: ints (...), `classes` standing for none; if absent, none.
-        params: ``time``, and with classes ``classes``.
+        x: images (..., H, W, C), used for their batch axes and dtype -> (..., features).
+        time: ints (...), the noise step; required.
+        condition: ints (...) in [0, classes]; the default is `classes`, which stands for no class.
+        params: ``time``; with classes also ``classes``.
 
     Args:
-        size: how many features the waves have; even.
-        features: of y, and hidden ones.
-        classes: how many there are; None for a net that knows of none.
+        size: features of the sinusoidal embedding of time; even.
+        features: features of y and of the hidden layer.
+        classes: number of classes; None for a net without condition.
     """
-    own = {} if classes is None else {"classes": embedding(classes + 1, features)}
+    children = {"time": mlp((features,), features, activation=jax.nn.silu)}
     if classes is not None:
         check_count("classes", classes)
+        children["classes"] = embedding(classes + 1, features)
 
-    @program(time=mlp((features,), features, activation=jax.nn.silu), **own)
-    def told(
+    @program(**children)
+    def time_and_class(
         layers: Children, x: jax.Array, *, time: Any = None, condition: Any = None
     ) -> jax.Array:
         batch = x.shape[:-3]
-        time = _ints("time", time, batch)
-        y = layers.time(waves(time[..., None], size, x.dtype)[..., 0, :])
+        time = _one_per_image("time", time, batch)
+        waves = sinusoids(time[..., None], size, x.dtype)[..., 0, :]     # (..., size)
+        y = layers.time(waves)                                           # (..., features)
         if classes is None:
             if condition is not None:
                 raise LayerError("no condition, for a net without classes", show(condition),
-                                 "give the net classes=10, for example")
+                                 "build the net with classes=10, for example")
             return y
         condition = jnp.full(batch, classes) if condition is None else condition
-        return y + layers.classes(_ints("condition", condition, batch)).astype(y.dtype)
+        condition = _one_per_image("condition", condition, batch)
+        return y + layers.classes(condition).astype(y.dtype)
 
-    return told
+    return time_and_class
 
 
-def waves(numbers: jax.Array, features: int, dtype: Any) -> jax.Array:
-    """Sines and cosines of ints: (..., n) -> (..., n, features), as `sinusoidal_positions` adds."""
-    return _WAVES({}, jnp.zeros((*numbers.shape, features), dtype), positions=numbers)
+def sinusoids(numbers: jax.Array, features: int, dtype: Any) -> jax.Array:
+    """The embedding of `sinusoidal_positions` for ints: (..., n) -> (..., n, features)."""
+    zeros = jnp.zeros((*numbers.shape, features), dtype)
+    return _POSITIONS({}, zeros, positions=numbers)
 
 
 def check_images(x: Any, multiple: int) -> None:
-    """Raise unless x is images whose sides are multiples of a number."""
+    """Raise unless x is images whose height and width are multiples of a number."""
     check_array(x, rank=3, axes="(..., height, width, channels)")
     if any(side % multiple for side in x.shape[-3:-1]):
         raise LayerError(f"images with sides that are multiples of {multiple}", show(x),
                          "pad or crop them")
 
 
-def _ints(name: str, given: Any, shape: tuple[int, ...]) -> jax.Array:
-    """The side input, if it is an int for each image."""
-    if given is None or given.shape != shape or not jnp.issubdtype(given.dtype, jnp.integer):
+def _one_per_image(name: str, given: Any, batch: tuple[int, ...]) -> jax.Array:
+    """The side input; raises unless it is one int per image."""
+    if given is None or given.shape != batch or not jnp.issubdtype(given.dtype, jnp.integer):
         got = "none" if given is None else show(given)
-        raise LayerError(f"{name} as ints of shape {shape}", got, "give one to each image")
+        raise LayerError(f"{name} as ints of shape {batch}", got, "pass one per image")
     return given

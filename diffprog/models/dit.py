@@ -1,7 +1,8 @@
-"""The diffusion Transformer: patches of a noisy image, in blocks whose norms obey time and class.
+"""The diffusion Transformer: blocks on patches of a noisy image, modulated by time and class.
 
-Peebles and Xie 2022, "Scalable diffusion models with Transformers", arXiv:2212.09748. A condition
-scales and shifts what every norm gives, and gates what every body adds; all gates begin closed.
+Peebles and Xie 2022, "Scalable diffusion models with Transformers", arXiv:2212.09748. The
+condition scales and shifts the output of every norm and gates every residual branch; all gates
+start at zero.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from diffprog.layers.linear import linear
 from diffprog.layers.norms.norm import layer_norm
 from diffprog.layers.spatial.resize import patches
 from diffprog.layers.sublayer import ffn
-from diffprog.models.denoiser import check_images, time_and_class, waves
+from diffprog.models.denoiser import check_images, sinusoids, time_and_class
 from diffprog.transforms.repeat import repeat
 from diffprog.wiring.children import Children
 from diffprog.wiring.program import program
 
 __all__ = ["dit"]
 
-_FREQUENCIES = 256  # features of the waves of time, as in the paper's code
+_TIME_FEATURES = 256  # of the sinusoidal embedding of time, as in the paper's code
 
 
 @known
@@ -37,36 +38,37 @@ def dit(
     heads: int = 16, hidden: int | None = None, classes: int | None = None,
     dropout: float = 0.0, eps: float = 1e-6,
 ) -> Layer:
-    """Remove noise by attention: ``x += g * attend(s * N(x) + b); x += g * feed(s * N(x) + b)``.
+    """Denoise by attention: ``x += g * attend(s * N(x) + b); x += g * feed(s * N(x) + b)``.
 
-    s, b and g are linear maps of what is made of `time` and `condition`, others in each line and
-    block; s - 1, b and g begin at zero, so that every block begins as the identity, and y at zero.
-    Places are told by waves of row and column, so that images may have any size.
+    The scale s, shift b and gate g are linear maps of a vector from `time` and `condition`, with
+    separate weights for each sublayer and block. s - 1, b and g start at zero, so that every block
+    starts as the identity, and y at zero. Positions are sinusoids of row and column, so that images
+    may have any size.
 
     Shapes:
-        x: (..., H, W, C) -> (..., H, W, features), C = features mostly; H and W are multiples of
-            patch_size.
-        time: ints (...), the step of the noise, from 0; always needed.
-        condition: ints (...) in [0, classes], where ``classes`` is no class, as if it were absent.
+        x: (..., H, W, C) -> (..., H, W, features), usually with C = features; H and W are multiples
+            of patch_size.
+        time: ints (...), the noise step, from 0; required.
+        condition: ints (...) in [0, classes]; the default is ``classes``, which stands for no
+            class.
         params: ``told``, ``patches``, ``blocks`` (stacked over depth) and ``head``; with
             ``dit(8, classes=1000)`` on images of 4 channels 674,834,720 numbers, which is DiT-XL/2
-            with a variance beside each mean.
+            with a variance output for each mean.
 
     Args:
         features: channels of y.
         patch_size: side of a patch in pixels.
         width: size of the vectors; a multiple of heads and of 4.
         depth: number of blocks.
-        heads: heads of attention.
-        hidden: size of the hidden axis of `ffn`; ``4 * width`` if None.
-        classes: how many classes `condition` may name; None makes a net that takes no condition.
-        dropout: share that is dropped in training, of attention's weights and of what each body
-            adds, in [0, 1).
-        eps: of the norms; positive.
+        heads: number of attention heads.
+        hidden: hidden size of `ffn`; ``4 * width`` if None.
+        classes: number of classes of `condition`; None makes a net without condition.
+        dropout: rate on attention weights and on each residual branch, in [0, 1).
+        eps: epsilon of the norms; positive.
 
     Raises:
-        LayerError: at composition, for a width that is no multiple of 4; at ``init``, for sides
-            that are no multiples of patch_size, without time, and for a condition without classes.
+        LayerError: at composition, for a width that is not a multiple of 4; at ``init``, for sides
+            that are not multiples of patch_size, without time, and for a condition without classes.
 
     Example:
         >>> net = dp.models.dit(1, width=16, depth=2, heads=4, classes=10)
@@ -80,28 +82,30 @@ def dit(
         check_count(name, size)
     if width % 4:
         raise LayerError("width as a multiple of 4", f"{width}",
-                         "choose another: sines and cosines of rows and of columns share it")
+                         "choose another: sine and cosine of row and column have a quarter each")
     block = _block(width, heads, hidden or 4 * width, dropout, eps)
 
-    @program(told=time_and_class(_FREQUENCIES, width, classes),
+    @program(told=time_and_class(_TIME_FEATURES, width, classes),
              patches=patches(patch_size) >> linear(width), blocks=repeat(depth, block),
              head=_head(patch_size**2 * features, width, eps))
     def dit(
         layers: Children, x: jax.Array, *, time: Any = None, condition: Any = None
     ) -> jax.Array:
         check_images(x, patch_size)
-        told = jax.nn.silu(layers.told(x, time=time, condition=condition))
-        rows, columns = (side // patch_size for side in x.shape[-3:-1])
-        places = _places(rows, columns, width, x.dtype)
-        y = layers.patches(x) + jax.lax.broadcast_to_rank(places, x.ndim - 1)
-        y = layers.head(layers.blocks(y, condition=told), condition=told)
-        return _joined(y, rows, columns, patch_size)
+        vector = jax.nn.silu(layers.told(x, time=time, condition=condition))  # (..., width)
+        height, breadth = x.shape[-3:-1]
+        rows, columns = height // patch_size, breadth // patch_size
+        positions = _positions(rows, columns, width, x.dtype)            # (patches, width)
+        y = layers.patches(x) + jax.lax.broadcast_to_rank(positions, x.ndim - 1)
+        y = layers.blocks(y, condition=vector)                           # (..., patches, width)
+        y = layers.head(y, condition=vector)                             # (..., patches, pixels)
+        return _unpatchify(y, rows, columns, patch_size)                 # (..., H, W, features)
 
     return dit
 
 
 def _block(width: int, heads: int, hidden: int, dropout: float, eps: float) -> Layer:
-    """Attention and a feed-forward net; the condition has a say before and behind each."""
+    """Attention and a feed-forward net, each modulated by the condition (adaLN-Zero)."""
 
     @program(adapt=_adapt(6, width), norm=layer_norm(eps=eps, scale=False, bias=False),
              attend=self_attention(heads, dropout=dropout), feed=ffn(hidden, jax.nn.gelu),
@@ -117,7 +121,7 @@ def _block(width: int, heads: int, hidden: int, dropout: float, eps: float) -> L
 
 
 def _head(features: int, width: int, eps: float) -> Layer:
-    """What stands in each patch, by a norm that the condition scales and shifts."""
+    """The pixels of each patch, from a norm that the condition scales and shifts."""
 
     @program(adapt=_adapt(2, width), norm=layer_norm(eps=eps, scale=False, bias=False),
              linear=linear(features, kernel_init="zeros"))
@@ -129,19 +133,24 @@ def _head(features: int, width: int, eps: float) -> Layer:
 
 
 def _adapt(count: int, width: int) -> Layer:
-    """So many vectors for all patches of an image, zero at first."""
-    return linear(count * width, kernel_init="zeros") >> (
-        lambda y: tuple(jnp.split(y[..., None, :], count, axis=-1)))
+    """`count` vectors per image, shared by its patches: (..., D) -> each (..., 1, width)."""
+
+    def split(y: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(jnp.split(y[..., None, :], count, axis=-1))
+
+    return linear(count * width, kernel_init="zeros") >> split
 
 
-def _places(rows: int, columns: int, width: int, dtype: Any) -> jax.Array:
-    """Waves of the row beside waves of the column, for each patch: (rows * columns, width)."""
-    row, column = jnp.divmod(jnp.arange(rows * columns), columns)
-    return jnp.concatenate([waves(n, width // 2, dtype) for n in (row, column)], axis=-1)
+def _positions(rows: int, columns: int, width: int, dtype: Any) -> jax.Array:
+    """Sinusoids of the row and of the column of each patch: (rows * columns, width)."""
+    row, column = jnp.divmod(jnp.arange(rows * columns), columns)        # (rows * columns,) each
+    halves = [sinusoids(n, width // 2, dtype) for n in (row, column)]
+    return jnp.concatenate(halves, axis=-1)
 
 
-def _joined(y: jax.Array, rows: int, columns: int, size: int) -> jax.Array:
-    """Patches put together: what `patches` takes apart."""
-    batch = y.shape[:-2]
-    y = y.reshape(*batch, rows, columns, size, size, y.shape[-1] // size**2)
-    return jnp.moveaxis(y, -4, -3).reshape(*batch, rows * size, columns * size, y.shape[-1])
+def _unpatchify(y: jax.Array, rows: int, columns: int, size: int) -> jax.Array:
+    """The inverse of `patches`: (..., patches, size * size * features) -> (..., H, W, features)."""
+    batch, features = y.shape[:-2], y.shape[-1] // size**2
+    y = y.reshape(*batch, rows, columns, size, size, features)
+    y = jnp.moveaxis(y, -4, -3)                                          # rows, size, columns, size
+    return y.reshape(*batch, rows * size, columns * size, features)

@@ -1,9 +1,8 @@
-"""Deep convolutional adversarial networks: a generator makes images of noise, a discriminator tells
-them from real ones.
+"""DCGAN: a convolutional generator of images from noise, and a discriminator of real images.
 
 Radford, Metz, Chintala 2015, "Unsupervised representation learning with deep convolutional
 generative adversarial networks", arXiv:1511.06434: strides in place of pools, batch normalization
-everywhere but at the images, and nothing fully connected between. `make_game` trains the two.
+everywhere but at the images, and no fully connected hidden layers. `make_game` trains the two.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ __all__ = ["dcgan_discriminator", "dcgan_generator"]
 def dcgan_generator(
     image_size: int = 64, features: int = 3, *, width: int = 128, smallest: int = 4
 ) -> Layer:
-    """An image of noise: ``y = tanh(up(... up(relu(norm(linear(x))))))``, sides doubled each time.
+    """Generate an image from noise: ``y = tanh(up(... up(relu(norm(linear(x))))))``.
 
-    Each doubling halves the channels: it is a transposed convolution of 5 x 5, then normalization
-    and ReLU, and the last one gives the image.
+    Each ``up`` doubles the sides and halves the channels: a transposed 5 x 5 convolution, then
+    batch normalization and ReLU; the last one is the convolution alone, and returns the image.
 
     Shapes:
-        x: (..., latent), often standard normal -> (..., image_size, image_size, features) in
-            (-1, 1), to which real images are scaled.
+        x: (..., latent), usually standard normal -> (..., image_size, image_size, features) in
+            (-1, 1), the range to which real images are scaled.
         params: ``project``, ``up_1``, ``up_2`` ... and ``image``; 18,855,043 numbers for 100
             latent features.
 
@@ -46,10 +45,10 @@ def dcgan_generator(
         image_size: side of the image in pixels, `smallest` doubled at least once.
         features: channels of the image.
         width: channels before the last doubling; twice as many before each earlier one.
-        smallest: side in places of what the noise is projected to.
+        smallest: side in pixels of the first feature map, to which the noise is projected.
 
     Raises:
-        LayerError: another image_size.
+        LayerError: image_size is not `smallest` times a power of two.
 
     Example:
         >>> net = dp.models.dcgan_generator(8, 1, width=16)
@@ -73,10 +72,10 @@ def dcgan_generator(
 def dcgan_discriminator(
     image_size: int = 64, *, width: int = 128, smallest: int = 4
 ) -> Layer:
-    """A logit, positive for real images: ``y = linear(down(... down(x)))``, sides halved each time.
+    """A logit, positive for real images: ``y = linear(down(... down(x)))``.
 
-    Each halving but the first doubles the channels: it is a convolution of 5 x 5 with stride 2,
-    normalization but in the first, and a leaky ReLU of slope 0.2.
+    Each ``down`` halves the sides: a 5 x 5 convolution of stride 2, batch normalization, and a
+    leaky ReLU of slope 0.2. All but the first double the channels; the first has no normalization.
 
     Shapes:
         x: (..., image_size, image_size, features) in [-1, 1] -> (..., 1).
@@ -85,10 +84,10 @@ def dcgan_discriminator(
     Args:
         image_size: side of the image in pixels, `smallest` doubled at least once.
         width: channels after the first halving.
-        smallest: side in places of what the linear layer sees.
+        smallest: side in pixels of the last feature map, the input of the linear layer.
 
     Raises:
-        LayerError: another image_size.
+        LayerError: image_size is not `smallest` times a power of two.
 
     Example:
         >>> net = dp.models.dcgan_discriminator(8, width=16)
@@ -106,7 +105,7 @@ def dcgan_discriminator(
 
 
 def _widths(image_size: int, width: int, smallest: int) -> list[int]:
-    """The channels of the hidden images, of the largest first."""
+    """The channels of the hidden feature maps, from the largest map to the smallest."""
     check_count("width", width)
     check_count("smallest", smallest)
     check_count("image_size", image_size, least=2 * smallest)
@@ -118,5 +117,5 @@ def _widths(image_size: int, width: int, smallest: int) -> list[int]:
 
 
 def _resized(convolution: Any, features: int, *, bias: bool = False) -> Layer:
-    """A convolution that halves or doubles the sides; a bias before a norm would be cancelled."""
+    """A convolution that halves or doubles the sides; before a norm a bias has no effect."""
     return convolution(features, 5, stride=2, bias=bias, kernel_init="normal")

@@ -1,4 +1,4 @@
-"""GPT-2: a causal Transformer that scores the next token.
+"""GPT-2: a causal Transformer that predicts the next token.
 
 Radford, Wu, Child, Luan, Amodei, Sutskever 2019, "Language models are unsupervised multitask
 learners", section 2.3.
@@ -29,10 +29,10 @@ def gpt(
     heads: int = 12, hidden: int | None = None, activation: Activation = jax.nn.gelu,
     dropout: float = 0.0, eps: float = 1e-5,
 ) -> Layer:
-    """Score the next token: ``y = trunk(embed(x) + position) @ embed.T``.
+    """Predict the next token: ``y = trunk(embed(x) + position) @ embed.T``.
 
-    y[t] scores the token that follows x[:t + 1]. The trunk is `transformer_decoder` with norms
-    first and no memory. It streams; `generate` writes with it.
+    y[t] are the logits of the token after x[:t + 1]. The trunk is `transformer_decoder` with
+    pre-norm and without cross-attention. It streams, as `generate` needs.
 
     Shapes:
         x: ints (batch, time) in [0, vocabulary), time at most `length` -> (batch, time,
@@ -43,18 +43,18 @@ def gpt(
             the smallest GPT-2. Initial values are those of the layers, not the paper's.
 
     Args:
-        vocabulary: how many tokens there are.
-        length: how many positions are learned.
+        vocabulary: number of tokens.
+        length: number of learned positions.
         width: size of the vectors; a multiple of heads.
         depth: number of blocks.
-        heads: heads of attention.
-        hidden: size of the hidden axis of `ffn`; ``4 * width`` if None.
-        activation: of `ffn`; the tanh approximation of gelu, as in GPT-2.
-        dropout: as in `transformer_encoder`, and of what enters the first block (0.1 in GPT-2).
-        eps: of the norms; positive.
+        heads: number of attention heads.
+        hidden: hidden size of `ffn`; ``4 * width`` if None.
+        activation: activation of `ffn`; the default is the tanh approximation of GELU, as in GPT-2.
+        dropout: rate in `transformer_decoder` and on the embeddings, in [0, 1); 0.1 in GPT-2.
+        eps: epsilon of the norms; positive.
 
     Raises:
-        LayerError: as `learned_positions` and `transformer_decoder` do.
+        LayerError: as `learned_positions` and `transformer_decoder`.
 
     Example:
         >>> net = dp.models.gpt(11, length=8, width=16, depth=2, heads=4)
@@ -71,8 +71,9 @@ def gpt(
     @program(hide=hide(), embed=embedding(vocabulary, width), positions=learned_positions(length),
              drop=dropping(dropout), trunk=trunk)
     def gpt(layers: Children, x: Any) -> jax.Array:
-        y = layers.positions(layers.embed(layers.hide(x)))
-        y = layers.trunk(layers.drop(y))
-        return unembed(layers.embed.params, y)
+        tokens = layers.embed(layers.hide(x))                            # (batch, time, width)
+        y = layers.drop(layers.positions(tokens))
+        y = layers.trunk(y)                                              # (batch, time, width)
+        return unembed(layers.embed.params, y)                           # (batch, time, vocabulary)
 
     return gpt

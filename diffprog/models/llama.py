@@ -1,4 +1,4 @@
-"""LLaMA: a causal Transformer with RMS norms, rotary positions, SwiGLU and shared key heads.
+"""LLaMA: a causal Transformer with RMS norms, rotary positions, SwiGLU and grouped queries.
 
 Touvron et al. 2023, "LLaMA: open and efficient foundation language models", arXiv:2302.13971,
 section 2.2; kv_heads as in "Llama 2", arXiv:2307.09288.
@@ -19,7 +19,7 @@ from diffprog.layers.linear import linear
 from diffprog.layers.masking import hide
 from diffprog.layers.norms.norm import rms_norm
 from diffprog.layers.positions.rotary import Rotary
-from diffprog.layers.positions.rotary import rotary as turning
+from diffprog.layers.positions.rotary import rotary as rotary_embedding
 from diffprog.layers.sublayer import pre_norm
 from diffprog.transforms.repeat import repeat
 from diffprog.wiring.children import Children
@@ -36,10 +36,10 @@ def llama(
     window: int | None = None, rotary: Rotary | None = None, tied: bool = False,
     eps: float = 1e-5,
 ) -> Layer:
-    """Score the next token: ``y = head(trunk(embed(x)))``, without a bias anywhere.
+    """Predict the next token: ``y = head(trunk(embed(x)))``, without biases.
 
-    y[t] scores the token that follows x[:t + 1]. A block is ``x = x + attend(N(x)); x = x +
-    down(silu(gate(N(x))) * up(N(x)))``, N the RMS norm. It streams; `generate` writes with it.
+    y[t] are the logits of the token after x[:t + 1]. A block is ``x = x + attend(N(x)); x = x +
+    down(silu(gate(N(x))) * up(N(x)))``, with the RMS norm N. It streams, as `generate` needs.
 
     Shapes:
         x: ints (batch, time) in [0, vocabulary) -> (batch, time, vocabulary).
@@ -48,18 +48,18 @@ def llama(
             which is the smallest of 2023.
 
     Args:
-        vocabulary: how many tokens there are.
+        vocabulary: number of tokens.
         width: size of the vectors; a multiple of heads if there is no head_dim.
         depth: number of blocks.
         heads, head_dim, kv_heads: as in `self_attention`.
-        hidden: size of the hidden axis of the gated feed-forward net, mostly 8/3 * width.
-        window: as in `self_attention`; None sees all of the past.
-        rotary: how queries and keys are turned by their positions; ``rotary()`` if None.
-        tied: the embedding scores the output, and there is no head.
-        eps: of the norms; positive.
+        hidden: hidden size of the gated feed-forward net, usually 8/3 * width.
+        window: as in `self_attention`; None attends to all earlier positions.
+        rotary: the rotary embedding of queries and keys; ``rotary()`` if None.
+        tied: use the embedding as the output matrix in place of a head.
+        eps: epsilon of the norms; positive.
 
     Raises:
-        LayerError: as `self_attention` does.
+        LayerError: as `self_attention`.
 
     Example:
         >>> net = dp.models.llama(11, width=16, depth=2, heads=4, kv_heads=2, hidden=32)
@@ -71,7 +71,7 @@ def llama(
     """
     attention = self_attention(
         heads, head_dim=head_dim, kv_heads=kv_heads, causal=True, window=window,
-        rotary=turning() if rotary is None else rotary, bias=False)
+        rotary=rotary_embedding() if rotary is None else rotary, bias=False)
     feed = serial(up=swiglu(hidden), down=linear(width, bias=False))
     block = serial(attend=pre_norm(attention, rms_norm(eps=eps)),
                    feed=pre_norm(feed, rms_norm(eps=eps)))
@@ -82,7 +82,8 @@ def llama(
 
     @program(hide=hide(), embed=embed, trunk=trunk)
     def llama(layers: Children, x: Any) -> jax.Array:
-        y = layers.trunk(layers.embed(layers.hide(x)))
-        return unembed(layers.embed.params, y)
+        tokens = layers.embed(layers.hide(x))                            # (batch, time, width)
+        y = layers.trunk(tokens)                                         # (batch, time, width)
+        return unembed(layers.embed.params, y)                           # (batch, time, vocabulary)
 
     return llama

@@ -30,13 +30,13 @@ def mlp(
         params: ``body/linear_<i>`` for each hidden size, ``head``.
 
     Args:
-        hidden: sizes of the hidden layers, in order; none gives a linear map.
+        hidden: sizes of the hidden layers, in order; an empty sequence makes a linear map.
         features: size of the last axis of y.
         activation: a function of arrays, or a layer.
-        dropout: share of the hidden values that is dropped in training, in [0, 1).
+        dropout: dropout rate of the hidden layers, in [0, 1).
 
     Raises:
-        LayerError: at composition, for sizes that are no positive ints.
+        LayerError: at composition, for sizes that are not positive ints.
 
     Example:
         >>> net = dp.models.mlp((64, 32), 10)
@@ -49,7 +49,10 @@ def mlp(
         raise LayerError("hidden as a sequence of sizes", show(hidden),
                          "pass (64, 32), for example")
     check_count("features", features)
-    parts = []
+    body = []
     for size in hidden:
-        parts += [linear(size), activation, *([dropping(dropout)] if dropout else [])]
-    return serial(**({"body": serial(*parts)} if parts else {}), head=linear(features))
+        body += [linear(size), activation]
+        if dropout:
+            body.append(dropping(dropout))
+    head = linear(features)
+    return serial(body=serial(*body), head=head) if body else serial(head=head)

@@ -1,4 +1,4 @@
-"""Sequence to sequence by recurrence: an encoder, a decoder, and attention between them.
+"""Recurrent sequence to sequence: an LSTM encoder and an LSTM decoder with attention.
 
 Sutskever, Vinyals, Le 2014, arXiv:1409.3215, with the global attention of Luong, Pham, Manning
 2015, arXiv:1508.04025, section 3.1.
@@ -37,9 +37,9 @@ def seq2seq(
 ) -> Layer:
     """Translate: ``h = LSTM(embed(x)); y = tanh([h, attend(h, memory)] @ W + b) @ embed.T``.
 
-    ``memory = BiLSTM(embed(source))``. y[t] scores the id that follows x[:t + 1]. The decoder
-    begins at zero and knows the source by attention alone; what attention found is not fed to the
-    next step, so that all steps are trained at once.
+    ``memory = BiLSTM(embed(source))``. y[t] are the logits of the token after x[:t + 1]. The
+    decoder starts from a zero state and reads the source by attention only. The attention output is
+    not fed to the next step, so that all steps are trained in parallel.
 
     Shapes:
         x: ints (batch, time) in [0, target_vocabulary) -> (batch, time, target_vocabulary).
@@ -49,14 +49,13 @@ def seq2seq(
             ``join``).
 
     Args:
-        source_vocabulary, target_vocabulary: how many ids there are to read, and to write.
+        source_vocabulary, target_vocabulary: number of tokens of source and target.
         width: size of all vectors; even.
-        depth: LSTMs of the encoder, and of the decoder, one on top of the other.
-        dropout: share that is dropped in training, of the vectors that are read and of y before
-            it is scored, in [0, 1).
+        depth: number of stacked LSTMs of the encoder, and of the decoder.
+        dropout: rate on the embeddings and on the vectors before the output matrix, in [0, 1).
 
     Raises:
-        LayerError: an odd width; source and memory are given both.
+        LayerError: width is odd; source and memory are both given.
 
     Example:
         >>> net = dp.models.seq2seq(11, 13, width=16)
@@ -71,20 +70,21 @@ def seq2seq(
     check_count("depth", depth)
     if width % 2:
         raise LayerError("width as an even int", f"{width}",
-                         "choose another: half of it reads in each direction")
+                         "choose another: each direction of the encoder has half of it")
 
-    both = [recurrent(lstm(width // 2), bidirectional=True) for _ in range(depth)]
+    bidirectional = [recurrent(lstm(width // 2), bidirectional=True) for _ in range(depth)]
     encoder = serial(hide=hide(), embed=embedding(source_vocabulary, width), scaled=scaled(width),
-                     drop=dropping(dropout), body=serial(*both))
+                     drop=dropping(dropout), body=serial(*bidirectional))
+    forward = [recurrent(lstm(width)) for _ in range(depth)]
 
     @program(hide=hide(), embed=embedding(target_vocabulary, width), scaled=scaled(width),
-             drop=dropping(dropout),
-             body=serial(*[recurrent(lstm(width)) for _ in range(depth)]),
-             attend=cross_attention(1), join=linear(width))
+             drop=dropping(dropout), body=serial(*forward), attend=cross_attention(1),
+             join=linear(width))
     def decoder(layers: Children, x: Any) -> jax.Array:
-        h = layers.scaled(layers.embed(layers.hide(x)))
-        h = layers.body(layers.drop(h))
-        y = layers.join(jnp.concatenate([h, layers.attend(h)], axis=-1))
-        return unembed(layers.embed.params, layers.drop(jnp.tanh(y)))
+        tokens = layers.scaled(layers.embed(layers.hide(x)))             # (batch, time, width)
+        h = layers.body(layers.drop(tokens))                             # (batch, time, width)
+        context = layers.attend(h)                                       # (batch, time, width)
+        y = jnp.tanh(layers.join(jnp.concatenate([h, context], axis=-1)))
+        return unembed(layers.embed.params, layers.drop(y))              # (batch, time, vocabulary)
 
     return encoder_decoder(encoder, decoder)

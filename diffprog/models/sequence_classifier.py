@@ -1,4 +1,4 @@
-"""A class for a sequence: read it, collapse it to one vector, and decide."""
+"""Sequence classification: embed, encode, collapse to one vector, and classify."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["sequence_classifier"]
 def sequence_classifier(
     vocabulary: int, classes: int, body: Any, *, width: int = 128, method: str = "mean"
 ) -> Layer:
-    """The scores of classes: ``y = collapse(body(embed(x))) @ W + b``.
+    """The logits of classes: ``y = collapse(body(embed(x))) @ W + b``.
 
     Shapes:
         x: ints (batch, time) in [0, vocabulary) -> (batch, classes).
-        mask: booleans (batch, time), True = real; padding changes nothing.
+        mask: booleans (batch, time), True for valid tokens; padding has no effect.
         params: ``embed``, ``body``, ``collapse`` if it attends, and ``head``.
 
     Args:
-        vocabulary: how many ids there are.
-        classes: how many.
-        body: what maps vectors (batch, time, width) to vectors, such as
+        vocabulary: number of tokens.
+        classes: number of classes.
+        body: a layer of vectors, (batch, time, width) -> (batch, time, D), such as
             ``recurrent(gru(128), bidirectional=True)`` or ``sinusoidal_positions() >>
             transformer_encoder(2)``.
-        width: size of the vectors that are read.
-        method: which vector stands for the sequence, as in `collapse`.
+        width: size of the embedding vectors.
+        method: how the sequence becomes one vector, as in `collapse`.
 
     Raises:
-        LayerError: as `collapse` and the body do.
+        LayerError: as `collapse` and the body.
 
     Example:
         >>> body = dp.recurrent(dp.gru(16))

@@ -1,12 +1,13 @@
-"""The Transformer: attention and feed-forward nets in turn, with residual sums and norms.
+"""The Transformer: blocks of attention and feed-forward nets, each with a residual sum and a norm.
 
 Vaswani et al. 2017, "Attention is all you need", arXiv:1706.03762, figure 1. The encoder and the
-decoder map vectors to vectors; `bert`, `gpt` and `vit` are made of them. The whole reads one
-sequence of ids and scores the next id of another.
+decoder map vectors to vectors; `bert`, `gpt` and `vit` are built from them. The Transformer encodes
+one sequence of tokens and predicts the next token of another.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,10 +39,10 @@ def transformer_encoder(
     depth: int = 6, *, heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
     norm_first: bool = False, dropout: float = 0.0, eps: float = 1e-5,
 ) -> Layer:
-    """Blocks in which all positions ask all: ``x = N(x + attend(x)); x = N(x + feed(x))``.
+    """Blocks of self-attention over all positions: ``x = N(x + attend(x)); x = N(x + feed(x))``.
 
-    With `norm_first` a block is ``x = x + attend(N(x)); x = x + feed(N(x))``, and a norm stands at
-    the end. Without positions in x it is equivariant to permutations.
+    With `norm_first` (pre-norm) a block is ``x = x + attend(N(x)); x = x + feed(N(x))``, and one
+    more norm follows the last block. Without positions in x it is equivariant to permutations.
 
     Shapes:
         x: (..., T, D) -> (..., T, D), in the dtype of x.
@@ -51,16 +52,15 @@ def transformer_encoder(
 
     Args:
         depth: number of blocks; positive.
-        heads: heads of attention; they divide D.
-        hidden: size of the hidden axis of `ffn`, mostly 4 * D.
-        activation: of `ffn`, a function of an array.
-        norm_first: norms before each body, which trains deep nets without warm-up of the rate.
-        dropout: share that is dropped in training, of attention's weights and of each body's
-            values, in [0, 1).
-        eps: of the norms; positive.
+        heads: number of attention heads, a divisor of D.
+        hidden: hidden size of `ffn`, usually 4 * D.
+        activation: activation of `ffn`, a function of an array.
+        norm_first: pre-norm in place of post-norm; trains deep nets without learning rate warm-up.
+        dropout: rate on attention weights and on the output of each sublayer, in [0, 1).
+        eps: epsilon of the norms; positive.
 
     Raises:
-        LayerError: as `self_attention`, `ffn` and `repeat` do.
+        LayerError: as `self_attention`, `ffn` and `repeat`.
 
     Example:
         >>> dp.models.transformer_encoder(2, heads=4, hidden=32).plan(jnp.ones((2, 10, 16))).y.shape
@@ -69,10 +69,11 @@ def transformer_encoder(
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.1; norm_first: Xiong et al. 2020,
     arXiv:2002.04745.
     """
-    around = _around(norm_first, dropout, eps)
-    block = serial(attend=around(self_attention(heads, dropout=dropout)),
-                   feed=around(ffn(hidden, activation)))
-    return _stack(depth, block, norm_first, eps)
+    sublayer = functools.partial(_sublayer, norm_first=norm_first, dropout=dropout, eps=eps)
+    block = serial(
+        attend=sublayer(self_attention(heads, dropout=dropout)),
+        feed=sublayer(ffn(hidden, activation)))
+    return _blocks(depth, block, norm_first, eps)
 
 
 @known
@@ -80,10 +81,10 @@ def transformer_decoder(
     depth: int = 6, *, heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
     cross: bool = True, norm_first: bool = False, dropout: float = 0.0, eps: float = 1e-5,
 ) -> Layer:
-    """Causal blocks that ask a memory too: ``x = N(x + attend(x)); x = N(x + cross(x)); ...``.
+    """Causal blocks with cross-attention: ``x = N(x + attend(x)); x = N(x + cross(x)); ...``.
 
-    ``x = N(x + feed(x))`` ends a block. It streams. Without `cross` there is no memory: the
-    decoder of language models.
+    ``x = N(x + feed(x))`` ends a block. It streams. Without `cross` it is the decoder of language
+    models, which has no encoder output to attend to.
 
     Shapes:
         x: (..., T, D) -> (..., T, D), in the dtype of x.
@@ -92,11 +93,11 @@ def transformer_decoder(
         params: as in `transformer_encoder`, and ``blocks/cross``.
 
     Args:
-        cross: False leaves out the attention to memory.
+        cross: whether blocks have cross-attention to the encoder output, `memory`.
         depth, heads, hidden, activation, norm_first, dropout, eps: as in `transformer_encoder`.
 
     Raises:
-        LayerError: as `self_attention`, `cross_attention`, `ffn` and `repeat` do.
+        LayerError: as `self_attention`, `cross_attention`, `ffn` and `repeat`.
 
     Example:
         >>> net = dp.models.transformer_decoder(2, heads=4)
@@ -106,21 +107,35 @@ def transformer_decoder(
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.1.
     """
-    around = _around(norm_first, dropout, eps)
-    attend = around(self_attention(heads, causal=True, dropout=dropout))
-    feed = around(ffn(hidden, activation))
+    sublayer = functools.partial(_sublayer, norm_first=norm_first, dropout=dropout, eps=eps)
+    attend = sublayer(self_attention(heads, causal=True, dropout=dropout))
+    feed = sublayer(ffn(hidden, activation))
     if not cross:
-        return _stack(depth, serial(attend=attend, feed=feed), norm_first, eps)
+        return _blocks(depth, serial(attend=attend, feed=feed), norm_first, eps)
 
-    @program(attend=attend, cross=around(cross_attention(heads, dropout=dropout)), feed=feed)
+    @program(attend=attend, cross=sublayer(cross_attention(heads, dropout=dropout)), feed=feed)
     def block(
         layers: Children, x: jax.Array, *, attention_mask: Any = None, attention_bias: Any = None
     ) -> jax.Array:
-        # Named, because they speak of x and itself: cross attention must not take them.
+        # These two are for self-attention only; as arguments they do not reach cross-attention.
         x = layers.attend(x, attention_mask=attention_mask, attention_bias=attention_bias)
-        return layers.feed(layers.cross(x))
+        x = layers.cross(x)
+        return layers.feed(x)
 
-    return _stack(depth, block, norm_first, eps)
+    return _blocks(depth, block, norm_first, eps)
+
+
+def _sublayer(body: Layer, *, norm_first: bool, dropout: float, eps: float) -> Layer:
+    """``x + body(N(x))`` with `norm_first`, otherwise ``N(x + body(x))``."""
+    residual = pre_norm if norm_first else add_norm
+    return residual(body, layer_norm(eps=eps), dropout=dropout)
+
+
+def _blocks(depth: int, block: Layer, norm_first: bool, eps: float) -> Layer:
+    """The block `depth` times; pre-norm blocks need one more norm, of their last sum."""
+    if norm_first:
+        return serial(blocks=repeat(depth, block), norm=layer_norm(eps=eps))
+    return serial(blocks=repeat(depth, block))
 
 
 @known
@@ -131,27 +146,28 @@ def transformer(
 ) -> Layer:
     """Translate: ``y = decoder(embed(x), encoder(embed(source))) @ embed.T``.
 
-    y[t] scores the id that follows x[:t + 1]. Positions are waves; the vectors that read the
-    target score it too. As in the paper, but that each language has vectors of its own.
+    y[t] are the logits of the token after x[:t + 1]. Positions are sinusoidal, and the target
+    embedding is also the output matrix. Other than in the paper, source and target have separate
+    embeddings.
 
     Shapes:
         x: ints (batch, time) in [0, target_vocabulary) -> (batch, time, target_vocabulary).
-        source: ints (batch, S) in [0, source_vocabulary); source_mask: booleans (batch, S), True =
-            real.
-        memory, memory_mask: what ``net.children["encoder"]`` makes of the source, in its place; of
-            a net in `ema` and the like, what `tap` reads there. Streams begin with it, because the
-            encoder sees all at once.
-        mask: booleans (batch, time), True = real.
+        source: ints (batch, S) in [0, source_vocabulary); source_mask: booleans (batch, S), True
+            for valid tokens.
+        memory, memory_mask: the output of ``net.children["encoder"]`` in place of source; inside
+            `ema` and similar wrappers, read it by `tap`. Streams start with memory, because the
+            encoder needs the whole source.
+        mask: booleans (batch, time), True for valid tokens.
 
     Args:
-        source_vocabulary, target_vocabulary: how many ids there are to read, and to write.
+        source_vocabulary, target_vocabulary: number of tokens of source and target.
         width: size of the vectors; even, and a multiple of heads.
-        depth: blocks of the encoder, and of the decoder.
+        depth: number of blocks of the encoder, and of the decoder.
         heads, hidden, activation, norm_first, dropout: as in `transformer_encoder`; dropout also
-            acts on what enters the first blocks (0.1 in the paper).
+            acts on the embeddings; 0.1 in the paper.
 
     Raises:
-        LayerError: source and memory are given both; and as `transformer_decoder` does.
+        LayerError: source and memory are both given; or as `transformer_decoder`.
 
     Example:
         >>> net = dp.models.transformer(11, 13, width=16, depth=2, heads=4, hidden=32)
@@ -176,28 +192,29 @@ def transformer(
              positions=sinusoidal_positions(), drop=dropping(dropout),
              body=transformer_decoder(depth, **options))
     def decoder(layers: Children, x: jax.Array) -> jax.Array:
-        y = layers.positions(layers.scaled(layers.embed(layers.hide(x))))
-        y = layers.body(layers.drop(y))
-        return unembed(layers.embed.params, y)
+        tokens = layers.scaled(layers.embed(layers.hide(x)))             # (batch, time, width)
+        y = layers.drop(layers.positions(tokens))
+        y = layers.body(y)                                               # (batch, time, width)
+        return unembed(layers.embed.params, y)                           # (batch, time, vocabulary)
 
     return encoder_decoder(encoder, decoder)
 
 
 @known
 def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
-    """``y = decoder(x, memory=encoder(source))``; streams begin with `memory` in place of source.
+    """``y = decoder(x, memory=encoder(source))``; streams start with `memory` in place of source.
 
     Shapes:
-        x: what the decoder takes; source: what the encoder takes; source_mask is its mask, and the
-            mask of memory.
-        mask, positions, segments, attention_mask, attention_bias: of x alone.
+        x: input of the decoder; source: input of the encoder; source_mask: its mask, and the mask
+            of the encoder output.
+        mask, positions, segments, attention_mask, attention_bias: for x, not for source.
 
     Args:
         encoder: a layer of source, which may take mask.
         decoder: a layer that takes `memory` and `memory_mask`.
 
     Raises:
-        LayerError: source and memory are given both; a source_mask without source.
+        LayerError: source and memory are both given; source_mask is given without source.
 
     Example:
         >>> decoder = dp.models.transformer_decoder(1, heads=2, hidden=8)
@@ -208,7 +225,8 @@ def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
 
     Source: Cho et al. 2014, arXiv:1406.1078, section 2.2.
     """
-    others = dict.fromkeys(("positions", "segments", "attention_mask", "attention_bias"))
+    # The encoder must not take these side inputs, which are for x.
+    absent = dict.fromkeys(("positions", "segments", "attention_mask", "attention_bias"))
 
     @program(encoder=encoder, decoder=decoder)
     def translate(
@@ -217,25 +235,13 @@ def encoder_decoder(encoder: Layer, decoder: Layer) -> Layer:
     ) -> Any:
         if source is not None and memory is not None:
             raise LayerError("source or memory", f"both, {show(source)} and {show(memory)}",
-                             "pass one of them: memory is what the encoder makes of source")
+                             "pass one of them: memory is the encoder's output for source")
         if source is None and source_mask is not None:
             raise LayerError("source with its source_mask", "source_mask alone",
                              "pass source= too, or memory_mask= for a memory")
         if source is not None:
-            memory = layers.encoder(source, **others | {"mask": source_mask})
+            memory = layers.encoder(source, mask=source_mask, **absent)
             memory_mask = source_mask
         return layers.decoder(x, memory=memory, memory_mask=memory_mask)
 
     return translate
-
-
-def _around(norm_first: bool, dropout: float, eps: float) -> Callable[[Layer], Layer]:
-    """How a body is surrounded by its residual sum and its norm."""
-    made = pre_norm if norm_first else add_norm
-    return lambda body: made(body, layer_norm(eps=eps), dropout=dropout)
-
-
-def _stack(depth: int, block: Layer, norm_first: bool, eps: float) -> Layer:
-    """The block again and again; sums that nothing has normalized yet are at the end."""
-    last = {"norm": layer_norm(eps=eps)} if norm_first else {}
-    return serial(blocks=repeat(depth, block), **last)

@@ -1,13 +1,13 @@
-"""The U-Net that removes noise: down to coarse grids and up again, told how noisy x is.
+"""The U-Net of diffusion models: down to coarser grids and up again, with skip connections.
 
 Ho, Jain, Abbeel 2020, "Denoising diffusion probabilistic models", arXiv:2006.11239, appendix B.
-What was seen on the way down is shown again on the way up. Time and class are side inputs; every
-residual block adds a linear map of them to its channels.
+Each block on the way up gets a feature map from the way down, concatenated to its input. Time and
+class are side inputs; every residual block adds a linear map of them to its channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,8 @@ from diffprog.wiring.program import program
 
 __all__ = ["unet"]
 
+_MakeBlock = Callable[[int, int, bool], Layer]  # (input channels, output channels, attention?)
+
 
 @known
 def unet(
@@ -38,36 +40,37 @@ def unet(
     attention: Sequence[int] = (2,), heads: int = 1, groups: int = 32,
     classes: int | None = None, dropout: float = 0.0, eps: float = 1e-6,
 ) -> Layer:
-    """Remove noise on finer and coarser grids: ``y = up(middle(down(x)), down(x))``.
+    """Denoise by convolutions on several grids: ``y = up(middle(down(x)), down(x))``.
 
-    A block is ``x + conv(silu(N(conv(silu(N(x))) + linear(silu(c)))))``, N being `group_norm` and c
-    what is made of `time` and `condition`. Each level halves the sides of the one before. The last
-    convolution of a block and of the net begin at zero.
+    A block is ``x + conv(silu(N(conv(silu(N(x))) + linear(silu(c)))))``, with `group_norm` N and a
+    vector c from `time` and `condition`. Each level has half the sides of the one before. The last
+    convolution of each block and of the net starts at zero.
 
     Shapes:
-        x: (..., H, W, C) -> (..., H, W, features), C = features mostly; H and W are multiples of
-            ``2**(len(widths) - 1)``.
-        time: ints (...), the step of the noise, from 0; always needed.
-        condition: ints (...) in [0, classes], where ``classes`` is no class, as if it were absent.
+        x: (..., H, W, C) -> (..., H, W, features), usually with C = features; H and W are multiples
+            of ``2**(len(widths) - 1)``.
+        time: ints (...), the noise step, from 0; required.
+        condition: ints (...) in [0, classes]; the default is ``classes``, which stands for no
+            class.
         params: ``told``, ``stem``, ``down_<i>``, ``middle``, ``up_<i>`` and ``head``; 35,746,307
             numbers by default on images of 3 channels, which is the paper's net for CIFAR-10.
 
     Args:
         features: channels of y.
-        widths: channels of the levels, the finest first; multiples of groups.
-        depth: blocks of a level on the way down; on the way up there is one more.
-        attention: the levels with attention behind each block, counted from 1; the middle has it
-            always.
-        heads: heads of attention.
+        widths: channels of each level, the finest first; multiples of groups.
+        depth: blocks per level on the way down; on the way up there is one more.
+        attention: levels, counted from 1, with attention after each block; the middle always has
+            attention.
+        heads: number of attention heads.
         groups: groups of channels in the norms.
-        classes: how many classes `condition` may name; None makes a net that takes no condition.
-        dropout: share of a block's hidden values that is dropped in training, in [0, 1); 0.1 in
-            the paper.
-        eps: of the norms; positive.
+        classes: number of classes of `condition`; None makes a net without condition.
+        dropout: rate inside each block, in [0, 1); 0.1 in the paper.
+        eps: epsilon of the norms; positive.
 
     Raises:
-        LayerError: at composition, for levels that there are not; at ``init``, for sides that
-            cannot be halved so often, without time, and for a condition without classes.
+        LayerError: at composition, for attention at a level that does not exist; at ``init``, for
+            sides that cannot be halved so often, without time, and for a condition without
+            classes.
 
     Example:
         >>> net = dp.models.unet(1, widths=(8, 16), depth=1, groups=4, classes=10)
@@ -83,110 +86,129 @@ def unet(
     if isinstance(widths, int) or not widths:
         raise LayerError("widths as a sequence of sizes", show(widths), "pass (64, 128), for "
                          "example")
-    levels = range(1, len(widths) + 1)
-    if wrong := [level for level in attention if level not in levels]:
+    if wrong := [level for level in attention if level not in range(1, len(widths) + 1)]:
         raise LayerError(f"attention at levels from 1 to {len(widths)}", repr(wrong[0]),
                          "leave it out, or add widths")
 
-    def block(width: int, before: int, attentive: bool) -> Layer:
-        body = _block(width, groups, dropout, eps, project=before != width)
-        return serial(body=body, **{"attend": _attend(heads, groups, eps)} if attentive else {})
+    def block(inputs: int, width: int, attend: bool) -> Layer:
+        body = _block(width, groups, dropout, eps, project=inputs != width)
+        if attend:
+            return serial(body=body, attend=_attend(heads, groups, eps))
+        return serial(body=body)
 
-    # The channels of each grid of the way down, which the way up takes off from the end.
-    kept = [widths[0]]
-    down, up = {}, {}
-    for level, width in zip(levels, widths, strict=True):
-        parts = {}
-        for i in range(depth):
-            parts[f"block_{i + 1}"] = block(width, kept[-1], level in attention)
-            kept.append(width)
-        if level < len(widths):
-            parts["shrink"] = conv(width, 3, stride=2)
-            kept.append(width)
-        down[f"down_{level}"] = _down(parts)
-    channels = widths[-1]
-    for level in reversed(levels):
-        parts, width = {}, widths[level - 1]
-        for i in range(depth + 1):
-            parts[f"block_{i + 1}"] = block(width, channels + kept.pop(), level in attention)
-            channels = width
-        up[f"up_{level}"] = _up(parts, {"grow": upsample(2) >> conv(width, 3)} if level > 1 else {})
-    last = widths[-1]
-    middle = serial(first=block(last, last, True), second=block(last, last, False))
+    finest, coarsest = widths[0], widths[-1]
+    down, skips = _down_path(block, widths, depth, attention)
+    middle = serial(first=block(coarsest, coarsest, True), second=block(coarsest, coarsest, False))
+    up = _up_path(block, widths, depth, attention, skips)
     head = serial(norm=group_norm(groups, eps=eps), silu=jax.nn.silu,
                   conv=conv(features, 3, kernel_init="zeros"))
 
-    @program(told=time_and_class(widths[0], 4 * widths[0], classes), stem=conv(widths[0], 3),
-             **down, middle=middle, **up, head=head)
+    @program(told=time_and_class(finest, 4 * finest, classes), stem=conv(finest, 3), **down,
+             middle=middle, **up, head=head)
     def unet(
         layers: Children, x: jax.Array, *, time: Any = None, condition: Any = None
     ) -> jax.Array:
         check_images(x, 2 ** (len(widths) - 1))
-        told = layers.told(x, time=time, condition=condition)
-        kept = [layers.stem(x)]
+        vector = layers.told(x, time=time, condition=condition)          # (..., 4 * finest)
+        skips = [layers.stem(x)]                                         # (..., H, W, finest)
         for name in down:
-            kept += layers[name](kept[-1], condition=told)
-        y = layers.middle(kept[-1], condition=told)
+            skips += layers[name](skips[-1], condition=vector)
+        y = layers.middle(skips[-1], condition=vector)
         for name in up:
-            y, kept = layers[name]((y, kept), condition=told)
-        return layers.head(y)
+            y, skips = layers[name]((y, skips), condition=vector)
+        return layers.head(y)                                            # (..., H, W, features)
 
     return unet
 
 
+def _down_path(
+    block: _MakeBlock, widths: Sequence[int], depth: int, attention: Sequence[int]
+) -> tuple[dict[str, Layer], list[int]]:
+    """The levels on the way down, and the channels of all feature maps on it, stem first."""
+    levels, skips = {}, [widths[0]]
+    for level, width in enumerate(widths, start=1):
+        parts = {}
+        for i in range(depth):
+            parts[f"block_{i + 1}"] = block(skips[-1], width, level in attention)
+            skips.append(width)
+        if level < len(widths):
+            parts["shrink"] = conv(width, 3, stride=2)
+            skips.append(width)
+        levels[f"down_{level}"] = _down(parts)
+    return levels, skips
+
+
+def _up_path(
+    block: _MakeBlock, widths: Sequence[int], depth: int, attention: Sequence[int],
+    skips: Sequence[int],
+) -> dict[str, Layer]:
+    """The levels on the way up, whose blocks use the feature maps in reverse order."""
+    levels, skips, channels = {}, list(skips), widths[-1]
+    for level in range(len(widths), 0, -1):
+        width, blocks = widths[level - 1], {}
+        for i in range(depth + 1):
+            blocks[f"block_{i + 1}"] = block(
+                channels + skips.pop(), width, level in attention)
+            channels = width
+        grow = {"grow": upsample(2) >> conv(width, 3)} if level > 1 else {}
+        levels[f"up_{level}"] = _up(blocks, grow)
+    return levels
+
+
 def _down(parts: Mapping[str, Layer]) -> Layer:
-    """One level of the way down; all that it makes is kept."""
+    """One level on the way down; returns the outputs of all its layers."""
 
     @program(**parts)
     def down(layers: Children, x: jax.Array) -> list[jax.Array]:
-        kept = []
+        outputs = []
         for layer in layers:
             x = layer(x)
-            kept.append(x)
-        return kept
+            outputs.append(x)
+        return outputs
 
     return down
 
 
 def _up(blocks: Mapping[str, Layer], grow: Mapping[str, Layer]) -> Layer:
-    """One level of the way up; each block is shown the last that is kept, beside its channels."""
+    """One level on the way up; each block takes the last skip, concatenated to its input."""
 
     @program(**blocks, **grow)
     def up(
         layers: Children, pair: tuple[jax.Array, list[jax.Array]]
     ) -> tuple[jax.Array, list[jax.Array]]:
-        x, kept = pair[0], list(pair[1])
+        x, skips = pair[0], list(pair[1])
         for name in blocks:
-            x = layers[name](concatenate((x, kept.pop())))
+            x = layers[name](concatenate((x, skips.pop())))
         for name in grow:
             x = layers[name](x)
-        return x, kept
+        return x, skips
 
     return up
 
 
 def _block(width: int, groups: int, dropout: float, eps: float, *, project: bool) -> Layer:
-    """Two convolutions around the sum of x; the condition, a vector, shifts the hidden channels."""
+    """A residual block of two convolutions; the condition, a vector, is added between them."""
     shortcut = {"shortcut": conv(width, 1)} if project else {}
 
     @program(norm_1=group_norm(groups, eps=eps), conv_1=conv(width, 3), shift=linear(width),
              norm_2=group_norm(groups, eps=eps), drop=dropping(dropout),
              conv_2=conv(width, 3, kernel_init="zeros"), **shortcut)
     def block(layers: Children, x: jax.Array, *, condition: Any = None) -> jax.Array:
-        y = layers.conv_1(jax.nn.silu(layers.norm_1(x)))
+        y = layers.conv_1(jax.nn.silu(layers.norm_1(x)))                 # (..., H, W, width)
         y = y + layers.shift(jax.nn.silu(condition))[..., None, None, :]
-        y = layers.conv_2(layers.drop(jax.nn.silu(layers.norm_2(y))))
+        y = layers.conv_2(layers.drop(jax.nn.silu(layers.norm_2(y))))    # (..., H, W, width)
         return y + (layers.shortcut(x) if project else x)
 
     return block
 
 
 def _attend(heads: int, groups: int, eps: float) -> Layer:
-    """All places of the grid ask all: ``y = x + attention(N(x))``."""
+    """Self-attention over all positions of the grid: ``y = x + attention(N(x))``."""
 
     @program(norm=group_norm(groups, eps=eps), attend=self_attention(heads))
     def attend(layers: Children, x: jax.Array) -> jax.Array:
-        rows = layers.norm(x).reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
-        return x + layers.attend(rows).reshape(x.shape)
+        *batch, height, width, channels = x.shape
+        sequence = layers.norm(x).reshape(*batch, height * width, channels)
+        return x + layers.attend(sequence).reshape(x.shape)
 
     return attend

@@ -1,7 +1,6 @@
-"""The variational autoencoder: an image is drawn from a few hidden numbers, and they from it.
+"""The variational autoencoder: an encoder of x to a normal distribution of z, and a decoder of z.
 
-The encoder gives a normal distribution over the hidden numbers, the decoder turns a draw from it
-back. Both are layers of any kind; `diffprog.elbo` is what they are trained by.
+Encoder and decoder are any two layers; the training objective is `diffprog.training.elbo`.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ __all__ = ["vae"]
 def vae(encoder: Layer, decoder: Layer) -> Layer:
     """``y = decoder(z), (m, v)`` with ``(m, v) = encoder(x); z = m + exp(v / 2) * e, e ~ N(0, 1)``.
 
-    With a key z is drawn, at rest too; without one it is the mean m.
+    With a key z is sampled, also in inference; without one it is the mean m.
 
     Shapes:
-        x: what the encoder takes -> a pair: what the decoder gives, and the pair (m, v).
-        side inputs: those of encoder and decoder; one that both take, such as `condition`, reaches
+        x: input of the encoder -> a pair: the output of the decoder, and the pair (m, v).
+        side inputs: those of encoder and decoder; one that both take, such as `condition`, goes to
             both.
-        params: ``encoder`` and ``decoder``, which are layers of their own:
-            ``net.children["decoder"](params["decoder"], z)`` draws an image from any z.
+        params: ``encoder`` and ``decoder``. Each is a layer on its own:
+            ``net.children["decoder"](params["decoder"], z)`` decodes any z.
 
     Args:
-        encoder: gives a pair (mean, log_variance) of one shape, the logarithm of the variance being
-            natural; it ends in ``branch(mean=linear(n), log_variance=linear(n))``, for example.
+        encoder: returns a pair (mean, log_variance) of arrays of one shape, with the natural
+            logarithm; it ends in ``branch(mean=linear(n), log_variance=linear(n))``, for example.
         decoder: takes an array of that shape.
 
     Raises:
-        LayerError: the encoder gives no such pair; ``train=True`` without a key.
+        LayerError: the encoder returns no such pair; ``train=True`` without a key.
 
     Example:
         >>> halves = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
@@ -53,7 +52,8 @@ def vae(encoder: Layer, decoder: Layer) -> Layer:
 
     @program(encoder=encoder, sample=gaussian_sample(), decoder=decoder)
     def vae(layers: Children, x: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-        latent = layers.encoder(x)
-        return layers.decoder(layers.sample(latent)), latent
+        latent = layers.encoder(x)                                       # mean and log variance
+        z = layers.sample(latent)
+        return layers.decoder(z), latent
 
     return vae

@@ -1,4 +1,4 @@
-"""The Vision Transformer: an image is a sequence of patches.
+"""The Vision Transformer: a Transformer encoder of the patches of an image.
 
 Dosovitskiy et al. 2021, "An image is worth 16x16 words: Transformers for image recognition at
 scale", arXiv:2010.11929.
@@ -33,7 +33,7 @@ def vit(
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
     eps: float = 1e-6,
 ) -> Layer:
-    """Read an image as words: ``y = linear(body([token, patch_1 @ W, ...] + position)[0])``.
+    """Classify images by attention: ``y = linear(body([token, patch_1 @ W, ...] + position)[0])``.
 
     Shapes:
         x: (..., image_size, image_size, C) -> (..., classes).
@@ -41,19 +41,19 @@ def vit(
             by default, which is ViT-B/16. Initial values are those of the layers.
 
     Args:
-        classes: how many.
+        classes: number of classes.
         image_size: side of the images in pixels; a multiple of patch_size.
         patch_size: side of a patch in pixels.
         width: size of the vectors; a multiple of heads.
         depth: number of blocks.
-        heads: heads of attention.
-        hidden: size of the hidden axis of `ffn`; ``4 * width`` if None.
-        dropout: as in `transformer_encoder`, and of what enters the first block.
-        eps: of the norms; positive.
+        heads: number of attention heads.
+        hidden: hidden size of `ffn`; ``4 * width`` if None.
+        dropout: rate in `transformer_encoder` and on the embeddings, in [0, 1).
+        eps: epsilon of the norms; positive.
 
     Raises:
-        LayerError: patch_size does not divide image_size; images are of another size; and as
-            `transformer_encoder` does.
+        LayerError: patch_size does not divide image_size; images have another size; or as
+            `transformer_encoder`.
 
     Example:
         >>> net = dp.models.vit(10, image_size=8, patch_size=2, width=16, depth=2, heads=4)
@@ -67,19 +67,21 @@ def vit(
         check_count(name, size)
     if image_size % patch_size:
         raise LayerError(f"image_size as a multiple of patch_size={patch_size}", f"{image_size}",
-                         "choose a patch_size that divides it, or cut or pad the images")
+                         "choose a patch_size that divides it, or crop or pad the images")
     body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
                                norm_first=True, dropout=dropout, eps=eps)
+    patches = conv(width, patch_size, stride=patch_size, padding="VALID")
+    count = (image_size // patch_size) ** 2
     return serial(
-        images=_sized(image_size),
-        patches=conv(width, patch_size, stride=patch_size, padding="VALID"),
-        rows=_rows, token=leading_token(),
-        positions=learned_positions((image_size // patch_size) ** 2 + 1),
-        drop=dropping(dropout), body=body, first=collapse("first"), head=linear(classes))
+        images=_sized(image_size),                                       # (..., H, W, C)
+        patches=patches, rows=_rows,                                     # (..., count, width)
+        token=leading_token(), positions=learned_positions(count + 1),   # (..., count + 1, width)
+        drop=dropping(dropout), body=body,
+        first=collapse("first"), head=linear(classes))                   # (..., classes)
 
 
 def _sized(side: int) -> Layer:
-    """Refuse images of other sides: their patches would be taken for those at other places."""
+    """Images as they are; raises for another size, whose patches would get wrong positions."""
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=3, axes="(..., height, width, channels)")
@@ -92,5 +94,5 @@ def _sized(side: int) -> Layer:
 
 
 def _rows(y: jax.Array) -> jax.Array:
-    """Patches of an image, (..., rows, columns, width), as one sequence."""
+    """Patches in one sequence: (..., rows, columns, width) -> (..., rows * columns, width)."""
     return y.reshape(*y.shape[:-3], y.shape[-3] * y.shape[-2], y.shape[-1])

@@ -1,1 +1,1 @@
-"""JAX transformations as combinators: each takes a layer and gives one with the same names."""
+"""JAX transformations as combinators: each wraps a layer and keeps its names."""

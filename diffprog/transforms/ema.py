@@ -1,4 +1,4 @@
-"""Averages of parameters over training, used at rest."""
+"""Averages of parameters over training, used in inference."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["ema"]
 
 @factory
 def ema(layer: Any, decay: float = 0.999, pattern: Patterns = "**") -> Layer:
-    """Use averaged parameters at rest: ``y = f(x; a)`` with ``a = decay * a + (1 - decay) * w``.
+    """Average parameters for inference: ``y = f(x; a)``, ``a = decay * a + (1 - decay) * w``.
 
-    In training the layer computes with its parameters, and each call takes them into the average,
-    which is state, under the name ``#ema``; at rest it computes with the average. So validation,
-    sampling and checkpoints see it without further code. The first ``1 / (1 - decay)`` calls are
-    averaged equally, so that the initial values are soon forgotten. `make_step` counts steps of the
-    optimizer, where one gathers the gradients of several calls. No gradient reaches the
-    parameters at rest: what asks for one there is refused.
+    In training the layer computes with its parameters w, and each call updates the average a, which
+    is state under the name ``#ema``. In inference it computes with the average, so that validation,
+    sampling and checkpoints use it without further code. The first ``1 / (1 - decay)`` calls are
+    averaged equally, so that the initial values are soon forgotten. Under `make_step` an update is
+    a step of the optimizer, also if that accumulates the gradients of several calls. In inference
+    no gradient reaches the parameters; tools that would need it raise.
 
     Args:
         layer: any layer.
-        decay: of the average in each call of training; at least 0, less than 1.
-        pattern: of the paths of what is averaged, or a tuple of several.
+        decay: weight of the old average in each training call, in [0, 1).
+        pattern: paths of the averaged parameters, or a tuple of several patterns.
 
     Raises:
-        LayerError: at composition, for another decay; at ``init``, for a pattern that matches
-            nothing.
+        LayerError: at composition, for a decay outside [0, 1); at ``init``, for a pattern that
+            matches nothing.
 
     Example:
         >>> net = dp.ema(dp.linear(3), decay=0.9)
@@ -47,7 +47,7 @@ def ema(layer: Any, decay: float = 0.999, pattern: Patterns = "**") -> Layer:
     check_share("decay", decay)
 
     def carry(leaf: jax.Array) -> dict[str, jax.Array]:
-        # A copy: a step that donates its state may give up each buffer only once.
+        # A copy, because a step that donates its state may donate each buffer only once.
         return {"average": jnp.copy(leaf), "count": jnp.zeros((), jnp.int32)}
 
     def use(
@@ -56,9 +56,9 @@ def ema(layer: Any, decay: float = 0.999, pattern: Patterns = "**") -> Layer:
         average, count = carried["average"], carried["count"] + 1
         if not train:
             return average.astype(leaf.dtype), carried
-        share = jnp.maximum(1 - decay, 1 / count).astype(average.dtype)
-        now = jax.lax.stop_gradient(leaf).astype(average.dtype)
-        return leaf, {"average": average + share * (now - average), "count": count}
+        rate = jnp.maximum(1 - decay, 1 / count).astype(average.dtype)
+        current = jax.lax.stop_gradient(leaf).astype(average.dtype)
+        return leaf, {"average": average + rate * (current - average), "count": count}
 
     return reparametrized(
         as_layer(layer),

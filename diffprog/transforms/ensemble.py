@@ -1,4 +1,4 @@
-"""Several opinions: one layer mapped over stacked parameters, the results side by side."""
+"""Ensembles: one layer mapped over stacked parameters, with the outputs stacked."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ __all__ = ["ensemble"]
 def ensemble(n: int, layer: Any) -> Layer:
     """Run n copies of a layer on the same input: ``y = stack(f_1(x), ..., f_n(x))``.
 
-    The copies have their own parameters, state and keys, stacked on a new first axis, and run as
-    one `jax.vmap`. A function after it makes one result of theirs: their mean, their variance.
+    Each copy has its own parameters, state and key. Parameters and state are stacked on a new first
+    axis, and the copies run as one `jax.vmap`. A function behind the ensemble can reduce the
+    outputs, to their mean or variance.
 
     Shapes:
-        x: what the layer takes; y: what the layer gives, with a leading axis n.
-        params, state: the layer's, with a leading axis n.
+        x: input of the layer; y: output of the layer with a leading axis n.
+        params, state: those of the layer with a leading axis n.
 
     Args:
-        n: how many copies; positive.
+        n: number of copies; positive.
         layer: any layer.
 
     Example:

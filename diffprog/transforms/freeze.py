@@ -1,4 +1,4 @@
-"""Parameters that stay as they are."""
+"""Frozen parameters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ __all__ = ["freeze"]
 
 @factory
 def freeze(layer: Any, pattern: Patterns = "**", *, exclude: Patterns = ()) -> Layer:
-    """Keep parameters as they are: ``y = f(x; stop_gradient(w))``.
+    """Freeze parameters: ``y = f(x; stop_gradient(w))``.
 
-    The trees are those of the layer. No gradient reaches what is frozen, and `make_step` keeps it
-    from the optimizer, which would shrink it by weight decay; in a loop of your own, see
-    `trainable`. Statistics are no parameters: those of a batch norm inside still move in training,
-    and dropout still drops. ``freeze(pin(layer, train=False))`` keeps all of a layer as it is.
+    Parameters and state have the structure of the layer's. No gradient reaches frozen parameters,
+    and `make_step` keeps them from the optimizer, whose weight decay would shrink them; in a loop
+    of your own, see `trainable`. Running statistics are not parameters: those of a batch norm
+    inside still change in training, and dropout still drops. ``freeze(pin(layer, train=False))``
+    freezes a layer completely.
 
     Args:
         layer: any layer.
-        pattern: of the paths of what is frozen, or a tuple of several.
-        exclude: of the paths of what is trained all the same, or a tuple of several.
+        pattern: paths of the frozen parameters, or a tuple of several patterns.
+        exclude: paths of parameters that stay trainable, or a tuple of several patterns.
 
     Raises:
         LayerError: at ``init``: a pattern that matches nothing.

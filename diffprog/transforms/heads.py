@@ -1,4 +1,4 @@
-"""Width by copies: one layer mapped over stacked parameters, the results joined."""
+"""Heads: one layer mapped over stacked parameters, with the outputs concatenated."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["heads"]
 
 @factory
 def heads(n: int, layer: Any) -> Layer:
-    """Join n copies of a layer on the same input: ``y = concatenate(f_1(x), ..., f_n(x))``.
+    """Concatenate n copies of a layer on the same input: ``y = concatenate(f_1(x), ..., f_n(x))``.
 
-    The copies have their own parameters, stacked on a new first axis, and run as one `jax.vmap`.
+    Each copy has its own parameters, stacked on a new first axis, and they run as one `jax.vmap`.
 
     Shapes:
-        x: what the layer takes; y: (..., n * F) where the layer gives (..., F).
-        params, state: the layer's, with a leading axis n.
+        x: input of the layer; y: (..., n * F) if the output of the layer is (..., F).
+        params, state: those of the layer with a leading axis n.
 
     Args:
-        n: how many copies; positive.
-        layer: a layer that gives one array.
+        n: number of copies; positive.
+        layer: a layer that returns one array.
 
     Raises:
-        LayerError: at ``init``, if the layer gives something else than one array with an axis.
+        LayerError: at ``init``, if the layer does not return one array of at least one axis.
 
     Example:
         >>> net = dp.heads(4, dp.linear(5))
@@ -46,7 +46,7 @@ def heads(n: int, layer: Any) -> Layer:
     def join(y: Any) -> jax.Array:
         one = jax.eval_shape(lambda y: jax.tree.map(lambda a: a[0], y), y)
         check_array(one, rank=1, floating=False)
-        y = jnp.moveaxis(y, 0, -2)
-        return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
+        y = jnp.moveaxis(y, 0, -2)                                       # (..., n, F)
+        return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])       # (..., n * F)
 
     return side_by_side(n, layer, join, lambda layer: heads(n, layer))

@@ -1,4 +1,4 @@
-"""A net as a linear function of its parameters, around those that it has now."""
+"""Linearization: the first-order Taylor expansion of a net in its parameters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from diffprog.core.layer import Layer, as_layer, computing
 from diffprog.core.nets import idle
 from diffprog.core.notation import listed
 from diffprog.core.plans import Params, Plan, State, difference, spec
+from diffprog.core.streams import without
 from diffprog.transforms.tap import is_output
 
 __all__ = ["linearize"]
@@ -24,26 +25,26 @@ __all__ = ["linearize"]
 def linearize(layer: Any) -> Layer:
     """The first-order expansion in the parameters: ``y = f(origin) + J (params - origin)``.
 
-    J is the Jacobian of the layer's output at `origin`, which is part of the state: the parameters
-    that ``init`` gave, so that it begins as the layer itself. To expand around others, as those of
-    a trained net, put copies of them there: ``state | {"origin": trained}``. In x it is as
-    nonlinear as the layer. It costs three evaluations, its gradient as much as the layer's and two
-    evaluations more.
+    J is the Jacobian of the output at `origin`, which is part of the state. The origin is the
+    parameters from ``init``, so that the output is that of the layer at first. To expand around
+    other parameters, such as those of a trained net, replace it by a copy of them: ``state |
+    {"origin": trained}``. The net stays nonlinear in x. A call costs three evaluations of the
+    layer, its gradient two evaluations more than the layer's.
 
-    It keeps the kind and the names of what it wraps. The state that the layer returns, such as
-    running statistics in training, is that at the origin. It does not stream.
+    The kind and the names of the layer stay. The returned state, such as running statistics in
+    training, is that at the origin. It does not stream.
 
     Shapes:
         x, y, params: those of the layer.
-        state: that of the layer, and ``origin``, a tree like the parameters, if there are any.
+        state: that of the layer and, if it has parameters, ``origin``, a tree like them.
 
     Args:
-        layer: any layer through which forward mode gets.
+        layer: any layer that forward-mode differentiation supports.
 
     Raises:
-        LayerError: at ``init``, if the layer's own state has the name ``origin``, or `ema` is in
-            it, which goes around; at ``apply``, if there is no origin, or that of another net; at
-            ``start``.
+        LayerError: at ``init``, if the layer's state has an entry ``origin``, or if it contains
+            `ema`, which must be outside; at ``apply``, for a missing origin or that of another net;
+            at ``start``.
 
     Example:
         >>> net, x = dp.linear(4) >> jnp.sin >> dp.linear(1), jnp.ones((2, 3))
@@ -61,38 +62,37 @@ def linearize(layer: Any) -> Layer:
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         plan = layer.plan(x, **side)
         if "origin" in plan.state:
-            raise LayerError("a layer without a state named origin", "one that has it",
-                             "rename the child, or linearize once: twice is the same")
+            raise LayerError("a layer without origin in its state", listed(plan.state),
+                             "rename the child, or linearize only once: twice is the same")
         if averages := idle(layer, plan.params):
-            raise LayerError("a layer that computes with its parameters at rest",
+            raise LayerError("a layer that uses its parameters in inference",
                              f"one that averages {listed(averages)}",
-                             "write ema(linearize(layer)): the average of its parameters moves "
-                             "along the line")
-        return dataclasses.replace(plan, state=_with(plan.params, plan.state))
+                             "write ema(linearize(layer)): average outside")
+        return dataclasses.replace(plan, state=_with_origin(plan.params, plan.state))
 
     def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
         params, state = layer.init(key, x, **side)
-        copies = jax.tree.map(jnp.copy, params)  # donated buffers must be distinct
-        return params, _with(copies, state)
+        origin = jax.tree.map(jnp.copy, params)  # donated buffers must be distinct
+        return params, _with_origin(origin, state)
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        own = {name: value for name, value in state.items() if name != "origin"}
+        own = without(state, ("origin",))
         origin = state.get("origin", {})
         if wrong := difference("origin", spec(params), spec(origin),
-                               "put into the state the parameters around which to expand"):
+                               "put the parameters to expand around into the state"):
             raise wrong
-        moved = jax.tree.map(jnp.subtract, params, origin)
+        step = jax.tree.map(jnp.subtract, params, origin)
 
         def run(params: Params) -> tuple[Any, State]:
             return layer.apply(params, own, x, key=key, train=train, **side)
 
-        (y, new), (slope, drift) = jax.jvp(run, (origin,), (moved,))
-        return jax.tree.map(_sum, y, slope), _with(origin, _tapped(new, drift))
+        (y, new), (y_dot, new_dot) = jax.jvp(run, (origin,), (step,))
+        return jax.tree.map(_sum, y, y_dot), _with_origin(origin, _with_taps(new, new_dot))
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         raise LayerError("the whole input at once", "a streaming call",
-                         "apply it without start: its caches would have no derivative")
+                         "call it without start: its caches would have no derivative")
 
     return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
@@ -100,18 +100,24 @@ def linearize(layer: Any) -> Layer:
     )
 
 
-def _with(origin: Params, state: State) -> State:
-    """The state with the origin; what is empty is left out."""
+def _with_origin(origin: Params, state: State) -> State:
+    """The state with the origin, unless there are no parameters."""
     return {**state, "origin": origin} if origin else state
 
 
-def _tapped(state: State, drift: Any) -> State:
-    """The state at the origin, whose outputs that `tap` reads are on the line, as y is."""
-    return {name: jax.tree.map(_sum, part, drift[name]) if is_output(name) else
-            _tapped(part, drift[name]) if isinstance(part, dict) else part
-            for name, part in state.items()}
+def _with_taps(state: State, tangent: Any) -> State:
+    """The state at the origin, but with the outputs for `tap` expanded as y is."""
+    new = {}
+    for name, part in state.items():
+        if is_output(name):
+            new[name] = jax.tree.map(_sum, part, tangent[name])
+        elif isinstance(part, dict):
+            new[name] = _with_taps(part, tangent[name])
+        else:
+            new[name] = part
+    return new
 
 
-def _sum(y: Any, slope: Any) -> Any:
-    """An output and its change; integers do not change."""
-    return y if slope.dtype == jax.dtypes.float0 else y + slope
+def _sum(y: Any, tangent: Any) -> Any:
+    """``y + tangent``; integers have no tangent."""
+    return y if tangent.dtype == jax.dtypes.float0 else y + tangent

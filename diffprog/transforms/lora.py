@@ -1,4 +1,4 @@
-"""Low-rank adaptation: a kernel stays as it is, and what is added to it has few parameters."""
+"""Low-rank adaptation: a frozen kernel plus a trainable product of two narrow matrices."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["lora"]
 
 @factory
 def lora(layer: Any, rank: int, pattern: Patterns = "**/kernel") -> Layer:
-    """Learn a change of low rank to kernels that stay: ``y = f(x; base + down @ up)``.
+    """Learn a low-rank update of frozen kernels: ``y = f(x; base + down @ up)``.
 
-    A kernel (in, out) becomes `base`, which no gradient reaches, `down` (in, rank) and `up`
-    (rank, out), which begins at zero, so that the layer begins as it was. All other leaves train
-    on; ``freeze(lora(net, 8), exclude=("**/down", "**/up"))`` trains nothing else. Begin from
-    parameters that are there by `unmerge`, and end with `merge`: the plain net takes the sum.
+    A kernel (in, out) becomes `base`, which is frozen, `down` (in, rank) and `up` (rank, out).
+    `up` starts at zero, so that the output is unchanged at first. All other parameters still train;
+    ``freeze(lora(net, 8), exclude=("**/down", "**/up"))`` trains the factors only. Start from
+    pretrained parameters by `unmerge`, and end with `merge`, which adds the product to the kernel.
 
-    Leading axes, such as the positions of a convolution's kernel, each have factors of their own.
+    Kernels with leading axes, such as those of a convolution, have factors for each position.
 
     Args:
         layer: any layer.
-        rank: of the change; positive, at most the smaller side of the kernel.
-        pattern: of the paths of the kernels, or a tuple of several.
+        rank: rank of the update; positive, at most the smaller side of the kernel.
+        pattern: paths of the kernels, or a tuple of several patterns.
 
     Raises:
-        LayerError: at ``init``: a pattern that matches nothing, or a leaf that is no matrix; a
-            rank that is larger than it.
+        LayerError: at ``init``, for a pattern that matches nothing, a leaf that is not a matrix, or
+            a rank larger than the matrix.
 
     Example:
         >>> net = dp.repeat(3, dp.lora(dp.residual(dp.linear(8)), rank=2))
@@ -53,10 +53,10 @@ def lora(layer: Any, rank: int, pattern: Patterns = "**/kernel") -> Layer:
         if kernel.ndim < 2 or rank > min(kernel.shape[-2:]):
             raise LayerError(f"kernels (..., in, out) of at least {rank} by {rank}", show(kernel),
                              "choose a smaller rank, or a pattern that matches larger ones")
-        *leading, wide, narrow = kernel.shape
-        drawn = parameter(key, "down", "he_uniform", (*leading, wide, rank), kernel)
-        return {"base": kernel, "down": drawn,
-                "up": jnp.zeros((*leading, rank, narrow), kernel.dtype)}
+        *leading, inputs, outputs = kernel.shape
+        down = parameter(key, "down", "he_uniform", (*leading, inputs, rank), kernel)
+        up = jnp.zeros((*leading, rank, outputs), kernel.dtype)
+        return {"base": kernel, "down": down, "up": up}
 
     def use(tree: dict[str, jax.Array]) -> jax.Array:
         return tree["base"] + tree["down"] @ tree["up"]

@@ -1,4 +1,4 @@
-"""Mixed precision: compute in a narrow dtype, keep parameters and statistics in a wide one."""
+"""Mixed precision: computation in a narrow dtype, parameters and statistics in a wide one."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ __all__ = ["mixed"]
 
 @factory
 def mixed(layer: Any, dtype: Any) -> Layer:
-    """The same layer, computed in `dtype`: ``y = f(cast(params), cast(x))``, cast back.
+    """Compute a layer in another dtype: ``y = f(cast(params), cast(x))``, cast back.
 
-    Floating-point inputs, side inputs too, are cast to `dtype`; floating-point outputs come back in
-    the dtype that x had (float32 if x holds integers alone). Parameters are stored as they were, so
-    the optimizer adds small updates to float32; running statistics keep their dtype; caches of a
-    stream are made in `dtype`. It keeps the kind and the names of what it wraps. Inside another
-    `mixed` it keeps its own dtype.
+    Floating-point inputs and side inputs are cast to `dtype`. Floating-point outputs are cast back
+    to the dtype of x, to float32 if x holds only integers. The stored parameters keep their dtype,
+    so that the optimizer adds small updates in float32. Running statistics keep theirs too; caches
+    of a stream are in `dtype`. The kind and the names of the layer stay. A `mixed` inside another
+    keeps its own dtype.
 
-    The layers of the library are handed parameters as they are stored and cast them where they use
-    them: an embedding after it was looked up, a bias after it was spread over the entries. So the
-    gradient of what is used many times is summed in float32; bfloat16 would count no further than
-    256. That of a kernel is one product for each call, which is rounded once.
+    The layers of the library get the stored parameters and cast them where they use them: an
+    embedding after the lookup, a bias after the broadcast. So the gradient of a parameter that is
+    used many times is summed in float32; in bfloat16 a sum of ones would stop at 256. The gradient
+    of a kernel is one product per call, rounded once.
 
-    A layer of your own is handed parameters in `dtype`, and ``layers.x.params`` gives such. Its
-    gradients are rounded once for each call, and each sum inside of it is in `dtype`. Where it
-    broadcasts a parameter, let it say ``casts=True`` and cast behind that itself::
+    A layer of your own gets parameters in `dtype`, and so does ``layers.x.params`` in a program.
+    Its gradients are rounded once per call, and sums inside it are in `dtype`. If it broadcasts a
+    parameter, pass ``casts=True`` and cast after the broadcast::
 
         def forward(params, x):
             return x * jnp.broadcast_to(params["scale"], x.shape).astype(x.dtype)
 
         scaling = dp.stateless(init, forward, casts=True)
 
-    float16 underflows and overflows where bfloat16 does not: scale the loss there.
+    float16 has a smaller range than bfloat16: with it, scale the loss.
 
     Args:
         layer: any layer.
-        dtype: a floating-point dtype, mostly `jnp.bfloat16`.
+        dtype: a floating-point dtype, usually `jnp.bfloat16`.
 
     Raises:
-        LayerError: at composition, if `dtype` is no floating-point dtype.
+        LayerError: at composition, if `dtype` is not a floating-point dtype.
 
     Example:
         >>> net = dp.mixed(dp.linear(3), jnp.bfloat16)
@@ -67,15 +67,15 @@ def mixed(layer: Any, dtype: Any) -> Layer:
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         stored = layer.plan(x, **side)
-        narrow, beside = jax.eval_shape(lambda inputs: cast(inputs, dtype), (x, side))
-        computed = inner.plan(narrow, **beside)
+        narrow_x, narrow_side = jax.eval_shape(lambda inputs: cast(inputs, dtype), (x, side))
+        computed = inner.plan(narrow_x, **narrow_side)
         y = jax.eval_shape(lambda y: cast(y, _dtype_of(x)), computed.y)
         return Plan(stored.params, stored.state, y, computed.calls)
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        inputs, side = cast((x, side), dtype)
-        y, new = inner.apply(params, state, inputs, key=key, train=train, **side)
+        narrow_x, side = cast((x, side), dtype)
+        y, new = inner.apply(params, state, narrow_x, key=key, train=train, **side)
         new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
         return cast(y, _dtype_of(x)), new
 
@@ -86,28 +86,29 @@ def mixed(layer: Any, dtype: Any) -> Layer:
     return dataclasses.replace(
         layer, apply=apply, start=layer.start and start, planner=planner,
         rebuild=lambda children: mixed(layer.rebuilt(children), dtype),
-        within=lambda f: mixed(layer, dtype),  # in another `mixed` it keeps to its own dtype
+        within=lambda f: mixed(layer, dtype),  # another `mixed` around it does not reach inside
         wraps=Wraps(layer, dtype=dtype),
     )
 
 
 def _narrowed(layer: Layer, dtype: Any) -> Layer:
-    """The layer, given parameters as they are stored, whose leaves compute in `dtype`."""
+    """The layer on stored parameters, with every layer in it computed in `dtype`."""
     if layer.within:
-        made = layer.within(lambda part: _narrowed(part, dtype))
+        narrowed = layer.within(lambda part: _narrowed(part, dtype))
     elif layer.bare and not layer.casts:
-        made = layer  # a function, or what has nothing to cast
+        narrowed = layer  # nothing to cast
     else:
-        made = _leaf(layer, dtype)
-    again = made.rebuild
-    return dataclasses.replace(made, dtype=dtype, rebuild=again and (
-        lambda children: dataclasses.replace(again(children), dtype=dtype)))
+        narrowed = _narrowed_leaf(layer, dtype)
+    again = narrowed.rebuild
+    rebuild = again and (lambda children: dataclasses.replace(again(children), dtype=dtype))
+    return dataclasses.replace(narrowed, dtype=dtype, rebuild=rebuild)
 
 
-def _leaf(layer: Layer, dtype: Any) -> Layer:
-    """A layer that is handed its parameters in `dtype`; one that casts them itself, as they are.
+def _narrowed_leaf(layer: Layer, dtype: Any) -> Layer:
+    """The layer with its parameters cast to `dtype`, unless it casts them itself.
 
-    What such a one makes of integers, as `embedding` does, is cast behind it.
+    In the latter case its output is cast, which may be float32 for integer input, as that of
+    `embedding`.
     """
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
@@ -121,9 +122,9 @@ def _leaf(layer: Layer, dtype: Any) -> Layer:
         return layer.start(own, state, x, length=length, **side)
 
     again = layer.rebuild
+    rebuild = again and (lambda children: _narrowed_leaf(again(children), dtype))
     return dataclasses.replace(
-        layer, apply=apply, start=layer.start and start, planner=None,
-        rebuild=again and (lambda children: _leaf(again(children), dtype)))
+        layer, apply=apply, start=layer.start and start, planner=None, rebuild=again and rebuild)
 
 
 def _floating(dtype: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A function of which only what its result depends on is run, callbacks too."""
+"""Dead-code elimination that also removes callbacks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def needed(f: Callable[..., Any], *given: Any) -> Any:
-    """``f(*given)`` without what its result does not depend on.
+    """``f(*given)`` without the operations that the result does not depend on.
 
-    XLA leaves such operations out by itself, but for callbacks, and only from a whole program.
+    XLA also removes such operations, but not callbacks, and only from a whole program.
     """
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(*given)
     jaxpr, used = dce_jaxpr(_silent(closed.jaxpr), [True] * len(closed.jaxpr.outvars))
@@ -23,7 +23,7 @@ def needed(f: Callable[..., Any], *given: Any) -> Any:
 
 
 def _silent(value: Any) -> Any:
-    """A program, or what holds some, in which nothing is run for its effects alone."""
+    """A jaxpr, or a parameter that contains jaxprs, with all effects removed."""
     if isinstance(value, Jaxpr):
         eqns = [eqn.replace(effects=frozenset(), params={
             name: _silent(part) for name, part in eqn.params.items()}) for eqn in value.eqns]

@@ -1,4 +1,4 @@
-"""A part with a mode of its own, whatever the net around it does."""
+"""A layer in a fixed mode, training or inference, independent of the net around it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ __all__ = ["pin"]
 
 @factory
 def pin(layer: Any, *, train: bool) -> Layer:
-    """The layer in one mode, whatever that of the net is: ``y = f(x, train=train)``.
+    """Fix the mode of a layer, whatever the mode of the net: ``y = f(x, train=train)``.
 
-    Pinned to inference, ``train=False``, it gives in training what it gives at rest without a key:
-    it draws nothing, and its statistics stay as they are. So the batch norm of a pretrained body is
-    kept in fine-tuning, and a teacher is ``freeze(pin(teacher, train=False))``: `pin` is of the
-    mode, and gradients reach the parameters all the same; `freeze` is of the parameters.
+    Pinned to inference, ``train=False``, the layer computes in training as in inference without a
+    key: it draws nothing, and its running statistics do not change. Use it for the batch norm of a
+    pretrained body in fine-tuning. Gradients still reach the parameters; `freeze` stops them, so
+    that a teacher is ``freeze(pin(teacher, train=False))``.
 
-    Pinned to training, ``train=True``, it gives at rest what it gives in training: dropout drops,
-    which is Monte Carlo dropout, and batch norm takes the statistics of the batch, and moves its
-    own in every call whose state is kept. What draws does so at rest where a key is given,
-    ``net(params, x, state=state, key=key)``; without one it is at rest, like all that draws.
+    Pinned to training, ``train=True``, the layer computes in inference as in training. Dropout
+    drops, which is Monte Carlo dropout; batch norm uses the statistics of the batch and updates its
+    running statistics in every call whose state is kept. In inference a random layer draws only if
+    a key is given, ``net(params, x, state=state, key=key)``; without a key it is in inference mode.
 
-    Of two of them around each other the inner one counts, but what the outer one pins to inference
-    is given no key. It keeps the kind and the names of what it wraps; ``replace(net,
-    "**/batch_norm_*", lambda norm: pin(norm, train=False))`` finds parts by path. A stream goes on
-    in either mode.
+    If one `pin` is inside another, the inner mode applies, but the outer ``train=False`` passes no
+    key. The kind and the names of the layer stay. To pin layers by path, use ``replace(net,
+    "**/batch_norm_*", lambda norm: pin(norm, train=False))``. Streaming works in either mode.
 
     Args:
         layer: any layer.
         train: the mode: True for training, False for inference.
 
     Raises:
-        LayerError: at composition, if `train` is no bool.
+        LayerError: at composition, if `train` is not a bool.
 
     Example:
         >>> net = dp.linear(4) >> dp.batch_norm() >> dp.pin(dp.dropout(0.5), train=True)
@@ -61,10 +60,10 @@ def pin(layer: Any, *, train: bool) -> Layer:
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
-        # At rest nothing needs a key; in training the layer itself asks for the one it lacks.
-        quiet = layer.random and key is None and not train
+        # In inference a key is optional; in training the layer itself raises if it has none.
+        keyless = layer.random and key is None and not train
         return layer.apply(params, state, x, key=key if pinned else None,
-                           train=pinned and not quiet, **side)
+                           train=pinned and not keyless, **side)
 
     return dataclasses.replace(
         layer, apply=apply, planner=lambda x, side: layer.plan(x, **side),

@@ -1,4 +1,4 @@
-"""Training that knows of the rounding to come."""
+"""Quantization-aware training."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["quantize"]
 
 @factory
 def quantize(layer: Any, bits: int = 8, pattern: Patterns = "**/kernel") -> Layer:
-    """Train with weights as they will be stored: ``y = f(x; round(w / step) * step)``.
+    """Train with quantized weights: ``y = f(x; round(w / step) * step)``.
 
     The step of each output feature is ``max |w| / (2 ** (bits - 1) - 1)``, so that each weight is
-    one of 2 ** bits - 1 integers times the step of its feature. The gradient passes straight
-    through the rounding, as if it were not there. The parameters are those of the layer, in full
-    precision; `merge` gives the rounded ones.
+    one of 2 ** bits - 1 integers times the step of its feature. The gradient is that of the
+    straight-through estimator, which ignores the rounding. The parameters are those of the layer,
+    in full precision; `merge` returns the rounded ones.
 
     Args:
         layer: any layer.
-        bits: of the integers, with their sign; from 2 to 16.
-        pattern: of the paths of the kernels, or a tuple of several.
+        bits: bits of the integers, including the sign; from 2 to 16.
+        pattern: paths of the kernels, or a tuple of several patterns.
 
     Raises:
-        LayerError: at composition, for other bits; at ``init``, for a pattern that matches nothing,
-            or a leaf with one axis.
+        LayerError: at composition, for bits outside 2 to 16; at ``init``, for a pattern that
+            matches nothing, or a leaf with one axis.
 
     Example:
         >>> net = dp.quantize(dp.linear(3), bits=2)
@@ -53,7 +53,7 @@ def quantize(layer: Any, bits: int = 8, pattern: Patterns = "**/kernel") -> Laye
     def use(kernel: jax.Array) -> jax.Array:
         check_kernel(kernel)
         wide = kernel.astype(joint(kernel.dtype, jnp.float32))
-        largest = jnp.max(jnp.abs(wide), range(kernel.ndim - 1), keepdims=True)
+        largest = jnp.max(jnp.abs(wide), range(kernel.ndim - 1), keepdims=True)   # (1, ..., out)
         step = jnp.where(largest == 0, 1, largest) / (2 ** (bits - 1) - 1)
         rounded = wide + jax.lax.stop_gradient(jnp.round(wide / step) * step - wide)
         return rounded.astype(kernel.dtype)

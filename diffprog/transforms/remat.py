@@ -1,4 +1,4 @@
-"""Memory for time: activations are computed again in the backward pass instead of being kept."""
+"""Rematerialization: activations are recomputed in the backward pass instead of being stored."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _POLICIES = ("everything_saveable", "nothing_saveable", "dots_saveable",
 
 @factory
 def remat(layer: Any, *, policy: Policy = "nothing_saveable") -> Layer:
-    """The same layer, whose activations are recomputed for the gradient: ``y = f(x)``.
+    """Recompute activations in the backward pass: ``y = f(x)``, with less memory.
 
-    It keeps the kind and the names of what it wraps, so adding it renames no parameter.
+    The kind and the names of the layer stay, so that adding it renames no parameter.
 
     Args:
         layer: any layer.
-        policy: what is kept all the same, a name out of `jax.checkpoint_policies`:
-            "nothing_saveable" (least memory), "dots_saveable" (the results of products),
-            "dots_with_no_batch_dims_saveable" (of those with weights, not of attention) or
+        policy: what is stored nevertheless, a name from `jax.checkpoint_policies`:
+            "nothing_saveable" (least memory), "dots_saveable" (the results of matrix products),
+            "dots_with_no_batch_dims_saveable" (of products with weights, but not of attention) or
             "everything_saveable" (no recomputation); or a policy itself.
 
     Raises:

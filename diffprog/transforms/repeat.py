@@ -1,4 +1,4 @@
-"""Depth without cost: one layer scanned over stacked parameters."""
+"""Depth by `jax.lax.scan`: one layer scanned over stacked parameters."""
 
 from __future__ import annotations
 
@@ -31,18 +31,20 @@ def repeat(
     """Apply a layer n times, each time with its own parameters: ``y = f_n(... f_2(f_1(x)))``.
 
     The parameters of the n copies are stacked on a new first axis and `jax.lax.scan` runs over
-    them, so time to trace and to compile does not grow with n. On CPU a layer with a convolution
-    is written out: XLA's gradient of a convolution inside a loop is tens of times slower there.
+    them, so that the time to trace and compile does not grow with n. On CPU a layer with a
+    convolution is unrolled, because XLA's gradient of a convolution inside a loop is tens of times
+    slower there.
 
     Shapes:
-        x: whatever the layer keeps as it is. params, state: the layer's, with a leading axis n.
+        x, y: any input whose shapes and dtypes the layer keeps.
+        params, state: those of the layer with a leading axis n.
 
     Args:
-        n: how often; positive.
+        n: number of copies; positive.
         layer: a layer whose output has the shapes and dtypes of its input.
-        unroll: copies per step of the loop; n removes the loop.
-        remat: True, or a policy of `remat`, to compute the activations of each copy again for the
-            gradient; the same as ``repeat(n, remat(layer))``.
+        unroll: copies per iteration of the loop; n removes the loop.
+        remat: True, or a policy of `remat`, to recompute the activations of each copy in the
+            backward pass; the same as ``repeat(n, remat(layer))``.
 
     Raises:
         LayerError: at ``init``, if the layer does not keep shapes and dtypes.
@@ -58,60 +60,78 @@ def repeat(
     layer = body = as_layer(layer)
     if remat:
         body = recomputed(layer) if remat is True else recomputed(layer, policy=remat)
-
-    @remember
-    def planner(x: Any, side: dict[str, Any]) -> Plan:
-        one = layer.plan(x, **side)
-        if spec(one.y) != spec(x):
-            raise LayerError(f"a layer that keeps {show(x)} as it is", show(one.y),
-                             "let its output have the shape and dtype of its input")
-        return Plan(stacked(n, one.params), stacked(n, one.state), one.y, one.calls)
-
-    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
-        return init_copies(n, layer, key, x, side)
-
-    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
-              train: bool = False, **side: Any) -> tuple[Any, State]:
-        shared, inside = outside(side)  # what all copies read
-        key = key if layer.random else None
-
-        def step(carry: Any, at: Any) -> tuple[Any, None]:
-            x, states = carry
-            i, own = at
-            old = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), states)
-            y, new = body.apply(
-                own, old, x, key=key_of_copy(key, i), train=train, **inside(shared))
-            put = lambda all, one: jax.lax.dynamic_update_index_in_dim(  # noqa: E731
-                beside(all, one, below=1), one, i, 0)
-            return (y, jax.tree.map(put, states, new)), None
-
-        # State rides in the carry, where XLA updates it in place, not in the scan's outputs.
-        counts = jnp.arange(n) if state or key is not None else None
-        given = spec((params, state, x, key)), spec(side)
-        return scan(step, (x, state), (counts, params), length=n, unroll=unroll,
-                    convolving=lambda: known[train](*given))[0]
-
-    def convolving(train: bool, given: Any, side: dict[str, Any]) -> bool:
-        params, state, x, key = given
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (params, state))
-        return convolves(functools.partial(layer.apply, train=train), *one, x, key=key, **side)
-
-    # What is known of each mode stands by itself, for a mode has no shape.
-    known = {train: remember(functools.partial(convolving, train)) for train in (False, True)}
-
-    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        def step(x: Any, own: Any) -> tuple[Any, State]:
-            carried = layer.start(*own, x, length=length, **side)
-            return layer.apply(*own, x, **side)[0], carried
-
-        x = settled(lambda x, own: step(x, own)[0], x, (params, state))
-        return jax.lax.scan(step, x, (params, state), length=n)[1]
-
+    net = _Repeat(n, layer, body, unroll)
     return Layer(
-        init, once(apply, "train"), layer.start and once(start, "length"), layer.children,
+        net.init, once(net.apply, "train"), layer.start and once(net.start, "length"),
+        layer.children,
         **around(layer, lambda layer: repeat(n, layer, unroll=unroll, remat=remat),
                  times=n, order="depth"),
         name="repeat",
-        bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=planner,
+        bare=layer.bare, random=layer.random, side=layer.side, kept=layer.kept, planner=net.plan,
         computed=layer.computed, stacks=layer.stacks + 1,
     )
+
+
+class _Repeat:
+    """The functions of the layer `repeat`: plan, init, apply and start."""
+
+    def __init__(self, n: int, layer: Layer, body: Layer, unroll: int) -> None:
+        self.n, self.layer, self.unroll = n, layer, unroll
+        self.body = body  # the layer, or its `remat`
+        self.plan = remember(self._plan)  # (x, side) -> Plan
+        # One function for each mode, because `remember` takes arrays only.
+        self.convolves = {train: remember(functools.partial(self._convolves, train))
+                          for train in (False, True)}
+
+    def _plan(self, x: Any, side: dict[str, Any]) -> Plan:
+        one = self.layer.plan(x, **side)
+        if spec(one.y) != spec(x):
+            raise LayerError(f"a layer that keeps the shape and dtype of x, {show(x)}",
+                             show(one.y), "let its output have the shape and dtype of its input")
+        return Plan(stacked(self.n, one.params), stacked(self.n, one.state), one.y, one.calls)
+
+    def init(self, key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        return init_copies(self.n, self.layer, key, x, side)
+
+    def apply(self, params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        shared, inside = outside(side)  # in float32, for the sum of cotangents of all copies
+        key = key if self.layer.random else None
+
+        def step(carry: tuple[Any, State], copy: Any) -> tuple[tuple[Any, State], None]:
+            (x, states), (i, own_params) = carry, copy
+            own_state = jax.tree.map(
+                lambda all: jax.lax.dynamic_index_in_dim(all, i, keepdims=False), states)
+            y, new = self.body.apply(own_params, own_state, x, key=key_of_copy(key, i),
+                                     train=train, **inside(shared))
+
+            def put(all: jax.Array, one: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_index_in_dim(
+                    beside(all, one, below=1), one, i, 0)
+
+            return (y, jax.tree.map(put, states, new)), None
+
+        # State is in the carry, which XLA updates in place, not in the scan's outputs.
+        numbers = jnp.arange(self.n) if state or key is not None else None
+        shapes = spec((params, state, x, key)), spec(side)
+        (y, state), _ = scan(
+            step, (x, state), (numbers, params), length=self.n, unroll=self.unroll,
+            convolving=lambda: self.convolves[train](*shapes))
+        return y, state
+
+    def _convolves(self, train: bool, given: Any, side: dict[str, Any]) -> bool:
+        """Is there a convolution in the layer, applied to these shapes?"""
+        params, state, x, key = given
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (params, state))
+        apply = functools.partial(self.layer.apply, train=train)
+        return convolves(apply, *one, x, key=key, **side)
+
+    def start(
+        self, params: Params, state: State, x: Any, *, length: int, **side: Any
+    ) -> State:
+        def step(x: Any, own: tuple[Params, State]) -> tuple[Any, State]:
+            carried = self.layer.start(*own, x, length=length, **side)
+            return self.layer.apply(*own, x, **side)[0], carried
+
+        x = settled(lambda x, own: step(x, own)[0], x, (params, state))
+        return jax.lax.scan(step, x, (params, state), length=self.n)[1]

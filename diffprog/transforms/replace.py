@@ -1,4 +1,4 @@
-"""Surgery: a net with some of its layers exchanged or wrapped; all others stay the same."""
+"""Model surgery: a net with some of its layers replaced or wrapped."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["replace"]
 
 
 def replace(net: Layer, pattern: str, f: Any) -> Layer:
-    """The net with ``f(layer)`` in the place of each layer whose path matches.
+    """Replace each layer whose path matches by ``f(layer)``.
 
-    Names stay, so the parameters of every layer that was not replaced remain loadable. A match
-    inside a match is replaced first.
+    Names stay, so that the parameters of all other layers remain loadable. A match inside another
+    match is replaced first.
 
     Args:
         net: a layer made of layers.
-        pattern: of the paths of layers, in which ``*`` is one level and ``**`` any number.
+        pattern: paths of layers; ``*`` matches one level and ``**`` any number of levels.
         f: a function from the old layer to the new one, such as `remat`; or the new layer itself.
 
     Raises:
-        LayerError: the pattern matches no layer, or `f` gives no layer; a layer around a match has
-            no `rebuild`.
+        LayerError: the pattern matches no layer, `f` does not return a layer, or a layer around a
+            match has no `rebuild`.
 
     Example:
         >>> net = dp.serial(body=dp.linear(8) >> jax.nn.relu, head=dp.linear(10))
@@ -42,31 +42,32 @@ def replace(net: Layer, pattern: str, f: Any) -> Layer:
                 return as_layer(f if isinstance(f, Layer) else f(old))
             except TypeError as error:
                 raise LayerError(
-                    "a function from a layer to a layer", f"{code(f)}, which takes none",
+                    "a function from a layer to a layer", f"{code(f)}, which takes no layer",
                     "write lambda old: jax.nn.gelu for an activation") from error
 
     return edited(net, pattern, new)
 
 
 def edited(net: Layer, pattern: str, new: Callable[[str, Layer], Layer]) -> Layer:
-    """The net with ``new(path, layer)`` for each layer in it whose path matches."""
+    """Replace each layer whose path matches by ``new(path, layer)``."""
     seen: list[str] = []
 
     def edit(layer: Layer, path: str) -> Layer:
+        old = {name: as_layer(child) for name, child in layer.children.items()}
         children = {}
-        inside = {name: as_layer(child) for name, child in layer.children.items()}
-        for name, child in inside.items():
-            below = f"{path}/{name}" if path else name
-            seen.append(below)
-            children[name] = edit(child, below)
-            if matches(below, pattern):
-                children[name] = new(below, children[name])
-        same = all(children[name] is child for name, child in inside.items())
+        for name, child in old.items():
+            child_path = f"{path}/{name}" if path else name
+            seen.append(child_path)
+            children[name] = edit(child, child_path)
+            if matches(child_path, pattern):
+                children[name] = new(child_path, children[name])
         with signed(layer.__repr__, name=path):
-            return layer if same else layer.rebuilt(children)
+            if all(children[name] is child for name, child in old.items()):
+                return layer
+            return layer.rebuilt(children)
 
-    whole = edit(as_layer(net), "")
+    result = edit(as_layer(net), "")
     if not any(matches(path, pattern) for path in seen):
         raise LayerError(f"a pattern that matches a layer ({listed(seen)})", repr(pattern),
                          "correct it: * is one level, ** any number")
-    return whole
+    return result

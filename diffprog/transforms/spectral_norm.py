@@ -1,4 +1,4 @@
-"""Kernels that stretch no input by more than one."""
+"""Spectral normalization: kernels with a largest singular value of one."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from diffprog.transforms.reparam import check_kernel, length, reparametrized
 
 __all__ = ["spectral_norm"]
 
-_FIRST = 30  # steps of the power iteration at init; one more in each call of training
+_FIRST = 30  # steps of the power iteration at init; each training call does one more
 
 
 @factory
 def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
     """Divide kernels by their largest singular value: ``y = f(x; w / |w|_2)``.
 
-    A kernel of more than two axes counts as the matrix (all but the last, last), as in the paper;
-    of a convolution this is not the norm of the map between images. The value is found by power
-    iteration, whose vector is state, under the name ``#spectral_norm``: it starts with 30 steps and
-    makes one in each call of training, following the kernel as it changes; at rest it stays. A
-    kernel of zeros stays as it is.
+    A kernel with more than two axes is reshaped to a matrix, all axes but the last by the last, as
+    in the paper; for a convolution this is not the norm of the map between images. The singular
+    value is estimated by power iteration, whose vector is state under the name ``#spectral_norm``:
+    30 steps at ``init`` and one in each training call, so that it follows the kernel. In inference
+    it does not change. A kernel of zeros is not divided.
 
     Args:
         layer: any layer.
-        pattern: of the paths of the kernels, or a tuple of several.
+        pattern: paths of the kernels, or a tuple of several patterns.
 
     Raises:
-        LayerError: at ``init``: a pattern that matches nothing, or a leaf with one axis.
+        LayerError: at ``init``, for a pattern that matches nothing, or a leaf with one axis.
 
     Example:
         >>> net = dp.spectral_norm(dp.linear(3, bias=False))
@@ -47,18 +47,18 @@ def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
 
     def carry(kernel: jax.Array) -> jax.Array:
         check_kernel(kernel)
-        matrix = kernel.reshape(-1, kernel.shape[-1])
+        matrix = kernel.reshape(-1, kernel.shape[-1])                    # (in, out)
         drawn = jax.random.normal(jax.random.key(0), matrix.shape[-1:], kernel.dtype)
-        begin = (drawn / length(drawn)).astype(kernel.dtype)
-        return jax.lax.fori_loop(0, _FIRST, _turn, (matrix, begin))[1]
+        unit = (drawn / length(drawn)).astype(kernel.dtype)              # (out,)
+        return jax.lax.fori_loop(0, _FIRST, _loop_step, (matrix, unit))[1]
 
     def use(
         kernel: jax.Array, vector: jax.Array, train: bool
     ) -> tuple[jax.Array, jax.Array]:
         matrix = kernel.reshape(-1, kernel.shape[-1])
-        after = _step(matrix, vector) if train else vector
-        stretched = length(_product(matrix, after))
-        return _divided(kernel, stretched), jax.lax.stop_gradient(after)
+        vector = _power_step(matrix, vector) if train else vector
+        singular_value = length(_product(matrix, vector))
+        return _divided(kernel, singular_value), jax.lax.stop_gradient(vector)
 
     return reparametrized(
         as_layer(layer),
@@ -66,9 +66,17 @@ def spectral_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
         lambda layer: spectral_norm(layer, pattern))
 
 
-def _turn(_: Any, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    matrix, vector = at
-    return matrix, _step(matrix, vector)
+def _loop_step(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    matrix, vector = carry
+    return matrix, _power_step(matrix, vector)
+
+
+def _power_step(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """One step of the power iteration, ``normalize(W^T normalize(W v))``; W = 0 keeps v."""
+    left = _product(matrix, vector)                                      # (in,)
+    right = _product(matrix.conj().T, _divided(left, length(left)))      # (out,)
+    size = length(right)
+    return jnp.where(size == 0, vector, _divided(right, size).astype(vector.dtype))
 
 
 def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
@@ -78,14 +86,6 @@ def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 def _divided(array: jax.Array, by: jax.Array) -> jax.Array:
-    """The quotient in the dtype of the array, which stays as it is where the divisor is zero."""
+    """``array / by`` in the dtype of the array; a divisor of zero counts as one."""
     dtype = joint(array, by)
     return (array.astype(dtype) / jnp.where(by == 0, 1, by).astype(dtype)).astype(array.dtype)
-
-
-def _step(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """One step of the power iteration; a matrix of zeros keeps the vector as it is."""
-    across = _product(matrix, vector)
-    back = _product(matrix.conj().T, _divided(across, length(across)))
-    found = length(back)
-    return jnp.where(found == 0, vector, _divided(back, found).astype(vector.dtype))

@@ -1,4 +1,4 @@
-"""Copies of a layer share one tree, whose leaves are stacked on a new first axis."""
+"""Copies of a layer: their parameters and state are stacked on a new first axis."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def stacked(n: int, tree: Any) -> Any:
 
 
 def init_copies(n: int, layer: Layer, key: jax.Array, x: Any, side: Any) -> tuple[Params, State]:
-    """Initialize n copies; the i-th as `layer` alone does from ``fold_in(key, i)``."""
+    """Parameters and state of n copies; copy i is initialized from ``fold_in(key, i)``."""
     return jax.vmap(lambda i: layer.init(jax.random.fold_in(key, i), x, **side))(jnp.arange(n))
 
 
 def key_of_copy(key: jax.Array | None, i: Any) -> jax.Array | None:
-    """The key of the i-th copy; None where there is no key, or no copy is random."""
+    """The key of copy i; None if there is no key, or the copies are not random."""
     return None if key is None or i is None else jax.random.fold_in(key, i)
 
 
@@ -31,7 +31,7 @@ def side_by_side(
     n: int, layer: Layer, join: Callable[[Any], Any],
     again: Callable[[Layer], Layer],
 ) -> Layer:
-    """n copies on the same input as one `jax.vmap`; `join` makes one result of the stacked ones."""
+    """n copies on the same input as one `jax.vmap`, ``join`` applied to the stacked outputs."""
 
     @remember
     def planner(x: Any, side: dict[str, Any]) -> Plan:
@@ -47,12 +47,14 @@ def side_by_side(
         def one(params: Params, state: State, i: Any) -> tuple[Any, State]:
             return layer.apply(params, state, x, key=key_of_copy(key, i), train=train, **side)
 
-        counts = jnp.arange(n) if layer.random else None
-        y, state = jax.vmap(one, axis_size=n)(params, state, counts)
+        numbers = jnp.arange(n) if layer.random else None
+        y, state = jax.vmap(one, axis_size=n)(params, state, numbers)
         return join(y), state
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        one = lambda p, s: layer.start(p, s, x, length=length, **side)  # noqa: E731
+        def one(params: Params, state: State) -> State:
+            return layer.start(params, state, x, length=length, **side)
+
         return jax.vmap(one, axis_size=n)(params, state)
 
     return Layer(

@@ -1,8 +1,8 @@
-"""Reading activations: what a layer deep in a net gives is returned beside the result.
+"""Activations of inner layers, returned beside the output of a net.
 
-A tapped layer puts its output into the state, where every combinator carries it: stacked by
-`repeat`, mapped by `heads`, recomputed by `remat`. Around the net the outputs are taken out again,
-so that the state that comes back is the state that was given.
+A tapped layer writes its output into the state, which every combinator passes on: `repeat` stacks
+it, `heads` maps it, `remat` recomputes it. Around the net the outputs are removed from the state
+again, so that its structure does not change.
 """
 
 from __future__ import annotations
@@ -32,21 +32,20 @@ _COUNT = itertools.count()
 
 @factory
 def tap(layer: Any, pattern: str) -> Layer:
-    """Return activations beside the result: ``y`` becomes ``(y, {path: activation})``.
+    """Return activations beside the output: ``y`` becomes ``(y, {path: activation})``.
 
-    Gradients flow through the activations, so that a loss may speak of them. Inside `repeat`,
-    `heads` and `ensemble` an activation has their leading axis. It keeps the kind and the names of
-    what it wraps; parameters and state are the same. A value inside a program is seen through a
-    child that does nothing, ``mark=lambda x: x``.
+    Gradients flow through the activations, so that a loss may use them. Inside `repeat`, `heads`
+    and `ensemble` an activation has their leading axis. The kind and the names of the layer stay,
+    and so do parameters and state. To tap a value inside a program, pass it through a child that is
+    the identity, ``mark=lambda x: x``.
 
     Args:
         layer: a layer made of layers.
-        pattern: of the paths of layers, in which ``*`` is one level and ``**`` any number.
+        pattern: paths of layers; ``*`` matches one level and ``**`` any number of levels.
 
     Raises:
-        LayerError: the pattern matches no layer; at ``init``, if a matched layer is called several
-            times, so that one path would stand for several activations, or not at all; at
-            ``apply``, if it is not called in this mode.
+        LayerError: at composition, if the pattern matches no layer; at ``init``, unless every
+            matched layer is called exactly once; at ``apply``, if one is not called in this mode.
 
     Example:
         >>> net = dp.tap(dp.repeat(3, dp.linear(4) >> jnp.tanh), "tanh~0")
@@ -56,116 +55,139 @@ def tap(layer: Any, pattern: str) -> Layer:
         {'tanh~0': (3, 2, 4)}
     """
     layer = as_layer(layer)
-    mark = f"#{next(_COUNT)}"  # what an output is called in the state: as no child and no other tap
-    tapped: list[str] = []
-
-    def watch(path: str, child: Layer) -> Layer:
-        tapped.append(path)
-        return _watched(child, path, mark)
-
-    inner = edited(layer, pattern, watch)
-
-    @remember
-    def places(x: Any, side: dict[str, Any]) -> State:
-        """Where in the state the outputs will stand, in shapes."""
-        count = collections.Counter(visit.path for visit in visits(inner, x, side))
-        for path in tapped:
-            if count[path] != 1:
-                raise LayerError(f"one call of {path}", f"{count[path]} calls",
-                                 "tap a layer around it, or give each call a layer of its own")
-        return _taps(inner.plan(x, **side).state, mark)
-
-    def filled(state: State, x: Any, side: dict[str, Any]) -> State:
-        return _merged(state, blank(places(spec(x), spec(side))), mark)
-
-    def planner(x: Any, side: dict[str, Any]) -> Plan:
-        plan = layer.plan(x, **side)
-        return dataclasses.replace(plan, y=(plan.y, dict(_named(places(x, side), mark))))
-
-    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
-              train: bool = False, **side: Any) -> tuple[Any, State]:
-        note = note_of(state)
-        full = filled(without(state, note), x, recalled(note) | side)
-        with listening() as called:
-            y, new = inner.apply(params, full, x, key=key, train=train, **side)
-        if idle := [path for path in tapped if (mark, path) not in called]:
-            raise LayerError(f"a call of {listed(idle)}", f"none with train={train}",
-                             "tap a layer that is called in both modes")
-        return (y, dict(_named(_taps(new, mark), mark))), {**_without(new, mark), **note}
-
-    def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        full = filled(state, x, side)
-        carried = inner.start(params, full, x, length=length, **side)
-        return noted(layer, _without(carried, mark), side)
-
+    net = _Tap(layer, pattern)
     return dataclasses.replace(
-        layer, apply=apply, start=inner.start and start, planner=planner,
+        layer, apply=net.apply, start=net.inner.start and net.start, planner=net.plan,
         **around(layer, lambda layer: tap(layer, pattern)),
     )
 
 
 def is_output(name: str) -> bool:
-    """Is this what `tap` calls an output in the state?"""
+    """Is this a name under which `tap` writes an output into the state?"""
     return name[:1] == "#" and name[1:].isdecimal()
 
 
-def _watched(layer: Layer, path: str, mark: str) -> Layer:
-    """The layer, whose state holds its last output under the name `mark` as well."""
+class _Tap:
+    """The functions of the layer `tap`: plan, apply and start."""
 
-    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
-        params, state = layer.init(key, x, **side)
-        return params, {**state, mark: blank(layer.plan(x, **side).y)}
+    def __init__(self, layer: Layer, pattern: str) -> None:
+        self.layer = layer
+        self.mark = f"#{next(_COUNT)}"  # the name of outputs in the state, different for each tap
+        self.paths: list[str] = []
+
+        def tapped(path: str, child: Layer) -> Layer:
+            self.paths.append(path)
+            return _tapped(child, path, self.mark)
+
+        self.inner = edited(layer, pattern, tapped)
+        self.outputs = remember(self._outputs)  # (x, side) -> State
+
+    def _outputs(self, x: Any, side: dict[str, Any]) -> State:
+        """The shapes of the outputs, at their places in the state."""
+        calls = collections.Counter(visit.path for visit in visits(self.inner, x, side))
+        for path in self.paths:
+            if calls[path] != 1:
+                raise LayerError(f"one call of {path}", f"{calls[path]} calls",
+                                 "tap a layer around it, or use a separate layer for each call")
+        return _outputs_of(self.inner.plan(x, **side).state, self.mark)
+
+    def plan(self, x: Any, side: dict[str, Any]) -> Plan:
+        plan = self.layer.plan(x, **side)
+        activations = dict(_by_path(self.outputs(x, side), self.mark))
+        return dataclasses.replace(plan, y=(plan.y, activations))
+
+    def apply(self, params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        note = note_of(state)
+        state = self.with_places(without(state, note), x, recalled(note) | side)
+        with listening() as called:
+            y, state = self.inner.apply(params, state, x, key=key, train=train, **side)
+        missing = [path for path in self.paths if (self.mark, path) not in called]
+        if missing:
+            raise LayerError(f"a call of {listed(missing)}", f"none with train={train}",
+                             "tap a layer that is called in both modes")
+        activations = dict(_by_path(_outputs_of(state, self.mark), self.mark))
+        return (y, activations), {**_without_outputs(state, self.mark), **note}
+
+    def start(
+        self, params: Params, state: State, x: Any, *, length: int, **side: Any
+    ) -> State:
+        state = self.with_places(state, x, side)
+        carried = self.inner.start(params, state, x, length=length, **side)
+        return noted(self.layer, _without_outputs(carried, self.mark), side)
+
+    def with_places(self, state: State, x: Any, side: dict[str, Any]) -> State:
+        """The state with zeros in the places of the outputs."""
+        return _with_outputs(state, blank(self.outputs(spec(x), spec(side))), self.mark)
+
+
+def _tapped(layer: Layer, path: str, mark: str) -> Layer:
+    """The layer, whose state also holds its last output under the name `mark`."""
 
     def planner(x: Any, side: dict[str, Any]) -> Plan:
         plan = layer.plan(x, **side)
         return dataclasses.replace(plan, state={**plan.state, mark: plan.y})
 
+    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        params, state = layer.init(key, x, **side)
+        return params, {**state, mark: blank(layer.plan(x, **side).y)}
+
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
               train: bool = False, **side: Any) -> tuple[Any, State]:
         tell((mark, path))
-        y, new = layer.apply(params, _own(state, mark), x, key=key, train=train, **side)
-        # In `mixed` y is narrower than the place for it, whose dtype must stay.
-        return y, {**new, mark: jax.tree.map(lambda y, at: y.astype(at.dtype), y, state[mark])}
+        own = without(state, (mark,))
+        y, new = layer.apply(params, own, x, key=key, train=train, **side)
+        # In `mixed` y is narrower than the place in the state, whose dtype must not change.
+        output = jax.tree.map(lambda y, place: y.astype(place.dtype), y, state[mark])
+        return y, {**new, mark: output}
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
-        carried = layer.start(params, _own(state, mark), x, length=length, **side)
+        carried = layer.start(params, without(state, (mark,)), x, length=length, **side)
         return {**carried, mark: state[mark]}
 
     return dataclasses.replace(
         layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        **around(layer, lambda layer: _watched(layer, path, mark)),
+        **around(layer, lambda layer: _tapped(layer, path, mark)),
     )
 
 
-def _own(state: State, mark: str) -> State:
-    return {name: value for name, value in state.items() if name != mark}
-
-
-def _taps(state: State, mark: str) -> State:
+def _outputs_of(state: State, mark: str) -> State:
     """The part of a state that holds outputs."""
-    parts = {name: _taps(part, mark) for name, part in _own(state, mark).items()
-             if isinstance(part, dict)}
-    found = {name: part for name, part in parts.items() if part}
-    return found | {mark: state[mark]} if mark in state else found
+    outputs = {}
+    for name, part in state.items():
+        if name != mark and isinstance(part, dict):
+            below = _outputs_of(part, mark)
+            if below:
+                outputs[name] = below
+    if mark in state:
+        outputs[mark] = state[mark]
+    return outputs
 
 
-def _without(state: State, mark: str) -> State:
-    """The state without outputs; what becomes empty is left out."""
-    parts = {name: _without(part, mark) if isinstance(part, dict) else part
-             for name, part in _own(state, mark).items()}
-    return {name: part for name, part in parts.items() if not isinstance(part, dict) or part}
+def _without_outputs(state: State, mark: str) -> State:
+    """The state without outputs, and without parts that held nothing else."""
+    rest = {}
+    for name, part in without(state, (mark,)).items():
+        if isinstance(part, dict):
+            part = _without_outputs(part, mark)
+            if not part:
+                continue
+        rest[name] = part
+    return rest
 
 
-def _merged(state: State, taps: State, mark: str) -> State:
-    below = _own(taps, mark)
-    parts = {name: _merged(state.get(name, {}), part, mark) for name, part in below.items()}
-    return {**state, **parts, **({mark: taps[mark]} if mark in taps else {})}
+def _with_outputs(state: State, outputs: State, mark: str) -> State:
+    """The state with outputs at their places."""
+    state = dict(state)
+    for name, part in outputs.items():
+        state[name] = part if name == mark else _with_outputs(state.get(name, {}), part, mark)
+    return state
 
 
-def _named(taps: State, mark: str, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and output of every tapped layer."""
-    for name, part in taps.items():
+def _by_path(outputs: State, mark: str, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The path and the output of every tapped layer."""
+    for name, part in outputs.items():
         if name == mark:
             yield path, part
         else:
-            yield from _named(part, mark, f"{path}/{name}" if path else name)
+            yield from _by_path(part, mark, f"{path}/{name}" if path else name)

@@ -1,7 +1,7 @@
-"""Depth written out: the net in which each `repeat` is its copies, one after the other.
+"""Unrolling: each `repeat` of a net replaced by its copies, one after the other.
 
-A scan over layers copies the cache of each layer when it writes a step into it; written out, XLA
-updates caches in place. So what runs one net thousands of times writes it out first.
+A scan over layers copies the cache of each layer when it writes a step into it; without the scan
+XLA updates caches in place. Generation, which runs one net thousands of times, unrolls it first.
 """
 
 from __future__ import annotations
@@ -19,32 +19,44 @@ Split = Callable[[Any], Any]
 
 
 def unrolled(layer: Layer) -> tuple[Layer, Split]:
-    """The net with its repeats written out, and what makes its trees of those of `layer`.
+    """The net with its repeats unrolled, and a function that converts params and state to its own.
 
-    Repeats inside other wrappers, such as `mixed`, stay as they are. A program that reads the
-    parameters of a repeat, ``layers.body.params``, sees them stacked in either net.
+    Repeats inside other wrappers, such as `mixed`, stay. A program that reads the parameters of a
+    repeat, ``layers.body.params``, sees them stacked in either net.
     """
     if layer.wraps and layer.wraps.order == "depth":
-        one, split = unrolled(layer.wraps.layer)
-        names = [f"copy_{i}" for i in range(layer.wraps.times)]
-
-        def copies(tree: Any) -> Any:
-            return {name: split(jax.tree.map(lambda a, i=i: a[i], tree))
-                    for i, name in enumerate(names)} if tree else tree
-
-        written = Layer.serial(**dict.fromkeys(names, one))
-        return dataclasses.replace(written, computed=(WrittenOut(),)), copies
-
-    # The trees of what wraps another layer are not those of its children; and what a layer of one's
-    # own does with trees is its own affair, unless it says that it hands them on as they come.
+        return _unrolled_repeat(layer.wraps.times, layer.wraps.layer)
+    # The parameters of a wrapper are not those of its children, and a layer of another author may
+    # do anything with them unless it has `within`, which says that it passes them on unchanged.
     if layer.wraps or layer.stacks or layer.computed or not layer.children or layer.within is None:
-        return layer, lambda tree: tree
-    parts = {name: unrolled(child) for name, child in layer.children.items()}
-    if all(parts[name][0] is child for name, child in layer.children.items()):
-        return layer, lambda tree: tree
+        return layer, _unchanged
+    children, splits = {}, {}
+    for name, child in layer.children.items():
+        children[name], splits[name] = unrolled(child)
+    if all(children[name] is child for name, child in layer.children.items()):
+        return layer, _unchanged
 
-    def split_each(tree: Any) -> Any:
+    def split(tree: Any) -> Any:
         # "name@1" is the state of the second call of a child.
-        return {name: parts[name.split("@")[0]][1](part) for name, part in tree.items()}
+        return {name: splits[name.split("@")[0]](part) for name, part in tree.items()}
 
-    return layer.rebuilt({name: part[0] for name, part in parts.items()}), split_each
+    return layer.rebuilt(children), split
+
+
+def _unrolled_repeat(n: int, layer: Layer) -> tuple[Layer, Split]:
+    """n copies in series, named copy_0, copy_1, ..."""
+    one, split_one = unrolled(layer)
+    names = [f"copy_{i}" for i in range(n)]
+    series = Layer.serial(**dict.fromkeys(names, one))
+
+    def copy(tree: Any, i: int) -> Any:
+        return split_one(jax.tree.map(lambda a: a[i], tree))
+
+    def split(tree: Any) -> Any:
+        return {name: copy(tree, i) for i, name in enumerate(names)} if tree else tree
+
+    return dataclasses.replace(series, computed=(WrittenOut(),)), split
+
+
+def _unchanged(tree: Any) -> Any:
+    return tree

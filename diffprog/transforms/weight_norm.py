@@ -1,4 +1,4 @@
-"""Length and direction of weights as parameters of their own."""
+"""Weight normalization: the norm and the direction of kernels as separate parameters."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["weight_norm"]
 
 @factory
 def weight_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
-    """Learn length and direction of weights apart: ``y = f(x; scale * direction / |direction|)``.
+    """Separate norm and direction of kernels: ``y = f(x; scale * direction / |direction|)``.
 
-    The norm is that of the weights into one output feature: over all axes but the last. A layer
-    begins as it was; weights that are zero get a direction, and a length of zero.
+    The norm is taken over the weights of one output feature, over all axes but the last. The output
+    is unchanged at first; weights of zero get a direction of ones and a scale of zero.
 
     Args:
         layer: any layer.
-        pattern: of the paths of the kernels, or a tuple of several.
+        pattern: paths of the kernels, or a tuple of several patterns.
 
     Raises:
-        LayerError: at ``init``: a pattern that matches nothing, or a leaf with one axis.
+        LayerError: at ``init``, for a pattern that matches nothing, or a leaf with one axis.
 
     Example:
         >>> net = dp.weight_norm(dp.linear(3))
@@ -41,18 +41,18 @@ def weight_norm(layer: Any, pattern: Patterns = "**/kernel") -> Layer:
 
     def make(key: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
         check_kernel(kernel)
-        scale = lengths(kernel)
-        stored = scale.astype(kernel.real.dtype)
-        return {"direction": jnp.where(scale == 0, 1, kernel), "scale": stored}
+        scale = norms(kernel)                                            # (out,)
+        direction = jnp.where(scale == 0, 1, kernel)                     # (..., in, out)
+        return {"direction": direction, "scale": scale.astype(kernel.real.dtype)}
 
     def use(tree: dict[str, jax.Array]) -> jax.Array:
         direction = tree["direction"]
-        size = lengths(direction)
-        factor = jax.lax.broadcast_to_rank(tree["scale"].astype(size.dtype) / size, direction.ndim)
+        norm = norms(direction)
+        factor = jax.lax.broadcast_to_rank(tree["scale"].astype(norm.dtype) / norm, direction.ndim)
         dtype = joint(direction, factor)
         return (direction.astype(dtype) * factor.astype(dtype)).astype(direction.dtype)
 
-    def lengths(kernel: jax.Array) -> jax.Array:
+    def norms(kernel: jax.Array) -> jax.Array:
         return length(kernel, tuple(range(kernel.ndim - 1)))
 
     return reparametrized(as_layer(layer), Computed(make, use, pattern),

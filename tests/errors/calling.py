@@ -108,7 +108,7 @@ def scanned(layers, x):
     return jax.lax.scan(lambda carry, x: (carry, layers.f(x)), 0, x)[1]
 
 
-def told(layer, condition=X):
+def init_hyper(layer, condition=X):
     layer.init(KEY, X, condition=condition)
 
 
@@ -197,11 +197,11 @@ EXAMPLES = {
     "shortcut, float32[2,3], got float32[2,9]; give it as many features, or a shortcut of the "
     "same shape":
         at(dp.residual(dp.linear(9), LINEAR), X),
-    "at (repeat(3, linear(5))): wants a layer that keeps float32[2,4] as it is, got float32[2,5]; "
-    "let its output have the shape and dtype of its input":
+    "at (repeat(3, linear(5))): wants a layer that keeps the shape and dtype of x, float32[2,4], "
+    "got float32[2,5]; let its output have the shape and dtype of its input":
         at(dp.repeat(3, dp.linear(5)), X),
-    "at (repeat(3, halve)): wants a layer that keeps float32[2,4] as it is, got bfloat16[2,4]; "
-    "let its output have the shape and dtype of its input":
+    "at (repeat(3, halve)): wants a layer that keeps the shape and dtype of x, float32[2,4], got "
+    "bfloat16[2,4]; let its output have the shape and dtype of its input":
         at(dp.repeat(3, halve), X),
     "at (parallel(abs, abs, abs)): wants a tuple of 3 inputs, one for each layer, got "
     "(float32[2,4], float32[2,4]); give each layer its part, or use branch for one input":
@@ -370,23 +370,22 @@ EXAMPLES = {
     "explicit axes (data); pass axis_types=(jax.sharding.AxisType.Auto,) to jax.make_mesh: "
     "explicit axes need a sharding of each result, which JAX cannot infer here":
         on_an_explicit_mesh,
-    # What writes the parameters of another layer.
-    "hyper(linear(3), linear(2)): wants condition, of which the generator makes parameters, got "
-    "none; pass condition=, for each example or one for all":
+    # Hypernetworks.
+    "hyper(linear(3), linear(2)): wants the side input condition, which the generator takes, got "
+    "none; pass condition=, one per example or one for all":
         lambda: HYPER.init(KEY, X),
     "target (serial(linear(3), batch_norm())): wants a target without state, got "
-    "batch_norm_0/mean, batch_norm_0/var; put a layer without running statistics in its place":
-        lambda: told(dp.hyper(LINEAR >> dp.batch_norm(), dp.linear(2))),
-    "target (ensemble(2, linear(3))): wants a target that keeps the axis of examples, got "
-    "float32[2,1,3]; give each example its output, on the first axis":
-        lambda: told(dp.hyper(dp.ensemble(2, LINEAR), dp.linear(2))),
-    "generator (linear(2)): wants features (H,) of one task, or (batch, H) of as many examples, "
-    "got float32[2,5,2]; end the generator with dp.flatten() or a pool":
-        lambda: told(HYPER, jnp.ones((2, 5, 4))),
-    "hyper(linear(3), linear(2)): wants x with 7 on its first axis, a condition each, got "
-    "float32[2,4]; give each example its condition, or all of them one: features without an axis "
-    "of examples":
-        lambda: told(HYPER, jnp.ones((7, 4))),
+    "batch_norm_0/mean, batch_norm_0/var; use a layer without running statistics in its place":
+        lambda: init_hyper(dp.hyper(LINEAR >> dp.batch_norm(), dp.linear(2))),
+    "target (ensemble(2, linear(3))): wants a target that keeps the batch axis, got "
+    "float32[2,1,3]; return one output per example, with the batch on the first axis":
+        lambda: init_hyper(dp.hyper(dp.ensemble(2, LINEAR), dp.linear(2))),
+    "generator (linear(2)): wants features (H,) for all examples, or (batch, H) for each, got "
+    "float32[2,5,2]; end the generator with dp.flatten() or a pool":
+        lambda: init_hyper(HYPER, jnp.ones((2, 5, 4))),
+    "hyper(linear(3), linear(2)): wants x with a batch axis of 7, one example per condition, got "
+    "float32[2,4]; pass one condition per example, or one without a batch axis for all":
+        lambda: init_hyper(HYPER, jnp.ones((7, 4))),
     "hyper(linear(3), linear(2)): wants target params {bias: {kernel: float32[2,3], "
     "bias: float32[3]}, kernel: {kernel: float32[2,4,3], bias: float32[4,3]}}, got {bias: "
     "float32[3], kernel: float32[4,3]}; pass what init gave on input of this shape":

@@ -59,7 +59,7 @@ def noisy(layers, x, *, train):
     return layers.f(x) + (layers.noise(x) if train else 0)
 
 
-def tapped_at_rest():
+def tapped_in_inference():
     net = dp.tap(noisy, "*")
     params, state = net.init(KEY, X)
     net(params, X, state=state)
@@ -183,18 +183,19 @@ EXAMPLES = {
     "False for inference":
         lambda: dp.pin(LINEAR, train=0),
     "hyper(jax.nn.tanh, linear(3)): wants a target with parameters, got jax.nn.tanh; pass "
-    "dp.linear(8), for example: nothing could be written here":
+    "dp.linear(8), for example: this one has nothing to generate":
         lambda: dp.hyper(jnp.tanh, LINEAR),
     "fixed_point(linear(3), steps=0): wants steps as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.fixed_point(LINEAR, steps=0),
-    "fixed_point(linear(3), tolerance=0): wants tolerance as a positive number, got 0; pass 1e-4, "
-    "for example, or None for that of the dtype":
+    "fixed_point(linear(3), tolerance=0): wants tolerance as a positive number, got 0; pass "
+    "1e-4, for example, or None for the default of the dtype":
         lambda: dp.fixed_point(LINEAR, tolerance=0),
     "fixed_point(serial(add, batch_norm())): wants a layer without state, got batch_norm_0/mean, "
-    "batch_norm_0/var; use layer_norm for batch_norm: a step of the solver is no call":
+    "batch_norm_0/var; use layer_norm in place of batch_norm: the solver applies the layer many "
+    "times per call":
         lambda: dp.fixed_point(dp.add >> dp.batch_norm()).init(KEY, X),
-    "fixed_point(serial(add, linear(3))): wants a layer that gives z as it is, float32[2,4], got "
-    "float32[2,3]; let its output have the shape and dtype of x":
+    "fixed_point(serial(add, linear(3))): wants a layer that keeps the shape and dtype of z, "
+    "float32[2,4], got float32[2,3]; let its output have the shape and dtype of x":
         lambda: dp.fixed_point(dp.add >> LINEAR).init(KEY, X),
     "fixed_point(add): wants floating-point input, got int32[2,4]; convert it: "
     "x.astype(jnp.float32)":
@@ -258,7 +259,7 @@ EXAMPLES = {
     "correct it: * is one level, ** any number":
         lambda: dp.replace(NET, "tail", LINEAR),
     "body/tanh~0 (jax.nn.tanh): wants a function from a layer to a layer, got jax.nn.gelu, which "
-    "takes none; write lambda old: jax.nn.gelu for an activation":
+    "takes no layer; write lambda old: jax.nn.gelu for an activation":
         lambda: dp.replace(NET, "body/tanh~0", jax.nn.gelu),
     "head (linear(3)): wants a layer or a function of one input, got 3":
         lambda: dp.replace(NET, "head", lambda old: 3),
@@ -269,12 +270,12 @@ EXAMPLES = {
     "tap(linear(3), 'kernel'): wants a pattern that matches a layer (none), got 'kernel'; correct "
     "it: * is one level, ** any number":
         lambda: dp.tap(LINEAR, "kernel"),
-    "tap(twice(lin=linear(4)), 'lin'): wants one call of lin, got 2 calls; tap a layer around it, "
-    "or give each call a layer of its own":
+    "tap(twice(lin=linear(4)), 'lin'): wants one call of lin, got 2 calls; tap a layer around "
+    "it, or use a separate layer for each call":
         lambda: dp.tap(program(twice, lin=dp.linear(4)), "lin").init(KEY, X),
     "tap(noisy(f=linear(3), noise=linear(3)), '*'): wants a call of noise, got none with "
     "train=False; tap a layer that is called in both modes":
-        tapped_at_rest,
+        tapped_in_inference,
     "grows: wants a state of one structure, {some: float32[]}, got {some: float32[], more: "
     "float32[]}; let apply return the given state, with new values":
         growing,

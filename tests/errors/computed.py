@@ -1,4 +1,4 @@
-"""What is refused of computed parameters."""
+"""Errors of computed parameters."""
 
 
 import jax.numpy as jnp
@@ -69,15 +69,14 @@ EXAMPLES = {
     "weight_norm(linear(3), pattern='**'): wants kernels (..., in, out), got float32[3]; choose a "
     "pattern that matches no vectors":
         lambda: dp.weight_norm(LINEAR, "**").init(KEY, X),
-    "lora(freeze(linear(3)), 2): wants kernel to be trained, got a leaf that is frozen inside; "
-    "freeze around it: freeze(lora(...), exclude=('**/down', '**/up'))":
+    "lora(freeze(linear(3)), 2): wants kernel as a trainable leaf, got one that is frozen "
+    "inside; freeze outside: freeze(lora(...), exclude=('**/down', '**/up'))":
         lambda: dp.lora(dp.freeze(LINEAR), 2).init(KEY, X),
-    "ema(renamed): wants a state that leaves the name #ema free, got #ema; make the wrapper "
-    "inside by dataclasses.replace, which hands on what is computed":
+    "ema(renamed): wants a layer without #ema in its state, got #ema; make the inner wrapper by "
+    "dataclasses.replace, which keeps the field computed":
         lambda: dp.ema(renamed(dp.ema(LINEAR))).init(KEY, X),
-    "linearize(ema(linear(3))): wants a layer that computes with its parameters at rest, got one "
-    "that averages bias, kernel; write ema(linearize(layer)): the average of its parameters moves "
-    "along the line":
+    "linearize(ema(linear(3))): wants a layer that uses its parameters in inference, got one "
+    "that averages bias, kernel; write ema(linearize(layer)): average outside":
         expanded_around(dp.ema),
     "wants memory in place of source, got int32[1,2]; encode it once: memory=dp.tap(net, "
     "\"encoder\")(params, ids, state=state, source=source, source_mask=source_mask)[1]"

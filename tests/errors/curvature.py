@@ -130,18 +130,18 @@ EXAMPLES = {
     "computes with averages, and what is frozen has no gradient":
         hessian(PARAMS, lambda p: jnp.ones(())),
     # Expansions.
-    "at (linearize(serial(origin=batch_norm()))): wants a layer without a state named origin, got "
-    "one that has it; rename the child, or linearize once: twice is the same":
+    "at (linearize(serial(origin=batch_norm()))): wants a layer without origin in its state, got "
+    "origin; rename the child, or linearize only once: twice is the same":
         at(dp.linearize(dp.serial(origin=dp.batch_norm())), X),
-    "linearize(linearize(linear(3))): wants a layer without a state named origin, got one that "
-    "has it; rename the child, or linearize once: twice is the same":
+    "linearize(linearize(linear(3))): wants a layer without origin in its state, got origin; "
+    "rename the child, or linearize only once: twice is the same":
         functools.partial(params, dp.linearize(EXPANDED), X),
     "linearize(linear(3)): wants state origin, got none; pass state=, as init returned it":
         expanded(),
-    "linearize(linear(3)): wants origin kernel as float32[4,3], got float32[5,3]; put into the "
-    "state the parameters around which to expand":
+    "linearize(linear(3)): wants origin kernel as float32[4,3], got float32[5,3]; put the "
+    "parameters to expand around into the state":
         expanded(origin=PARAMS | {"kernel": jnp.ones((5, 3))}),
-    "at (linearize(serial(conv(2, 2, dims=1, padding='CAUSAL')))): wants the whole input at once, "
-    "got a streaming call; apply it without start: its caches would have no derivative":
+    "at (linearize(serial(conv(2, 2, dims=1, padding='CAUSAL')))): wants the whole input at "
+    "once, got a streaming call; call it without start: its caches would have no derivative":
         stream,
 }

@@ -110,26 +110,26 @@ EXAMPLES = {
     "wants a condition for guidance, got none; pass condition=labels":
         drawn(plain, guidance_scale=3.0, null_class=3),
     # Denoisers.
-    "told (told(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)), "
-    "classes=embedding(4, 16))): wants time as ints of shape (2,), got none; give one to each "
-    "image":
+    "told (time_and_class(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)), "
+    "classes=embedding(4, 16))): wants time as ints of shape (2,), got none; pass one per image":
         lambda: UNET.init(KEY, X),
-    "told (told(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)), "
-    "classes=embedding(4, 16))): wants condition as ints of shape (2,), got float32[2]; give one "
-    "to each image":
+    "told (time_and_class(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)), "
+    "classes=embedding(4, 16))): wants condition as ints of shape (2,), got float32[2]; pass one "
+    "per image":
         lambda: UNET.init(KEY, X, time=TIME, condition=floats(2)),
-    "told (told(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)))): wants no "
-    "condition, for a net without classes, got int32[2]; give the net classes=10, for example":
+    "told (time_and_class(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)))): "
+    "wants no condition, for a net without classes, got int32[2]; build the net with classes=10, "
+    "for example":
         lambda: dp.models.unet(1, **SMALL).init(KEY, X, time=TIME, condition=TIME),
-    "at (unet(told=told(time=serial(body=serial(linear(16), jax.nn.silu), head=linear(16)), "
-    "classes=embedding(4, 16)), stem=c ...): wants images with sides that are multiples of "
-    "2, got float32[2,4,5,1]; pad or crop them":
+    "at (unet(told=time_and_class(time=serial(body=serial(linear(16), jax.nn.silu), "
+    "head=linear(16)), classes=embedding(4, 16 ...): wants images with sides that are multiples "
+    "of 2, got float32[2,4,5,1]; pad or crop them":
         lambda: dp.serial(at=UNET).init(KEY, floats(2, 4, 5, 1), time=TIME),
     "wants widths as a sequence of sizes, got 64; pass (64, 128), for example":
         lambda: dp.models.unet(1, widths=64),
     "wants attention at levels from 1 to 2, got 3; leave it out, or add widths":
         lambda: dp.models.unet(1, **SMALL | {"attention": (3,)}),
-    "wants width as a multiple of 4, got 6; choose another: sines and cosines of rows and of "
-    "columns share it":
+    "wants width as a multiple of 4, got 6; choose another: sine and cosine of row and column "
+    "have a quarter each":
         lambda: dp.models.dit(1, width=6),
 }

@@ -1,4 +1,4 @@
-"""What models refuse."""
+"""Errors of models."""
 
 from refusing import KEY
 
@@ -28,7 +28,7 @@ EXAMPLES = {
     "side":
         lambda: dp.models.dcgan_generator(12),
     "wants image_size as a multiple of patch_size=2, got 9; choose a patch_size that divides it, "
-    "or cut or pad the images":
+    "or crop or pad the images":
         lambda: dp.models.vit(4, image_size=9, patch_size=2, **SMALL),
     "at/images (images): wants images of 8 x 8, got float32[1,4,16,3]; resize them, or set "
     "image_size=":
@@ -38,11 +38,11 @@ EXAMPLES = {
         at(VIT, floats(8, 8)),
     "at (bert(hide=hide(), embed=embedding(11, 4), types=embedding(2, 4), "
     "positions=learned_positions(5), norm=layer_norm(eps ...): wants token_types of the shape of "
-    "x, (2, 5), got int32[5]; give one to each token":
+    "x, (2, 5), got int32[5]; pass one per token":
         at(dp.models.bert(11, length=5, **SMALL), ints(2, 5), token_types=ints(5)),
     "at (translate(encoder=serial(hide=hide(), embed=embedding(5, 4), scaled=scaled, "
     "positions=sinusoidal_positions(), drop=d ...): wants source or memory, got both, int32[2,3] "
-    "and float32[2,3,4]; pass one of them: memory is what the encoder makes of source":
+    "and float32[2,3,4]; pass one of them: memory is the encoder's output for source":
         at(TRANSFORMER, ints(2, 3), source=ints(2, 3), memory=MEMORY),
     "at (translate(encoder=serial(hide=hide(), embed=embedding(5, 4), scaled=scaled, "
     "positions=sinusoidal_positions(), drop=d ...): wants source with its source_mask, got "
@@ -51,6 +51,7 @@ EXAMPLES = {
     "at/decoder/body/blocks/cross/body (cross_attention(2)): wants the side input memory, got "
     "none; pass memory=, the encoder output, in each call: only a stream keeps it":
         at(TRANSFORMER, ints(2, 3)),
-    "wants width as an even int, got 5; choose another: half of it reads in each direction":
+    "wants width as an even int, got 5; choose another: each direction of the encoder has half "
+    "of it":
         lambda: dp.models.seq2seq(5, 7, width=5),
 }

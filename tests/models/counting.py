@@ -1,4 +1,4 @@
-"""How many parameters the parts of models have, by their formulas."""
+"""Parameter counts of the parts of models, by formula."""
 
 from golden import MODELS
 
@@ -6,7 +6,7 @@ import diffprog as dp
 
 
 def count(name):
-    """The parameters of a model of `golden.py`."""
+    """The number of parameters of a model of `golden.py`."""
     return dp.tree.count(MODELS[name].plan().params)
 
 
@@ -28,6 +28,6 @@ def attention(width):
 
 
 def block(width):
-    """Attention, a net with a hidden axis four times as wide, and their norms."""
+    """Attention, a feed-forward net of hidden size 4 * width, and their norms."""
     feed = linear(width, 4 * width) + linear(4 * width, width)
     return attention(width) + feed + 2 * norm(width)

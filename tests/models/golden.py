@@ -1,7 +1,7 @@
 """Golden files: the path, shape and dtype of every parameter and statistic of the models.
 
-They keep checkpoints loadable: a renamed parameter breaks the test that reads them. Write them
-anew, and say so in the changelog, by
+They keep checkpoints loadable: a renamed parameter fails the test that reads them. To update them,
+with an entry in the changelog, run
 
     python tests/models/golden.py
 """
@@ -25,7 +25,7 @@ READER = dp.recurrent(dp.gru(64), bidirectional=True)
 
 
 class Model(NamedTuple):
-    """A net, its input, and the side inputs without which it has no plan."""
+    """A net, its input, and its required side inputs."""
 
     net: dp.Layer
     x: jax.ShapeDtypeStruct

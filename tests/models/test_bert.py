@@ -1,4 +1,4 @@
-"""BERT: its parameters, counted by hand; it learns; which token types it takes."""
+"""BERT: its parameters, counted by hand; it learns; the shape of token types."""
 
 import jax
 import numpy as np
@@ -15,7 +15,8 @@ def test_the_parameters_of_bert():
     embedded = (30522 + 512 + 2) * 768 + norm(768)
     derived = embedded + 12 * block(768) + linear(768, 768)
     assert count("bert") == derived == 109_482_240
-    derived += linear(768, 768) + norm(768) + 30522 + linear(768, 2)  # tokens; what follows
+    derived += linear(768, 768) + norm(768) + 30522  # the head of masked tokens
+    derived += linear(768, 2)  # the head of the next sentence
     assert count("bert_pretraining") == derived == 110_106_428
 
 

@@ -15,12 +15,12 @@ def test_the_parameters_of_dcgan():
     widths = [1024, 512, 256, 128]
     between = [conv(5, *pair) + norm(pair[1]) for pair in itertools.pairwise(widths)]
     project = 100 * 16 * 1024 + norm(1024)
-    made = project + sum(between) + conv(5, 128, 3) + 3
-    assert count("dcgan_generator") == made == 18_855_043
-    # The same convolutions the other way; the norms stand behind the wider side.
+    derived = project + sum(between) + conv(5, 128, 3) + 3
+    assert count("dcgan_generator") == derived == 18_855_043
+    # The same convolutions in reverse; the norms are on the wider side.
     between = [conv(5, *pair) + norm(pair[0]) for pair in itertools.pairwise(widths)]
-    told = conv(5, 3, 128) + 128 + sum(between) + linear(16 * 1024, 1)
-    assert count("dcgan_discriminator") == told == 17_232_897
+    derived = conv(5, 3, 128) + 128 + sum(between) + linear(16 * 1024, 1)
+    assert count("dcgan_discriminator") == derived == 17_232_897
 
 
 def test_sides_double_from_figure_1():
@@ -31,8 +31,8 @@ def test_sides_double_from_figure_1():
                      (1, 64, 64, 3)]
 
 
-def test_images_and_judgements_by_hand():
-    """One doubling and two halvings of one place, where a convolution is a matrix."""
+def test_generator_and_discriminator_in_numpy():
+    """On one pixel a convolution is a matrix: one doubling, and two halvings."""
     generator = dp.models.dcgan_generator(2, 1, width=3, smallest=1)
     z = jnp.linspace(-2.0, 2.0, 8).reshape(4, 2)
     params, state = generator.init(jax.random.key(0), z)
@@ -40,7 +40,7 @@ def test_images_and_judgements_by_hand():
     hidden = np.asarray(z) @ np.asarray(params["project"]["linear_0"]["kernel"])
     hidden = np.maximum((hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5), 0)
     kernel = np.asarray(params["image"]["conv_transpose_0"]["kernel"])
-    # "SAME" cuts one place before: the image is the middle of what is written.
+    # "SAME" cuts one pixel at the start: the image is the center of the full output.
     image = np.tanh(np.einsum("nc,ijcd->nijd", hidden, kernel[1:3, 1:3]))
     np.testing.assert_allclose(y, image, atol=1e-6)
 
@@ -62,7 +62,7 @@ def test_images_and_judgements_by_hand():
 
 
 @pytest.mark.parametrize("image_size", [12, 20])
-def test_sides_are_doubled(image_size):
-    for make in (dp.models.dcgan_generator, dp.models.dcgan_discriminator):
-        with pytest.raises(dp.LayerError, match="image_size as 4 times a power of two"):
-            make(image_size)
+@pytest.mark.parametrize("make", [dp.models.dcgan_generator, dp.models.dcgan_discriminator])
+def test_other_image_sizes_raise(make, image_size):
+    with pytest.raises(dp.LayerError, match="image_size as 4 times a power of two"):
+        make(image_size)

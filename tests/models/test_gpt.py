@@ -14,5 +14,5 @@ def test_the_parameters_of_gpt_2():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    net = dp.models.gpt(11, length=5, **NET)  # it reads five of six
+    net = dp.models.gpt(11, length=5, **NET)  # next_token uses five of six ids as input
     learns(net, dp.text.next_token(), IDS, 60)

@@ -1,4 +1,4 @@
-"""The multilayer perceptron learns, and wants a sequence of sizes."""
+"""The multilayer perceptron: it learns; hidden must be a sequence."""
 
 from learning import drawn, learns
 from refusing import expect
@@ -10,6 +10,6 @@ def test_it_learns_eight_examples():
     learns(dp.models.mlp((16,), 4), dp.classification(), drawn(6), 120)
 
 
-def test_a_single_size_is_refused():
+def test_a_single_size_raises():
     expect("", "wants hidden as a sequence of sizes, got 64; pass (64, 32), for example",
            dp.models.mlp, 64, 10)

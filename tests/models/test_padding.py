@@ -1,4 +1,4 @@
-"""What the laws cannot try on ids: padding of any kind, and translations as streams."""
+"""Laws that are not tested on ids elsewhere: padding, and streams of encoder-decoders."""
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +28,17 @@ LENGTHS = (5, 3)
 
 
 def padded(side, fill):
-    """Ids of two lengths beside `fill`, and which of them are real."""
-    places = np.arange(5)
-    mask = np.stack([places < n if side == "right" else places >= 5 - n for n in LENGTHS])
+    """Ids of two lengths padded with `fill`, and their mask."""
+    positions = np.arange(5)
+    mask = np.stack([positions < n if side == "right" else positions >= 5 - n for n in LENGTHS])
     x = np.full((2, 5), fill)
-    for row, real, ids, n in zip(x, mask, IDS, LENGTHS, strict=True):
-        row[real] = ids[:n]
+    for row, valid, ids, n in zip(x, mask, IDS, LENGTHS, strict=True):
+        row[valid] = ids[:n]
     return jnp.asarray(x), jnp.asarray(mask)
 
 
 def translated(name, x, mask):
-    """The side inputs with which a net reads x, and where it translates, x itself once more."""
+    """The side inputs of a net for x; an encoder-decoder also gets x as its source."""
     given = {} if mask is None else {"mask": mask}
     if name in TRANSLATE:
         given |= {"source": x} | ({} if mask is None else {"source_mask": mask})
@@ -47,12 +47,12 @@ def translated(name, x, mask):
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=[pytest.mark.slow] * (name != "gpt")) for name in NETS])
-def test_what_is_padded_is_read_as_it_would_be_alone(name):
+def test_padding_has_no_effect_on_valid_tokens(name):
     net = NETS[name]
     params, _ = net.init(KEY, jnp.asarray(IDS), **translated(name, jnp.asarray(IDS), None))
     run = jax.jit(lambda params, x, given: net(params, x, **given))
     for side in ("left", "right"):
-        x, mask = padded(side, 99)  # no id of the vocabulary: its vector is NaN
+        x, mask = padded(side, 99)  # outside the vocabulary: its vector is NaN
         y = jax.tree.leaves(run(params, x, translated(name, x, mask)))
         for i, n in enumerate(LENGTHS):
             row = jnp.asarray(IDS[i : i + 1, :n])
@@ -63,7 +63,7 @@ def test_what_is_padded_is_read_as_it_would_be_alone(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
-def test_no_gradient_comes_out_of_the_padding(name):
+def test_padding_has_no_effect_on_gradients(name):
     net = NETS[name]
     params, _ = net.init(KEY, jnp.asarray(IDS), **translated(name, jnp.asarray(IDS), None))
 
@@ -81,16 +81,16 @@ def test_no_gradient_comes_out_of_the_padding(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "seq2seq", pytest.param("transformer", marks=pytest.mark.slow)])
-def test_a_translation_streams_from_its_memory(name):
+def test_streams_from_the_encoder_output(name):
     net, x = NETS[name], jnp.asarray(IDS)
-    source, real = padded("right", 99)
+    source, valid = padded("right", 99)
     params, state = net.init(KEY, x, source=source)
-    whole = jax.jit(net)(params, x, source=source, source_mask=real)
+    whole = jax.jit(net)(params, x, source=source, source_mask=valid)
 
     @jax.jit
     def started(params, state):
-        memory = net.children["encoder"](params["encoder"], source, mask=real)
-        return net.start(params, state, x, length=5, memory=memory, memory_mask=real)
+        memory = net.children["encoder"](params["encoder"], source, mask=valid)
+        return net.start(params, state, x, length=5, memory=memory, memory_mask=valid)
 
     state = started(params, state)
     outputs, apply = [], jax.jit(net.apply)
@@ -103,8 +103,8 @@ def test_a_translation_streams_from_its_memory(name):
 @pytest.mark.parametrize("case", [
     case for case in CASES if case.name.startswith(("gpt", "llama", "transformer_decoder", "the "))
 ], ids=lambda case: case.name)
-def test_the_law_of_streams_is_tried(case):
-    """A layer that cannot stream says so, and the law lets it go: these must not."""
+def test_language_models_stream(case):
+    """The law of streams skips layers without `start`, so this asserts that these have one."""
     assert case.options["causal"]
     plan = case.layer.plan(case.x, **case.side)
     state = jax.eval_shape(lambda params: case.layer.start(

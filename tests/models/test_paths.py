@@ -1,4 +1,4 @@
-"""The paths of all models are pinned: a renamed parameter makes checkpoints unreadable."""
+"""The paths of all models are pinned: renaming a parameter would break checkpoints."""
 
 import json
 
@@ -9,4 +9,4 @@ from golden import FOLDER, MODELS, structure
 @pytest.mark.parametrize("name", MODELS)
 def test_paths_shapes_and_dtypes_are_pinned(name):
     wanted = json.loads((FOLDER / f"{name}.json").read_text())
-    assert structure(name) == wanted, "if that is meant, run: python tests/models/golden.py"
+    assert structure(name) == wanted, "if intended, run: python tests/models/golden.py"

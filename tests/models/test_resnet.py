@@ -1,4 +1,4 @@
-"""Residual networks: parameters counted by hand, sides, what a block begins as; they learn."""
+"""Residual networks: parameters counted by hand, sides, initial blocks; they learn."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 
 def resnet(block, counts):
-    """Kernels, a scale and a bias for each channel of each normalization, and the head."""
+    """The number of parameters: kernels, scales and biases of the norms, and the head."""
     total = conv(7, 3, 64) + 2 * 64
     channels = 64
     for i, blocks in enumerate(counts):
@@ -45,7 +45,7 @@ def test_the_parameters_of_resnets(depth, block, counts, known):
 
 @pytest.mark.slow
 def test_sides_of_a_resnet():
-    """Table 1 of the paper: 56, 28, 14 and 7 places behind the stages."""
+    """Table 1 of the paper: sides of 56, 28, 14 and 7 after the stages."""
     rows = {row.path: row.output.shape for row in dp.summary(dp.models.resnet(50), IMAGE).rows}
     assert [rows[f"stage_{i}"] for i in (1, 2, 3, 4)] == [
         (1, 56, 56, 256), (1, 28, 28, 512), (1, 14, 14, 1024), (1, 7, 7, 2048)]
@@ -68,7 +68,7 @@ def test_stages_of_one_block():
     assert list(net.children["stage_2"].children) == ["first"]
 
 
-def test_what_models_refuse():
+def test_a_stem_with_other_channels_raises():
     narrow = dp.models.resnet(18, 10, width=4, stem=dp.conv(5, 3))
     error = refused(narrow.init, KEY, jnp.ones((1, 8, 8, 1)))
     assert error.path == "stage_1/rest/residual_0" and error.got == "float32[1,8,8,4]"

@@ -1,4 +1,4 @@
-"""Sequence to sequence by recurrence: its parameters, counted by hand; it learns to translate."""
+"""Recurrent sequence to sequence: its parameters, counted by hand; it learns to translate."""
 
 import pytest
 from counting import attention, count, linear

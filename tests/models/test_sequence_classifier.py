@@ -1,4 +1,4 @@
-"""A class for a sequence, learned."""
+"""The sequence classifier learns."""
 
 from learning import LABELLED, learns
 

@@ -25,7 +25,7 @@ def test_the_parameters_of_the_unet():
         return norm(before) + norm(width) + convs + linear(512, width) + shortcut
 
     attend = norm(256) + attention(256)
-    move = conv(3, 256, 256) + 256  # to a coarser grid, or to a finer one
+    move = conv(3, 256, 256) + 256  # down- or upsampling
     down = (2 * block(128, 128) + conv(3, 128, 128) + 128
             + block(128, 256) + block(256, 256) + 2 * attend + move
             + 2 * block(256, 256) + move + 2 * block(256, 256))
@@ -36,11 +36,11 @@ def test_the_parameters_of_the_unet():
     ends = conv(3, 3, 128) + 128 + norm(128) + conv(3, 128, 3) + 3
     derived = linear(128, 512) + linear(512, 512) + down + middle + up + ends
     assert derived == 35_746_307
-    assert count("unet") == derived + 11 * 512  # ten classes, and none
+    assert count("unet") == derived + 11 * 512  # ten classes, and one for no class
 
 
 def test_a_block_in_numpy():
-    """At the middle of one pixel, convolutions are their middle kernels, and norms of groups."""
+    """On an image of one pixel a convolution is its central kernel."""
 
     def normed(x):
         pairs = x.reshape(2, 2, -1)
@@ -70,7 +70,7 @@ def test_a_block_in_numpy():
 
 
 @pytest.mark.slow
-def test_it_looks_at_time_class_and_the_coarse_grid():
+def test_output_depends_on_time_class_and_the_coarse_grid():
     net = dp.models.unet(1, classes=3, **SMALL)
     params = filled(net.plan(X, time=TIME).params)
     run = jax.jit(lambda params, condition, time: net(params, X, time=time, condition=condition))
@@ -84,7 +84,7 @@ def test_it_looks_at_time_class_and_the_coarse_grid():
     assert differs(run(without, jnp.array([3, 3]), TIME), y)
 
 
-def test_attention_stands_where_it_is_asked_for():
+def test_attention_is_at_the_given_levels():
     def attentive(levels):
         net = dp.models.unet(1, **SMALL | {"attention": levels})
         return {path.split("/")[0] for path in dp.tree.paths(net.plan(X, time=TIME).params)
@@ -95,7 +95,7 @@ def test_attention_stands_where_it_is_asked_for():
     assert attentive((1, 2)) == {"middle", "down_1", "up_1", "down_2", "up_2"}
 
 
-def test_without_classes_no_condition_is_taken():
+def test_a_condition_without_classes_raises():
     net = dp.models.unet(1, **SMALL)
     with pytest.raises(dp.LayerError, match="no condition, for a net without classes"):
         net.init(KEY, X, time=TIME, condition=TIME)

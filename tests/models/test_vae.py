@@ -1,4 +1,4 @@
-"""The variational autoencoder: its parts are layers of their own, and it is random with a key."""
+"""The variational autoencoder: its encoder and decoder, sampling with a key, and training."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def test_the_parameters_of_vae():
     assert count("vae") == linear(64, 32) + 2 * linear(32, 2) + linear(2, 32) + linear(32, 64)
 
 
-def test_encoder_and_decoder_are_layers_of_their_own():
+def test_encoder_and_decoder_may_be_called_alone():
     net, x = MODELS["vae"].net, jnp.asarray(drawn(3, 64), jnp.float32)
     params, _ = net.init(KEY, x)
     encoder, decoder = net.children["encoder"], net.children["decoder"]
@@ -32,7 +32,7 @@ def test_encoder_and_decoder_are_layers_of_their_own():
     same(net(params, x, key=KEY)[0], decoder(params["decoder"], z))
 
 
-def test_a_condition_reaches_encoder_and_decoder():
+def test_a_condition_goes_to_encoder_and_decoder():
     def add(layers, x, *, condition):
         return layers.f(jnp.concatenate([x, condition], -1))
 
@@ -46,8 +46,8 @@ def test_a_condition_reaches_encoder_and_decoder():
 
 
 @pytest.mark.slow
-def test_it_learns_what_a_line_of_data_is():
-    """Data of one dimension in four: one hidden number says it, and the second is left unused."""
+def test_one_latent_dimension_is_used_for_data_on_a_line():
+    """Data on a line in four dimensions need one latent dimension; the second stays unused."""
     rng = np.random.default_rng(0)
     x = (np.outer(rng.normal(size=512), [1.0, -1.0, 2.0, 0.0])
          + 0.1 * rng.normal(size=(512, 4))).astype(np.float32)
@@ -58,7 +58,7 @@ def test_it_learns_what_a_line_of_data_is():
     kl = np.sort(np.asarray(
         [dp.losses.gaussian_kl(mean[:, i, None], log_variance[:, i, None]) for i in (0, 1)]))
     assert kl[0] < 0.05 and kl[1] > 0.5
-    # Of a linear decoder with noise of variance 1/2 the best direction is the principal axis.
+    # The best direction of a linear decoder with noise of variance 1/2 is the principal axis.
     loading = np.asarray(fit.state.params["decoder"]["kernel"])
     axis = loading[np.linalg.norm(loading, axis=1).argmax()]
     cosine = abs(axis @ [1, -1, 2, 0]) / np.linalg.norm(axis) / np.sqrt(6)

@@ -13,8 +13,8 @@ KEY = jax.random.key(0)
 
 def test_the_parameters_of_the_vision_transformer():
     patches = linear(16 * 16 * 3, 768)
-    places = 1 + (224 // 16) ** 2
-    derived = patches + 768 + places * 768 + 12 * block(768) + norm(768) + linear(768, 1000)
+    positions = 1 + (224 // 16) ** 2
+    derived = patches + 768 + positions * 768 + 12 * block(768) + norm(768) + linear(768, 1000)
     assert count("vit") == derived == 86_567_656
 
 
@@ -24,8 +24,8 @@ def test_it_learns_eight_examples():
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 16, 3), (1, 9, 9, 3), (1, 4, 4, 3), (8, 8)])
-def test_images_of_another_size_are_refused(shape):
-    """A strip of 4 x 16 has as many patches as 8 x 8, at other places."""
+def test_images_of_another_size_raise(shape):
+    """A 4 x 16 image has as many patches as 8 x 8, at other positions."""
     net = dp.models.vit(4, image_size=8, patch_size=2, **NET)
     with pytest.raises(dp.LayerError) as caught:
         net.init(KEY, np.ones(shape, np.float32))

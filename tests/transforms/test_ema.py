@@ -1,4 +1,4 @@
-"""`ema`: the average, where it is used, and that training goes on without it."""
+"""`ema`: the average, its use in inference, and training, which ignores it."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_the_average_in_numpy():
         y, state = net.apply(params, state, X, train=True)
         same(y, plain(params, X))
         kernel = np.asarray(params["kernel"], np.float64)
-        # The plain mean of the first four, then a quarter of each.
+        # The mean of the first four, then a quarter of each.
         average = (average * (i - 1) + kernel) / i if i <= 4 else 0.75 * average + 0.25 * kernel
     np.testing.assert_allclose(state["#ema"]["kernel"]["average"], average, rtol=1e-6)
     merged, rest = dp.tree.merge(net, params, state)
@@ -29,15 +29,15 @@ def test_the_average_in_numpy():
     assert rest == {}
 
 
-def test_no_gradient_at_rest():
+def test_no_gradient_in_inference():
     net = dp.ema(dp.linear(3))
     params, state = net.init(KEY, X)
     grads = gradient(lambda p, x: net(p, x, state=state), params)
     assert not any(bool(leaf.any()) for leaf in jax.tree.leaves(grads))
 
 
-def test_it_trains_as_the_layer_and_validates_with_the_average():
-    """A step that donates its state gives up each buffer once, so the average is one of its own."""
+def test_training_uses_parameters_and_validation_the_average():
+    """A step donates each buffer once, so the average must not share one with the parameters."""
     x, y = X, jnp.array([0, 1, 2])
     states = []
     for net in (dp.ema(dp.linear(3), 0.5), dp.linear(3)):

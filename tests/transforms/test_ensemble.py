@@ -1,4 +1,4 @@
-"""`ensemble`: copies side by side equal a Python loop over them, in value and gradient."""
+"""`ensemble` equals a Python loop over its copies, in value and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def copy(tree, i):
     return jax.tree.map(lambda a: a[i], tree)
 
 
-def test_it_equals_a_loop_over_its_members():
+def test_ensemble_equals_a_loop_over_its_members():
     net = dp.ensemble(3, LAYER)
     params = params_of(net)
 
@@ -25,7 +25,7 @@ def test_it_equals_a_loop_over_its_members():
     close(gradient(net, params), gradient(loop, params))
 
 
-def test_a_member_is_the_layer_alone():
+def test_a_member_is_initialized_as_the_layer_alone():
     net = dp.ensemble(2, LAYER)
     params = params_of(net)
     for i in range(2):
@@ -41,12 +41,12 @@ def test_members_have_their_own_statistics_and_noise():
     assert not equal(*after["batch_norm_0"]["mean"])
 
 
-def test_results_of_any_form():
+def test_outputs_may_be_pytrees():
     net = dp.ensemble(2, dp.branch(dp.linear(2), jnp.sin))
     assert [a.shape for a in net.plan(X).y] == [(2, 3, 2), (2, 3, 4)]
 
 
-def test_it_counts_as_its_own_kind():
+def test_children_are_named_ensemble():
     net = dp.serial(dp.ensemble(2, dp.linear(3)), dp.ensemble(2, dp.linear(3)))
     assert list(net.children) == ["ensemble_0", "ensemble_1"]
     assert repr(net) == "serial(ensemble(2, linear(3)), ensemble(2, linear(3)))"

@@ -1,4 +1,4 @@
-"""`fixed_point` against what it stands for: closed forms, unrolled steps, finite differences."""
+"""`fixed_point` against closed forms, unrolled iterations and finite differences."""
 
 import functools
 
@@ -36,8 +36,8 @@ def trees_of(pair):
 
 
 @in_float64
-def test_of_a_linear_layer_it_has_a_closed_form():
-    """z = z A + x B + c, so z = (x B + c) (1 - A)^-1, and so is what is pulled back."""
+def test_a_linear_layer_has_a_closed_form():
+    """z = z A + x B + c, so z = (x B + c) (1 - A)^-1, and likewise for the cotangent."""
     a, b, c, x, pull = (drawn(*shape, seed=seed) for seed, shape in enumerate(
         [(4, 4), (4, 4), (4,), (3, 4), (3, 4)]))
     a *= 0.8 / abs(np.linalg.eigvals(a)).max()
@@ -52,9 +52,9 @@ def test_of_a_linear_layer_it_has_a_closed_form():
     y, (slopes, down) = both(params, jnp.asarray(x))
     z = (x @ b + c) @ inverse
     np.testing.assert_allclose(y, z, rtol=1e-10)
-    at_rest = pull @ inverse.T
-    np.testing.assert_allclose(down, at_rest @ b.T, rtol=1e-9, atol=1e-10)
-    wanted = trees_of([(z.T @ at_rest, at_rest.sum(0)), (x.T @ at_rest, at_rest.sum(0))])
+    adjoint = pull @ inverse.T
+    np.testing.assert_allclose(down, adjoint @ b.T, rtol=1e-9, atol=1e-10)
+    wanted = trees_of([(z.T @ adjoint, adjoint.sum(0)), (x.T @ adjoint, adjoint.sum(0))])
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10),
                  slopes, wanted)
 
@@ -66,7 +66,7 @@ def test_derivatives_are_those_of_200_unrolled_steps_and_of_finite_differences()
     params = jax.tree.map(widened, params_of(NET))
 
     def derivatives(net):
-        """Of first order in reverse mode, and of second order, backwards over both modes."""
+        """First order in reverse mode, second order in forward over reverse and reverse twice."""
         bent = lambda params, x: jnp.sum(jnp.sin(3 * net(params, x)))  # noqa: E731
         slope = jax.grad(bent, (0, 1))
         along = jax.jvp(lambda x: slope(params, x), (x,), (jnp.cos(x),))[1]
@@ -79,28 +79,30 @@ def test_derivatives_are_those_of_200_unrolled_steps_and_of_finite_differences()
     assert dp.gradients.check_gradients(NET, params, x).worst.error < 1e-7
 
 
-def test_what_does_not_converge_is_nan_and_so_are_its_derivatives():
-    nets = {
-        "moves on forever": dp.fixed_point(lambda pair: pair[0] + 1 + 0 * pair[1]),
-        "overflows": dp.fixed_point(lambda pair: jnp.exp(99 * (1 + pair[0])) + pair[1]),
-        "has too few steps": dp.fixed_point(lambda pair: jnp.cos(pair[0] + pair[1]), steps=3),
-    }
-    for what, net in nets.items():
-        y, slope = jax.jit(jax.value_and_grad(lambda x, net=net: net({}, x).sum()))(X)
-        assert np.isnan(y) and np.isnan(slope).all(), what
+@pytest.mark.parametrize("net", [
+    dp.fixed_point(lambda pair: pair[0] + 1 + 0 * pair[1]),
+    dp.fixed_point(lambda pair: jnp.exp(99 * (1 + pair[0])) + pair[1]),
+    dp.fixed_point(lambda pair: jnp.cos(pair[0] + pair[1]), steps=3),
+], ids=["no fixed point", "overflow", "too few steps"])
+def test_divergence_returns_nan_and_nan_derivatives(net):
+    y, slope = jax.jit(jax.value_and_grad(lambda x: net({}, x).sum()))(X)
+    assert np.isnan(y) and np.isnan(slope).all()
+
+
+def test_the_fixed_point_of_cos():
     y = dp.fixed_point(lambda pair: jnp.cos(pair[0]) + 0 * pair[1])({}, X)
     np.testing.assert_allclose(y, 0.7390851, atol=1e-5)
 
 
-def test_only_the_derivative_is_nan_where_only_it_does_not_converge():
-    """x = 0 is at rest at once; what pulls it back has four eigenvalues, and four steps."""
+def test_only_the_derivative_is_nan_if_only_it_does_not_converge():
+    """x = 0 is a fixed point; the linear equation has four eigenvalues and only four steps."""
     net = dp.fixed_point(lambda pair: jnp.tanh(jnp.array([3, -3, 5, 7]) * pair[0] + pair[1]),
                          steps=4)
     y, slope = jax.value_and_grad(lambda x: net({}, x).sum())(0 * X)
     assert y == 0 and np.isnan(slope).all()
 
 
-# Each example for itself.
+# Examples are solved separately.
 
 def wave(pair):
     return jax.tree.map(lambda z, x: x + 0.9 * jnp.sin(z), *pair)
@@ -111,7 +113,7 @@ FAR = np.array([1e6, 1.0, 0.1])
 
 
 def settled(x):
-    """The z with ``z = x + 0.9 sin(z)``, by bisection in float64: z rises faster than the rest."""
+    """The z with ``z = x + 0.9 sin(z)``, by bisection in float64."""
     low, high = x - 1, x + 1
     for _ in range(80):
         middle = (low + high) / 2
@@ -130,7 +132,7 @@ LIKE = {
 
 
 @pytest.mark.parametrize("name", LIKE)
-def test_a_large_example_does_not_decide_for_a_small_one(name):
+def test_a_large_example_does_not_affect_the_accuracy_of_a_small_one(name):
     x = LIKE[name](jnp.asarray(FAR, jnp.float32))
     wanted = settled(FAR)
     assert abs(wanted[1] - 1.8621) < 5e-5
@@ -141,8 +143,8 @@ def test_a_large_example_does_not_decide_for_a_small_one(name):
 
 
 @pytest.mark.slow
-def test_nor_do_the_derivatives_of_one():
-    """dz/dx is ``1 / (1 - 0.9 cos z)``, whatever else is pulled back or pushed on beside it."""
+def test_derivatives_of_a_large_example_do_not_affect_those_of_a_small_one():
+    """dz/dx is ``1 / (1 - 0.9 cos z)``, whatever the cotangents or tangents of other examples."""
     x = jnp.asarray(FAR, jnp.float32)[:, None]
     weights = jnp.array([[1e6], [1.0], [1.0]])
     wanted = 1 / (1 - 0.9 * np.cos(settled(FAR)))
@@ -155,8 +157,8 @@ def test_nor_do_the_derivatives_of_one():
         np.testing.assert_allclose(found[1:, 0], right[1:], rtol=1e-4)
 
 
-def test_a_gradient_by_parameters_sums_what_each_example_gives():
-    """One example is saturated and its target far off; the reference solves one after the other."""
+def test_the_gradient_of_parameters_is_a_sum_over_examples():
+    """One example is saturated and far from its target; the reference solves one by one."""
     a, b, x, target = (drawn(*shape, seed=seed) for seed, shape in enumerate(
         [(4, 4), (4, 4), (5, 4), (5, 4)]))
     a *= 0.9 / np.linalg.norm(a, 2)
@@ -168,8 +170,8 @@ def test_a_gradient_by_parameters_sums_what_each_example_gives():
     slopes = [np.zeros((4, 4)), np.zeros((4, 4))]
     for row, cause, pull in zip(z, x, 2 * (z - target), strict=True):
         bend = np.diag(1 - row**2)
-        at_rest = bend @ np.linalg.solve(np.eye(4) - a @ bend, pull)
-        slopes = [slope + np.outer(given, at_rest) for slope, given in
+        adjoint = bend @ np.linalg.solve(np.eye(4) - a @ bend, pull)
+        slopes = [slope + np.outer(given, adjoint) for slope, given in
                   zip(slopes, (row, cause), strict=True)]
     params = jax.tree.map(jnp.float32, trees_of([(a, np.zeros(4)), (b, np.zeros(4))]))
 
@@ -183,7 +185,7 @@ def test_a_gradient_by_parameters_sums_what_each_example_gives():
 
 
 def calls(f, *given, steps=200):
-    """Each z of which a solver asks f for these inputs."""
+    """The solution, and each z at which the solver evaluates f."""
     seen = []
 
     def watched(pair):
@@ -196,7 +198,7 @@ def calls(f, *given, steps=200):
     return y, seen
 
 
-def test_an_example_at_rest_stays_while_the_slowest_goes_on():
+def test_the_slowest_example_decides_the_number_of_applications():
     def slow(pair):
         z, (x, speed) = pair[0][0], pair[1]
         return jnp.cos(speed * z) + x, speed
@@ -209,8 +211,8 @@ def test_an_example_at_rest_stays_while_the_slowest_goes_on():
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, 3e38])
-def test_an_example_that_is_not_found_keeps_no_other_from_being_found(bad):
-    """It comes in so, or overflows on the way; the others are as if it were not there."""
+def test_an_example_that_diverges_does_not_affect_others(bad):
+    """It is not finite at first, or overflows; the others are computed as without it."""
     net = dp.fixed_point(lambda pair: jnp.sin(pair[0]) * 0.9 + pair[1] * (1 + abs(pair[0])))
     x = jnp.array([[0.3], [bad], [-0.2]])
     both = jax.jit(lambda x: jax.vjp(lambda x: net({}, x), x))
@@ -226,14 +228,14 @@ def test_an_example_that_is_not_found_keeps_no_other_from_being_found(bad):
 
 
 @pytest.mark.slow
-def test_examples_that_f_mixes_come_to_rest_together():
-    """One is at rest before the other, and moves on with it; the reference is a linear system."""
+def test_examples_that_f_mixes_converge_together():
+    """One converges before the others and moves again with them; reference: a linear system."""
     mixing = np.array([[0.95, 0.0, 0.0], [0.5, 0.1, 0.0], [1e-4, 1e-4, 0.0]])
     x = np.array([[1.0], [0.0], [0.0]])
     wanted = np.linalg.solve(np.eye(3) - mixing, x)
 
     def f(pair):
-        z, x = pair  # of any number of examples: more of them are left to themselves
+        z, x = pair  # any number of examples; only the first three are mixed
         rows = jnp.zeros((len(z), len(z))).at[:3, :3].set(mixing[:len(z), :len(z)])
         return jnp.einsum("ij,j...->i...", rows, z) + x
 
@@ -246,19 +248,19 @@ def test_examples_that_f_mixes_come_to_rest_together():
     np.testing.assert_allclose(pushed[:, 0], [1 / 3, 4 / 3, 1 / 3], rtol=1e-4)
 
 
-def test_what_is_no_example_is_solved_as_a_whole():
-    """An entry that vanishes by cancellation is as exact as the others, not as itself."""
+def test_x_without_a_batch_axis_is_solved_as_a_whole():
+    """The tolerance is relative to the largest entry, also for one that cancels to zero."""
     a = np.array([[0.3, -0.4], [0.5, 0.2]])
     wanted = np.array([100.0, 0.0])
     net, x = dp.fixed_point(dp.parallel(dp.linear(2), identity) >> dp.add), wanted - wanted @ a
     params = {"parallel_0": {"linear_0": {"kernel": jnp.float32(a), "bias": jnp.zeros(2)}}}
     np.testing.assert_allclose(net(params, jnp.float32(x)), wanted, atol=1e-3)
     both = dp.fixed_point(lambda pair: jax.tree.map(lambda z, x: x + z[:2].sum() / 9, *pair))
-    x = (jnp.ones((3, 2)), jnp.ones(2))  # which share no first axis
+    x = (jnp.ones((3, 2)), jnp.ones(2))  # leaves with different first axes
     close(both({}, x), jax.jit(both)({}, x))
 
 
-def test_a_side_input_as_long_as_the_batch_hides_no_examples():
+def test_a_side_input_as_long_as_the_batch_does_not_hide_the_batch_axis():
     def forward(params, pair, *, scale):
         return pair[1] + scale * jnp.sin(pair[0])
 
@@ -272,7 +274,7 @@ def test_a_side_input_as_long_as_the_batch_hides_no_examples():
 
 @pytest.mark.parametrize("shape", [
     (0, 4), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(2, 0, 4), (0, 3, 4)])])
-def test_of_no_examples_there_are_no_solutions(shape):
+def test_an_empty_batch_returns_an_empty_solution(shape):
     x = jnp.ones(shape)
     params = params_of(NET, x)
     y, slope = jax.value_and_grad(lambda params: NET(params, x).sum())(params)
@@ -281,7 +283,7 @@ def test_of_no_examples_there_are_no_solutions(shape):
     assert dp.fixed_point(wave)({}, jnp.ones((3, 0))).shape == (3, 0)
 
 
-def test_nan_in_the_input_stays_where_it_is():
+def test_nan_stays_in_its_example():
     params = params_of(NET)
     y = jax.jit(NET)(params, X.at[0].set(jnp.nan))
     assert np.isnan(y[0]).all()
@@ -289,23 +291,23 @@ def test_nan_in_the_input_stays_where_it_is():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_it_is_solved_as_far_as_the_dtype_can_tell(dtype):
+def test_accuracy_is_that_of_the_dtype(dtype):
     params = params_of(NET)
     y, slope = jax.jit(jax.value_and_grad(lambda x: jnp.sum(NET(params, x))))(X.astype(dtype))
     wanted, exact = jax.jit(jax.value_and_grad(lambda x: jnp.sum(unrolled(params, x))))(X)
-    share = 2 * float(jnp.finfo(dtype).eps) ** 0.75
-    np.testing.assert_allclose(y, wanted, atol=12 * share)
-    np.testing.assert_allclose(slope.astype(float), exact, atol=4 * share)
+    tolerance = 2 * float(jnp.finfo(dtype).eps) ** 0.75
+    np.testing.assert_allclose(y, wanted, atol=12 * tolerance)
+    np.testing.assert_allclose(slope.astype(float), exact, atol=4 * tolerance)
 
 
-def test_a_tolerance_is_for_what_computes_more_coarsely_than_x():
+def test_a_tolerance_allows_f_to_be_less_precise_than_x():
     rough = dp.mixed(F, jnp.bfloat16)
     params = params_of(NET)
     close_enough = jax.jit(dp.fixed_point(rough, tolerance=0.02))(params, X)
     np.testing.assert_allclose(close_enough, NET(params, X), atol=0.1)
 
 
-def test_one_key_is_that_of_all_applications():
+def test_all_applications_share_one_key():
     drop = dp.dropout(0.5)
     noisy = dp.parallel(dp.linear(4, kernel_init=SMALL) >> drop, dp.linear(4)) >> dp.add >> jnp.tanh
     net, x = dp.fixed_point(noisy), X
@@ -316,7 +318,7 @@ def test_one_key_is_that_of_all_applications():
     assert abs(run(params, {}, x, key=jax.random.key(1))[0] - z).max() > 1e-3
 
 
-def test_a_tree_of_states_is_solved_together():
+def test_a_pytree_is_solved_as_one():
     def step(layers, pair):
         (a, b), (x, y) = pair
         return jnp.tanh(layers.down(b) + x), jnp.tanh(layers.up(a).mean(0) + y)
@@ -328,14 +330,14 @@ def test_a_tree_of_states_is_solved_together():
     close(f(params, (z, x)), z)
 
 
-def test_it_keeps_the_trees_the_activations_and_the_stream_of_its_layer():
+def test_parameters_taps_and_streams_are_those_of_the_layer():
     assert names(NET) == names(F)
     same(NET.init(KEY, X), F.init(KEY, (X, X)))
     params = params_of(NET)
     y, seen = dp.tap(NET, "parallel_0/linear_0")(params, X)
     close((y, seen["parallel_0/linear_0"]),
           (NET(params, X), dp.linear(4)(params["parallel_0"]["linear_0"], y)))
-    assert NET.start is None  # of a position-wise layer; what mixes time goes on from its past
+    assert NET.start is None  # a position-wise layer; one that mixes time streams
     kind = dp.conv(4, 2, dims=1, padding="CAUSAL")
     assert dp.fixed_point(dp.parallel(kind, identity) >> dp.add).start is not None
 
@@ -351,7 +353,7 @@ def test_memory_does_not_grow_with_the_number_of_applications():
 
 
 @pytest.mark.slow
-def test_it_is_differentiated_under_remat_repeat_and_vmap():
+def test_gradients_under_remat_repeat_and_vmap():
     plain = dp.repeat(2, NET)
     params = params_of(plain)
     close(gradient(dp.remat(plain), params), gradient(plain, params))
@@ -360,7 +362,7 @@ def test_it_is_differentiated_under_remat_repeat_and_vmap():
 
 
 @pytest.mark.slow
-def test_second_derivatives_in_a_loop_go_forwards_over_the_gradient_or_without_the_loop():
+def test_second_derivatives_in_a_loop_need_forward_mode_or_unrolling():
     def slope(net):
         params, state = net.init(KEY, X)
         return jax.grad(lambda x: jnp.sum(jnp.sin(net(params, x, state=state))))
@@ -369,5 +371,5 @@ def test_second_derivatives_in_a_loop_go_forwards_over_the_gradient_or_without_t
     forwards = jax.jvp(loop, (X,), (jnp.cos(X),))[1]
     backwards = jax.grad(lambda x: jnp.vdot(written_out(x), jnp.cos(X)))(X)
     close(forwards, backwards)
-    with pytest.raises(ValueError, match="while_loop"):  # once JAX can, the docstring may say so
+    with pytest.raises(ValueError, match="while_loop"):  # update the docstring once JAX can
         jax.grad(lambda x: jnp.vdot(loop(x), jnp.cos(X)))(X)

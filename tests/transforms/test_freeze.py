@@ -1,4 +1,4 @@
-"""`freeze`: no gradient, the same trees, and statistics that go on."""
+"""`freeze`: no gradient, the same parameters, and statistics that still change."""
 
 import jax
 from comparing import KEY, X, gradient, params_of, same
@@ -14,7 +14,7 @@ def moved(net):
     return {path for path, g in dp.tree.paths(grads).items() if g.any()}
 
 
-def test_patterns_say_what_is_frozen():
+def test_patterns_choose_the_frozen_parameters():
     everything = moved(NET)
     assert everything == set(dp.tree.paths(params_of(NET)))
     assert moved(dp.freeze(NET, "head/**")) == everything - {"head/kernel", "head/bias"}
@@ -24,7 +24,7 @@ def test_patterns_say_what_is_frozen():
     assert moved(dp.freeze(NET)) == set()
 
 
-def test_the_trees_and_the_gradient_to_the_input_are_those_of_the_layer():
+def test_parameters_and_input_gradient_are_those_of_the_layer():
     net = dp.freeze(NET)
     params, state = NET.init(KEY, X)
     same(net.init(KEY, X), (params, state))
@@ -33,7 +33,7 @@ def test_the_trees_and_the_gradient_to_the_input_are_those_of_the_layer():
     assert to_x(net).any()
 
 
-def test_running_statistics_go_on():
+def test_running_statistics_still_change():
     net = dp.freeze(NET)
     params, state = net.init(KEY, X)
     _, after = net.apply(params, state, X, train=True)

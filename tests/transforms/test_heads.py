@@ -1,6 +1,5 @@
 """`heads` against a Python loop over its copies."""
 
-
 import jax
 import jax.numpy as jnp
 from comparing import X, close, gradient, params_of
@@ -9,7 +8,7 @@ import diffprog as dp
 
 
 def unrolled(layer, n):
-    """What `heads` says it is: a Python loop over copy i of the trees."""
+    """`heads` as a Python loop over the copies."""
 
     def plain(params, x):
         copies = [jax.tree.map(lambda a, i=i: a[i], params) for i in range(n)]

@@ -1,4 +1,4 @@
-"""`hyper`: the numbers by hand, whose they are, how they begin, and what may stand inside."""
+"""`hyper`: the formula in NumPy, the batch axis, initial values, and layers inside it."""
 
 import re
 
@@ -25,13 +25,13 @@ def row(tree, i):
 
 
 def tried(net, x=X, condition=CONDITION, **side):
-    """Its parameters, and the jitted net: one program for every call on these shapes."""
+    """The parameters and the jitted net, compiled once for these shapes."""
     params, _ = jax.jit(net.init)(KEY, x, condition=condition, **side)
     return params, jax.jit(net)
 
 
 def each_leaf(f, params):
-    """The target's own tree, with ``f(kernel, bias)`` in it, as NumPy has it."""
+    """The target's tree with leaves ``f(kernel, bias)`` in NumPy."""
     if isinstance(params.get("bias"), jax.Array):
         return f(np.asarray(params["kernel"]), np.asarray(params["bias"]))
     return {name: each_leaf(f, own) for name, own in params.items()}
@@ -52,25 +52,25 @@ def linear_by_hand():
     return params, x, condition, y
 
 
-def told(condition):
+def conditioned(condition):
     return dp.program(f=dp.hyper(dp.linear(3), dp.linear(4)))(
         lambda layers, x: layers.f(x, condition=jnp.asarray(condition)))
 
 
 def test_each_example_has_its_own_parameters():
     params, x, condition, y = linear_by_hand()
-    computes(told(condition), {"f": params}, x, y)
+    computes(conditioned(condition), {"f": params}, x, y)
 
 
-def test_one_condition_is_one_task():
+def test_one_condition_is_shared_by_all_examples():
     params, x, condition, _ = linear_by_hand()
     z = condition[2] @ params["generator"]["kernel"] + params["generator"]["bias"]
     kernel, bias = (np.tensordot(z, params["target"][leaf]["kernel"], 1)
                     + params["target"][leaf]["bias"] for leaf in ("kernel", "bias"))
-    computes(told(condition[2]), {"f": params}, x, x @ kernel + bias)
+    computes(conditioned(condition[2]), {"f": params}, x, x @ kernel + bias)
 
 
-def test_the_target_runs_as_by_itself_on_what_was_written():
+def test_the_target_alone_with_the_generated_parameters():
     params, net = tried(NET)
     y, alone = net(params, X, condition=CONDITION), jax.jit(BODY)
     features = NET.children["generator"](params["generator"], CONDITION)
@@ -81,7 +81,7 @@ def test_the_target_runs_as_by_itself_on_what_was_written():
         close(net(params, X, condition=CONDITION[i]), BODY(own, X))
 
 
-def test_further_axes_of_x_belong_to_the_example():
+def test_only_the_first_axis_of_x_is_the_batch():
     x = jnp.stack([X, 2 * X, 3 * X], 1)  # (5, 3, 2)
     params, net = tried(NET, x)
     y = net(params, x, condition=CONDITION)
@@ -89,7 +89,7 @@ def test_further_axes_of_x_belong_to_the_example():
         close(y[:, i], net(params, x[:, i], condition=CONDITION))
 
 
-def test_a_condition_may_be_the_number_of_a_task():
+def test_a_condition_may_be_an_int():
     tasks = jnp.array([6, 0, 2, 2, 1])
     params, net = tried(dp.hyper(dp.linear(3), dp.embedding(7, 4)), condition=tasks)
     y = net(params, X, condition=tasks)
@@ -97,9 +97,9 @@ def test_a_condition_may_be_the_number_of_a_task():
         close(y[i], net(params, X, condition=task)[i])
 
 
-# How it begins.
+# Initial values.
 
-def test_it_begins_near_the_target_alone():
+def test_initial_parameters_are_near_those_of_the_target():
     params, net = tried(dp.hyper(BODY, dp.linear(8), kernel_init="zeros"))
     biases = each_leaf(lambda kernel, bias: bias, params["target"])
     same(biases, jax.jit(BODY.init)(fold(KEY, "target"), X)[0])
@@ -111,27 +111,27 @@ def test_it_begins_near_the_target_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "share"), [({}, 0.01), ({"kernel_init": "lecun_normal"}, 1)])
-def test_what_the_features_add_has_a_known_variance(options, share):
-    """For features of variance 1; the error of a deviation of n numbers is 1 / sqrt(2 n)."""
+@pytest.mark.parametrize(("options", "scale"), [({}, 0.01), ({"kernel_init": "lecun_normal"}, 1)])
+def test_the_variance_of_generated_parameters(options, scale):
+    """For features of variance 1; a standard deviation of n numbers has error 1 / sqrt(2 n)."""
     z = drawn(4000)
     params, _ = tried(dp.hyper(dp.linear(50), lambda z: z, **options), jnp.ones((1, 40)),
                       jnp.asarray(z, jnp.float32))
     for leaf, fan_in in (("kernel", 40), ("bias", 1)):
         added = np.tensordot(z, params["target"][leaf]["kernel"], 1)
-        assert abs(added.std() / np.sqrt(share / fan_in) - 1) < 3 / np.sqrt(2 * added.size) + 0.03
+        assert abs(added.std() / np.sqrt(scale / fan_in) - 1) < 3 / np.sqrt(2 * added.size) + 0.03
 
 
-def test_a_scalar_is_written_too():
+def test_a_scalar_parameter_is_generated():
     gain = dp.stateless(lambda key, x: {"gain": jnp.ones(())}, lambda params, x: params["gain"] * x)
     params, net = tried(dp.hyper(gain, lambda z: z))
     kernel = params["target"]["gain"]["kernel"]
     close(net(params, X, condition=CONDITION), X * (1 + CONDITION @ kernel)[:, None])
 
 
-# What may be inside, and around.
+# Layers inside and wrappers around.
 
-def test_examples_draw_their_own_noise():
+def test_examples_draw_different_noise():
     net = dp.hyper(dp.linear(40) >> dp.dropout(0.5), dp.linear(3))
     assert net.random and not NET.random
     params, _ = tried(net)
@@ -156,7 +156,7 @@ def test_the_generator_may_have_state_and_side_inputs():
 
 
 @pytest.mark.slow
-def test_side_inputs_of_the_target_go_with_their_examples():
+def test_side_inputs_of_the_target_are_mapped_with_their_examples():
     mask = jnp.array([[True, True, False], [True, False, False]])
     x, conditions = jax.random.normal(KEY, (2, 3, 4)), CONDITION[:2]
     params, net = tried(dp.hyper(dp.self_attention(2), lambda z: z), x, conditions, mask=mask)
@@ -166,7 +166,7 @@ def test_side_inputs_of_the_target_go_with_their_examples():
 
 
 @pytest.mark.slow
-def test_one_hypernetwork_may_write_another():
+def test_a_hypernetwork_may_generate_another():
     params, net = tried(dp.hyper(dp.hyper(dp.linear(3), dp.linear(2)), lambda z: z))
     assert "target/target/kernel/kernel/kernel" in dp.tree.paths(params)
     y = net(params, X, condition=CONDITION)
@@ -174,7 +174,7 @@ def test_one_hypernetwork_may_write_another():
         close(row(y, i), net(params, row(X, i), condition=CONDITION[i]))
 
 
-def test_a_stream_writes_the_parameters_once():
+def test_a_stream_generates_the_parameters_once():
     seen = []
     net = dp.hyper(dp.conv(3, 2, dims=1, padding="CAUSAL"), spy(seen))
     x = jax.random.normal(KEY, (5, 4, 3))
@@ -191,7 +191,7 @@ def test_a_stream_writes_the_parameters_once():
 
 
 @pytest.mark.slow
-def test_under_mixed_the_weights_are_written_narrow():
+def test_under_mixed_parameters_are_generated_in_the_narrow_dtype():
     net = dp.mixed(NET, jnp.bfloat16)
     params, run = tried(net)
     same(params, tried(NET)[0])
@@ -202,7 +202,7 @@ def test_under_mixed_the_weights_are_written_narrow():
     assert "= dot_general" in text and not re.search(r"f32\[[\d,]+\] = dot_general", text)
 
 
-def test_each_copy_has_a_generator_of_its_own():
+def test_copies_in_repeat_have_their_own_generators():
     one = dp.hyper(dp.linear(2) >> jnp.sin, lambda z: z)
     params, net = tried(dp.repeat(3, dp.remat(one)))
     assert params["target"]["linear_0"]["kernel"]["kernel"].shape == (3, 4, 2, 2)
@@ -213,7 +213,7 @@ def test_each_copy_has_a_generator_of_its_own():
 
 
 def test_it_learns_a_map_that_depends_on_the_condition():
-    """Rotations of the plane, by an angle that is given with each example."""
+    """Rotations of the plane by an angle per example."""
     angle, x = jnp.linspace(-3, 3, 64), jax.random.normal(KEY, (64, 2))
     turns = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
     batch = {"x": x, "y": jnp.einsum("ijb,bj->bi", turns, x), "condition": angle[:, None]}
@@ -223,7 +223,7 @@ def test_it_learns_a_map_that_depends_on_the_condition():
     assert fit.history[-1]["loss"] < 0.01 * float(jnp.var(batch["y"]))
 
 
-def test_the_table_counts_what_is_written_for_each_example():
+def test_the_summary_counts_flops_and_parameters():
     params, _ = tried(NET)
     for condition in (CONDITION, CONDITION[0]):
         table = dp.summary(NET, X, condition=condition)
@@ -232,12 +232,12 @@ def test_the_table_counts_what_is_written_for_each_example():
         assert table.parameters == dp.tree.count(params)
 
 
-def test_where_depth_is_written_out_it_stays():
+def test_unrolling_leaves_it_unchanged():
     net = dp.hyper(dp.repeat(2, dp.linear(2)), dp.linear(3))
     assert unrolled(net)[0] is net
 
 
-def test_surgery_reaches_both_layers():
+def test_replace_and_tap_reach_both_layers():
     net = dp.replace(dp.serial(NET, NET), "*/target/linear_0", dp.linear(7))
     other = dp.hyper(dp.serial(dp.linear(7), jnp.tanh, out=dp.linear(3)), dp.linear(8) >> jnp.tanh)
     assert repr(net) == repr(dp.serial(other, other))

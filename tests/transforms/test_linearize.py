@@ -1,4 +1,4 @@
-"""`linearize`: a straight line through the parameters, which touches the layer at the origin."""
+"""`linearize`: value and slope of the layer at the origin, linear in the parameters."""
 
 import functools
 
@@ -17,7 +17,7 @@ NORMED = dp.serial(dp.linear(4), dp.batch_norm(), jnp.tanh, dp.linear(2))
 
 
 def made(net, x=X):
-    """The expansion of a net, its trees, and parameters at a distance of them."""
+    """The linearized net, its parameters and state, and parameters far from the origin."""
     expanded = dp.linearize(net)
     params, state = jax.jit(expanded.init)(KEY, x)
     return expanded, params, state, jax.tree.map(
@@ -30,7 +30,7 @@ def run(net, params, x, state):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_it_is_the_value_and_the_jacobian_at_the_origin(train):
+def test_value_plus_jacobian_at_the_origin(train):
     with jax.enable_x64(True):
         x = X.astype(jnp.float64)
         expanded, params, state, moved = made(NORMED, x)
@@ -45,7 +45,7 @@ def test_it_is_the_value_and_the_jacobian_at_the_origin(train):
         assert np.abs(y - plain(moved)).max() > 0.1  # far from the layer itself
 
 
-def test_it_touches_the_layer_at_the_origin():
+def test_value_and_gradient_equal_the_layer_at_the_origin():
     expanded, params, state, moved = made(NET)
     close(run(expanded, params, X, state), run(NET, params, X, {}))
     close(gradient(expanded, params, state=state), gradient(NET, params))
@@ -54,21 +54,21 @@ def test_it_touches_the_layer_at_the_origin():
         params, state, moved, x = wide((params, state, moved, X))
 
         @jax.jit
-        def off(share):
-            there = jax.tree.map(lambda a, b: a + share * (b - a), params, moved)
+        def error(step):
+            there = jax.tree.map(lambda a, b: a + step * (b - a), params, moved)
             return jnp.abs(NET(there, x) - expanded(there, x, state=state)).max()
 
-        assert float(off(1e-3) / off(5e-4)) == pytest.approx(4, rel=0.01)  # the error is a square
+        assert float(error(1e-3) / error(5e-4)) == pytest.approx(4, rel=0.01)  # of second order
 
 
-def test_what_is_linear_in_its_parameters_is_itself():
-    for net in (dp.linear(3), dp.conv(2, 3, dims=1)):
-        x = jnp.stack([X, X])
-        expanded, _, state, moved = made(net, x)
-        close(run(expanded, moved, x, state), run(net, moved, x, {}))
+@pytest.mark.parametrize("net", [dp.linear(3), dp.conv(2, 3, dims=1)], ids=repr)
+def test_a_layer_linear_in_its_parameters_is_unchanged(net):
+    x = jnp.stack([X, X])
+    expanded, _, state, moved = made(net, x)
+    close(run(expanded, moved, x, state), run(net, moved, x, {}))
 
 
-def test_it_is_named_as_what_it_wraps_and_adds_the_origin_to_the_state():
+def test_names_stay_and_the_state_has_the_origin():
     expanded, params, state, _ = made(NORMED)
     assert names(expanded) == names(NORMED)
     assert names(dp.serial(dp.linearize(dp.linear(2)))) == ["linear_0"]
@@ -79,12 +79,12 @@ def test_it_is_named_as_what_it_wraps_and_adds_the_origin_to_the_state():
     same(dp.linearize(jnp.tanh)({}, X), jnp.tanh(X))
 
 
-def test_it_is_expanded_around_any_parameters():
+def test_the_origin_may_be_replaced():
     expanded, _, state, moved = made(NET)
     close(run(expanded, moved, X, state | {"origin": moved}), run(NET, moved, X, {}))
 
 
-def test_the_statistics_are_those_at_the_origin():
+def test_running_statistics_are_those_at_the_origin():
     expanded, params, state, moved = made(NORMED)
     own = {name: part for name, part in state.items() if name != "origin"}
     after, wanted = jax.jit(lambda moved, params: (
@@ -95,13 +95,13 @@ def test_the_statistics_are_those_at_the_origin():
 
 
 def test_training_follows_the_tangent_kernel():
-    """Of half the sum of squares: ``f_t = y + (1 - rate K)^t (f_0 - y)``, exactly."""
+    """For half the sum of squares: ``f_t = y + (1 - rate K)^t (f_0 - y)``, exactly."""
     rate, steps = 0.02, 20
     y = jnp.cos(jnp.arange(6.0)).reshape(3, 2)
     expanded = dp.linearize(NET)
     step = dp.make_step(expanded, dp.regression(lambda f, y, mask: jnp.sum((f - y) ** 2) / 2),
                         optax.sgd(rate))
-    state = step.init(KEY, X)  # whose buffers are donated: parameters and origin must not share
+    state = step.init(KEY, X)  # buffers are donated: parameters and origin must not share any
     first = jax.tree.map(jnp.copy, state.params)
     for _ in range(steps):
         state, _ = step.apply(state, (X, y))
@@ -116,7 +116,7 @@ def test_training_follows_the_tangent_kernel():
     assert np.linalg.norm(found) < 0.7 * np.linalg.norm(begin)
 
 
-def test_integers_among_the_outputs_stay():
+def test_integer_outputs_are_unchanged():
     net = dp.linear(3) >> (lambda y: (y, y.argmax(-1)))
     expanded, params, state, moved = made(net)
     y, best = run(expanded, moved, X, state)
@@ -124,7 +124,7 @@ def test_integers_among_the_outputs_stay():
     close(y, run(net, moved, X, {})[0])
 
 
-def test_another_origin_is_refused():
+def test_a_missing_or_different_origin_raises():
     expanded, params, state, _ = made(NET)
     other = dp.linear(2).init(KEY, X)[0]
     expect("", "linearize(serial(body=repeat(2, residual(serial(linear(4), jax.nn.tanh))), "

@@ -1,4 +1,4 @@
-"""`lora`: what is added, what learns, and that a pretrained net is where it begins."""
+"""`lora`: the formula, the trained factors, and fine-tuning of a pretrained net."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import diffprog as dp
 NET = dp.lora(dp.linear(3), 2)
 
 
-def test_the_sum_in_numpy():
+def test_the_formula_in_numpy():
     params = params_of(NET)
     kernel = params["kernel"]
     assert jax.tree.map(jnp.shape, kernel) == {"base": (4, 3), "down": (4, 2), "up": (2, 3)}
@@ -20,20 +20,20 @@ def test_the_sum_in_numpy():
     close(NET(params, X), (np.asarray(X) @ (base + down @ up)).astype(np.float32))
 
 
-def test_it_begins_as_the_layer_and_its_base_has_no_gradient():
+def test_the_initial_output_is_unchanged_and_the_base_has_no_gradient():
     params = params_of(NET)
     same(NET(params, X), dp.linear(3)(params_of(dp.linear(3)), X))
     grads = gradient(NET, params)["kernel"]
     assert not grads["base"].any() and not grads["down"].any() and grads["up"].any()
 
 
-def test_leading_axes_have_factors_of_their_own():
+def test_kernels_with_leading_axes_have_factors_for_each_position():
     params = params_of(dp.lora(dp.conv(5, 3), 2), jnp.ones((1, 4, 4, 6)))
     assert jax.tree.map(jnp.shape, params["kernel"]) == {
         "base": (3, 3, 6, 5), "down": (3, 3, 6, 2), "up": (3, 3, 2, 5)}
 
 
-def test_nothing_else_trains_where_the_rest_is_frozen():
+def test_freeze_with_exclude_trains_the_factors_only():
     tuned = dp.lora(dp.models.gpt(7, width=4, depth=2, heads=1, length=5), 1, "**/attend/**/kernel")
     net = dp.freeze(tuned, exclude=("**/down", "**/up"))
     ids = jnp.arange(5)[None]
@@ -43,8 +43,8 @@ def test_nothing_else_trains_where_the_rest_is_frozen():
     assert {path.split("/")[-3] for path in free} == {"query", "key", "value", "out"}
 
 
-def test_fine_tuning_begins_from_what_was_learned_and_merges_into_it():
-    """A target that differs from the pretrained map by rank one is reached by rank one."""
+def test_fine_tuning_with_unmerge_and_merge():
+    """A target at a distance of rank one from the pretrained map is learned with rank one."""
     plain = dp.linear(3, bias=False)
     pretrained = params_of(plain)
     change = jnp.asarray(drawn(4, 1) @ drawn(1, 3, seed=1), jnp.float32)

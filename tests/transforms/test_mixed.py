@@ -1,4 +1,4 @@
-"""`mixed`: what is computed narrow, what stays wide, and that it nests."""
+"""`mixed`: dtypes of computation, parameters and state, and nesting."""
 
 import dataclasses
 
@@ -20,21 +20,21 @@ def rounded(tree):
     return jax.tree.map(lambda a: a.astype(BF16), tree)
 
 
-def test_it_computes_as_the_layer_does_on_rounded_numbers():
+def test_it_equals_the_layer_on_rounded_parameters_and_inputs():
     net = dp.mixed(BODY, BF16)
     params = params_of(net)
     same(params, params_of(BODY))
     wanted = BODY(rounded(params), X.astype(BF16))
     same(net(params, X), wanted.astype(jnp.float32))
-    # Layers are handed float32 and cast it themselves, so that gradients are summed in float32.
+    # Layers get float32 and cast it themselves, so that gradients are summed in float32.
     same(gradient(net, params), gradient(
         lambda p, x: BODY(p, x.astype(BF16)).astype(jnp.float32), params))
 
 
-def test_everything_inside_is_narrow():
+def test_inner_layers_compute_in_the_narrow_dtype():
     seen = []
     net = dp.mixed(dp.serial(dp.linear(3), spy(seen)), BF16)
-    params = params_of(net)  # which plans in the dtype of x: so are parameters stored
+    params = params_of(net)  # init calls the layers in the dtype of x
     seen.clear()
     y = net(params, X)
     assert {x.dtype for x in seen} == {jnp.dtype(BF16)} and y.dtype == jnp.float32
@@ -42,14 +42,14 @@ def test_everything_inside_is_narrow():
     assert "dot_general" in text and "bf16[3,3] = dot_general" in text
 
 
-def test_gradients_arrive_in_the_dtype_of_the_parameters():
+def test_gradients_have_the_dtype_of_the_parameters():
     net = dp.mixed(BODY, BF16)
     grads = gradient(net, params_of(net))
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
 
 
 def test_small_updates_are_not_lost():
-    """bfloat16 parameters would not move by a 1000th of their size; stored in float32 they do."""
+    """bfloat16 cannot hold 1.001; parameters stored in float32 can."""
     net = dp.mixed(dp.linear(1, bias=False, kernel_init="ones"), BF16)
     params = params_of(net)
     moved = optax.apply_updates(params, jax.tree.map(lambda a: 1e-3 * jnp.ones_like(a), params))
@@ -61,13 +61,13 @@ def test_statistics_keep_their_dtype():
     params, state = net.init(KEY, X)
     _, after = net.apply(params, state, X, train=True)
     assert {a.dtype for a in jax.tree.leaves(after)} == {jnp.dtype(jnp.float32)}
-    # The mean moves by less than bfloat16 could tell, so it was not rounded on the way.
+    # The change of the mean is below the precision of bfloat16, so it was never rounded.
     plain = (dp.linear(4) >> dp.batch_norm()).apply(rounded(params), state, X.astype(BF16),
                                                     train=True)
     same(after, plain[1])
 
 
-def test_caches_are_made_narrow_and_statistics_kept():
+def test_caches_are_narrow_and_statistics_are_not():
     net = dp.mixed(dp.serial(dp.batch_norm(), dp.conv(3, 2, dims=1, padding="CAUSAL")), BF16)
     x = jax.random.normal(KEY, (2, 4, 3))
     params, state = net.init(KEY, x)
@@ -89,7 +89,7 @@ def test_it_nests_with_repeat_in_any_order():
     for i in range(3):
         own = rounded(jax.tree.map(lambda a, i=i: a[i], params))
         unrolled = BODY(own, unrolled.astype(BF16)).astype(jnp.float32)
-    # XLA rounds between operations or not, as it likes: equal up to one unit in the last place.
+    # XLA may skip roundings between operations: equal up to one unit in the last place.
     unit = float(jnp.finfo(BF16).eps)
     for net in (inside, outside):
         np.testing.assert_allclose(net(params, X), unrolled, rtol=unit, atol=unit)
@@ -98,7 +98,7 @@ def test_it_nests_with_repeat_in_any_order():
 @pytest.mark.parametrize("x", [
     jnp.arange(6).reshape(3, 2), (jnp.arange(3), jnp.ones((3, 2), jnp.float16)),
 ], ids=["ints", "pair"])
-def test_outputs_come_back_in_the_dtype_of_x(x):
+def test_outputs_have_the_dtype_of_x(x):
     def last(x):
         return jax.tree.leaves(x)[-1].astype(BF16) * 2
 
@@ -108,7 +108,7 @@ def test_outputs_come_back_in_the_dtype_of_x(x):
     assert net({}, x).dtype == net.plan(x).y.dtype == wanted
 
 
-def test_integers_pass_and_float_side_inputs_are_cast():
+def test_float_side_inputs_are_cast_and_integers_are_not():
     seen = {}
 
     def forward(params, x, *, positions=None, condition=None):
@@ -121,13 +121,13 @@ def test_integers_pass_and_float_side_inputs_are_cast():
     assert (y.dtype, positions.dtype) == (jnp.float32, jnp.int32)
 
 
-def test_it_keeps_the_kind_and_the_children():
+def test_kind_and_children_stay():
     net = dp.serial(dp.linear(4), dp.mixed(dp.linear(4), BF16), dp.mixed(BODY, "bfloat16"))
     assert list(net.children) == ["linear_0", "linear_1", "residual_0"]
     assert repr(dp.mixed(dp.linear(4), BF16)) == "mixed(linear(4), jnp.bfloat16)"
 
 
-# Layers of one's own.
+# Custom layers.
 
 
 def forward(params, x):
@@ -147,7 +147,7 @@ def noting(seen, **settings):
 
 
 def composed(inner):
-    """A layer with a child that is called as its author likes."""
+    """A custom layer that reads the parameters of its child."""
     return dp.Layer(
         lambda key, x: ({"inner": inner.init(key, x)[0]}, {}),
         lambda params, state, x, **_: (x * params["inner"]["scale"], state),
@@ -163,8 +163,8 @@ def composed(inner):
                              tolerance=0.05),
 ], ids=["residual", "repeat", "repeat of residual", "repeat with remat", "remat", "ema", "freeze",
         "composed", "fixed_point"])
-def test_what_is_planned_is_what_will_be_handed_over(around):
-    """A layer that multiplies by float32 would give float32, and a sum of x and that is refused."""
+def test_the_plan_has_the_dtypes_of_the_call(around):
+    """With float32 parameters the layer would return float32, and `residual` would raise."""
     net = dp.mixed(around(SCALING), BF16)
     params, state = net.init(KEY, X)
     y, after = net.apply(params, state, X)
@@ -181,7 +181,7 @@ def test_what_is_planned_is_what_will_be_handed_over(around):
 ], ids=["alone", "serial", "repeat", "heads", "ensemble", "remat", "ema", "linearize", "tap",
         "mixed", "reparam"])
 @pytest.mark.parametrize("casts", [False, True])
-def test_a_layer_is_handed_parameters_in_dtype_unless_it_says_that_it_casts(around, casts):
+def test_a_layer_gets_parameters_in_dtype_unless_it_casts_them_itself(around, casts):
     seen = set()
     net = dp.mixed(around(noting(seen, casts=casts)), BF16)
     params, state = net.init(KEY, X)
@@ -190,8 +190,8 @@ def test_a_layer_is_handed_parameters_in_dtype_unless_it_says_that_it_casts(arou
     assert seen == {jnp.dtype(jnp.float32 if casts else BF16)}
 
 
-def test_a_record_with_another_apply_is_not_taken_for_what_it_was_made_of():
-    """What `dataclasses.replace` puts around a net stays there."""
+def test_a_layer_with_a_replaced_apply_keeps_it():
+    """An apply from `dataclasses.replace` stays inside `mixed`."""
     for net in (dp.serial(dp.linear(4)), dp.repeat(1, dp.linear(4)), dp.linear(4)):
         def doubled(params, state, x, net=net, **given):
             y, state = net.apply(params, state, x, **given)
@@ -202,7 +202,7 @@ def test_a_record_with_another_apply_is_not_taken_for_what_it_was_made_of():
         np.testing.assert_allclose(other(params, X), 2 * net(params, X), rtol=0.02, atol=0.02)
 
 
-def test_parameters_that_a_program_reads_are_in_dtype():
+def test_a_program_reads_parameters_in_dtype():
     seen = {}
 
     @dp.program(embed=dp.embedding(5, 4), own=SCALING, inner=dp.serial(up=dp.linear(4)))
@@ -232,15 +232,15 @@ def test_inside_another_it_keeps_its_own_dtype():
     seen.clear()
     net(params, X)
     assert [x.dtype for x in seen] == [BF16, jnp.float32, BF16]
-    # Its parameters are not rounded on the way.
+    # The parameters of the inner one are not rounded.
     exact = dp.mixed(dp.mixed(dp.linear(4), jnp.float32), BF16)
     params = params_of(exact)
     x = X.astype(BF16).astype(jnp.float32)
     same(exact(params, x), dp.linear(4)(params, x).astype(BF16).astype(jnp.float32))
 
 
-def test_averages_are_of_what_is_stored():
-    """An average of rounded weights is off by as much as they are."""
+def test_averages_are_of_the_stored_parameters():
+    """An average of rounded weights would have their rounding errors."""
     net = dp.mixed(dp.ema(dp.serial(dp.linear(4), SCALING)), BF16)
     params, state = net.init(KEY, X)
     params = jax.tree.map(lambda a: a + 1.003, params)
@@ -266,7 +266,7 @@ def test_the_outputs_of_copies_are_tapped():
     assert seen["a"].shape == (2, *X.shape) and seen["a"].dtype == jnp.float32
 
 
-def test_surgery_in_it():
+def test_replace_inside_mixed():
     net = dp.replace(dp.mixed(dp.serial(a=dp.linear(4), b=SCALING), BF16), "a",
                      dp.linear(4, bias=False))
     assert repr(net).startswith("mixed(serial(a=linear(4, bias=False), b=")
@@ -274,7 +274,7 @@ def test_surgery_in_it():
     assert set(params["a"]) == {"kernel"} and net(params, X).dtype == jnp.float32
 
 
-def test_a_layer_in_one_that_an_author_composed_is_tapped():
+def test_a_layer_inside_a_custom_layer_is_tapped():
     def composed_of(children):
         layer = composed(children["inner"])
         return dataclasses.replace(layer, rebuild=composed_of)

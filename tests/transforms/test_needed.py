@@ -1,3 +1,5 @@
+"""`needed` runs only the operations that the result depends on."""
+
 import jax
 import jax.numpy as jnp
 from comparing import close
@@ -12,7 +14,7 @@ def heard(x):
     return x
 
 
-def test_only_what_the_result_depends_on_is_run():
+def test_unused_operations_and_callbacks_are_removed():
     def first(x, unread):
         pair = jax.jit(lambda x: (x + 1, heard(x)))(x)
         jax.lax.scan(lambda c, _: (heard(c), None), unread["y"], length=2)
@@ -26,6 +28,6 @@ def test_only_what_the_result_depends_on_is_run():
     assert "scan" not in str(traced) and "callback" not in str(traced)
 
 
-def test_what_the_result_depends_on_is_run():
+def test_used_operations_stay_and_are_differentiable():
     close(needed(lambda x, y: (x, 2 * y), jnp.ones(2), jnp.ones(3))[1], 2 * jnp.ones(3))
     close(jax.grad(lambda x: needed(lambda x, y: (x ** 3, y), x, x)[0])(2.0), jnp.asarray(12.0))

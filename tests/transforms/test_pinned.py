@@ -1,4 +1,4 @@
-"""`pin`: a part in its own mode, by all that a mode changes: output, draws, state, gradients."""
+"""`pin`: a layer in a fixed mode; output, randomness, state and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ def trees(net=NET, x=X):
     return moved(params), moved(state, 4)
 
 
-def test_pinned_to_inference_it_trains_as_it_infers():
-    """Output, gradient and state, without a key; the trees are those of the net."""
+def test_pinned_to_inference_training_equals_inference():
+    """Output, gradient and state, without a key; parameters are those of the net."""
     params, state = trees()
     same(INFERENCE.init(KEY, X), NET.init(KEY, X))
     y, after = INFERENCE.apply(params, state, X, train=True)
@@ -34,7 +34,7 @@ def test_pinned_to_inference_it_trains_as_it_infers():
     assert not equal(NET.apply(params, state, X, key=KEY, train=True)[1], state)
 
 
-def test_pinned_to_inference_it_draws_nothing_whatever_key_comes():
+def test_pinned_to_inference_it_draws_nothing_even_with_a_key():
     net = dp.pin(dp.branch(jnp.sin, jnp.cos) >> dp.estimators.gaussian_sample(), train=False)
     same(net.apply({}, {}, X, key=KEY, train=True)[0], jnp.sin(X))
     same(net({}, X, key=KEY), jnp.sin(X))
@@ -42,8 +42,8 @@ def test_pinned_to_inference_it_draws_nothing_whatever_key_comes():
     assert TRAINING.children["body"].children["dropout~0"].random
 
 
-def test_pinned_to_training_dropout_draws_at_rest_beside_batch_norm_at_rest():
-    """Monte Carlo dropout: what is kept is that of training, the statistics are those at rest."""
+def test_monte_carlo_dropout_beside_batch_norm_in_inference():
+    """Dropout drops as in training; batch norm uses its running statistics."""
     params, state = trees()
     rest = NET.children["body"](params["body"], X, state=state["body"])
     body = TRAINING.children["body"]
@@ -58,22 +58,22 @@ def test_pinned_to_training_dropout_draws_at_rest_beside_batch_norm_at_rest():
     same((given, moved_on), (wanted, after))
 
 
-def test_what_draws_is_at_rest_without_a_key_and_asks_for_one_in_training():
+def test_a_key_is_optional_in_inference_and_required_in_training():
     params, state = trees()
     close(TRAINING(params, X, state=state), NET(params, X, state=state))
     with pytest.raises(dp.LayerError, match="a key when train=True"):
         TRAINING.apply(params, state, X, train=True)
 
 
-def test_pinned_to_training_statistics_are_those_of_the_batch():
+def test_pinned_to_training_batch_norm_uses_batch_statistics():
     net, (params, state) = dp.pin(dp.batch_norm(), train=True), trees(dp.batch_norm())
     for train in (False, True):
         same(net.apply(params, state, X, train=train),
              dp.batch_norm().apply(params, state, X, train=True))
 
 
-def test_the_inner_one_of_two_counts():
-    """Of what draws, by a key; and what is pinned to inference has none."""
+def test_the_inner_of_two_pins_applies():
+    """The outer ``train=False`` also takes the key from a dropout pinned to training."""
     params, state = trees(BODY)
     norm = lambda train: dp.replace(  # noqa: E731
         dp.pin(BODY, train=not train), "batch_norm_0", lambda norm: dp.pin(norm, train=train))
@@ -93,8 +93,8 @@ WRAPS = {
 
 
 @pytest.mark.parametrize("way", WRAPS)
-def test_wrappers_keep_to_the_mode_of_what_they_wrap(way):
-    """A net that is pinned throughout is one program in both modes, but for what is around."""
+def test_wrappers_around_a_pinned_layer_respect_its_mode(way):
+    """A wrapper around a pinned net computes the same program in both modes, except `ema`."""
     wrap = WRAPS[way]
     part = {"hyper": dp.linear(4) >> dp.dropout(0.5),
             "recurrent": dp.simple_rnn(4) >> dp.dropout(0.5)}.get(way, BODY)
@@ -115,8 +115,8 @@ def test_wrappers_keep_to_the_mode_of_what_they_wrap(way):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_merge_computes_as_the_pinned_net_does(train):
-    """An average inside is used, or not used, in the pinned mode; around it in that of the net."""
+def test_merge_respects_the_pinned_mode(train):
+    """An `ema` inside `pin` follows the pinned mode, one around it the mode of the net."""
     plain = dp.serial(dp.linear(4), dp.linear(3))
     inside = dp.serial(dp.pin(dp.ema(dp.linear(4), 0.5), train=train), dp.linear(3))
     around = dp.ema(dp.pin(dp.serial(dp.linear(4), dp.linear(3)), train=train), 0.5)
@@ -132,8 +132,8 @@ def test_merge_computes_as_the_pinned_net_does(train):
     close(inside(unmerged, X, state=state), plain(params, X))
 
 
-def test_a_frozen_batch_norm_stays_in_training():
-    """`make_step` moves the parameters, and of the statistics only those that are not pinned."""
+def test_a_pinned_batch_norm_does_not_change_in_training():
+    """`make_step` updates parameters, and the statistics of the layers that are not pinned."""
     net = dp.serial(dp.linear(4), frozen=dp.pin(dp.batch_norm(), train=False), up=dp.linear(4),
                     moving=dp.batch_norm(), head=dp.linear(3))
     step = dp.make_step(net, dp.classification(), optax.sgd(0.1), donate=False)
@@ -149,8 +149,8 @@ def test_a_frozen_batch_norm_stays_in_training():
          (before.params["frozen"], before.state["frozen"]))
 
 
-def test_examples_are_not_mixed_by_what_is_pinned_to_inference():
-    """Per-example gradients in training, and their mean is that of the batch."""
+def test_a_layer_pinned_to_inference_does_not_mix_examples():
+    """Per-example gradients in training have the mean of the batch gradient."""
     net = dp.serial(dp.linear(4), dp.pin(dp.batch_norm(), train=False), dp.linear(3))
     params, state = trees(net)
     objective = dp.classification()
@@ -170,7 +170,7 @@ def test_examples_are_not_mixed_by_what_is_pinned_to_inference():
         dp.predict(mixing, params, X, state=state, batch_size=2)
 
 
-def test_gradients_flow_through_it_as_tools_see_them():
+def test_gradient_flow_summary_and_diagram_see_through_pin():
     params, state = trees()
     objective = dp.classification()
     flow = lambda net: dp.inspection.gradient_flow(  # noqa: E731
@@ -181,9 +181,8 @@ def test_gradients_flow_through_it_as_tools_see_them():
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_a_stream_goes_on_in_either_mode(train):
-    """What is carried is no statistic: a teacher that is pinned streams while the student trains.
-    """
+def test_streams_work_in_either_mode(train):
+    """Caches of a pinned layer change, so that a pinned teacher streams in training, too."""
     body = dp.conv(3, 2, dims=1, padding="CAUSAL") >> dp.dropout(0.5)
     net = dp.serial(dp.dropout(0.5), dp.pin(body, train=train))
     x = jax.random.normal(KEY, (2, 4, 3))

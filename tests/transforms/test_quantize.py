@@ -1,4 +1,4 @@
-"""`quantize`: the grid, the gradient straight through, and what training with it is for."""
+"""`quantize`: the grid, and the straight-through gradient."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ def test_the_grid_in_numpy():
     close(net(params, X), X @ wanted)
 
 
-def test_the_gradient_is_that_at_the_rounded_kernel():
+def test_the_gradient_is_straight_through():
     net, plain = dp.quantize(dp.linear(3), bits=3), dp.linear(3)
     params = params_of(net)
     merged, _ = dp.tree.merge(net, params)
@@ -34,8 +34,8 @@ def test_a_column_of_zeros_stays_zero():
     same(net(params_of(net), X), jnp.zeros((3, 3)))
 
 
-def test_steps_of_small_weights_in_float16():
-    """A step of 1e-4 / 127 is no normal number there, so steps are taken in float32."""
+def test_small_weights_in_float16():
+    """A step of 1e-4 / 127 is subnormal in float16, so the steps are float32."""
     net = dp.quantize(dp.linear(3, bias=False))
     net.plan(X)
     kernel = jnp.asarray(1e-4 * np.random.default_rng(0).normal(size=(4, 3)), jnp.float16)

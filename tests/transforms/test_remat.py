@@ -1,4 +1,4 @@
-"""`remat`: less is kept for the gradient, and nothing else changes."""
+"""`remat`: fewer stored activations, and the same values, gradients and names."""
 
 import functools
 
@@ -15,7 +15,7 @@ MANY = jax.random.normal(KEY, (100, 4))  # so that activations outweigh paramete
 
 
 def kept(net):
-    """How many numbers the backward pass is handed by the forward pass."""
+    """The number of floats that the forward pass stores for the backward pass."""
     params = params_of(net)
     _, pull = jax.vjp(lambda p: net(p, MANY), params)
     return sum(leaf.size for leaf in jax.tree.leaves(pull))
@@ -33,7 +33,7 @@ def test_repeat_of_remat_and_remat_of_repeat_agree():
         assert kept(net) < kept(plain)
 
 
-def test_policies_differ_in_what_is_kept():
+def test_policies_differ_in_the_stored_activations():
     net = dp.serial(dp.linear(6), jnp.sin, jnp.sin, jnp.sin, dp.linear(4))
     least, dots, all_of_it = (kept(dp.remat(net, policy=policy)) for policy in (
         "nothing_saveable", "dots_saveable", "everything_saveable"))
@@ -42,7 +42,7 @@ def test_policies_differ_in_what_is_kept():
     assert kept(dp.remat(net, policy=jax.checkpoint_policies.dots_saveable)) == dots
 
 
-def test_products_with_weights_are_kept_and_those_of_a_batch_are_not():
+def test_a_policy_stores_products_with_weights_but_not_batched_ones():
     def attend(x):
         return jnp.sin(jnp.einsum("bij,bkj->bik", x[:, None], x[:, None]))[:, 0]
 
@@ -59,7 +59,7 @@ def test_policies_in_repeat():
 
 
 @pytest.mark.parametrize("make", [dp.remat, functools.partial(dp.repeat, 2)])
-def test_unknown_policies_are_refused(make):
+def test_unknown_policies_raise(make):
     option = {"policy": "all"} if make is dp.remat else {"remat": "all"}
     shown = "remat(linear(4), policy='all')"
     expect("", f"{shown}: wants policy out of dots_saveable, "

@@ -1,4 +1,4 @@
-"""`reparam`: what stands in the place of a leaf, and that everything goes through it."""
+"""`reparam`: the tree in place of a leaf, its gradient, its state and its key."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def drawn(key, kernel):
     return {"kernel": kernel, "noise": jax.random.normal(key, kernel.shape)}
 
 
-def test_a_leaf_is_computed_from_the_tree_in_its_place():
+def test_a_leaf_is_replaced_by_a_tree_and_computed_from_it():
     net = dp.reparam(NET, logarithm, exponential, "head/kernel")
     plain, params = params_of(NET), params_of(net)
     assert params["linear_0"].keys() == {"kernel", "bias"} and names(net) == names(NET)
@@ -42,7 +42,7 @@ def test_several_patterns():
     assert replaced == {"linear_0/kernel/log", "head/kernel/log", "head/bias/log"}
 
 
-def test_each_leaf_and_each_copy_draws_for_itself():
+def test_leaves_and_copies_have_different_keys():
     net = dp.reparam(dp.serial(dp.repeat(2, dp.linear(4)), dp.linear(4)), drawn,
                      lambda tree: tree["kernel"])
     params = params_of(net)
@@ -52,8 +52,8 @@ def test_each_leaf_and_each_copy_draws_for_itself():
     same(params, jax.jit(net.init)(KEY, X)[0])
 
 
-def test_what_is_carried_is_state():
-    """Counts its calls in training, for each copy."""
+def test_carried_arrays_are_state():
+    """A counter of training calls for each copy."""
     def use(leaf, calls, train):
         return leaf, calls + train
 
@@ -74,7 +74,7 @@ def test_a_constant_has_no_gradient():
     assert bool(grads["kernel"].any()) and not bool(grads["noise"].any())
 
 
-def test_a_tap_sees_through_it():
+def test_tap_inside_reparam():
     net = dp.tap(dp.reparam(NET, logarithm, exponential), "linear_0")
     params = params_of(net)
     _, seen = net(params, X)

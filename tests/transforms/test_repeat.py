@@ -1,6 +1,5 @@
 """`repeat` against a Python loop over its copies."""
 
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +9,7 @@ import diffprog as dp
 
 
 def unrolled(layer, n):
-    """What `repeat` says it is: a Python loop over copy i of the trees."""
+    """`repeat` as a Python loop over the copies."""
 
     def plain(params, x):
         for i in range(n):
@@ -35,7 +34,7 @@ def test_gradient_of_repeat(unroll):
         close(second(net), second(plain))
 
 
-def test_repeat_moves_the_state_of_each_copy():
+def test_repeat_updates_the_state_of_each_copy():
     layer = dp.serial(dp.linear(4), dp.batch_norm())
     net = dp.repeat(3, layer)
     params, state = net.init(KEY, X)

@@ -1,7 +1,8 @@
-"""`replace`: which layers are exchanged, and that all others stay as they are."""
+"""`replace`: the replaced layers, and that all others stay."""
 
 import jax
 import jax.numpy as jnp
+import pytest
 from comparing import KEY, equal, params_of, same
 from refusing import expect
 
@@ -11,7 +12,7 @@ NET = dp.serial(body=dp.linear(8) >> jax.nn.relu >> dp.repeat(2, dp.residual(dp.
                 head=dp.linear(3))
 
 
-def test_the_others_keep_their_parameters():
+def test_other_layers_keep_their_parameters():
     net = dp.replace(NET, "head", dp.linear(5))
     old, new = params_of(NET), params_of(net)
     same(new["body"], old["body"])
@@ -20,25 +21,27 @@ def test_the_others_keep_their_parameters():
     assert repr(NET.children["head"]) == "linear(3)"
 
 
-def test_a_function_makes_the_new_layer_of_the_old():
+def test_a_function_gets_the_old_layer():
     net = dp.replace(NET, "**/linear_0", dp.remat)
     assert repr(net) == ("serial(body=serial(remat(linear(8)), jax.nn.relu, repeat(2, "
                          "residual(linear(8)))), head=linear(3))")
     same(params_of(net), params_of(NET))
 
 
-def test_it_reaches_into_wrappers():
-    wide = dp.linear(8, kernel_init="zeros")
-    for wrap in (lambda f: dp.repeat(2, f), lambda f: dp.heads(1, f), lambda f: dp.ensemble(2, f),
-                 dp.remat, lambda f: dp.mixed(f, jnp.float32)):
-        net = dp.serial(inner=wrap(dp.residual(dp.linear(8))))
-        new = dp.replace(net, "inner/body", wide)
-        assert not equal(params_of(net, jnp.ones((2, 8))), params_of(new, jnp.ones((2, 8))))
-        assert jnp.all(params_of(new, jnp.ones((2, 8)))["inner"]["body"]["kernel"] == 0)
-        assert "kernel_init='zeros'" in repr(new)
+@pytest.mark.parametrize("wrap", [
+    lambda f: dp.repeat(2, f), lambda f: dp.heads(1, f), lambda f: dp.ensemble(2, f), dp.remat,
+    lambda f: dp.mixed(f, jnp.float32),
+], ids=["repeat", "heads", "ensemble", "remat", "mixed"])
+def test_replace_inside_wrappers(wrap):
+    x = jnp.ones((2, 8))
+    net = dp.serial(inner=wrap(dp.residual(dp.linear(8))))
+    new = dp.replace(net, "inner/body", dp.linear(8, kernel_init="zeros"))
+    assert not equal(params_of(net, x), params_of(new, x))
+    assert jnp.all(params_of(new, x)["inner"]["body"]["kernel"] == 0)
+    assert "kernel_init='zeros'" in repr(new)
 
 
-def test_a_match_inside_a_match_comes_first():
+def test_a_match_inside_a_match_is_replaced_first():
     seen = []
 
     def watch(layer):
@@ -49,7 +52,7 @@ def test_a_match_inside_a_match_comes_first():
     assert seen == ["linear(2)", "serial(b=linear(2))"]
 
 
-def test_a_layer_that_stays_is_the_same_object():
+def test_an_unchanged_net_is_the_same_object():
     net = dp.replace(NET, "head", lambda old: old)
     assert net is NET
 
@@ -63,12 +66,12 @@ def test_a_shared_child_stays_shared():
     assert dp.tree.count(params_of(net)) == 16
 
 
-def test_what_is_refused():
+def test_invalid_patterns_and_layers_raise():
     expect("", "wants a pattern that matches a layer (body, body/linear_0, body/relu~0, "
                "body/repeat_0, body/repeat_0/body, head), got 'tail'; correct it: * is one level, "
                "** any number", dp.replace, NET, "tail", dp.linear(3))
     error = expect("body/relu~0", "body/relu~0 (jax.nn.relu): wants a function from a layer to a "
-                                  "layer, got jax.nn.gelu, which takes none; write lambda "
+                                  "layer, got jax.nn.gelu, which takes no layer; write lambda "
                                   "old: jax.nn.gelu for an activation",
                    dp.replace, NET, "**/relu~0", jax.nn.gelu)
     assert error.__cause__
@@ -77,7 +80,7 @@ def test_what_is_refused():
            dp.replace, NET, "head", lambda old: 3)
 
 
-def test_a_net_that_was_operated_on_trains_and_streams():
+def test_a_net_with_a_replaced_layer_streams():
     causal = dp.conv(4, 2, dims=1, padding="CAUSAL")
     net = dp.replace(dp.serial(causal, jnp.tanh, causal), "conv_1", lambda f: dp.residual(f))
     x = jax.random.normal(KEY, (2, 3, 4))

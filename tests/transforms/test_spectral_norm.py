@@ -1,4 +1,4 @@
-"""`spectral_norm`: the largest singular value, found and followed."""
+"""`spectral_norm`: the largest singular value, at init and in training."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_kernels_are_divided_by_their_largest_singular_value(layer, x, matrix):
     close(net(params, x, state=state), layer(merged, x))
 
 
-def test_training_follows_a_kernel_that_changes():
+def test_power_iteration_follows_the_kernel_in_training():
     net = dp.spectral_norm(dp.linear(3))
     params, state = net.init(KEY, X)
     params["kernel"] = jnp.asarray(drawn(4, 3), jnp.float32)
@@ -41,15 +41,15 @@ def test_training_follows_a_kernel_that_changes():
     np.testing.assert_array_equal(vector(same_state), vector(state))
 
 
-def test_a_net_of_such_layers_stretches_nothing():
-    """Its Lipschitz constant is at most one: the product of those of its layers."""
+def test_the_lipschitz_constant_of_a_net_is_at_most_one():
+    """It is at most the product of the constants of the layers."""
     net = dp.repeat(3, dp.spectral_norm(dp.linear(4, bias=False)) >> jnp.tanh)
     params, state = net.init(KEY, X)
     jacobian = jax.jacobian(lambda x: net(params, x, state=state))(X[0])
     assert np.linalg.norm(jacobian, 2) <= 1 + 1e-4
 
 
-# Sizes of weights that a dtype holds, but not their squares.
+# Sizes of weights whose squares overflow or underflow in the dtype.
 SIZES = [(jnp.float16, 1e-4), (jnp.float16, 300.0), *(
     (dtype, size) for dtype in (jnp.bfloat16, jnp.float32) for size in (1e-25, 1.0, 1e25))]
 
@@ -69,14 +69,14 @@ def test_kernels_of_any_size(dtype, size):
 
 
 @pytest.mark.slow
-def test_a_kernel_of_zeros_stays_and_learns():
+def test_a_kernel_of_zeros_is_not_divided_and_learns():
     net = dp.spectral_norm(dp.linear(3, bias=False, kernel_init="zeros"))
     params, state = net.init(KEY, X)
     run = lambda p, x: net.apply(p, state, x, train=True)[0].sum()  # noqa: E731
     assert not net(params, X, state=state).any()
     slope = jax.grad(run)(params, X)["kernel"]
-    close(slope, jnp.broadcast_to(X.sum(0)[:, None], (4, 3)))  # as if nothing were divided
-    # The vector is not lost with the zeros: the next kernels are divided by their norm.
+    close(slope, jnp.broadcast_to(X.sum(0)[:, None], (4, 3)))  # as without a division
+    # The vector stays a unit vector, so that later kernels are divided by their norm.
     params = {"kernel": jnp.asarray(drawn(4, 3), jnp.float32)}
     step = jax.jit(lambda state: net.apply(params, state, X, train=True)[1])
     for _ in range(40):

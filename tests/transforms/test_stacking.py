@@ -1,4 +1,4 @@
-"""Copies have parameters and randomness of their own, and begin as if alone."""
+"""Copies have their own parameters and keys, and are initialized as the layer alone."""
 
 import functools
 
@@ -21,7 +21,7 @@ def test_copies_are_initialized_as_if_alone(wrap):
 
 
 @pytest.mark.parametrize("wrap", [dp.repeat, dp.heads], ids=["repeat", "heads"])
-def test_copies_have_own_randomness(wrap):
+def test_copies_have_different_keys(wrap):
     seen = dp.serial(dp.dropout(0.5), identity)
     ones = jnp.ones((6, 8))
     y, _ = wrap(2, seen).apply({}, {}, ones, key=KEY, train=True)

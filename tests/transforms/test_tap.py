@@ -1,4 +1,4 @@
-"""`tap`: activations arrive whole, under their paths, through every combinator."""
+"""`tap`: activations by path, through every combinator."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_activations_inside_repeat_equal_a_loop(name):
 
     tapped = dp.tap(net, "**/tanh~0")
     close(jax.jit(tapped)(params, X), loop(params, X))
-    # A loss may speak of activations: gradients flow through them.
+    # Gradients flow through activations, so that a loss may use them.
     far = lambda f: lambda p, x: f(p, x)[1]["body/tanh~0"] * jnp.arange(1.0, 4)[:, None, None]  # noqa: E731
     close(gradient(far(tapped), params), gradient(far(loop), params))
 
@@ -66,7 +66,7 @@ def test_activations_of_copies(wrap):
     same(y, net(params, X))
 
 
-def test_the_state_is_that_of_the_net():
+def test_the_returned_state_is_that_of_the_net():
     net = dp.serial(dp.batch_norm(), dp.repeat(2, dp.batch_norm() >> jnp.tanh), dp.dropout(0.5))
     params, state = net.init(KEY, X)
     tapped = dp.tap(net, "**")
@@ -85,7 +85,7 @@ def test_structured_activations():
     assert [a.shape for a in seen["pair"]] == [(3, 2), (3, 4)]
 
 
-def test_streaming_is_tapped_chunk_by_chunk():
+def test_activations_of_a_stream():
     causal = dp.conv(3, 2, dims=1, padding="CAUSAL")
 
     @dp.program(f=causal, g=dp.linear(3))
@@ -106,7 +106,7 @@ def test_streaming_is_tapped_chunk_by_chunk():
     assert "#" not in str(jax.tree.structure(now))
 
 
-def test_a_layer_called_several_times_is_refused():
+def test_a_layer_called_several_times_raises():
     @dp.program(f=dp.serial(dp.linear(4), jnp.tanh))
     def twice(layers, x):
         return layers.f(layers.f(x))
@@ -114,14 +114,14 @@ def test_a_layer_called_several_times_is_refused():
     for pattern in ("f", "f/tanh~0"):
         net = dp.tap(twice, pattern)
         expect("", f"{net!r}: wants one call of {pattern}, got 2 calls; tap a layer around it, or "
-                   "give each call a layer of its own", net.init, KEY, X)
-    # What calls it may be tapped.
+                   "use a separate layer for each call", net.init, KEY, X)
+    # A layer around it may be tapped.
     _, seen = dp.tap(dp.serial(twice, dp.linear(2)), "twice_0")(
         params_of(dp.serial(twice, dp.linear(2))), X)
     assert set(seen) == {"twice_0"}
 
 
-def test_a_layer_called_in_training_alone_is_refused_at_rest():
+def test_a_layer_called_only_in_training_raises_in_inference():
     @dp.program(f=dp.linear(4), noise=dp.linear(4))
     def net(layers, x, *, train):
         return layers.f(x) + (layers.noise(x) if train else 0)
@@ -142,8 +142,8 @@ def test_plan_kind_and_repr():
 
 
 @pytest.mark.usefixtures("optimized")
-def test_nothing_is_computed_that_is_not_read():
-    """The program of a tapped net whose activations are dropped is that of the net itself."""
+def test_unused_activations_are_not_computed():
+    """A tapped net whose activations are not used compiles to the program of the net."""
     net = dp.serial(dp.linear(5), jnp.tanh, dp.linear(2))
     params = params_of(net)
     texts = [jax.jit(f).lower(params, X).compile().as_text().count("fusion(")
@@ -151,7 +151,7 @@ def test_nothing_is_computed_that_is_not_read():
     assert texts[0] == texts[1]
 
 
-def test_taps_of_one_pattern_do_not_meet():
+def test_taps_with_the_same_pattern_are_independent():
     inner = dp.tap(dp.serial(a=dp.linear(4)), "**/a")
     net = dp.tap(dp.serial(inner=inner, first=lambda pair: pair[0]), "**/a")
     params = params_of(net)
@@ -160,7 +160,7 @@ def test_taps_of_one_pattern_do_not_meet():
     assert equal(net.apply(params, {}, X)[0][0], inner(params["inner"], X)[1]["a"])
 
 
-def test_taps_around_taps():
+def test_nested_taps():
     net = dp.tap(dp.tap(dp.serial(a=dp.linear(4), b=dp.linear(3)), "a"), "b")
     (y, first), second = net(params_of(net), X)
     assert set(first) == {"a"} and set(second) == {"b"} and equal(second["b"], y)

@@ -1,4 +1,4 @@
-"""Depth written out: the same numbers under other paths, and no loop."""
+"""Unrolling: the same output without a loop, with parameters under other paths."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from diffprog.transforms.unroll import unrolled
 GPT = NETS["gpt"]
 
 
-def test_depth_is_written_out():
+def test_unrolled_repeat_returns_the_same_output():
     net, split = unrolled(GPT)
     params, _ = trees("gpt")
     ids = jnp.array([[1, 2, 3]])
@@ -19,7 +19,7 @@ def test_depth_is_written_out():
     dp.tree.verify(net, other, ids)
     assert "trunk/blocks/copy_1/attend/body/query/kernel" in dp.tree.paths(other)
     np.testing.assert_allclose(net(other, ids), GPT(params, ids), rtol=1e-5, atol=1e-6)
-    assert unrolled(NETS["lstm"])[0] is NETS["lstm"]  # there is nothing to write out
+    assert unrolled(NETS["lstm"])[0] is NETS["lstm"]  # it has no repeat
     nested = dp.repeat(2, dp.residual(dp.repeat(3, dp.batch_norm())))
     params, state = nested.init(KEY, jnp.ones((4, 2)))
     net, split = unrolled(nested)

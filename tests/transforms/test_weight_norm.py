@@ -1,4 +1,4 @@
-"""`weight_norm`: the formula, and kernels that begin at zero."""
+"""`weight_norm`: the formula, and kernels that are zero at first."""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ def test_the_formula_in_numpy():
     close(net(params, x), dp.conv(3, 2)(plain, x))
 
 
-def test_the_layer_begins_as_it_was():
+def test_the_initial_output_is_unchanged():
     plain, net = dp.linear(3), dp.weight_norm(dp.linear(3))
     close(net(params_of(net), X), plain(params_of(plain), X))
 
 
-def test_a_kernel_that_begins_at_zero_learns():
+def test_a_kernel_of_zeros_learns():
     net = dp.weight_norm(dp.linear(3, kernel_init="zeros"))
     params = params_of(net)
     assert not net(params, X).any()
@@ -35,13 +35,13 @@ def test_a_kernel_that_begins_at_zero_learns():
     assert jnp.isfinite(grads["direction"]).all() and (grads["scale"] != 0).all()
 
 
-# Sizes of weights that a dtype holds, but not their squares.
+# Sizes of weights whose squares overflow or underflow in the dtype.
 SIZES = [(jnp.float16, 1e-4), (jnp.float16, 300.0), *(
     (dtype, size) for dtype in (jnp.bfloat16, jnp.float32) for size in (1e-25, 1.0, 1e25))]
 
 
 @pytest.mark.parametrize(("dtype", "size"), SIZES)
-def test_lengths_of_weights_of_any_size(dtype, size):
+def test_norms_of_weights_of_any_size(dtype, size):
     direction = jnp.asarray(size * drawn(4, 3).astype(np.float32), dtype)
     net = dp.weight_norm(dp.linear(3, bias=False))
     net.plan(X)
@@ -54,8 +54,8 @@ def test_lengths_of_weights_of_any_size(dtype, size):
                                rtol=2 * float(jnp.finfo(dtype).eps))
 
 
-def test_the_length_of_complex_weights():
-    """That of (1, i) is the root of 2: a sum of squares would be 0."""
+def test_the_norm_of_complex_weights():
+    """The norm of (1, i) is sqrt(2), while the sum of squares is 0."""
     def begun(key, shape, dtype):
         return jnp.array([[1.0, 2.0], [1.0j, 0.0]])
 
