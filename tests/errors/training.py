@@ -210,11 +210,11 @@ EXAMPLES = {
     "wants a pair (mean, log_variance) beside the prediction, got float32[12,3]; make the net by "
     "vae(encoder, decoder)":
         asked(dp.training.elbo(), (XS, XS), dp.branch(NET, NET)),
-    "wants a log_variance of the shape of mean, (2, 4), got float32[2,1]; give each number a "
-    "variance of its own":
+    "wants a log_variance of the shape of mean, (2, 4), got float32[2,1]; pass one "
+    "variance per mean":
         lambda: dp.losses.gaussian_kl(X, X[:, :1]),
-    "wants a sample_weight of the leading axes of (12,), got float32[2,4]; give one number to each "
-    "example, or to each of its entries":
+    "wants a sample_weight of the leading axes of (12,), got float32[2,4]; pass one number per "
+    "example, or per entry":
         asked(dp.classification(), {"x": XS, "y": YS, "sample_weight": X}),
     "wants a sample_weight of the 12 examples, got float32[12,4]; give one number to each example: "
     "its entries are one surprise":
