@@ -1,1 +1,1 @@
-"""What training reads."""
+"""Batches of data for training."""

@@ -110,7 +110,7 @@ def label_losses(
     weights = None
     if class_weights is not None:
         weights = _class_weights(class_weights, logits).at[labels].get(      # (...)
-            out_sharding=placed(labels, labels.ndim, 0))
+            mode="clip", out_sharding=placed(labels, labels.ndim, 0))
         losses = _weighted(weights, losses)
     if label_smoothing:
         uniform = _class_weights(class_weights, logits) / classes            # (classes,)

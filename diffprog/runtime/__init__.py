@@ -1,1 +1,1 @@
-"""What touches disk, devices or a terminal."""
+"""Access to disk, signals and the terminal."""

@@ -62,7 +62,7 @@ def test_what_mixes_examples_is_refused_by_name(name):
     data = dp.batches((GREY, LABELS), 6)
     error = refused(dp.fit, step, data, steps=1, key=KEY, progress=False)
     assert path in error.path and layer in error.layer
-    assert error.wants == "examples along axis 0, which it does not mix at rest"
+    assert error.wants == "examples along axis 0, unmixed in inference"
     assert "x[..., None]" in error.remedy and "check_axes=False" in error.remedy
 
 

@@ -8,7 +8,7 @@ import pytest
 from training_nets import KEY, NET, NOISY, examples, sgd
 
 import diffprog as dp
-from diffprog.training.averages import averages
+from diffprog.training.averages import average_batches
 
 # evaluate
 

@@ -141,7 +141,7 @@ def test_a_loss_that_cannot_be_weighed_is_refused(loss):
         params, _ = net.init(KEY, X)
         batch = {"x": X, "y": X, "sample_weight": WEIGHTS}
         error = refused(objective, net, params, {}, batch, key=None, train=True)
-        assert "one number for each entry, (4, 5)" in error.wants
+        assert "one number per entry, (4, 5)" in error.wants
 
 
 def test_a_weight_below_nothing_is_none():
@@ -278,7 +278,7 @@ def test_a_loss_of_ones_own_broadcasts_nothing(own):
                                        dp.training.penalized(dp.classification(), dp.losses.l2)])
 def test_probabilities_are_no_logits(net, objective):
     error = refused(objective, net, {}, {}, (X, LABELS), key=None, train=True)
-    assert error.wants == "a net that gives logits"
+    assert error.wants == "a net that returns logits"
     assert any(name in error.got for name in (
         "jax.nn.softmax", "jax.nn.sigmoid", "ends in softmax"))  # the last one is jitted
 
@@ -326,7 +326,7 @@ def test_a_mask_of_tasks_goes_by_its_name(net, x, tasks):
     run = functools.partial(dp.regression(), net, params, state, key=None, train=True)
     batch = {"x": x, "y": np.ones((4, tasks), np.float32)}
     error = refused(run, batch | {"mask": mask})
-    assert error.remedy == "name it target_mask: it says which targets are real"
+    assert error.remedy == "name it target_mask: it marks the valid targets"
     _, (_, metrics) = run(batch | {"target_mask": mask})
     assert int(metrics["count"]) == mask.sum()
     assert refused(run, batch | {"mask": mask[:3]}).remedy != error.remedy  # it fits neither

@@ -281,7 +281,7 @@ PRIVATE = optax.chain(
                                  dp.serial(dp.freeze(dp.linear(4)), NET)], ids=str)
 def test_what_wants_another_step_is_refused_by_name(optimizer, name, net):
     error = refused(make(optimizer, net).init, KEY, X)
-    assert name in error.got + error.remedy and "step of your own" in error.remedy
+    assert name in error.got + error.remedy and "write your own step" in error.remedy
 
 
 def test_updates_of_another_shape_are_refused():
@@ -290,9 +290,9 @@ def test_updates_of_another_shape_are_refused():
     net = dp.repeat(4, dp.linear(4))
     step = make(mean, dp.serial(body=net, head=NET))
     state = step.init(KEY, X)
-    expect("", "wants an update of body/bias of its shape, float32[4,4], got float32[4]; take a "
-           "step of your own by per_example_gradients, if the optimizer reads axis 0 as that of "
-           "examples", jax.eval_shape, step.apply, state, BATCH)
+    expect("", "wants an update of body/bias of its shape, float32[4,4], got float32[4]; write "
+           "your own step with per_example_gradients, if the optimizer takes axis 0 for the batch "
+           "axis", jax.eval_shape, step.apply, state, BATCH)
 
 
 def test_an_argument_that_nobody_gives_is_named():
