@@ -129,7 +129,8 @@ def average_batches(batches: list[Metrics]) -> dict[str, float]:
 
 def _count_of(name: str, metrics: Mapping[str, Any]) -> Any:
     """The counts that a metric is weighted by."""
-    return metrics.get(f"count/{name}", metrics["count"])
+    own = f"count/{name}"
+    return metrics[own if own in metrics else "count"]
 
 
 def _mean(values: Any, counts: Any, xp: Any) -> tuple[Any, Any]:

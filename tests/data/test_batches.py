@@ -78,7 +78,7 @@ def test_what_cannot_be_cut_is_refused():
 
 
 def test_nested_lists_are_refused():
-    with pytest.raises(dp.LayerError, match="arrays with an axis of examples"):
+    with pytest.raises(dp.LayerError, match="arrays with a batch axis"):
         dp.batches([[1.0, 2.0], [3.0, 4.0]], 1)
 
 
@@ -90,5 +90,5 @@ def test_batches_are_shown_by_what_they_are_cut_of():
 @pytest.mark.parametrize("data", [None, len, 3, (np.ones((4, 3)), np.ones(4)), {"x": np.ones(3)}])
 def test_no_series_of_batches_is_refused(data):
     step = dp.make_step(dp.linear(2), dp.regression(), optax.sgd(0.1))
-    with pytest.raises(dp.LayerError, match="data as batches, one after another"):
+    with pytest.raises(dp.LayerError, match="data as an iterable of batches"):
         dp.fit(step, data, steps=1, key=jax.random.key(0), progress=False)

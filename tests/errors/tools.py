@@ -134,7 +134,7 @@ EXAMPLES = {
     "wants at least one floating-point argument, got (int32[3]); convert one: "
     "x.astype(jnp.float32)":
         lambda: dp.gradients.check_gradients(lambda x: x, jnp.arange(3)),
-    "wants a function that gives floating-point numbers, got none; return what is to be "
+    "wants a function that returns floating-point numbers, got none; return what is to be "
     "differentiated":
         lambda: dp.gradients.check_gradients(lambda x: x.astype(int), X),
     "wants a function that computes in float64, got [float32[2,4]]; pass it the arrays that it "

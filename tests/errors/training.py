@@ -246,10 +246,10 @@ EXAMPLES = {
     "inputs in the dict":
         lambda: train(COMPARING, [{"z": XS}], 1),
     # Data.
-    "wants data as batches, one after another, got {x: float32[12,4], y: int32[12]}; pass "
+    "wants data as an iterable of batches, got {x: float32[12,4], y: int32[12]}; pass "
     "batches(data, batch_size), or [batch] for a single one":
         lambda: train(sgd(), {"x": XS, "y": YS}, 1),
-    "wants validation data as batches, one after another, got 3; pass batches(data, batch_size), "
+    "wants validation data as an iterable of batches, got 3; pass batches(data, batch_size), "
     "or [batch] for a single one":
         lambda: train(sgd(), DATA, 1, validation=3),
     "wants a key, got 0; pass jax.random.key(seed), and map over several by vmap":
@@ -264,7 +264,7 @@ EXAMPLES = {
     "wants arrays of one length along the first axis, got (float64[3], float64[4]); cut them to "
     "one length":
         lambda: dp.batches((np.ones(3), np.ones(4)), 2),
-    "wants arrays with an axis of examples, got [[1.0, 2.0], [3.0, 4.0]]; convert it: "
+    "wants arrays with a batch axis, got [[1.0, 2.0], [3.0, 4.0]]; convert it: "
     "np.asarray(x)":
         lambda: dp.batches([[1.0, 2.0], [3.0, 4.0]], 1),
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":
@@ -367,10 +367,10 @@ EXAMPLES = {
     "wants metrics that are one number each, as each, got float32[3]; take its mean, or return its "
     "entries under names of their own":
         lambda: train(COUNTED, DATA, 1),
-    "wants data as batches, one after another, got (float32[12,4], int32[12]); pass "
+    "wants data as an iterable of batches, got (float32[12,4], int32[12]); pass "
     "batches(data, batch_size), or [batch] for a single one":
         lambda: train(sgd(), DATA[0], 1),
-    "wants validation data as batches, one after another, got <lambda training.py...":
+    "wants validation data as an iterable of batches, got <lambda training.py...":
         lambda: train(sgd(), DATA, 1, validation=lambda: DATA),
     "wants a net, as in predict(net, params, x), got {}; pass the layer that init was called of":
         lambda: dp.predict({}, NET, XS),
@@ -381,8 +381,8 @@ EXAMPLES = {
         lambda: train(sgd(), DATA, 1, validation=dp.batches(DATA[0], 4, seed=0)),
     "wants epochs as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.batches(XS, 4, epochs=0),
-    "wants a batch of arrays of numbers, got str32[2]; convert it by np.asarray, and what is no "
-    "number to one":
+    "wants a batch of arrays of numbers, got str32[2]; convert it by np.asarray, and strings to "
+    "numbers":
         lambda: train(sgd(), [(XS, Tensor())], 1),
     "wants data of batches(...) to begin within, got [...": lambda: train(
         sgd(), [(XS[:1, :1], YS[:1])], 1, data_from=3),

@@ -79,8 +79,8 @@ def test_every_example_has_a_key_of_its_own():
 def test_statistics_of_a_batch_are_refused_in_training():
     params, state = jax.jit(NORMED.init)(KEY, X)
     for f in (dp.gradients.per_example_gradients, dp.gradients.per_example_gradient_norms):
-        with pytest.raises(dp.LayerError, match="train=False for a net with state, got train=True "
-                           "and batch_norm_0/mean, batch_norm_0/var"):
+        with pytest.raises(dp.LayerError, match="train=False for a net with batch statistics, got "
+                           "train=True and batch_norm_0/mean, batch_norm_0/var"):
             f(NORMED, OBJECTIVE, params, state, (X, Y), train=True)
 
 

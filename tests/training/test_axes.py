@@ -115,7 +115,7 @@ def test_the_same_nets_keep_images_with_channels_apart(name):
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.slow], ids=lambda c: c.name)
 def test_no_layer_of_the_library_is_refused_on_examples(case):
-    """All of them keep examples apart at rest, as the laws find by running them."""
+    """All of them keep examples apart in inference, as the laws find by running them."""
     check_examples(as_layer(case.layer), case.x, case.side, cut=True)
 
 

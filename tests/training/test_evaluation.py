@@ -408,4 +408,4 @@ def test_predict_wants_an_axis_of_examples():
 def test_metrics_are_averaged_in_float64_whatever_their_dtype(dtype, value):
     """Summed in float16, 2000 parts of 0.7 have the mean 0.65; 100,000 in float32 have 0.6994."""
     parts = [{"loss": dtype(value), "count": np.int32(1)}] * 100_000
-    assert abs(averages(parts)["loss"] - float(dtype(value))) < 1e-12
+    assert abs(average_batches(parts)["loss"] - float(dtype(value))) < 1e-12
