@@ -56,7 +56,7 @@ class Course:
             before = Fit(step.init(key, x, **side), None, [])
         else:
             before = start if isinstance(start, Fit) else Fit(start, None, [])
-            self._check_state(before.state, batch)
+            self._check_state(before.state, batch, x, side)
             now, best = jax.tree.map(jnp.copy, before[:2])
             before = Fit(now, best, [*before.history])
         self.now, self.best, self.history = before
@@ -69,9 +69,8 @@ class Course:
             self.least = self.sign * self.history[at].get(metric, self.sign * math.inf)
             self.waited = len(self.history) - 1 - at
 
-    def _check_state(self, state: TrainState, batch: Any) -> None:
+    def _check_state(self, state: TrainState, batch: Any, x: Any, side: dict[str, Any]) -> None:
         """Raise unless the state is of this net and this optimizer."""
-        x, side = self.step.inputs(batch)
         net_state = without_stream(self.step.net, self.step.inputs, state.state, batch)
         verify(self.step.net, state.params, x, state=net_state, **side)
         new = jax.eval_shape(self.step.init, state.key, x, **side)
