@@ -144,8 +144,10 @@ def compared(
         found.append((reverse_mode, float(forward(tangents)), difference))
     finite = [abs(value) for three in found for value in three if np.isfinite(value)]
     floor = max([1e-3 * value for value in finite] + [1e-6])
-    rows = [Derivative(path or "the argument", *three, _error(three, floor))
-            for path, three in zip(names, found, strict=True)]
+    rows = []
+    for path, (backward, along, difference) in zip(names, found, strict=True):
+        error = _error((backward, along, difference), floor)
+        rows.append(Derivative(path or "the argument", backward, along, difference, error))
     result = Gradients(rows)
     if not result.worst.error <= tolerance:
         raise LayerError(f"derivatives that agree to {tolerance:g}", str(result.worst),

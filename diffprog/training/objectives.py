@@ -19,11 +19,12 @@ of their weights, and ``count/<name>`` the divisor of one metric, if it is anoth
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import numbers
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,8 @@ def regression(loss: Callable[..., jax.Array] = squared_error) -> Objective:
     return _objective(score)
 
 
-class Entries(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Entries:
     """The entries of the targets of a batch.
 
     Attributes:
@@ -219,6 +221,7 @@ class Entries(NamedTuple):
 
     @classmethod
     def of(cls, shape: tuple[int, ...], valid: Mask, weights: Any) -> Entries:
+        """The entries, counted."""
         return cls(shape, valid, weights, total(shape, valid, weights))
 
     def mean(self, values: jax.Array) -> jax.Array:
