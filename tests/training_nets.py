@@ -35,7 +35,7 @@ def train(step, data, steps, **options):
 
 
 def numbers(state):
-    """The leaves of a train state by path, the key as numbers."""
+    """The leaves of a train state by path, with key data."""
     return {path: np.asarray(leaf) for path, leaf in dp.tree.paths(
         state._replace(key=jax.random.key_data(state.key))).items()}
 

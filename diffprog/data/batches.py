@@ -1,4 +1,4 @@
-"""Batches of what lies in memory; training takes any other iterable of pytrees as well."""
+"""Batches of arrays in memory; training accepts any other iterable of pytrees as well."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def batches(
 ) -> Batches:
     """Cut a pytree of arrays into batches along the first axis.
 
-    With a seed the batches are shuffled, and endless unless `epochs` are given: every example comes
-    once before any comes again, and a batch may reach across that border, so that all have one size
-    and none is lost. Without a seed they come in order, and the last one may be smaller. Iterating
-    anew starts anew, with the same order; `fit` begins at the batch of the state's step.
+    With a seed the examples are shuffled anew each epoch, and the batches are endless unless
+    `epochs` is given. A batch may span two epochs, so that all batches have one size and no example
+    is dropped. Without a seed the batches are in order, and the last may be smaller. Iterating
+    again yields the same batches; `fit` begins at the batch of the state's step.
 
     Args:
-        data: arrays with one length, for example ``(x, y)`` or ``{"x": x, "y": y}``. What NumPy
-            reads is one too, such as a list of labels, a table or tensor of another library; a
-            structured array is a dict of its fields.
-        batch_size: examples in a batch; positive.
+        data: arrays of one length, for example ``(x, y)`` or ``{"x": x, "y": y}``. Anything that
+            NumPy converts is an array: a list of labels, a table or tensor of another library. A
+            structured array becomes a dict of its fields.
+        batch_size: examples per batch; positive.
         seed: of the shuffling.
-        epochs: how often each example comes in all, the last batch being what is left; None is
-            without end, and once without a seed.
+        epochs: number of epochs; the last batch holds the remaining examples. None is endless with
+            a seed, and one epoch without.
 
     Raises:
         LayerError: arrays of different lengths.
@@ -53,15 +53,16 @@ def batches(
     data = arrays(data)
     for leaf in jax.tree.leaves(data, is_leaf=_is_list):
         if isinstance(leaf, list):
-            raise LayerError("arrays with an axis of examples", show(leaf),
+            raise LayerError("arrays with a batch axis", show(leaf),
                              "convert it: np.asarray(x)")
     length = examples_in(data)
-    times = epochs if epochs or seed is not None else 1
-    return Batches(jax.tree.map(np.asarray, data), batch_size, seed, times, length)
+    if seed is None and epochs is None:
+        epochs = 1
+    return Batches(jax.tree.map(np.asarray, data), batch_size, seed, epochs, length)
 
 
 def examples_in(data: Any) -> int:
-    """The length of the first axis of all arrays in a pytree; raise if it is not one."""
+    """The common length of the first axes in a pytree; raise if there is none."""
     shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(data)]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:
@@ -72,7 +73,7 @@ def examples_in(data: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """An iterable of batches, `epochs` being None if they are endless; see `batches`."""
+    """An iterable of batches, made by `batches`; endless if `epochs` is None."""
 
     data: Any
     batch_size: int
@@ -88,7 +89,7 @@ class Batches:
         return self.begun(0)
 
     def begun(self, number: int) -> Iterator[Any]:
-        """The batches from that number on, counted over as many rounds as it takes."""
+        """The batches from a number on; numbers continue over repeated iterations."""
         if count := self.count:
             number %= count
         for rows in itertools.islice(self._rows(), number, None):
@@ -96,7 +97,7 @@ class Batches:
 
     @property
     def count(self) -> int | None:
-        """How many batches there are; None if they are endless."""
+        """The number of batches; None if they are endless."""
         if self.epochs is None:
             return None
         if self.seed is None:
@@ -112,12 +113,12 @@ class Batches:
                 yield slice(first, first + self.batch_size)
 
     def _shuffled(self, seed: int) -> Iterator[Any]:
-        draw = np.random.default_rng(seed)
-        waiting, left = np.zeros(0, int), self.epochs
+        rng = np.random.default_rng(seed)
+        waiting, epochs_left = np.zeros(0, int), self.epochs
         while True:
-            while len(waiting) < self.batch_size and left != 0:
-                waiting = np.concatenate([waiting, draw.permutation(self.length)])
-                left = None if left is None else left - 1
+            while len(waiting) < self.batch_size and epochs_left != 0:
+                waiting = np.concatenate([waiting, rng.permutation(self.length)])
+                epochs_left = None if epochs_left is None else epochs_left - 1
             if not len(waiting):
                 return
             rows, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
@@ -125,16 +126,16 @@ class Batches:
 
 
 def check_batches(name: str, data: Any) -> None:
-    """Raise for what is no series of batches: one of them alone, or what gives none."""
-    alone = isinstance(data, Mapping) or (
+    """Raise unless data is an iterable of batches; a single batch is not."""
+    single = isinstance(data, Mapping) or (
         isinstance(data, tuple) and any(hasattr(part, "shape") for part in data))
-    if alone or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
-        raise LayerError(f"{name} as batches, one after another", show(data) if alone else
-                         code(data), "pass batches(data, batch_size), or [batch] for a single one")
+    if single or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise LayerError(f"{name} as an iterable of batches", show(data) if single else code(data),
+                         "pass batches(data, batch_size), or [batch] for a single one")
 
 
 def check_ends(name: str, data: Any) -> None:
-    """Raise for batches without end, which nothing can go through."""
+    """Raise for endless batches, which cannot be iterated to the end."""
     check_batches(name, data)
     if isinstance(data, Batches) and data.count is None:
         raise LayerError(f"{name} that ends", "endless batches(..., seed=...)",
@@ -142,34 +143,36 @@ def check_ends(name: str, data: Any) -> None:
 
 
 def as_batch(batch: Any) -> Any:
-    """A batch as training takes it: arrays of numbers, with the dtypes that JAX will hold."""
+    """A batch for training: arrays of numbers, with dtypes that JAX represents."""
     batch = arrays(batch)
     for leaf in jax.tree.leaves(batch, is_leaf=_is_list):
         if isinstance(leaf, (list, str)) or not _is_number(getattr(leaf, "dtype", type(leaf))):
             raise LayerError("a batch of arrays of numbers", show(leaf),
-                             "convert it by np.asarray, and what is no number to one")
+                             "convert it by np.asarray, and strings to numbers")
     return held(batch)
 
 
 def arrays(tree: Any) -> Any:
-    """A pytree in which what NumPy reads as an array is one: lists of labels, tables, tensors.
+    """The pytree with lists of labels, tables and tensors converted to NumPy arrays.
 
-    A structured array becomes a dict of its fields. Lists in lists stay as they are: they may be
-    of several lengths.
+    A structured array becomes a dict of its fields. Nested lists stay as they are, since they may
+    be ragged.
     """
     return jax.tree.map(_array, tree, is_leaf=_is_list)
 
 
 def _is_list(x: Any) -> bool:
-    """Is it a list of labels or numbers, or of such lists, and no list of arrays?"""
+    """Whether x is a possibly nested list of labels or numbers, rather than of arrays."""
     return isinstance(x, list) and bool(x) and all(
         isinstance(leaf, (int, float, complex, str, np.generic)) for leaf in jax.tree.leaves(x))
 
 
 def _is_number(dtype: Any) -> bool:
-    number = not jnp.issubdtype(dtype, np.character) and (
-        jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_))
-    return number or jnp.issubdtype(dtype, jax.dtypes.extended)
+    """Whether a dtype is one of numbers, booleans or keys."""
+    if jnp.issubdtype(dtype, np.character):
+        return False
+    return any(jnp.issubdtype(dtype, kind)
+               for kind in (jnp.number, jnp.bool_, jax.dtypes.extended))
 
 
 def _array(leaf: Any) -> Any:

@@ -1,13 +1,13 @@
-"""Second-order products: a matrix as large as the square of the parameters, times one vector.
+"""Second-order products: Hessian, Gauss-Newton and Fisher matrix times a vector.
 
-No matrix is made. A product is itself a tree like the parameters, so that conjugate gradients
-(`jax.scipy.sparse.linalg.cg`), power iteration and Lanczos take it as it is. A loss of the library
-becomes a function of the parameters alone by a lambda::
+No matrix is formed. A product is a tree like the parameters, for conjugate gradients
+(`jax.scipy.sparse.linalg.cg`), power iteration and Lanczos. An objective becomes a function of the
+parameters alone by a lambda::
 
     loss = lambda params: objective(net, params, state, batch, key=None, train=False)[0]
 
-Costs are counted in operations, of which a gradient takes three times those of the function: one
-time forward, two times backward.
+Costs are numbers of operations. A gradient costs three evaluations of the function: one forward,
+two backward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffprog.losses.entries import Mask, clear, reduce, spread, wide
 
 __all__ = ["fisher_product", "gauss_newton_product", "hessian_product"]
 
-# Of each exponential family, the log-partition function of its natural parameters, entry by entry.
+# The log-partition function of the natural parameters of an entry, by exponential family.
 _LOG_PARTITION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "bernoulli": jax.nn.softplus,
     "categorical": lambda logits: jax.nn.logsumexp(logits, axis=-1),
@@ -38,9 +38,9 @@ _LOG_PARTITION: dict[str, Callable[[jax.Array], jax.Array]] = {
 def hessian_product(loss: Callable[[Any], jax.Array], params: Any, vector: Any) -> Any:
     """The Hessian of a loss times a vector: ``H v``, with ``H = d^2 loss / d params^2``.
 
-    It is the derivative of the gradient along the vector: forward mode over reverse mode. It costs
-    at most three gradients, with the memory of two. Where a layer has a kink, as ReLU does, the
-    kink itself counts for nothing.
+    The product is the derivative of the gradient along the vector: forward mode over reverse mode.
+    It costs at most three gradients, with the memory of two. A kink, as of ReLU, contributes
+    nothing.
 
     Args:
         loss: ``params -> number``.
@@ -69,13 +69,13 @@ def gauss_newton_product(
 ) -> Any:
     """The Gauss-Newton matrix times a vector: ``G v = J^T H_loss J v``.
 
-    J is the Jacobian of the outputs in the parameters, H_loss the Hessian of the loss in the
-    outputs. G is the Hessian of ``loss(forward(params))`` without the curvature of the net itself.
-    Where the loss is convex in the outputs, G has no negative eigenvalue. It costs five thirds of a
-    gradient: one evaluation, once forward and once backward along its derivative.
+    J is the Jacobian of the outputs with respect to the parameters, H_loss the Hessian of the loss
+    with respect to the outputs. G is the Hessian of ``loss(forward(params))`` without the curvature
+    of the net. If the loss is convex in the outputs, G is positive semi-definite. The product costs
+    five thirds of a gradient: one evaluation, one forward and one backward derivative.
 
     Args:
-        forward: ``params -> outputs``, an array or a tree of them; forward mode must get through.
+        forward: ``params -> outputs``, an array or a tree; it must support forward mode.
         loss: ``outputs -> number``.
         params, vector: as in `hessian_product`.
 
@@ -105,26 +105,26 @@ def fisher_product(
 ) -> Any:
     """The Fisher information times a vector: ``F v = E[g g^T] v``, with ``g = grad log p(y)``.
 
-    The expectation is over targets y of the distribution that the net itself predicts, and the mean
-    over the real entries of the batch. It is exact, nothing is drawn, and asks for no targets: with
-    the *empirical* Fisher matrix, which puts the gradients of the given targets in their place, it
-    agrees only where the net predicts those.
+    The expectation is over targets y from the predicted distribution, and the mean over the valid
+    entries of the batch. It is exact: nothing is sampled, and no targets are needed. The
+    *empirical* Fisher matrix, of the gradients at the given targets, is another matrix unless the
+    net predicts these.
 
-    The outputs being natural parameters of the distribution, F is the Gauss-Newton matrix of its
-    log-partition function, and of the loss: that of `cross_entropy` for "categorical", of
-    `binary_cross_entropy` for "bernoulli", of half the `squared_error` for "gaussian". So it costs
-    what `gauss_newton_product` does.
+    Outputs are natural parameters of the distribution, so F is the Gauss-Newton matrix of its
+    log-partition function, and of the loss: `cross_entropy` for "categorical",
+    `binary_cross_entropy` for "bernoulli", half the `squared_error` for "gaussian". It costs as
+    much as `gauss_newton_product`.
 
     Shapes:
-        outputs: (..., classes) of "categorical", whose entries are (...); otherwise each number is
-        an entry. mask: leading axes of the entries, True where real.
+        outputs: (..., classes) for "categorical", with entries (...); otherwise each number is an
+        entry. mask: leading axes of the entries, True where valid.
 
     Args:
         forward: ``params -> outputs``: logits, or means.
         params, vector: as in `hessian_product`.
-        distribution: of the target that an output predicts: a "categorical" one by logits of the
-            classes, a "bernoulli" one by one logit, a "gaussian" one of variance 1 by its mean.
-        mask: entries where it is False are not real.
+        distribution: of the targets: "categorical" with logits of the classes, "bernoulli" with
+            one logit, or "gaussian" with the mean and variance 1.
+        mask: entries where it is False are invalid.
 
     Raises:
         LayerError: as `hessian_product` does; the distribution is unknown; the output is not one
@@ -146,20 +146,20 @@ def fisher_product(
 
     def log_partition(outputs: jax.Array) -> jax.Array:
         check_array(outputs, features)
-        real = spread(mask, outputs.shape[: outputs.ndim - features])
-        values = _LOG_PARTITION[distribution](clear(wide(outputs), real))
-        return reduce(values, real, "mean")
+        valid = spread(mask, outputs.shape[: outputs.ndim - features])
+        values = _LOG_PARTITION[distribution](clear(wide(outputs), valid))
+        return reduce(values, valid, "mean")
 
     return gauss_newton_product(forward, log_partition, params, vector)
 
 
 def check_reaches(derivative: Callable[[Any], Any], given: Any) -> None:
-    """Raise if a derivative is zero whatever it is given: then so is all that is made of it."""
+    """Raise if a linear map is zero for every argument, as of a function without parameters."""
     if not reaches(derivative, given):
         raise LayerError("something that depends on the parameters", "a derivative of zero",
                          "make the loss train=True, or differentiate the plain net at "
-                         "dp.tree.merge(net, params, state): at rest ema computes with averages, "
-                         "and what is frozen has no gradient")
+                         "dp.tree.merge(net, params, state): ema uses averages in inference, and "
+                         "frozen parameters have no gradient")
 
 
 def _check_vector(params: Any, vector: Any) -> None:
@@ -170,10 +170,10 @@ def _check_vector(params: Any, vector: Any) -> None:
 
 
 def _number(loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The loss, which is found to be one number."""
+    """The loss, checked to be a scalar."""
 
-    def checked(at: Any) -> Any:
-        value = loss(at)
+    def checked(point: Any) -> Any:
+        value = loss(point)
         floating = jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating)
         if not floating or value.shape != ():
             raise LayerError("a loss that is one floating-point number", show(value),

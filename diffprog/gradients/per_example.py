@@ -1,7 +1,7 @@
-"""What each example alone says of the parameters: its gradient, and what it shares with others.
+"""Per-example gradients, their norms, and the neural tangent kernel.
 
-An example is a batch of one, so that layers, losses and masks mean for it what they mean in
-training. Nothing may mix the examples of a batch, then; the statistics of a batch do.
+An example is a batch of one, so that layers, losses and masks work as in training. The net must not
+mix the examples of a batch, as batch statistics do.
 """
 
 from __future__ import annotations
@@ -34,33 +34,31 @@ def per_example_gradients(
 ) -> Params:
     """The gradient of the objective on each example of a batch: ``g_i = grad loss(x_i, y_i)``.
 
-    Of a loss that is a mean over examples their mean is the gradient of the batch; where a mask
-    leaves examples unlike numbers of real entries, each counts with its own. A `sample_weight`
-    cancels in the mean over one example: the gradient of the batch is the mean that it weighs. The
-    operations are those of one gradient of the batch. The memory is that of the result, batch times
-    parameters: `per_example_gradient_norms` needs less.
+    If the loss is a mean over examples, the mean of the gradients is that of the batch. With masks,
+    examples must be weighted by their numbers of valid entries to get the gradient of the batch,
+    and with `sample_weight` by that, since it cancels in the mean over a single example. The
+    computation is that of one gradient of the batch; the memory is that of the result, batch times
+    parameters. `per_example_gradient_norms` needs less.
 
-    It is the gradient in what is `trainable`: what is frozen is left out of the result.
+    The result holds the `trainable` parameters; frozen ones are left out.
 
     Shapes:
-        batch: arrays (B, ...). Each leaf of the result: (B, *that of the parameter).
+        batch: arrays (B, ...). Each leaf of the result: (B, *shape of the parameter).
 
     Args:
         net: a layer.
         objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``.
-        params, state: of the net; the state stays as it is.
-        batch: of examples, as the objective takes it. One that compares them with each other, as
-            a contrastive one does, sees one at a time here.
-        key: of randomness, split into one for each example.
-        train: as in `apply`. A net with statistics is refused in training, unless it is pinned to
-            inference: those of a batch mix examples and are those of one alone here. A net with
-            averages, as `ema` has, is refused at rest, where it computes with these and no
-            parameter has a gradient.
+        params, state: of the net; the state is not updated.
+        batch: a batch of the objective. An objective that compares examples, such as a contrastive
+            one, gets them one at a time.
+        key: of randomness, split into one key per example.
+        train: as in `apply`. True raises for a net with batch statistics, which mix examples,
+            unless they are pinned to inference. False raises for a net with averages, as of `ema`:
+            inference uses the averages, so that no parameter has a gradient.
 
     Raises:
-        LayerError: arrays of several lengths; ``train=True`` for a net with statistics, or
-            ``train=False`` for one with averages; a net that is frozen; what the objective and the
-            net refuse.
+        LayerError: arrays of different lengths; ``train=True`` for a net with batch statistics, or
+            ``train=False`` for one with averages; a frozen net; as the objective and the net do.
 
     Example:
         >>> net, x, y = dp.linear(3), jnp.ones((2, 4)), jnp.array([0, 2])
@@ -78,12 +76,12 @@ def per_example_gradient_norms(
     net: Layer, objective: Objective, params: Params, state: State, batch: Any, *,
     key: jax.Array | None = None, train: bool = False, batch_size: int | None = None,
 ) -> jax.Array:
-    """The length of the gradient on each example, over all that is trained: ``|g_i|``, (B,).
+    """The norm of the gradient on each example, over all trained parameters: ``|g_i|``, (B,).
 
     Args:
         net, objective, params, state, batch, key, train: as in `per_example_gradients`.
-        batch_size: how many examples are taken at a time, one group after the other, so that memory
-            is at most this many times the parameters; all at once if None.
+        batch_size: examples at a time; the memory is at most this many times the parameters. None
+            takes all at once.
 
     Raises:
         LayerError: as `per_example_gradients` does.
@@ -94,7 +92,7 @@ def per_example_gradient_norms(
         ...     net, dp.regression(), {"kernel": jnp.ones((1, 1))}, {}, (x, y)).tolist()
         [18.0, 0.0]
 
-    Source: such norms are clipped in Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
+    Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1, which clips these norms.
     """
     batch, keys = _examples(net, batch, state, key, train)
     gradient = _gradient(net, objective, params, state, train)
@@ -114,28 +112,28 @@ def tangent_kernel(
 ) -> jax.Array:
     """The empirical neural tangent kernel: ``K(x1, x2) = J(x1) J(x2)^T``.
 
-    J is the Jacobian of the outputs in the parameters; neither is kept. Rows of J(x2) are pulled
-    back one example at a time, and pushed through the net at x1. That takes one gradient for each
-    output of each example of x2, and for each of them one derivative along a direction, two
-    evaluations, on all of x1. The memory is that of `batch_size` times outputs gradients, and of
-    as many evaluations on x1.
+    J is the Jacobian of the outputs with respect to the parameters; it is never stored. A row of
+    J(x2) is computed in reverse mode, and multiplied by J(x1) in forward mode. Each output of each
+    example of x2 thus costs one gradient, and one directional derivative (two evaluations) on all
+    of x1. The memory is that of ``batch_size * outputs`` gradients, and of as many evaluations on
+    x1.
 
     Shapes:
         x1, x2: (n1, ...), (n2, ...), with outputs (n1, *outputs), (n2, *outputs).
-        Returns (n1, n2, *outputs, *outputs); ``jnp.trace(kernel, axis1=2, axis2=3)`` leaves the
-        (n1, n2) that serves for many outputs.
+        Returns (n1, n2, *outputs, *outputs); for one number per pair of examples, (n1, n2), take
+        ``jnp.trace(kernel, axis1=2, axis2=3)``.
 
     Args:
-        net: a layer, or any function ``(params, x) -> y``, at rest; a net with state is
-            ``functools.partial(net, state=state)``, and x may be a dict whose parts a function
-            gives to x and side inputs. It must not mix examples; forward mode must get through.
-        params: a tree of floating-point arrays; of a layer what is `trainable` counts.
-        x1, x2: trees of arrays with a first axis of examples; x2 is x1 if None.
-        batch_size: how many examples of x2 are taken at a time.
+        net: a layer, or any function ``(params, x) -> y``, in inference. Pass a net with state as
+            ``functools.partial(net, state=state)``, and one with side inputs as a function of a
+            dict x. It must not mix examples, and must support forward mode.
+        params: a tree of floating-point arrays; of a layer the kernel is over the `trainable` ones.
+        x1, x2: trees of arrays with the batch axis first; x2 is x1 if None.
+        batch_size: examples of x2 at a time.
 
     Raises:
-        LayerError: arrays of several lengths; the output is no array with an axis of examples, or
-            does not depend on the parameters; averages, as `ema` has, are used at rest.
+        LayerError: arrays of different lengths; the output is no array with a batch axis, or does
+            not depend on the parameters; the net uses averages in inference, as `ema` does.
 
     Example:
         >>> net, x = dp.linear(1, bias=False), jnp.array([[1.0, 0.0], [1.0, 2.0]])
@@ -143,40 +141,41 @@ def tangent_kernel(
         >>> dp.gradients.tangent_kernel(net, params, x)[..., 0, 0].tolist()
         [[1.0, 1.0], [1.0, 5.0]]
 
-    Source: Jacot, Gabriel, Hongler 2018, arXiv:1806.07572; of the ways to compute it, "NTK-vector
-    products" of Novak, Sohl-Dickstein, Schoenholz 2022, arXiv:2206.08720.
+    Source: Jacot, Gabriel, Hongler 2018, arXiv:1806.07572; computed by the "NTK-vector products" of
+    Novak, Sohl-Dickstein, Schoenholz 2022, arXiv:2206.08720.
     """
     x1, x2 = as_batch((x1, x1 if x2 is None else x2))
     n1, n2 = examples_in(x1), examples_in(x2)
     check_count("batch_size", batch_size)
-    params, run = _of_trained(net, params, x1)
+    params, run = _trained_part(net, params, x1)
     outputs, push = jax.linearize(lambda params: run(params, x1), params)
     check_array(outputs, 1)
     if outputs.shape[0] != n1:
-        raise LayerError(f"an output for each of {n1} examples", show(outputs),
+        raise LayerError(f"one output per example, {n1} in all", show(outputs),
                          "keep the first axis of x")
     check_reaches(push, params)
 
     def pairs(example: Any) -> jax.Array:
-        """The kernel of all of x1 with one example: (outputs of it, n1, *outputs)."""
+        """The kernel of one example of x2 with all of x1, (m, n1, *outputs), for its m outputs."""
         y, pull = jax.vjp(lambda params: run(params, _batch_of_one(example)), params)
-        rows = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
+        rows = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)     # (m, 1, *outputs)
         return jax.vmap(lambda row: push(*pull(row)))(rows)
 
-    kernel = jax.lax.map(pairs, x2, batch_size=batch_size)
+    kernel = jax.lax.map(pairs, x2, batch_size=batch_size)                  # (n2, m, n1, *outputs)
+    kernel = jnp.moveaxis(kernel, 1, -1).swapaxes(0, 1)                     # (n1, n2, *outputs, m)
     shape = outputs.shape[1:]
-    return jnp.moveaxis(kernel, 1, -1).swapaxes(0, 1).reshape(n1, n2, *shape, *shape)
+    return kernel.reshape(n1, n2, *shape, *shape)
 
 
-def _of_trained(net: Any, params: Any, x: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """What is trained of the parameters, and the net as a function of it; all of a function."""
+def _trained_part(net: Any, params: Any, x: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """The trained parameters, and the net as a function of them; of a function all parameters."""
     layer = net.func if isinstance(net, functools.partial) else net
     if not isinstance(layer, Layer):
         return params, net
     if computes(layer, layer.computed):
-        jax.eval_shape(net, params, x)  # by which it is known what is computed
-    check_moves(layer, params, "pass the plain net with the trees that dp.tree.merge(net, params, "
-                "state) gives: it computes with these at rest")
+        jax.eval_shape(net, params, x)  # records which parameters are computed
+    check_moves(layer, params, "pass the plain net with the trees of dp.tree.merge(net, params, "
+                "state), which inference uses")
     part, whole = trained(layer, params)
     return part, lambda part, x: net(whole(part), x)
 
@@ -184,7 +183,7 @@ def _of_trained(net: Any, params: Any, x: Any) -> tuple[Any, Callable[[Any, Any]
 def _gradient(
     net: Layer, objective: Objective, params: Params, state: State, train: bool
 ) -> Callable[[Any, jax.Array | None], Params]:
-    """The gradient of the objective on one example, in what is trained."""
+    """The gradient of the objective on one example, with respect to the trained parameters."""
 
     def gradient(example: Any, key: jax.Array | None) -> Params:
         def loss(params: Params) -> jax.Array:
@@ -192,10 +191,10 @@ def _gradient(
             return objective(net, params, state, batch, key=key, train=train)[0]
 
         if computes(net, net.computed):
-            jax.eval_shape(loss, params)  # by which it is known what is computed
+            jax.eval_shape(loss, params)  # records which parameters are computed
         if not train:
-            check_moves(net, params, "pass train=True, or the plain net with the trees that "
-                        "dp.tree.merge(net, params, state) gives: it computes with these at rest")
+            check_moves(net, params, "pass train=True, or the plain net with the trees of "
+                        "dp.tree.merge(net, params, state), which inference uses")
         part, whole = trained(net, params)
         return jax.grad(lambda part: loss(whole(part)))(part)
 
@@ -205,19 +204,20 @@ def _gradient(
 def _examples(
     net: Layer, batch: Any, state: State, key: jax.Array | None, train: bool
 ) -> tuple[Any, jax.Array | None]:
-    """The batch and a key for each example; raise where these would not be as in the batch."""
+    """The batch and one key per example; raise if the net mixes examples."""
     batch = as_batch(batch)
     n = examples_in(batch)
     if mixing := statistics(net, state, train):
         if train:
-            raise LayerError("train=False for a net with state",
+            raise LayerError("train=False for a net with batch statistics",
                              f"train=True and {listed(paths(mixing))}",
                              "leave train out: batch statistics mix the examples of a batch")
-        raise LayerError("a net whose statistics are those at rest",
-                         f"{listed(paths(mixing))} of what is pinned to training",
+        raise LayerError("a net with the statistics of inference",
+                         f"{listed(paths(mixing))} pinned to training",
                          "leave pin out: batch statistics mix the examples of a batch")
     return batch, None if key is None else jax.random.split(key, n)
 
 
 def _batch_of_one(example: Any) -> Any:
+    """The example with a batch axis of size 1."""
     return jax.tree.map(lambda a: a[None], example)

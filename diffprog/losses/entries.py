@@ -1,8 +1,8 @@
-"""The entries of a batch: which of their labels and values are real, and how they are reduced.
+"""The entries of a batch: which labels and values are valid, and how they are reduced.
 
-All losses share three rules. They are computed in float32 or wider. A `mask` of leading axes says
-which entries are real; the others give 0 and no gradient, whatever they hold. The mean is taken
-over the real entries and is 0 if there are none.
+All losses share three rules. They are computed in float32 or wider. A `mask` of leading axes marks
+the valid entries; the others contribute 0 and no gradient, whatever they hold. The mean is over the
+valid entries, and is 0 if there are none.
 """
 
 from __future__ import annotations
@@ -25,131 +25,146 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 def is_soft(labels: jax.Array) -> bool:
-    """Are labels probabilities of classes, rather than their numbers?"""
+    """Whether labels are class probabilities rather than class indices."""
     check_labels(labels)
     return jnp.issubdtype(labels.dtype, jnp.floating)
 
 
 def check_labels(labels: Any) -> None:
-    """Raise unless they are one array, which a list is not."""
+    """Raise unless labels are one array; a list is not."""
     if not is_array(labels):
         raise LayerError("labels as one array", show(labels), "convert them: jnp.asarray(labels)")
 
 
 def class_numbers(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Integer labels as int32; raise unless they fit the logits."""
+    """Integer labels as int32; raise unless their shape is the leading shape of the logits."""
     check_array(logits, 1, "(..., classes)")
     check_labels(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
     if logits.shape[:-1] != labels.shape:
         raise LayerError(f"labels of the logits' leading shape {logits.shape[:-1]}", show(labels),
-                         "give each entry the number of its class")
+                         "pass one class index per entry")
     return as_int32(labels)
 
 
 def known(labels: jax.Array, mask: Mask, ignore_index: int | None) -> Mask:
-    """Which labels are real: those that the mask marks, without the ignored; None is all."""
-    real = spread(mask, labels.shape)
+    """The valid labels: marked by the mask and not `ignore_index`; None if all are valid."""
+    valid = spread(mask, labels.shape)
     if ignore_index is None:
-        return real
-    return labels != ignore_index if real is None else real & (labels != ignore_index)
+        return valid
+    kept = labels != ignore_index
+    return kept if valid is None else valid & kept
 
 
 def spread(mask: Any, shape: tuple[int, ...]) -> Any:
-    """The mask of leading axes of `shape` as one of all its axes; None, all real, stays None."""
+    """A mask of leading axes of `shape`, broadcast to `shape`; None (all valid) stays None."""
     if mask is None:
         return None
     return jnp.broadcast_to(widened(mask, shape, reach=len(shape)), shape)
 
 
 def weighing(weights: Any, shape: tuple[int, ...]) -> Any:
-    """Weights of leading axes of `shape` as those of all its axes, in float32 or wider; None stays.
+    """Weights of leading axes of `shape`, broadcast to it, in float32 or wider; None stays None.
 
-    One below 0 is none, and gives NaN: nothing stands so often in a batch.
+    Negative weights become NaN: a weight is the number of times that an entry is in the batch.
     """
     if weights is None:
         return None
     check_array(weights, 1, "of examples", floating=False)
     if weights.shape != shape[: weights.ndim]:
         raise LayerError(f"a sample_weight of the leading axes of {shape}", show(weights),
-                         "give one number to each example, or to each of its entries")
+                         "pass one number per example, or per entry")
     weights = wide(weights)
     weights = jnp.where(weights < 0, jnp.nan, weights)
-    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)),
-                            shape)
+    trailing = (1,) * (len(shape) - weights.ndim)
+    return jnp.broadcast_to(weights.reshape(weights.shape + trailing), shape)
 
 
-def weighed(real: Mask, weights: Any) -> Mask:
-    """Which entries are real, of which those of weight 0 are none."""
+def weighed(valid: Mask, weights: Any) -> Mask:
+    """The valid entries whose weight is not 0."""
     if weights is None:
-        return real
-    return weights != 0 if real is None else spread(real, weights.shape) & (weights != 0)
+        return valid
+    nonzero = weights != 0
+    return nonzero if valid is None else spread(valid, weights.shape) & nonzero
 
 
-def average(values: jax.Array, real: Mask, weights: Any = None) -> jax.Array:
-    """The mean of what is real of the values, by their weights, if they have any."""
+def average(values: jax.Array, valid: Mask, weights: Any = None) -> jax.Array:
+    """The mean over the valid entries, weighted if there are weights."""
     if weights is None:
-        return reduce(values, real, "mean")
+        return reduce(values, valid, "mean")
     weights = weights.astype(values.dtype)
-    return reduce(weights * values, real, "mean", weights)
+    return reduce(weights * values, valid, "mean", weights)
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """x in float32, or wider if it is."""
+    """x in float32, or in its own dtype if that is wider."""
     x = jnp.asarray(x)
     return x.astype(joint(x.dtype, jnp.float32))
 
 
-def clear(x: jax.Array, real: Mask) -> jax.Array:
-    """x with 0 where it is not real, so that nothing there reaches a value or a gradient."""
-    return cleared(x, real, reach=x.ndim)
+def clear(x: jax.Array, valid: Mask) -> jax.Array:
+    """x with 0 at invalid entries, so that they reach neither a value nor a gradient."""
+    return cleared(x, valid, reach=x.ndim)
 
 
 def reduce(
-    values: jax.Array, real: Mask, reduction: Reduction, each: jax.Array | None = None
+    values: jax.Array, valid: Mask, reduction: Reduction, weights: jax.Array | None = None
 ) -> jax.Array:
-    """The values, 0 where not real, reduced; the mean divides by the `total` of real weights."""
-    values = clear(values, real)
+    """Reduce the values, 0 where invalid; the mean divides by `total` of the weights.
+
+    The values are already multiplied by the weights.
+    """
+    values = clear(values, valid)
     if reduction == "none":
         return values
     if reduction == "sum":
         return values.sum()
     if reduction == "mean":
-        divisor = total(values.shape, real, each)
-        return values.sum() / jnp.where(divisor == 0, 1, divisor).astype(values.dtype)
+        return ratio(values.sum(), total(values.shape, valid, weights))
     raise LayerError("reduction out of mean, none, sum", repr(reduction), "choose one of them")
 
 
-def total(shape: tuple[int, ...], real: Mask, each: jax.Array | None = None) -> jax.Array:
-    """How many of the entries are real, or the sum of their weights `each`."""
-    if each is not None:
-        return clear(each, real).sum()
-    if real is not None:
-        return counted(real)
+def total(shape: tuple[int, ...], valid: Mask, weights: jax.Array | None = None) -> jax.Array:
+    """The number of valid entries, or the sum of their weights."""
+    if weights is not None:
+        return clear(weights, valid).sum()
+    if valid is not None:
+        return counted(valid)
     entries = math.prod(shape)
     if not arguments.known(entries):
         return jnp.asarray(entries).astype(float)
     return jnp.asarray(entries if entries < 2**31 else float(entries))
 
 
+def ratio(summed: jax.Array, count: jax.Array) -> jax.Array:
+    """``summed / count``, a mean, in the dtype of the sum; a count of 0 divides by 1."""
+    return summed / jnp.where(count == 0, 1, count).astype(summed.dtype)
+
+
 def paired(
     prediction: jax.Array, target: jax.Array, mask: Mask, features: int = 0
 ) -> tuple[jax.Array, jax.Array, Mask]:
-    """Both in one wide dtype and cleared, and which entries are real; `features` axes make one."""
+    """Prediction and target in one wide dtype, with 0 at invalid entries, and the valid entries.
+
+    The last `features` axes belong to one entry.
+    """
     check_array(prediction, features)
     check_array(target, floating=False)
     check_alike(prediction, target)
     prediction, target = jnp.asarray(prediction), jnp.asarray(target)
     dtype = joint(prediction, target, jnp.float32)
-    real = spread(mask, target.shape[: target.ndim - features])
-    return clear(prediction.astype(dtype), real), clear(target.astype(dtype), real), real
+    valid = spread(mask, target.shape[: target.ndim - features])
+    return clear(prediction.astype(dtype), valid), clear(target.astype(dtype), valid), valid
 
 
 def check_alike(prediction: Any, target: Any) -> None:
-    """Raise unless both have one shape: nothing is broadcast."""
-    if jnp.shape(prediction) != jnp.shape(target):
-        alone = jnp.shape(prediction) == (*jnp.shape(target), 1)
-        raise LayerError(f"a target of the prediction's shape {jnp.shape(prediction)}",
-                         show(target), "drop the prediction's last axis: y[..., 0]" if alone else
-                         "give both one shape: broadcasting would compare every pair")
+    """Raise unless prediction and target have one shape: nothing is broadcast."""
+    if jnp.shape(prediction) == jnp.shape(target):
+        return
+    if jnp.shape(prediction) == (*jnp.shape(target), 1):
+        remedy = "drop the prediction's last axis: y[..., 0]"
+    else:
+        remedy = "give both one shape: broadcasting would compare every pair"
+    raise LayerError(f"a target of the prediction's shape {jnp.shape(prediction)}", show(target),
+                     remedy)

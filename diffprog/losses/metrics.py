@@ -1,4 +1,4 @@
-"""A metric says how well a net does in words that people use; it has no useful gradient.
+"""Metrics: accuracy, confusion matrix, perplexity and bits; none has a useful gradient.
 
 Masks and reductions are those of the losses.
 """
@@ -21,19 +21,19 @@ def accuracy(
     logits: jax.Array, labels: jax.Array, *, ignore_index: int | None = None, mask: Mask = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """The share of entries whose largest logit is that of the label, ``argmax(logits) == label``.
+    """The fraction of entries with ``argmax(logits) == label``.
 
-    Of equal logits the first counts as the largest. A label that is no class is missed.
+    Of equal logits the first is the prediction. A label out of range counts as a miss.
 
     Shapes:
-        logits: (..., classes). labels: (...), ints. mask: leading axes of (...), True where real.
+        logits: (..., classes). labels: (...), ints. mask: leading axes of (...), True where valid.
 
     Args:
-        logits: the larger, the likelier the class.
+        logits: scores of the classes; the largest is the prediction.
         labels: the true classes.
-        ignore_index: entries of this label are not real; often -100.
-        mask: entries where it is False are not real.
-        reduction: "mean" over the real entries (0 if there are none), "sum": the number of hits,
+        ignore_index: entries with this label are invalid; often -100.
+        mask: entries where it is False are invalid.
+        reduction: "mean" over the valid entries (0 if there are none), "sum": the number of hits,
             or "none": 1 for a hit and 0 for a miss.
 
     Raises:
@@ -44,22 +44,20 @@ def accuracy(
         0.5
     """
     labels = class_numbers(logits, labels)
-    hits = jnp.asarray(logits).argmax(-1).astype(jnp.int32) == labels
-    return reduce(hits.astype(jnp.float32), known(labels, mask, ignore_index), reduction)
+    return reduce(hits(logits, labels), known(labels, mask, ignore_index), reduction)
 
 
 def top_k_accuracy(
     logits: jax.Array, labels: jax.Array, *, k: int = 5, ignore_index: int | None = None,
     mask: Mask = None, reduction: Reduction = "mean",
 ) -> jax.Array:
-    """The share of entries with the label's logit among the `k` largest; ``k=1`` is `accuracy`.
+    """The fraction of entries whose label is among the `k` largest logits; ``k=1``: `accuracy`.
 
-    Of equal logits the first count as the larger ones, so constant logits score no more than
-    chance.
+    Of equal logits the first rank higher, so constant logits score no better than chance.
 
     Args:
         logits, labels, ignore_index, mask, reduction: as in `accuracy`.
-        k: how many guesses; at least 1 and at most the number of classes.
+        k: number of guesses; at least 1 and at most the number of classes.
 
     Raises:
         LayerError: as `accuracy` does; k is out of its range.
@@ -70,29 +68,40 @@ def top_k_accuracy(
     """
     check_count("k", k)
     labels = class_numbers(logits, labels)
+    return reduce(top_k_hits(logits, labels, k), known(labels, mask, ignore_index), reduction)
+
+
+def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 where the label is the class of the largest logit, 0 elsewhere, in float32."""
+    predicted = jnp.asarray(logits).argmax(-1).astype(jnp.int32)
+    return (predicted == labels).astype(jnp.float32)
+
+
+def top_k_hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """1 where the label is among the classes of the `k` largest logits, 0 elsewhere, in float32."""
     classes = logits.shape[-1]
     if k > classes:
         raise LayerError(f"k of at most {classes}, the number of classes", repr(k), "lower it")
-    # `top_k` takes -0 for less than 0, and NaN for the least or the largest, by its sign.
+    # `jax.lax.top_k` ranks -0 below 0, and NaN first or last by its sign.
     ordered = jnp.where(jnp.isnan(logits), jnp.nan, jnp.where(logits == 0, 0, logits))
-    hits = (jax.lax.top_k(ordered, k)[1] == labels[..., None]).any(-1)
-    return reduce(hits.astype(jnp.float32), known(labels, mask, ignore_index), reduction)
+    _, guesses = jax.lax.top_k(ordered, k)                                # (..., k)
+    return (guesses == labels[..., None]).any(-1).astype(jnp.float32)     # (...)
 
 
 def confusion_matrix(
     logits: jax.Array, labels: jax.Array, *, ignore_index: int | None = None, mask: Mask = None
 ) -> jax.Array:
-    """How often class i was taken for class j: ``table[i, j]``, rows true, columns guessed.
+    """``table[i, j]``: how often class j was predicted for class i; rows true, columns predicted.
 
     Shapes:
-        logits: (..., classes). labels: (...), ints. mask: leading axes of (...), True where real.
+        logits: (..., classes). labels: (...), ints. mask: leading axes of (...), True where valid.
         table: (classes, classes), float32.
 
     Args:
-        logits: the largest is the guess; of equal ones the first.
-        labels: the true classes. If one of them is no class, the whole table is NaN, for it can
-            neither be counted nor raise under `jax.jit`; this is why counts are floats.
-        ignore_index: entries of this label are not counted; often -100.
+        logits: the largest is the prediction; of equal ones the first.
+        labels: the true classes. If one is out of range, the whole table is NaN: it cannot raise
+            under `jax.jit`. Counts are floats for this reason.
+        ignore_index: entries with this label are not counted; often -100.
         mask: entries where it is False are not counted.
 
     Raises:
@@ -105,22 +114,23 @@ def confusion_matrix(
     """
     labels = class_numbers(logits, labels)
     classes = logits.shape[-1]
-    real = known(labels, mask, ignore_index)
-    real = jnp.ones(labels.shape, bool) if real is None else real
-    wrong = real & ((labels < 0) | (labels >= classes))
+    valid = known(labels, mask, ignore_index)
+    valid = jnp.ones(labels.shape, bool) if valid is None else valid
+    wrong = valid & ((labels < 0) | (labels >= classes))
     table = jnp.zeros((classes, classes), jnp.int32)  # float32 would stop counting at 2**24
-    table = table.at[labels, jnp.asarray(logits).argmax(-1)].add(real.astype(jnp.int32))
+    table = table.at[labels, jnp.asarray(logits).argmax(-1)].add(valid.astype(jnp.int32))
     return jnp.where(wrong.any(), jnp.nan, table.astype(jnp.float32))
 
 
 def perplexity(loss: float) -> float:
-    """``exp(loss)``: among how many equally likely tokens a net hesitates, on average.
+    """``exp(loss)``: the number of equally likely tokens with the same cross-entropy.
 
-    It is no mean over batches: average losses first, as `evaluate` does, and take it of the result.
+    A mean of perplexities over batches is not the perplexity of the whole: average the losses
+    first, as `evaluate` does.
 
     Args:
-        loss: mean surprise of a token, in nats. The loss of smoothed targets is none: take the
-            metric ``cross_entropy``, which objectives with smoothing give beside it.
+        loss: mean cross-entropy per token, in nats. For an objective with label smoothing pass its
+            metric ``cross_entropy`` rather than ``loss``.
 
     Example:
         >>> round(dp.metrics.perplexity(2.0794415), 4)  # log 8
@@ -130,12 +140,12 @@ def perplexity(loss: float) -> float:
 
 
 def bits_per_character(loss: float, tokens: int = 1, characters: int = 1) -> float:
-    """``loss / log(2) * tokens / characters``: what a text costs, whatever its tokens are.
+    """``loss / log(2) * tokens / characters``: comparable between tokenizers.
 
     Args:
-        loss: mean surprise of a token, in nats, as in `perplexity`.
-        tokens: how many tokens of the text were predicted.
-        characters: how many characters those tokens stand for; equal to `tokens` if each is one.
+        loss: mean cross-entropy per token, in nats, as in `perplexity`.
+        tokens: number of predicted tokens.
+        characters: number of characters in those tokens; equal to `tokens` if each is one.
 
     Raises:
         LayerError: counts that are not positive.

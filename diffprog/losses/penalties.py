@@ -1,7 +1,7 @@
-"""A penalty is a number made of the parameters alone, added to what training makes small.
+"""Penalties: functions of the parameters alone, which `penalized` adds to a loss.
 
-Decay of weights belongs to the optimizer (`optax.adamw`, with `tree.mask`); a penalty is for what
-has no such form, or is to be seen.
+Weight decay belongs to the optimizer (`optax.adamw`, with `tree.mask`); a penalty is for terms that
+have no such form, or that should show among the metrics.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["l1", "l2"]
 
 
 def l1(params: Params, *patterns: str) -> jax.Array:
-    """``sum |w|`` over the leaves that the patterns find, in float32 or wider; slope 0 at 0.
+    """``sum |w|`` over the leaves that match the patterns, in float32 or wider; gradient 0 at 0.
 
     Args:
-        params: parameters of a net; of one with computed parameters pass what `merge` gives, for
-            here they are taken as they are.
-        patterns: paths as `tree.select` takes them; all kernels if there are none.
+        params: parameters of a net, taken as they are; for a net with computed parameters pass the
+            result of `merge`.
+        patterns: of paths, as in `tree.select`; all kernels if there are none.
 
     Raises:
         LayerError: a pattern matches nothing.
@@ -43,9 +43,9 @@ def l1(params: Params, *patterns: str) -> jax.Array:
 
 
 def l2(params: Params, *patterns: str) -> jax.Array:
-    """``sum w**2`` over the leaves that the patterns find, in float32 or wider; no factor 1/2.
+    """``sum w**2`` over the leaves that match the patterns, in float32 or wider; no factor 1/2.
 
-    The gradient of ``rate * l2(params)`` is thus ``2 * rate * w``.
+    The gradient of ``rate * l2(params)`` is ``2 * rate * w``.
 
     Args:
         params, patterns: as in `l1`.

@@ -1,6 +1,6 @@
-"""Losses of predicted numbers and of distributions over them.
+"""Losses of predicted numbers and of Gaussian distributions.
 
-The rules that all losses share stand in `entries`.
+The rules of all losses are in `entries`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def squared_error(
     """``(predictions - targets)**2``, in squared units of the target; without a factor 1/2.
 
     Shapes:
-        predictions and targets: one shape. mask: leading axes of it, True where real.
+        predictions and targets: one shape. mask: leading axes of it, True where valid.
 
     Args:
         predictions: floats.
-        targets: what they should be.
+        targets: the true values.
         mask, reduction: as in `cross_entropy`; each element is an entry.
 
     Raises:
@@ -37,8 +37,8 @@ def squared_error(
         >>> float(dp.losses.squared_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
         4.5
     """
-    predictions, targets, real = paired(predictions, targets, mask)
-    return reduce(optax.losses.squared_error(predictions, targets), real, reduction)
+    predictions, targets, valid = paired(predictions, targets, mask)
+    return reduce(optax.losses.squared_error(predictions, targets), valid, reduction)
 
 
 def absolute_error(
@@ -56,8 +56,8 @@ def absolute_error(
         >>> float(dp.losses.absolute_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])))
         1.5
     """
-    predictions, targets, real = paired(predictions, targets, mask)
-    return reduce(magnitude(predictions - targets), real, reduction)
+    predictions, targets, valid = paired(predictions, targets, mask)
+    return reduce(magnitude(predictions - targets), valid, reduction)
 
 
 def huber(
@@ -66,11 +66,12 @@ def huber(
 ) -> jax.Array:
     """``e**2 / 2`` where ``e = |predictions - targets| <= delta``, else ``delta * (e - delta/2)``.
 
-    Outliers pull no harder than `delta`.
+    The gradient is at most `delta`, so that outliers count less.
 
     Args:
         predictions, targets, mask, reduction: as in `squared_error`.
-        delta: where the square goes over into a line, in units of the target; positive.
+        delta: error at which the loss turns from quadratic to linear, in units of the target;
+            positive.
 
     Raises:
         LayerError: as `squared_error` does; delta is not positive.
@@ -84,8 +85,8 @@ def huber(
     if not delta > 0:
         raise LayerError("delta as a positive number", repr(delta),
                          "pass an error in units of the target")
-    predictions, targets, real = paired(predictions, targets, mask)
-    return reduce(optax.losses.huber_loss(predictions, targets, delta=delta), real, reduction)
+    predictions, targets, valid = paired(predictions, targets, mask)
+    return reduce(optax.losses.huber_loss(predictions, targets, delta=delta), valid, reduction)
 
 
 def gaussian_kl(
@@ -96,11 +97,11 @@ def gaussian_kl(
     In nats; the sum is over the last axis.
 
     Shapes:
-        mean and log_variance: (..., D). mask: leading axes of (...), True where real.
+        mean and log_variance: (..., D). mask: leading axes of (...), True where valid.
 
     Args:
         mean: of the distribution.
-        log_variance: natural logarithm of its variance.
+        log_variance: natural logarithm of the variance.
         mask, reduction: as in `cross_entropy`.
 
     Raises:
@@ -116,13 +117,13 @@ def gaussian_kl(
     check_array(log_variance)
     if mean.shape != log_variance.shape:
         raise LayerError(f"a log_variance of the shape of mean, {mean.shape}", show(log_variance),
-                         "give each number a variance of its own")
-    real = spread(mask, mean.shape[:-1])
-    mean, log_variance = (clear(wide(a), real) for a in (mean, log_variance))
+                         "pass one variance per mean")
+    valid = spread(mask, mean.shape[:-1])
+    mean, log_variance = clear(wide(mean), valid), clear(wide(log_variance), valid)
     each = (jnp.square(mean) + jnp.expm1(log_variance) - log_variance) / 2
-    return reduce(each.sum(-1), real, reduction)
+    return reduce(each.sum(-1), valid, reduction)
 
 
 def magnitude(x: jax.Array) -> jax.Array:
-    """``|x|`` with slope 0 at 0, where that of `jnp.abs` is 1."""
+    """``|x|`` with gradient 0 at 0; that of `jnp.abs` is 1."""
     return x * jnp.sign(x)

@@ -1,4 +1,4 @@
-"""Ctrl-C, where a computation must not be halved."""
+"""Ctrl-C during a computation that must finish."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def uncut() -> Iterator[None]:
-    """A block at whose end Ctrl-C is heard, unless it comes twice: a step must not be halved."""
+def deferred_interrupt() -> Iterator[None]:
+    """A block that handles Ctrl-C at its end; the second one interrupts at once."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[Any] = []
+    received: list[Any] = []
 
-    def wait(*given: Any) -> None:
-        if came:
-            handler(*given)
-        came.append(given)
+    def defer(*signal_and_frame: Any) -> None:
+        if received:
+            handler(*signal_and_frame)
+        received.append(signal_and_frame)
 
-    signal.signal(signal.SIGINT, wait)
+    signal.signal(signal.SIGINT, defer)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if came:
-        handler(*came[0])
+    if received:
+        handler(*received[0])

@@ -1,4 +1,4 @@
-"""What a run writes down: a line of JSON for each reading, and a bar in the terminal."""
+"""Logs of training: JSON lines in a file, and a progress bar in the terminal."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Log = str | pathlib.Path | Callable[[int, dict[str, float]], None]
+Write = Callable[[int, dict[str, float]], None]
+Log = str | pathlib.Path | Write
 
 
 @contextlib.contextmanager
-def writer(log: Log | None) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """What is called with each reading: it appends to the file, or is the function that was given.
-    """
+def writer(log: Log | None) -> Iterator[Write]:
+    """The function that logs a reading: it appends to the file `log`, or is `log` itself."""
     if isinstance(log, (str, pathlib.Path)):
         with open(log, "a") as file:
 
             def write(step: int, metrics: dict[str, float]) -> None:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
-                file.flush()  # a killed run keeps what it learned
+                file.flush()  # so that a killed run keeps its log
 
             yield write
     else:
@@ -28,7 +28,7 @@ def writer(log: Log | None) -> Iterator[Callable[[int, dict[str, float]], None]]
 
 
 def bar(steps: int, progress: bool) -> Any:
-    """A bar of so many steps, which shows nothing without `progress`."""
+    """A progress bar of `steps` steps; shows nothing if `progress` is False."""
     try:
         from tqdm import tqdm
     except ImportError as error:
@@ -40,6 +40,8 @@ def bar(steps: int, progress: bool) -> Any:
 
 
 class _NoBar(contextlib.nullcontext):
+    """The bar without tqdm."""
+
     def update(self, steps: int) -> None:
         pass
 

@@ -1,7 +1,7 @@
-"""Metrics of parts become those of the whole, so that no number depends on how data is cut.
+"""Averages of metrics, such that no metric depends on how the data is cut into batches.
 
-Each is a mean, and weighs with what it is a mean over: with ``count/<name>``, or else ``count``.
-What an objective draws at rest it draws for each example by itself.
+Each metric is a mean, weighted by its count: ``count/<name>`` if the objective returns that, and
+``count`` otherwise. In inference an objective draws separately for each example.
 """
 
 from __future__ import annotations
@@ -19,118 +19,142 @@ from diffprog.core.meshes import beside
 from diffprog.core.notation import show
 from diffprog.core.plans import Params, State
 from diffprog.losses.entries import wide
-from diffprog.training.axes import sides_of_examples
+from diffprog.training.axes import example_sides
 from diffprog.training.objectives import Metrics, Objective, parts
 
 
-def counted(metrics: Metrics, batch: Any) -> Metrics:
-    """The metrics; what their objective does not count weighs with the examples of the batch."""
-    return metrics if "count" in metrics else {**metrics, "count": jnp.asarray(examples(batch))}
+def with_count(metrics: Metrics, batch: Any) -> Metrics:
+    """The metrics with a count: by default the number of examples of the batch."""
+    if "count" in metrics:
+        return metrics
+    return {**metrics, "count": jnp.asarray(count_examples(batch))}
 
 
-def unless(skipped: jax.Array, metrics: Metrics) -> Metrics:
-    """Metrics that weigh nothing if their step was skipped, and `skipped`, the share of those."""
+def with_skipped(skipped: jax.Array, metrics: Metrics) -> Metrics:
+    """The metrics with counts of 0 if the step was skipped, and the metric ``skipped``."""
     counts = {name: jnp.where(skipped, 0, value) for name, value in metrics.items()
-              if name not in means(metrics)}
+              if _is_count(name)}
     return {**metrics, **counts, "skipped": skipped.astype(jnp.float32),
             "count/skipped": jnp.ones(())}
 
 
-def examples(batch: Any) -> int:
-    """How many examples a batch has: the length of its first axis, of x if it has one."""
+def count_examples(batch: Any) -> int:
+    """The number of examples in a batch: the first axis of its x, or else of any array."""
     if isinstance(batch, Mapping) and "x" in batch:
         batch = batch["x"]
-    return max((shape[0] for leaf in jax.tree.leaves(batch) if (shape := jnp.shape(leaf))),
-               default=1)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    return max((shape[0] for shape in shapes if shape), default=1)
 
 
-def at_rest(
+def inference_metrics(
     objective: Objective, net: Layer, params: Params, state: State, batch: Any, *, key: Any,
     first: Any,
 ) -> Metrics:
-    """The metrics of an objective at rest on a batch whose examples are number `first` and on.
+    """The metrics of an objective in inference on a batch whose first example is number `first`.
 
-    One that draws is shown one example at a time, with a key of its number; one across examples,
-    which cannot be, and one that does not say so, are given that of the first.
+    An objective that draws is evaluated on one example at a time, with a key from the number of
+    that example. One across examples cannot be; it gets the key of the first example, as does one
+    that does not declare that it draws.
     """
     def run(batch: Any, key: Any) -> Metrics:
-        return counted(objective(net, params, state, batch, key=key, train=False)[1][1], batch)
+        _, (_, metrics) = objective(net, params, state, batch, key=key, train=False)
+        return with_count(metrics, batch)
 
-    if across(objective) or not draws(objective):
+    if is_across_examples(objective) or not draws(objective):
         return run(batch, None if key is None else jax.random.fold_in(key, first))
-    count = examples(batch)
+    count = count_examples(batch)
     leaves, structure = jax.tree.flatten(batch)
-    cut = _of_examples(objective, net, batch, count)
+    per_example = _per_example(objective, net, batch, count)
 
-    def alone(leaves: list[Any], key: Any) -> Metrics:
-        one = [a[None] if own else a for a, own in zip(leaves, cut, strict=True)]
+    def run_one(leaves: list[Any], key: Any) -> Metrics:
+        one = [a[None] if own else a for a, own in zip(leaves, per_example, strict=True)]
         return run(jax.tree.unflatten(structure, one), key)
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
-    keys = beside(keys, next(a for a, own in zip(leaves, cut, strict=True) if own))
-    return averaged(jax.vmap(alone, ([0 if own else None for own in cut], 0))(leaves, keys))
+    example_leaf = next(a for a, own in zip(leaves, per_example, strict=True) if own)
+    keys = beside(keys, example_leaf)
+    axes = [0 if own else None for own in per_example]
+    return average_parts(jax.vmap(run_one, (axes, 0))(leaves, keys))
 
 
-def _of_examples(objective: Objective, net: Layer, batch: Any, count: int) -> list[bool]:
-    """Which leaves of a batch have an axis of examples; side inputs may hold for all of them."""
-    def long(value: Any) -> list[bool]:
+def _per_example(objective: Objective, net: Layer, batch: Any, count: int) -> list[bool]:
+    """For each leaf of a batch, whether its first axis is the batch axis.
+
+    A side input of the same length may nevertheless apply to all examples.
+    """
+    def has_axis(value: Any) -> list[bool]:
         return [jnp.shape(leaf)[:1] == (count,) for leaf in jax.tree.leaves(value)]
 
     if not isinstance(batch, Mapping) or not net.side & batch.keys():
-        return long(batch)
-    shown = getattr(objective, "inputs", lambda net, batch: parts(net, batch)[::2])
+        return has_axis(batch)
+    inputs = getattr(objective, "inputs", lambda net, batch: parts(net, batch)[::2])
     try:
-        x, side = shown(net, batch)
-        whole = side.keys() - sides_of_examples(net, x, side, count, count, count + 1)[0]
+        x, side = inputs(net, batch)
+        common = side.keys() - example_sides(net, x, side, count, count, count + 1)[0]
     except (TypeError, ValueError):
-        whole = set()  # the objective does not give x to the net as it is
-    return [fits and name not in whole for name in sorted(batch) for fits in long(batch[name])]
-
-
-def draws(objective: Objective) -> bool:
-    """Does the objective say that it draws at rest?"""
-    return getattr(objective, "draws", False)
-
-
-def across(objective: Objective) -> bool:
-    """Does the objective say that it compares the examples of a batch?"""
-    return getattr(objective, "across_examples", False)
-
-
-def averaged(metrics: Metrics) -> Metrics:
-    """Means along a first axis of parts, each with what it was divided by."""
-    found: Metrics = {"count": metrics["count"].sum()}
-    for name in means(metrics):
-        values, counts = wide(metrics[name]), metrics.get(f"count/{name}", metrics["count"])
-        total = counts.sum()
-        sums = jnp.where(counts == 0, 0, values * counts.astype(values.dtype)).sum()
-        divisor = jnp.where(total == 0, 1, total).astype(sums.dtype)
-        found |= {name: sums / divisor, f"count/{name}": total}
+        common = set()  # the net is not called on x as it is in the batch
+    found = []
+    for name in sorted(batch):  # the order of the leaves
+        found += [fits and name not in common for fits in has_axis(batch[name])]
     return found
 
 
-def averages(parts: list[Metrics]) -> dict[str, float]:
-    """Means over all entries of all parts."""
-    check_numbers(parts[0])
-    read: list[Mapping[str, Any]] = jax.device_get(parts)
+def draws(objective: Objective) -> bool:
+    """Whether the objective declares that it draws in inference."""
+    return getattr(objective, "draws", False)
 
-    def average(name: str) -> float:
-        values = np.array([part[name] for part in read], float)
-        count = "count" if f"count/{name}" not in read[0] else f"count/{name}"
-        counts = np.array([part[count] for part in read], float)
-        return float((np.where(counts == 0, 0, values) * counts).sum() / (counts.sum() or 1.0))
 
-    return {name: average(name) for name in means(read[0])}
+def is_across_examples(objective: Objective) -> bool:
+    """Whether the objective declares that it compares the examples of a batch."""
+    return getattr(objective, "across_examples", False)
+
+
+def average_parts(metrics: Metrics) -> Metrics:
+    """The means over a first axis, each with its total count."""
+    found: Metrics = {"count": metrics["count"].sum()}
+    for name in mean_names(metrics):
+        mean, total = _mean(wide(metrics[name]), _count_of(name, metrics), jnp)
+        found |= {name: mean, f"count/{name}": total}
+    return found
+
+
+def average_batches(batches: list[Metrics]) -> dict[str, float]:
+    """The means over all entries of all batches, in float64."""
+    check_numbers(batches[0])
+    read: list[Mapping[str, Any]] = jax.device_get(batches)
+    columns = {name: np.array([metrics[name] for metrics in read], float) for name in read[0]}
+    return {name: float(_mean(columns[name], _count_of(name, columns), np)[0])
+            for name in mean_names(columns)}
+
+
+def _count_of(name: str, metrics: Mapping[str, Any]) -> Any:
+    """The counts that a metric is weighted by."""
+    own = f"count/{name}"
+    return metrics[own if own in metrics else "count"]
+
+
+def _mean(values: Any, counts: Any, xp: Any) -> tuple[Any, Any]:
+    """``sum(values * counts) / sum(counts)`` and the divisor, by NumPy or by `jax.numpy`.
+
+    A value with count 0 contributes nothing, even if it is NaN.
+    """
+    total = counts.sum()
+    summed = (xp.where(counts == 0, 0, values) * counts.astype(values.dtype)).sum()
+    return summed / xp.where(total == 0, 1, total).astype(summed.dtype), total
 
 
 def check_numbers(metrics: Mapping[str, Any]) -> None:
-    """Raise for a metric that is no number: there is no telling what its average would be."""
+    """Raise for a metric that is not a scalar: its average would be ambiguous."""
     for name, value in metrics.items():
         if jnp.shape(value) != ():
             raise LayerError(f"metrics that are one number each, as {name}", show(value),
                              "take its mean, or return its entries under names of their own")
 
 
-def means(metrics: Mapping[str, Any]) -> list[str]:
-    """The names of metrics that are no counts."""
-    return [name for name in metrics if name.split("/")[0] != "count"]
+def mean_names(metrics: Mapping[str, Any]) -> list[str]:
+    """The names of the metrics that are means, not counts."""
+    return [name for name in metrics if not _is_count(name)]
+
+
+def _is_count(name: str) -> bool:
+    return name.split("/")[0] == "count"

@@ -1,6 +1,6 @@
-"""A net at rest on any number of examples: its metrics, and its outputs.
+"""Inference on any number of examples: metrics and outputs.
 
-The first axis of all that is given is that of examples, and neither depends on how it is cut.
+The first axis is the batch axis; results do not depend on how it is cut into batches.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from diffprog.core.layer import Layer, check_layer
 from diffprog.core.notation import show
 from diffprog.core.plans import Params, State, grown
 from diffprog.data.batches import as_batch, check_ends
-from diffprog.training.averages import averages, examples
-from diffprog.training.axes import check_examples, parts, sides_of_examples
+from diffprog.training.averages import average_batches, count_examples
+from diffprog.training.axes import check_examples, example_sides, parts
 from diffprog.training.step import Step, TrainState, check_state, check_step
 
 __all__ = ["evaluate", "predict"]
 
 
 def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, float]:
-    """The metrics of the objective at rest, averaged over all entries of all batches.
+    """The metrics of the objective in inference, averaged over all entries of all batches.
 
-    They do not depend on how the data is cut into batches: each weighs with what it is a mean over,
-    or with its examples, if the objective does not count; and what is drawn is drawn for each
-    example by its number in the data, alike in every call.
+    They do not depend on how the data is cut into batches: each metric is weighted by its count,
+    or by the number of examples if the objective returns no count. Randomness depends on the number
+    of an example in the data alone, and is the same in every call.
 
     Args:
-        step: what `make_step` gives.
-        state: what `fit` or ``step.init`` gives.
-        data: batches, gone through once. What they may be made of, see `fit`.
+        step: a step of `make_step`.
+        state: a state of `fit` or ``step.init``.
+        data: batches, iterated once; as in `fit`.
 
-    The net is at rest, at the ``eval_params`` of the step; a stream is left where it is, and the
-    examples begin anew.
+    The net computes in inference, at the ``eval_params`` of the step. The state of a stream is
+    neither used nor changed.
 
     Raises:
-        LayerError: there is no batch, or no end of them; `step` is none, or `state` none of
-            training; a metric is no number; batches of unlike sizes for an objective across
-            examples, which would compare an example with fewer others.
+        LayerError: no batch, or endless data; `step` is no `Step`, or `state` no `TrainState`; a
+            metric is no number; batches of different sizes for an objective across examples,
+            which would compare an example with fewer others.
 
     Example:
         >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
@@ -58,7 +58,7 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
     metrics, first, size = [], 0, 0
     for batch in data:
         batch = as_batch(batch)
-        count = examples(batch)
+        count = count_examples(batch)
         size = size or count
         if step.across_examples and count != size:
             raise LayerError(f"batches of one size, {size}, for an objective across examples",
@@ -69,30 +69,30 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
     if not metrics:
         raise LayerError("at least one batch", "none",
                          "pass an iterable that can be begun anew, such as batches(...)")
-    return step.combine(averages(metrics))
+    return step.combine(average_batches(metrics))
 
 
 def predict(
     net: Layer, params: Params, x: Any, *, state: State | None = None, batch_size: int = 256,
     check_axes: bool = True, **side: Any,
 ) -> Any:
-    """The output of a net at rest on any number of examples, `batch_size` at a time.
+    """The output of a net in inference on any number of examples, `batch_size` at a time.
 
-    The last part is filled up with copies of its last example, so that one program is compiled.
-    Outputs are joined along their axis of examples, wherever it is; what has none is that of the
-    first part.
+    The last batch is padded with copies of its last example, so that one program is compiled.
+    Outputs are concatenated along their batch axis, wherever it is; an output without one is that
+    of the first batch.
 
     Args:
         net: any layer.
         params, state: of the net.
-        x: a pytree of arrays with one first axis of examples.
-        batch_size: examples at a time; positive.
-        check_axes: as in `make_step`. False takes x as a whole, whatever its size.
-        side: side inputs, with that first axis too, or without: these hold for all examples.
+        x: a pytree of arrays with the batch axis first.
+        batch_size: examples per batch; positive.
+        check_axes: as in `make_step`. False applies the net to x as a whole, whatever its size.
+        side: side inputs, with the batch axis first, or without one if they apply to all examples.
 
     Raises:
-        LayerError: as the net does; `net` is a step; x has no axis of examples, or an output one of
-            another length; `check_axes` finds something.
+        LayerError: as the net does; `net` is a step; x has no batch axis, or an output has one of
+            another length; `check_axes` fails.
 
     Example:
         >>> net = dp.linear(3)
@@ -107,24 +107,23 @@ def predict(
     check_layer(net, "predict(net, params, x)")
     check_kept((params, state))
     x, side = as_batch((x, {name: value for name, value in side.items() if value is not None}))
-    apply = jax.jit(net.apply)  # the same function each time, so that its programs are kept
-    if not check_axes:
+    apply = jax.jit(net.apply)  # the same function each time, so that compiled programs are reused
+
+    def run(x: Any, side: dict[str, Any]) -> Any:
         return apply(params, state or {}, x, **side)[0]
+
+    if not check_axes:
+        return run(x, side)
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(lengths) != 1 or lengths == {()}:
         raise LayerError("arrays of one length along the first axis", show(x),
-                         "give each an axis of examples")
+                         "give each a batch axis")
     ((length,),) = lengths
     if not known(length) or length <= batch_size:
         check_examples(net, x, side)
-        return apply(params, state or {}, x, **side)[0]
+        return run(x, side)
 
-    def cut(a: Any, start: int) -> Any:
-        part = a[start : start + batch_size]
-        missing = batch_size - len(part)
-        return jnp.concatenate([part, *[part[-1:]] * missing]) if missing else part
-
-    own, (less, more) = sides_of_examples(net, x, side, length, batch_size, batch_size + 1)
+    own, (less, more) = example_sides(net, x, side, length, batch_size, batch_size + 1)
     check_examples(net, *parts(x, side, own, batch_size), cut=True)
     axes = jax.tree.map(grown, less, more)
     for axis, a in zip(jax.tree.leaves(axes), jax.tree.leaves(less), strict=True):
@@ -133,12 +132,21 @@ def predict(
                              "keep examples apart from other axes")
     outputs = []
     for start in range(0, length, batch_size):
-        part = jax.tree.map(functools.partial(cut, start=start), (x, {n: side[n] for n in own}))
-        outputs.append(apply(params, state or {}, part[0], **side | part[1])[0])
+        cut = functools.partial(_padded_part, start=start, size=batch_size)
+        part, own_side = jax.tree.map(cut, (x, {name: side[name] for name in own}))
+        outputs.append(run(part, side | own_side))
+    return jax.tree.map(functools.partial(_joined, length), axes, *outputs)
 
-    def join(axis: int, *found: Any) -> Any:
-        if axis < 0:
-            return found[0]
-        return jax.lax.slice_in_dim(jnp.concatenate(found, axis), 0, length, axis=axis)
 
-    return jax.tree.map(join, axes, *outputs)
+def _padded_part(a: Any, *, start: int, size: int) -> Any:
+    """`size` rows from `start` on, padded with copies of the last row."""
+    part = a[start : start + size]
+    missing = size - len(part)
+    return jnp.concatenate([part, *[part[-1:]] * missing]) if missing else part
+
+
+def _joined(length: int, axis: int, *parts: Any) -> Any:
+    """The parts concatenated along the batch axis, without padding; the first if there is none."""
+    if axis < 0:
+        return parts[0]
+    return jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, length, axis=axis)

@@ -1,13 +1,14 @@
-"""A game is training with several players: each has an objective and an optimizer of its own.
+"""Games: training with several players, each with an objective and an optimizer.
 
-The players are children of one net, so parameters, state and paths are those of the net, and the
-game is a step like any other: `fit` plays it, a scan or a `jax.vmap` goes over it. A player's
-objective sees the whole net and moves the player's own part of it: parameters by the gradient,
-statistics as the objective threads them. What it does to another's statistics is not kept.
+The players are children of one net, so that parameters, state and paths are those of the net, and a
+game is a `Step` for `fit`, scans and `jax.vmap`. A player's objective sees the whole net and
+updates the part of the player: its parameters by the gradient, its state by the state that the
+objective returns. Changes to the state of other players are discarded.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -24,29 +25,41 @@ from diffprog.core.loops import convolves, scan
 from diffprog.core.notation import code, listed, show
 from diffprog.core.parameters import fold
 from diffprog.core.plans import spec
-from diffprog.training.averages import across, at_rest, averaged, counted, means, unless
-from diffprog.training.objectives import Metrics, Objective, explained
-from diffprog.training.optimizers import check_optimizer, descend, looked_at, of_net
+from diffprog.training.averages import (
+    average_parts,
+    inference_metrics,
+    is_across_examples,
+    mean_names,
+)
+from diffprog.training.objectives import Metrics, Objective, checked
+from diffprog.training.optimizers import (
+    check_optimizer,
+    descend,
+    for_net,
+    inference_params,
+)
 from diffprog.training.step import (
     Compiled,
     Step,
     TrainState,
     check_batch,
     check_objective,
+    fresh_state,
+    step_metrics,
 )
 
 __all__ = ["Player", "make_game"]
 
 
 class Player(NamedTuple):
-    """Who moves one child of a net: by which objective, by which optimizer, how often.
+    """A player of `make_game`: how one child of the net is trained.
 
     Attributes:
         objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``, as
             for `make_step`; net, params and state are those of all players. Of the state that it
-            returns, the player's own part is kept.
+            returns only the player's part is kept.
         optimizer: any optax transformation.
-        steps: updates in one step of the game, each on a part of the batch of its own; positive.
+        steps: updates per step of the game, each on another part of the batch; positive.
     """
 
     objective: Objective
@@ -54,8 +67,8 @@ class Player(NamedTuple):
     steps: int = 1
 
 
-class _Turn(NamedTuple):
-    """What a player moves: its own parameters and statistics, and the state of its optimizer."""
+class _Own(NamedTuple):
+    """The part of a player in the state of training."""
 
     params: Any
     state: Any
@@ -66,31 +79,30 @@ def make_game(
     net: Layer, players: Mapping[str, Player], *, simultaneous: bool = False,
     inputs: Callable[[Any], Any] | None = None, donate: bool = True, check_axes: bool = True,
 ) -> Step:
-    """One step of a game as a pair of pure functions: every player moves, in the order given.
+    """One step of a game as a pair of pure functions: the players are updated in the order given.
 
-    A player moves its child of the net alone, and is given no gradient of the others. Each update
-    has a key of its own. If some player takes k > 1 steps, the batch is split into as many parts
-    along its first axis; the i-th update of each player sees the i-th part. Opponents stand still
-    meanwhile. Metrics are means over the updates, under ``<player>/<metric>``. `evaluate` gives
-    every objective a key, since a player at rest may draw noise too: the same each time, another
-    for each batch, and for each example if the objective says that it ``draws``. No metric of a
-    game is called loss, so `fit` with validation data keeps a ``best`` by one that is named alone:
+    A player updates its own child of the net; no gradient reaches the others. Each update has its
+    own key. If some player takes k > 1 steps, the batch is split into k parts along its first axis,
+    and the i-th update of each player uses the i-th part. The other players do not change during
+    the updates of one. Metrics are means over the updates, under ``<player>/<metric>``. `evaluate`
+    calls every objective with a key, since a player may draw noise in inference too: the same key
+    each time, different for each batch, and for each example if the objective says ``draws``. No
+    metric of a game is called loss: `fit` keeps a ``best`` state if its metric is named, as in
     ``metric="critic/loss"``.
 
     Args:
         net: a layer whose children are the players, such as ``serial(generator=...,
-            discriminator=...)``; how it is wired matters for ``init`` alone.
-        players: child -> `Player`; all children that have parameters.
-        simultaneous: players answer what the others were before this step, not what they have
-            just become.
-        inputs: ``batch -> x``, what the net is shown to make parameters; the batch itself if None.
-        donate, check_axes: as in `make_step`; the net is looked at as it is wired.
+            discriminator=...)``; its wiring is used by ``init`` and `check_axes` alone.
+        players: child -> `Player`, for all children that have parameters.
+        simultaneous: players use the others as before this step, not as just updated.
+        inputs: ``batch -> x``, the input of the net in ``init``; the batch itself if None.
+        donate, check_axes: as in `make_step`.
 
     Raises:
-        LayerError: a player is no child of the net or no `Player`; `freeze` or the like stands
-            around the whole net, where objectives that call its children pass it by; at ``init``, a
-            child with parameters has no player; in ``apply``, a batch cannot be split, or an
-            objective changes the structure of the player's state.
+        LayerError: a player is no child of the net or no `Player`; `freeze` or a similar wrapper is
+            around the whole net, since objectives call its children directly; at ``init``, a child
+            with parameters has no player; in ``apply``, a batch cannot be split, or an objective
+            changes the structure of the player's state.
 
     Example:
         >>> def guess(net, params, state, x, *, key, train):  # the point makes x * y small ...
@@ -111,109 +123,127 @@ def make_game(
     """
     net = as_layer(net)
     _check_players(net, players)
-    players = {name: player._replace(optimizer=of_net(net.children[name], player.optimizer),
-                                     objective=explained(player.objective))
+    players = {name: player._replace(optimizer=for_net(net.children[name], player.optimizer),
+                                     objective=checked(player.objective))
                for name, player in players.items()}
-    parts = max(player.steps for player in players.values())
+    game = _Game(net, players, simultaneous, inputs, check_axes)
+    across = any(is_across_examples(player.objective) for player in players.values())
+    return Step(game.init, Compiled(game.apply, donate_argnums=0 if donate else ()),
+                Compiled(game.evaluate), net, game.inputs, game.combine, across, game.eval_params)
 
-    def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Game:
+    """The functions of a step of `make_game`."""
+
+    net: Layer
+    players: Mapping[str, Player]
+    simultaneous: bool
+    x_of: Callable[[Any], Any] | None
+    check_axes: bool
+
+    @property
+    def parts(self) -> int:
+        """The number of parts that a batch is split into."""
+        return max(player.steps for player in self.players.values())
+
+    def init(self, key: jax.Array, x: Any, **side: Any) -> TrainState:
         check_key(key)
-        first, later = jax.random.split(key)
-        params, state = net.init(first, x, **side)
-        if idle := params.keys() - players.keys():
+        net_key, later = jax.random.split(key)
+        params, state = self.net.init(net_key, x, **side)
+        if idle := params.keys() - self.players.keys():
             raise LayerError("a player for every child with parameters", f"none for {listed(idle)}",
-                             "add it to players: what never moves belongs into an objective")
-        opt = {name: player.optimizer.init(params.get(name, {}))
-               for name, player in players.items()}
-        # Copied as in `make_step`: a buffer can be donated only once.
-        params, state, opt = jax.tree.map(jnp.copy, (params, state, opt))
-        return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
+                             "add it to players, or keep parameters without one in an objective")
+        opt_state = {name: player.optimizer.init(params.get(name, {}))
+                     for name, player in self.players.items()}
+        return fresh_state(params, state, opt_state, later)
 
-    def move(name: str, now: TrainState, seen: TrainState, batches: Any, key: jax.Array) -> Any:
-        """The turn of a player, begun from `now` against what is `seen`, and its metrics."""
-        player = players[name]
-
-        def update(turn: _Turn, given: Any) -> tuple[_Turn, Metrics]:
-            i, batch = given
-
-            def loss(own: Any) -> Any:
-                params, state = seen.params | {name: own}, _with(seen.state, name, turn.state)
-                value, (state, metrics) = player.objective(
-                    net, params, state, batch, key=jax.random.fold_in(key, i), train=True)
-                state = state.get(name, {})
-                if spec(state) != spec(turn.state):
-                    raise LayerError(f"the state of {name} in one structure, {show(turn.state)}",
-                                     show(state), "return its state that came, with new values")
-                return value, (state, metrics)
-
-            done = descend(player.optimizer, loss, turn.params, turn.opt_state, turn.state)
-            metrics = counted(done.metrics, batch)
-            if done.skipped is not None:
-                metrics = unless(done.skipped, metrics)
-            return _Turn(done.params, done.state, done.opt_state), metrics
-
-        own = _Turn(now.params[name], now.state.get(name, {}), now.opt_state[name])
-        steps = jnp.arange(player.steps)
-        if parts == 1:
-            turn, metrics = update(own, (0, batches))
-            return turn, jax.tree.map(lambda a: a[None], metrics)
-        xs = steps, jax.tree.map(lambda a: a[: player.steps], batches)
-        first = jax.tree.map(lambda a: a[0], xs)
-        return scan(update, own, xs, length=player.steps,
-                    convolving=lambda: convolves(update, own, first))
-
-    def apply(now: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        check(batch)
+    def apply(self, now: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        self._check(batch)
         key = jax.random.fold_in(now.key, now.step)
-        batches = batch if parts == 1 else jax.tree.map(functools.partial(_split, parts), batch)
+        batches = batch
+        if self.parts > 1:
+            batches = jax.tree.map(functools.partial(_split, self.parts), batch)
         new, metrics = now, {}
-        for name in players:
-            seen = now if simultaneous else new
-            turn, found = move(name, now, seen, batches, fold(key, name))
-            new = new._replace(params=new.params | {name: turn.params},
-                               state=_with(new.state, name, turn.state),
-                               opt_state=new.opt_state | {name: turn.opt_state})
-            metrics |= _averaged(name, found)
+        for name in self.players:
+            seen = now if self.simultaneous else new
+            own, found = self._updates(name, now, seen, batches, fold(key, name))
+            new = new._replace(params=new.params | {name: own.params},
+                               state=_with(new.state, name, own.state),
+                               opt_state=new.opt_state | {name: own.opt_state})
+            metrics |= _player_metrics(name, found)
         return new._replace(step=now.step + 1), metrics
 
-    def rest(now: TrainState, batch: Any, first: Any = 0) -> Metrics:
-        check(batch)
-        params, metrics = looked(now), {}
-        for name, player in players.items():
-            found = at_rest(player.objective, net, params, now.state, batch,
-                            key=fold(now.key, name), first=first)
-            metrics |= _averaged(name, jax.tree.map(lambda a: jnp.asarray(a)[None], found))
+    def _updates(
+        self, name: str, now: TrainState, seen: TrainState, batches: Any, key: jax.Array
+    ) -> tuple[_Own, Metrics]:
+        """All updates of a player against the others in `seen`; metrics have an axis of updates."""
+        update = functools.partial(self._update, name, seen, key)
+        own = _Own(now.params[name], now.state.get(name, {}), now.opt_state[name])
+        if self.parts == 1:
+            own, metrics = update(own, (0, batches))
+            return own, jax.tree.map(lambda a: a[None], metrics)
+        steps = self.players[name].steps
+        xs = jnp.arange(steps), jax.tree.map(lambda a: a[:steps], batches)
+        first = jax.tree.map(lambda a: a[0], xs)
+        return scan(update, own, xs, length=steps,
+                    convolving=lambda: convolves(update, own, first))
+
+    def _update(
+        self, name: str, seen: TrainState, key: jax.Array, own: _Own, numbered: tuple[Any, Any]
+    ) -> tuple[_Own, Metrics]:
+        """One update of a player on a numbered part of the batch, and its metrics."""
+        player = self.players[name]
+        number, batch = numbered
+
+        def loss(params: Any) -> Any:
+            value, (state, metrics) = player.objective(
+                self.net, seen.params | {name: params}, _with(seen.state, name, own.state), batch,
+                key=jax.random.fold_in(key, number), train=True)
+            state = state.get(name, {})
+            if spec(state) != spec(own.state):
+                raise LayerError(f"the state of {name} in one structure, {show(own.state)}",
+                                 show(state), "return the same structure with new values")
+            return value, (state, metrics)
+
+        done = descend(player.optimizer, loss, own.params, own.opt_state, own.state)
+        return _Own(done.params, done.state, done.opt_state), step_metrics(done, batch)
+
+    def evaluate(self, now: TrainState, batch: Any, first: Any = 0) -> Metrics:
+        self._check(batch)
+        params, metrics = self.eval_params(now), {}
+        for name, player in self.players.items():
+            found = inference_metrics(player.objective, self.net, params, now.state, batch,
+                                      key=fold(now.key, name), first=first)
+            metrics |= _player_metrics(name, jax.tree.map(lambda a: jnp.asarray(a)[None], found))
         return metrics
 
-    def looked(now: TrainState) -> Any:
-        return now.params | {name: looked_at(now.opt_state[name], now.params[name])
-                             for name in players if name in now.params}
+    def eval_params(self, now: TrainState) -> Any:
+        return now.params | {name: inference_params(now.opt_state[name], now.params[name])
+                             for name in self.players if name in now.params}
 
-    def check(batch: Any) -> None:
-        if check_axes:
-            check_batch(net, shown, batch)
+    def inputs(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+        return batch if self.x_of is None else self.x_of(batch), {}
 
-    def combine(found: dict[str, float]) -> dict[str, float]:
-        for name, player in players.items():
+    def combine(self, found: dict[str, float]) -> dict[str, float]:
+        for name, player in self.players.items():
             own = {metric.removeprefix(f"{name}/"): value for metric, value in found.items()
                    if metric.startswith(f"{name}/")}
-            made = getattr(player.objective, "combine", dict)(own)
-            found = found | {f"{name}/{metric}": value for metric, value in made.items()}
+            combined = getattr(player.objective, "combine", dict)(own)
+            found = found | {f"{name}/{metric}": value for metric, value in combined.items()}
         return found
 
-    def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
-        return batch if inputs is None else inputs(batch), {}
-
-    return Step(init, Compiled(apply, donate_argnums=0 if donate else ()), Compiled(rest), net,
-                shown, combine, any(across(player.objective) for player in players.values()),
-                looked)
+    def _check(self, batch: Any) -> None:
+        if self.check_axes:
+            check_batch(self.net, self.inputs, batch)
 
 
 def _check_players(net: Layer, players: Mapping[str, Player]) -> None:
+    """Raise unless every player is a valid `Player` of a child of the net."""
     if not players:
         raise LayerError("at least one player", "none", "name a child of the net and its Player")
     if net.computed:
-        raise LayerError("children that are frozen, pinned or reparametrized by themselves",
+        raise LayerError("children that are frozen, pinned or reparametrized one by one",
                          repr(net),
                          "put freeze, pin or lora around a child: objectives call the children")
     for name, player in players.items():
@@ -229,20 +259,23 @@ def _check_players(net: Layer, players: Mapping[str, Player]) -> None:
 
 
 def _with(state: dict[str, Any], name: str, own: Any) -> dict[str, Any]:
-    """The state of a net with a child's replaced; what is empty is left out."""
+    """The state of a net with that of one child replaced; an empty one is left out."""
     return state | {name: own} if own else state
 
 
 def _split(parts: int, a: Any) -> Any:
-    """An array of a batch as `parts` equal ones, on a new first axis."""
+    """An array of a batch, (batch, ...), as (parts, batch / parts, ...)."""
     if not jnp.shape(a) or a.shape[0] % parts:
-        raise LayerError(f"a batch of {parts} equal parts, as many as the most steps of a player",
+        raise LayerError(f"a batch of {parts} equal parts, the largest steps= of a player",
                          show(a), "choose another batch_size")
     return a.reshape(parts, a.shape[0] // parts, *a.shape[1:])
 
 
-def _averaged(name: str, metrics: Metrics) -> Metrics:
-    """Means over the updates of a player, weighed by their counts, which are kept for `fit`."""
-    found = averaged(metrics)
-    return {f"{prefix}{name}/{metric}": found[prefix + metric]
-            for metric in means(metrics) for prefix in ("", "count/")}
+def _player_metrics(name: str, metrics: Metrics) -> Metrics:
+    """The means over the updates of a player, and their counts, under the name of the player."""
+    found = average_parts(metrics)
+    named: Metrics = {}
+    for metric in mean_names(metrics):
+        named[f"{name}/{metric}"] = found[metric]
+        named[f"count/{name}/{metric}"] = found[f"count/{metric}"]
+    return named

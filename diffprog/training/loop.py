@@ -1,7 +1,8 @@
-"""The loop around a step: it reads metrics now and then, writes them down, and keeps the best."""
+"""The training loop: it takes steps, logs metrics, and keeps the best state."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,8 +12,8 @@ from diffprog.core.arguments import check_count, check_kept, donated
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import code
 from diffprog.data.batches import Batches, as_batch, check_batches, check_ends
-from diffprog.runtime.interrupts import uncut
-from diffprog.runtime.logs import Log, bar, writer
+from diffprog.runtime.interrupts import deferred_interrupt
+from diffprog.runtime.logs import Log, Write, bar, writer
 from diffprog.training.courses import Course, Fit
 from diffprog.training.step import Step, TrainState, check_state, check_step
 
@@ -30,42 +31,44 @@ def fit(
 ) -> Fit:
     """Take `steps` training steps over the batches of `data`.
 
-    Every `log_every` steps, and after the last, metrics are read, averaged over the steps since,
-    and written down; `validation` is evaluated then, and the state with the least loss on it is
-    kept as ``best``. Between, nothing waits for the device. Ctrl-C ends it early: what is returned
-    holds the state after the last finished step.
+    Every `log_every` steps, and after the last, the metrics are averaged over the steps since the
+    last reading and logged, `validation` is evaluated, and the state with the lowest validation
+    loss is kept as ``best``. Between readings nothing waits for the device. Ctrl-C stops early and
+    returns the result after the last finished step.
 
     Args:
-        step: what `make_step` gives.
-        data: batches of arrays, lists of labels, tables and tensors of other libraries; begun anew
-            when they end, unless it is a generator, which must not end. NumPy ints that JAX would
-            hold as others, for lack of bits, are none in range.
-        steps: how many; positive.
-        state: where to go on from, in place of a key, for it has its own; it is copied, so the
-            caller keeps it. Of a `Fit` best, patience and history go on too. The state of a stream,
+        step: a step of `make_step` or `make_game`.
+        data: batches of arrays, lists of labels, tables and tensors of other libraries; iterated
+            again when they end. A generator must not end, since it cannot be. NumPy ints that do
+            not fit the int dtype of JAX count as out of range.
+        steps: number of steps; positive.
+        state: a state to continue from, instead of a key; it is copied, so that the argument stays
+            valid. A `Fit` also continues best, patience and history. The state of a stream,
             ``state._replace(state=net.start(...))``, is carried from batch to batch.
         key: of the initial parameters and of all randomness in training.
-        validation: batches, gone through once each time; gives metrics ``validation/...``.
+        validation: batches, iterated once per reading; adds metrics ``validation/...``.
         log_every: steps between two readings.
-        log: a path, to which one JSON object a line is appended, or ``log(step, metrics)``.
-        callback: ``callback(step, state, metrics)`` at each reading. The state is valid until it
-            returns, as the next step takes its memory: keep ``jax.tree.map(jnp.copy, state)``.
-        patience: stop once this many readings in a row have brought the validation loss, or the
-            `metric`, no further than before; None never stops early.
-        metric: the metric of the validation data by which ``best`` is chosen; in a game
-            ``<player>/loss``, for example.
-        highest: choose where it is highest, as of an accuracy, not lowest.
-        data_from: the batch to begin with, for data of `batches`, which knows its place; None is
-            the number of steps in the state, so that two calls are as one, and 0 begins anew. Any
-            other data is taken as it comes: the first batch of each call is its first.
-        progress: show a bar (needs tqdm, in the extra ``train``).
+        log: a path, to which one line of JSON per reading is appended, or ``log(step, metrics)``.
+        callback: ``callback(step, state, metrics)``, called at each reading. The state is valid
+            until it returns, as the next step reuses its memory: keep ``jax.tree.map(jnp.copy,
+            state)``.
+        patience: stop after this many readings in a row without a better validation loss, or
+            `metric`; None never stops early.
+        metric: the validation metric that selects ``best``; in a game ``<player>/loss``, for
+            example.
+        highest: whether the highest `metric` is best, as for accuracy, rather than the lowest.
+        data_from: the number of the first batch, for data of `batches`. None is the number of steps
+            in the state, so that two calls equal one; 0 begins again. Other data always begins with
+            its first batch.
+        progress: show a progress bar (needs tqdm, in the extra ``train``).
 
     Raises:
         LayerError: both `key` and `state` are given, or neither; `state` is of another net, or was
-            donated; the data ends, or that of `validation` does not; `patience` or `metric` without
-            what it reads; a metric is no number; a loss is not finite, of a step that the optimizer
-            did not skip, or the last step broke the parameters. This error has the attributes
-            ``step``, which went wrong, and ``state``, ``best`` and ``history``, as a `Fit` has.
+            donated; the data ends, or the validation data does not; `patience` or `metric` without
+            the metric; a metric is no number; a loss is not finite, in a step that the optimizer
+            did not skip, or the last step made parameters non-finite. The latter error has the
+            attributes ``step``, the first broken one, and ``state``, ``best`` and ``history``, as
+            a `Fit` has.
 
     Example:
         >>> x, y = jnp.eye(4), jnp.arange(4)
@@ -91,46 +94,50 @@ def fit(
     if state is not None and not isinstance(state, Fit):
         check_state(state)
     check_kept(state)
-    stream = _endless(data, _place(data, data_from, state))
-    batch = next(stream)
-    course = Course(step, key, state, batch, f"validation/{metric}", highest)
+
+    stream = _endless(data, _first_batch(data, data_from, state))
+    first = next(stream)
+    course = Course(step, key, state, first, f"validation/{metric}", highest)
     last = course.number + steps
+
+    def read(write: Write, shown: Any) -> None:
+        metrics = course.read(validation, patience, last)
+        write(course.number, metrics)
+        if callback:
+            callback(course.number, course.now, metrics)
+        shown.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
+
     try:
         with bar(steps, progress) as shown, writer(log) as write:
-            while True:
-                with uncut():
+            for batch in itertools.chain([first], stream):
+                with deferred_interrupt():
                     course.take(batch)
                 shown.update(1)
                 if course.number % log_every == 0 or course.number == last:
-                    seen = course.read(validation, patience, last)
-                    write(course.number, seen)
-                    if callback:
-                        callback(course.number, course.now, seen)
-                    shown.set_postfix({name: f"{value:.4g}" for name, value in seen.items()})
-                patient = patience is None or course.waited < patience
-                if course.number == last or not patient:
+                    read(write, shown)
+                if course.number == last or course.is_over(patience):
                     break
-                batch = next(stream)
     except KeyboardInterrupt:
         if donated(course.now):
-            raise  # it came twice, in the midst of a step
+            raise  # the second Ctrl-C in one step: its state is lost
     return course.result
 
 
-def _place(data: Any, data_from: int | None, state: TrainState | Fit | None) -> int:
-    """The number of the batch to begin with."""
+def _first_batch(data: Any, data_from: int | None, state: TrainState | Fit | None) -> int:
+    """The number of the first batch."""
     if data_from is None:
         state = state.state if isinstance(state, Fit) else state
         return 0 if state is None else int(state.step)
     check_count("data_from", data_from, 0)
     if data_from and not isinstance(data, Batches):
         raise LayerError("data of batches(...) to begin within", code(data),
-                         "leave data_from out: other data is taken as it comes")
+                         "leave data_from out: other data begins with its first batch")
     return data_from
 
 
-def _endless(data: Iterable[Any], place: int) -> Iterator[Any]:
-    stream = data.begun(place) if isinstance(data, Batches) else iter(data)
+def _endless(data: Iterable[Any], first: int) -> Iterator[Any]:
+    """The batches from number `first` on, again and again."""
+    stream = data.begun(first) if isinstance(data, Batches) else iter(data)
     while True:
         count = 0
         for batch in stream:

@@ -1,9 +1,9 @@
-"""Does a net mix its examples? It is read off its program, of which nothing is run.
+"""Whether a net mixes its examples, read off its jaxpr; nothing is run.
 
-Of each array in the program is known along which axis the examples lie, from the input on, and what
-joins places along that axis mixes examples: a sum over it, a product, a window, a loop that carries
-something on. What is not understood is unknown, and unknown is never refused. Of ints and booleans
-nothing is claimed, since counts and conditions may well be of the whole batch.
+For each array in the jaxpr, the reader tracks the axis along which the examples lie, starting from
+the inputs. An operation that combines positions along that axis mixes examples: a sum, a product, a
+window, a loop with a carry. An operation without a rule gives UNKNOWN, which never raises. Ints and
+booleans are never MIXED, since counts and conditions may depend on the whole batch.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from diffprog.core.jaxprs import scan_sizes
 Tags = list[Any]
 
 
-class Lie(NamedTuple):
-    """Examples lie along an axis; so many neighbours there are of one example.
+class Along(NamedTuple):
+    """Examples lie along an axis, each at `inner` consecutive positions.
 
-    0 neighbours: the examples at the places of the axis are several, in an order that is not known.
+    With `inner` 0 each position belongs to one example, in an unknown order.
     """
 
     axis: int
     inner: int
 
 
-FREE = "free"  # of no example
-ONE = "one"  # inside a loop over examples: of the one whose turn it is
-MIXED = "mixed"  # of several examples
+FREE = "free"  # depends on no example
+ONE = "one"  # inside a loop over examples: depends on the current one
+MIXED = "mixed"  # depends on several examples
 UNKNOWN = "unknown"
 
 _ELEMENTWISE = frozenset("""
@@ -52,33 +52,35 @@ _WINDOWS = frozenset({"reduce_window", "reduce_window_max", "reduce_window_min",
 
 
 def mixes(run: Callable[..., Any], count: int, axes: Any, *given: Any) -> Any:
-    """Of each leaf of ``run(*given)``: is it of several examples, for sure?
+    """For each leaf of ``run(*given)``, whether it certainly mixes examples.
 
     Args:
         run: a pure function.
-        count: how many examples there are, at least 2.
-        axes: like `given`, the axis of examples of each leaf, or -1.
-        given: arrays, of which shapes and dtypes are read.
+        count: number of examples, at least 2.
+        axes: a tree like `given`: the batch axis of each leaf, or -1.
+        given: arrays, of which only shapes and dtypes matter.
     """
     program, y = jax.make_jaxpr(run, return_shape=True)(*given)
-    tags = [FREE if axis < 0 else _begun(leaf.shape[axis], axis, count) for axis, leaf in zip(
+    tags = [_input_tag(leaf.shape, axis, count) for axis, leaf in zip(
         jax.tree.leaves(axes), jax.tree.leaves(given), strict=True)]
     found = _Reader(count).read(program, tags)
     return jax.tree.unflatten(jax.tree.structure(y), [tag == MIXED for tag in found])
 
 
-def _begun(length: int, axis: int, count: int) -> Any:
-    return UNKNOWN if length % count else Lie(axis, length // count)
+def _input_tag(shape: tuple[int, ...], axis: int, count: int) -> Any:
+    if axis < 0:
+        return FREE
+    return UNKNOWN if shape[axis] % count else Along(axis, shape[axis] // count)
 
 
 class _Reader:
-    """Follows the tags of arrays through a program of `count` examples."""
+    """Propagates the tags of arrays through a jaxpr with `count` examples."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def read(self, program: Any, given: Tags) -> Tags:
-        """The tags of the outputs of a program."""
+        """The tags of the outputs of a jaxpr."""
         program = getattr(program, "jaxpr", program)
         known = dict(zip(program.invars, given, strict=True))
 
@@ -94,7 +96,7 @@ class _Reader:
         return [tag(var) for var in program.outvars]
 
     def step(self, equation: Any, given: Tags) -> Tags:
-        """The tags that an equation gives."""
+        """The tags of the outputs of an equation."""
         name, made = equation.primitive.name, len(equation.outvars)
         if all(tag == FREE for tag in given):
             return [FREE] * made
@@ -107,74 +109,77 @@ class _Reader:
             program = getattr(program, "jaxpr", program)
             if program is not None and len(getattr(program, "invars", ())) == len(given):
                 return self.read(program, given)
-        lying = [tag for tag in given if isinstance(tag, Lie)]
+        along = [tag for tag in given if isinstance(tag, Along)]
         if MIXED in given:
             return [MIXED] * made
-        if UNKNOWN in given and not (name == "concatenate" and lying):
+        if UNKNOWN in given and not (name == "concatenate" and along):
             return [UNKNOWN] * made
-        if not lying:
+        if not along:
             return [ONE] * made
         if ONE in given:
             return [UNKNOWN] * made
         if name in _ELEMENTWISE:
-            return [_together(lying)] * made
+            return [_elementwise(along)] * made
         rule = getattr(self, f"of_{_family(name)}", None)
         return [UNKNOWN if rule is None else rule(equation, given)] * made
 
-    # Programs inside a program.
+    # Control flow.
 
     def in_cond(self, params: dict[str, Any], given: Tags) -> Tags:
-        """Branches, of which each platform or value takes one; what one mixes is mixed."""
+        """Branches, of which one runs; an output that any branch mixes is mixed."""
         found = [self.read(branch, given[1:]) for branch in params["branches"]]
         if given[0] != FREE:
             return [UNKNOWN] * len(found[0])
-        return [_either([tag for tag in tags if tag != UNKNOWN] or [UNKNOWN])
+        return [_one_of([tag for tag in tags if tag != UNKNOWN] or [UNKNOWN])
                 for tags in zip(*found, strict=True)]
 
     def in_while(self, params: dict[str, Any], given: Tags) -> Tags:
-        """A loop whose length may depend on anything: what is done in it is not more mixed."""
+        """A loop; the number of its iterations may depend on anything and mixes nothing."""
         skipped, consts = params["cond_nconsts"], params["body_nconsts"]
         closed, carry = given[skipped : skipped + consts], given[skipped + consts :]
         return self.carried(lambda carry: self.read(params["body_jaxpr"], closed + carry), carry)
 
     def in_scan(self, params: dict[str, Any], given: Tags) -> Tags:
-        """A loop along first axes; along that of examples, what is carried on is mixed."""
+        """A loop along first axes; if that is the batch axis, the carry is mixed."""
         (consts, carries), program = scan_sizes(params), params["jaxpr"]
         closed, carry = given[:consts], given[consts : consts + carries]
-        turns = [_turn(tag) for tag in given[consts + carries :]]
-        passed = MIXED if turns != given[consts + carries :] and ONE in turns else ONE
+        rows = [_row(tag) for tag in given[consts + carries :]]
+        over_examples = rows != given[consts + carries :] and ONE in rows
+        carried = MIXED if over_examples else ONE
         carry = self.carried(
-            lambda carry: self.read(program, closed + carry + turns)[:carries], carry, passed)
-        made = self.read(program, closed + carry + turns)[carries:]
-        return carry + [_stacked(tag) if passed == MIXED or tag != ONE else tag for tag in made]
+            lambda carry: self.read(program, closed + carry + rows)[:carries], carry, carried)
+        made = self.read(program, closed + carry + rows)[carries:]
+        return carry + [_stacked(tag) if over_examples or tag != ONE else tag for tag in made]
 
-    def carried(self, body: Callable[[Tags], Tags], carry: Tags, passed: str = ONE) -> Tags:
-        """The tags of what goes round a loop until they stay; `passed` is what ONE becomes."""
+    def carried(self, body: Callable[[Tags], Tags], carry: Tags, one_becomes: str = ONE) -> Tags:
+        """The tags of a carry at the fixed point of the loop body."""
         while True:
-            after = [passed if tag == ONE else tag for tag in body(carry)]
-            new = [_either([old, tag]) for old, tag in zip(carry, after, strict=True)]
+            after = [one_becomes if tag == ONE else tag for tag in body(carry)]
+            new = [_one_of([old, tag]) for old, tag in zip(carry, after, strict=True)]
             if new == carry:
                 return carry
             carry = new
 
-    # Single operations, of arrays along which examples lie, and of free ones.
+    # Single operations; each tag is an `Along` or FREE.
 
     def of_reshape(self, equation: Any, given: Tags) -> Any:
-        """Row-major order stays: so does how far apart one example begins after another."""
+        """Row-major order, and so the distance between the starts of two examples, is kept."""
         tag, old, new = given[0], _shape(equation.invars[0]), _shape(equation.outvars[0])
         order = equation.params["dimensions"] if equation.primitive.name == "reshape" else None
-        if order is not None:  # it transposes first
+        if order is not None:  # a transpose before the reshape
             tag, old = tag._replace(axis=order.index(tag.axis)), [old[axis] for axis in order]
-        behind = math.prod(old[tag.axis + 1 :])
+        old_stride = math.prod(old[tag.axis + 1 :])
         if not tag.inner:
-            return next((Lie(axis, 0) for axis in range(len(new)) if new[axis] == old[tag.axis]
-                         and math.prod(new[axis + 1 :]) == behind), UNKNOWN)
-        apart = tag.inner * behind
+            for axis, length in enumerate(new):
+                if length == old[tag.axis] and math.prod(new[axis + 1 :]) == old_stride:
+                    return Along(axis, 0)
+            return UNKNOWN
+        distance = tag.inner * old_stride
         for axis, length in enumerate(new):
-            rest = math.prod(new[axis + 1 :])
-            if rest <= apart < rest * length and not apart % rest:
-                inner = apart // rest
-                return UNKNOWN if length % (inner * self.count) else Lie(axis, inner)
+            stride = math.prod(new[axis + 1 :])
+            if stride <= distance < stride * length and not distance % stride:
+                inner = distance // stride
+                return UNKNOWN if length % (inner * self.count) else Along(axis, inner)
         return UNKNOWN
 
     of_squeeze = of_reshape
@@ -187,13 +192,13 @@ class _Reader:
         return given[0]._replace(axis=equation.params["permutation"].index(given[0].axis))
 
     def of_reduction(self, equation: Any, given: Tags) -> Any:
-        """A largest of all entries is often subtracted, and changes nothing: it is not judged."""
-        axes, tag = equation.params["axes"], _together([t for t in given if t != FREE])
-        if not isinstance(tag, Lie):
+        """A maximum over all entries is UNKNOWN: it is often subtracted for numerical stability."""
+        axes, tag = equation.params["axes"], _elementwise([t for t in given if t != FREE])
+        if not isinstance(tag, Along):
             return tag
         if tag.axis in axes:
-            scale = equation.primitive.name in ("reduce_max", "reduce_min")
-            return UNKNOWN if scale and not _shape(equation.outvars[0]) else MIXED
+            extreme = equation.primitive.name in ("reduce_max", "reduce_min")
+            return UNKNOWN if extreme and not _shape(equation.outvars[0]) else MIXED
         return tag._replace(axis=tag.axis - sum(axis < tag.axis for axis in axes))
 
     def of_cumulation(self, equation: Any, given: Tags) -> Any:
@@ -213,7 +218,7 @@ class _Reader:
             else:
                 found.append(tag._replace(axis=first + free.index(tag.axis)))
             first += len(free)
-        return MIXED if MIXED in found else _together(found)
+        return MIXED if MIXED in found else _elementwise(found)
 
     def of_conv_general_dilated(self, equation: Any, given: Tags) -> Any:
         params, (tag, kernel) = equation.params, given
@@ -227,14 +232,14 @@ class _Reader:
         if at == 1:
             return MIXED if params["feature_group_count"] == 1 else UNKNOWN
         size = _shape(equation.invars[1])[numbers.rhs_spec[at]]
-        return _slid(kept, size, *(params[name][at - 2] for name in (
+        return _windowed(kept, size, *(params[name][at - 2] for name in (
             "window_strides", "padding", "lhs_dilation")))
 
     def of_window(self, equation: Any, given: Tags) -> Any:
-        tag = _together([t for t in given if t != FREE])
-        if not isinstance(tag, Lie):
+        tag = _elementwise([t for t in given if t != FREE])
+        if not isinstance(tag, Along):
             return tag
-        return _slid(tag, *(equation.params[name][tag.axis] for name in (
+        return _windowed(tag, *(equation.params[name][tag.axis] for name in (
             "window_dimensions", "window_strides", "padding", "base_dilation")))
 
     def of_gather(self, equation: Any, given: Tags) -> Any:
@@ -246,7 +251,7 @@ class _Reader:
                   if i not in (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)]
         found = []
         if ids != FREE and ids.axis == len(looped):
-            return UNKNOWN  # an index made of several examples
+            return UNKNOWN  # one index depends on several examples
         if ids != FREE:
             found.append(ids._replace(axis=looped[ids.axis]))
         if table != FREE and table.axis in numbers.operand_batching_dims:
@@ -257,7 +262,7 @@ class _Reader:
                     or equation.params["slice_sizes"][table.axis] != shape[table.axis]):
                 return UNKNOWN
             found.append(table._replace(axis=numbers.offset_dims[sliced.index(table.axis)]))
-        return _together(found)
+        return _elementwise(found)
 
     def of_dynamic_slice(self, equation: Any, given: Tags) -> Any:
         return self.part(equation, given, equation.params["slice_sizes"])
@@ -269,31 +274,32 @@ class _Reader:
         return self.part(equation, [*whole, *given[2:]], _shape(equation.invars[1]))
 
     def part(self, equation: Any, given: Tags, sizes: Sequence[int]) -> Any:
-        """A part at a place that is the same for all: the examples must be in it as a whole."""
+        """A slice at a position common to all examples; it must contain the whole batch axis."""
         tag = given[0]
         if tag == FREE or any(at != FREE for at in given[1:]):
             return UNKNOWN
         return tag if sizes[tag.axis] == _shape(equation.invars[0])[tag.axis] else UNKNOWN
 
     def of_concatenate(self, equation: Any, given: Tags) -> Any:
-        along, lying = equation.params["dimension"], [tag for tag in given if tag != FREE]
-        for tag in lying if UNKNOWN in lying else ():
-            if isinstance(tag, Lie) and tag.axis == along:
-                return _several(tag)  # whatever stands beside all of them
-        if any(tag != lying[0] for tag in lying):
+        dimension, tags = equation.params["dimension"], [tag for tag in given if tag != FREE]
+        if UNKNOWN in tags:
+            for tag in tags:
+                if isinstance(tag, Along) and tag.axis == dimension:
+                    return _shuffled(tag)
+        if any(tag != tags[0] for tag in tags):
             return UNKNOWN
-        if lying[0].axis != along or (lying[0].inner and FREE not in given):
-            return lying[0]
-        return _several(lying[0])
+        if tags[0].axis != dimension or (tags[0].inner and FREE not in given):
+            return tags[0]
+        return _shuffled(tags[0])
 
     def of_stack(self, equation: Any, given: Tags) -> Any:
-        tag = _together([t for t in given if t != FREE])
-        if not isinstance(tag, Lie):
+        tag = _elementwise([t for t in given if t != FREE])
+        if not isinstance(tag, Along):
             return UNKNOWN
         return tag._replace(axis=tag.axis + (equation.params["axis"] <= tag.axis))
 
     def of_tile(self, equation: Any, given: Tags) -> Any:
-        del equation  # whole axes one after the other: their examples come round again
+        del equation  # copies of whole axes: the examples repeat in the same order
         return given[0]
 
     def of_pad(self, equation: Any, given: Tags) -> Any:
@@ -303,7 +309,7 @@ class _Reader:
         low, high, between = equation.params["padding_config"][tag.axis]
         if low == high == between == 0:
             return tag
-        return _several(tag) if min(low, high) >= 0 else UNKNOWN
+        return _shuffled(tag) if min(low, high) >= 0 else UNKNOWN
 
     def of_slice(self, equation: Any, given: Tags) -> Any:
         tag, params = given[0], equation.params
@@ -311,17 +317,17 @@ class _Reader:
         stride = 1 if params["strides"] is None else params["strides"][tag.axis]
         if stride == 1 and last - first == _shape(equation.invars[0])[tag.axis]:
             return tag
-        return _several(tag) if stride == 1 and last - first > 1 and tag.inner else UNKNOWN
+        return _shuffled(tag) if stride == 1 and last - first > 1 and tag.inner else UNKNOWN
 
     def of_rev(self, equation: Any, given: Tags) -> Any:
-        return _several(given[0]) if given[0].axis in equation.params["dimensions"] else given[0]
+        return _shuffled(given[0]) if given[0].axis in equation.params["dimensions"] else given[0]
 
     def of_split(self, equation: Any, given: Tags) -> Any:
         return UNKNOWN if given[0].axis == equation.params["axis"] else given[0]
 
     def of_sort(self, equation: Any, given: Tags) -> Any:
-        tag = _together([t for t in given if t != FREE])
-        kept = isinstance(tag, Lie) and tag.axis != equation.params["dimension"]
+        tag = _elementwise([t for t in given if t != FREE])
+        kept = isinstance(tag, Along) and tag.axis != equation.params["dimension"]
         return tag if kept else UNKNOWN
 
     def of_top_k(self, equation: Any, given: Tags) -> Any:
@@ -344,38 +350,36 @@ def _shape(var: Any) -> tuple[int, ...]:
     return var.aval.shape
 
 
-def _together(tags: Tags) -> Any:
-    """What entry by entry is made of arrays along which examples lie: pairs of them, if unlike."""
-    if all(tag == tags[0] and tag.inner for tag in tags):
-        return tags[0]
-    if len(tags) == 1:
+def _elementwise(tags: Tags) -> Any:
+    """The tag of an elementwise operation; arrays with different tags mix pairs of examples."""
+    if len(tags) == 1 or all(tag == tags[0] and tag.inner for tag in tags):
         return tags[0]
     return MIXED if all(tag.inner for tag in tags) else UNKNOWN
 
 
-def _either(tags: Tags) -> Any:
-    """What is one of these, and which is not known."""
+def _one_of(tags: Tags) -> Any:
+    """The tag of an array that has one of these tags."""
     tags = [tag for tag in tags if tag != FREE] or [FREE]
     if MIXED in tags:
         return MIXED
     return tags[0] if all(tag == tags[0] for tag in tags) else UNKNOWN
 
 
-def _several(tag: Lie) -> Any:
-    """What is left of the order where not all places of the axis are there, or more of them."""
-    return UNKNOWN if tag.inner > 1 else Lie(tag.axis, 0)
+def _shuffled(tag: Along) -> Any:
+    """The tag after positions of the batch axis were removed, added or reordered."""
+    return UNKNOWN if tag.inner > 1 else Along(tag.axis, 0)
 
 
-def _slid(tag: Lie, size: int, stride: int, padding: Any, dilation: int) -> Any:
-    """What a window makes that slides along the axis of examples."""
+def _windowed(tag: Along, size: int, stride: int, padding: Any, dilation: int) -> Any:
+    """The tag after a window slid along the batch axis."""
     if size > 1:
         return MIXED if tag.inner < 2 else UNKNOWN
     return tag if (stride, tuple(padding), dilation) == (1, (0, 0), 1) else UNKNOWN
 
 
-def _turn(tag: Any) -> Any:
-    """What a loop along the first axis sees at a time."""
-    if not isinstance(tag, Lie):
+def _row(tag: Any) -> Any:
+    """The tag of one row in a loop along the first axis."""
+    if not isinstance(tag, Along):
         return tag
     if tag.axis:
         return tag._replace(axis=tag.axis - 1)
@@ -383,7 +387,7 @@ def _turn(tag: Any) -> Any:
 
 
 def _stacked(tag: Any) -> Any:
-    """What a loop along a new first axis collects."""
+    """The tag of rows stacked along a new first axis."""
     if tag == ONE:
-        return Lie(0, 1)
-    return tag._replace(axis=tag.axis + 1) if isinstance(tag, Lie) else tag
+        return Along(0, 1)
+    return tag._replace(axis=tag.axis + 1) if isinstance(tag, Along) else tag

@@ -1,8 +1,7 @@
-"""What is known of optimizers: what a step hands them, where their net is looked at, what fails.
+"""Optimizers: their extra arguments, the parameters for inference, skipped steps, errors.
 
-An optimizer is asked in one place. Besides gradients and parameters it is handed what optax calls
-extra arguments: the loss, its gradient, and the loss as a function of the parameters, in which key
-and state of the step are held fixed.
+Besides gradients and parameters an optimizer gets the extra arguments of optax: the loss, its
+gradient, and the loss as a function of the parameters, with key and state of the step fixed.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ from diffprog.core.plans import Params, State
 
 Updates = tuple[Any, Any]
 
-# What cannot be a step of `make_step`: the state by which it is known, and how it is done.
-_OTHER_STEPS = {
+# Optimizers that `make_step` cannot use, by their state: a description, and the remedy.
+_UNSUPPORTED = {
     optax.contrib.SAMState: (
-        "optax.contrib.sam, whose steps in between lead away from the net",
-        "take a step of your own, of two gradients: the second at params moved by the first"),
+        "optax.contrib.sam, whose intermediate steps leave the parameters",
+        "write your own step with two gradients: the second at params moved by the first"),
     optax.contrib.DifferentiallyPrivateAggregateState: (
-        "optax.contrib.differentially_private_aggregate, which wants one of each example",
-        "take a step of your own: "
+        "optax.contrib.differentially_private_aggregate, which takes one per example",
+        "write your own step: "
         "optimizer.update(dp.gradients.per_example_gradients(...), opt_state)"),
 }
 
 
 class Ahead(NamedTuple):
-    """The state of `optax.lookahead`, with the slow parameters, at which the net is looked at."""
+    """The state of `optax.lookahead`, with the slow parameters, which are those for inference."""
 
     inner: Any
     slow: Params
 
 
 class Descent(NamedTuple):
-    """What a step has made of parameters, of the states of optimizer and net, and its metrics.
+    """The parameters, states and metrics after a step.
 
-    `skipped` says whether the optimizer left the step out; None of one that never does.
+    `skipped` is whether the optimizer skipped the step; None if it never does.
     """
 
     params: Params
@@ -60,24 +59,24 @@ class Descent(NamedTuple):
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raise unless it is an optax transformation."""
+    """Raise unless `optimizer` is an optax transformation."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise LayerError("an optax transformation as optimizer", code(optimizer),
                          "pass optax.adam(1e-3), for example")
 
 
-def of_net(net: Layer, optimizer: Any) -> Any:
-    """The optimizer as a step calls it, shown what no `freeze` keeps from it.
+def for_net(net: Layer, optimizer: Any) -> Any:
+    """The optimizer as a step calls it, for the trainable parameters of the net.
 
-    What is frozen is given no update at all: a penalty may speak of it and have a gradient there.
+    Frozen parameters are never updated, although a penalty may have a gradient there.
     """
-    begin: Any = functools.partial(_begin, optimizer)
+    init: Any = functools.partial(_init, optimizer)
     update: Any = functools.partial(_update, optimizer)
-    own = optax.GradientTransformationExtraArgs(begin, update)
+    own = optax.GradientTransformationExtraArgs(init, update)
     if not freezes(net):
         return own
-    sides: dict[Any, Any] = {True: own, False: optax.set_to_zero()}
-    return optax.multi_transform(sides, functools.partial(trainable, net))
+    by_label: dict[Any, Any] = {True: own, False: optax.set_to_zero()}
+    return optax.multi_transform(by_label, functools.partial(trainable, net))
 
 
 def descend(
@@ -85,38 +84,39 @@ def descend(
 ) -> Descent:
     """One update by a loss, ``params -> (value, (state, metrics))``, from the `state` of the net.
 
-    A step that the optimizer skipped leaves the state of the net as it was, and one whose gradient
-    it has only gathered leaves the averages of `ema` so: they count its steps.
+    A skipped step leaves the state of the net unchanged. A step whose gradient is only accumulated
+    leaves the averages of `ema` unchanged, which count the steps of the optimizer.
     """
     (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    grads = jax.tree.map(jnp.conj, grads)  # JAX gives of a complex leaf the conjugate of optax's
+    grads = jax.tree.map(jnp.conj, grads)  # the convention of optax for complex parameters
 
     def value_fn(given: Params, *, obj_fn: Any = None) -> jax.Array:
-        # A line search demands that its function takes what is meant for another in the chain.
-        return loss(jax.tree.map(_shown, params, given))[0]
+        # A line search passes on obj_fn, the argument of another optimizer in the chain.
+        return loss(jax.tree.map(_unmasked, params, given))[0]
 
-    with standard_promotion():  # the code of optax needs it
+    with standard_promotion():  # optax needs it
         updates, opt = optimizer.update(grads, opt_state, params, value=value,
                                         value_fn=value_fn, obj_fn=value_fn)
         moved: Any = optax.apply_updates(params, updates)
     skipped = _skipped(opt_state, opt, updates)
     if skipped is not None:
         after = jax.tree.map(functools.partial(jnp.where, skipped), state, after)
-    if gathered := [part.mini_step if isinstance(part, optax.MultiStepsState) else part.count
-                    for part in _parts(opt, optax.MultiStepsState, optax.ApplyEvery)]:
-        after = _averaging(state, after, jnp.any(jnp.stack(gathered) == 0))
+    accumulated = [part.mini_step if isinstance(part, optax.MultiStepsState) else part.count
+                   for part in _parts(opt, optax.MultiStepsState, optax.ApplyEvery)]
+    if accumulated:
+        after = _averages_if(jnp.any(jnp.stack(accumulated) == 0), state, after)
     return Descent(moved, opt, after, metrics, skipped)
 
 
 @standard_promotion()
-def looked_at(opt_state: Any, params: Params) -> Params:
-    """The parameters at which the net is to be looked at: those themselves, for most optimizers.
+def inference_params(opt_state: Any, params: Params) -> Params:
+    """The parameters for inference: `params` themselves, for most optimizers.
 
-    Of `optax.lookahead` they are the slow ones, and of `optax.contrib.schedule_free` its average.
+    With `optax.lookahead` they are the slow ones, with `optax.contrib.schedule_free` its average.
     """
     for part in _parts(opt_state, Ahead, optax.contrib.ScheduleFreeState):
         if isinstance(part, Ahead):
-            params = jax.tree.map(_shown, params, part.slow)
+            params = jax.tree.map(_unmasked, params, part.slow)
         else:
             def average(y: Any, z: Any, part: Any = part) -> Any:
                 if isinstance(z, optax.MaskedNode):
@@ -128,48 +128,53 @@ def looked_at(opt_state: Any, params: Params) -> Params:
 
 
 @standard_promotion()
-def _begin(optimizer: Any, params: Params) -> Any:
-    """The first state of the optimizer; raise if it is one that no step here can be of."""
-    ours = lambda record: "attribute `fast`" not in record.getMessage()  # noqa: E731
+def _init(optimizer: Any, params: Params) -> Any:
+    """The initial state of the optimizer; raise if `make_step` cannot use it."""
+
+    def is_other_warning(record: logging.LogRecord) -> bool:
+        return "attribute `fast`" not in record.getMessage()
+
     logger = logging.getLogger("absl")
-    logger.addFilter(ours)  # lookahead is given fast and slow parameters below
+    logger.addFilter(is_other_warning)  # lookahead gets fast and slow parameters below
     try:
         state = optimizer.init(params)
     finally:
-        logger.removeFilter(ours)
-    for part in _parts(state, *_OTHER_STEPS):
-        raise LayerError("an optimizer of one gradient a step", *_OTHER_STEPS[type(part)])
+        logger.removeFilter(is_other_warning)
+    for part in _parts(state, *_UNSUPPORTED):
+        raise LayerError("an optimizer of one gradient a step", *_UNSUPPORTED[type(part)])
     if next(_parts(state, optax.LookaheadState), None) is None:
         return state
     if next(_parts(state, optax.contrib.ScheduleFreeState), None) is not None:
         raise LayerError("one slow average", "those of lookahead and of schedule_free",
-                         "leave out one of them: the net is looked at in one place")
+                         "leave out one of them: inference uses one set of parameters")
     return Ahead(optimizer.init(optax.LookaheadParams.init_synced(params)), params)
 
 
 def _update(optimizer: Any, grads: Any, state: Any, params: Params, **extra: Any) -> Updates:
     """The updates of the parameters, and the next state of the optimizer."""
-    extra |= {"grad": grads}  # without what is frozen, as they are here
+    extra |= {"grad": grads}  # of the trainable parameters alone
     if not isinstance(state, Ahead):
-        updates, state = _asked(optimizer, grads, state, params, extra)
+        updates, state = _call_update(optimizer, grads, state, params, extra)
     else:
         both = optax.LookaheadParams(params, state.slow)
         try:
-            both, inner = _asked(optimizer, grads, state.inner, both, extra)
+            both, inner = _call_update(optimizer, grads, state.inner, both, extra)
         except LayerError:
             raise
         except (TypeError, ValueError, AttributeError) as error:
             raise LayerError("lookahead around all other optimizers", "one around it or beside it",
-                             "write optax.lookahead(optax.chain(...), ...), with what gathers, "
-                             "skips or decays inside") from error
+                             "write optax.lookahead(optax.chain(...), ...), with accumulation, "
+                             "skipping and decay inside") from error
         slow: Any = optax.apply_updates(state.slow, both.slow)
         updates, state = both.fast, Ahead(inner, slow)
     _check_updates(updates, params)
     return updates, state
 
 
-def _asked(optimizer: Any, grads: Any, state: Any, params: Any, extra: dict[str, Any]) -> Updates:
-    """What the optimizer answers, handed what it takes."""
+def _call_update(
+    optimizer: Any, grads: Any, state: Any, params: Any, extra: dict[str, Any]
+) -> Updates:
+    """Call ``optimizer.update`` with those extra arguments that it takes."""
     taken = inspect.signature(optimizer.update).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         extra = {name: value for name, value in extra.items() if name in taken}
@@ -179,39 +184,38 @@ def _asked(optimizer: Any, grads: Any, state: Any, params: Any, extra: dict[str,
         if "MaskedNode" not in str(error):
             raise
         raise LayerError("a gradient masked as the updates are",
-                         "masked or partition around a line search, which compares the two",
+                         "masked or partition around a line search, which compares both",
                          "pass mask_compatible_extra_args=True to it") from error
     except TypeError as error:
         if "keyword" not in str(error):
             raise
         if isinstance(state, optax.LookaheadState):
-            raise LayerError("in lookahead what asks for the gradient alone",
-                             f"an optimizer that answers {str(error)!r}",
-                             "leave out lookahead: optax hands what is in it nothing more"
-                             ) from error
-        raise LayerError("an optimizer that takes value, grad and value_fn beside the gradient",
-                         f"one that answers {str(error)!r}",
-                         "take a step of your own: jax.grad of the objective, optimizer.update, "
+            raise LayerError("an optimizer in lookahead that takes the gradient alone",
+                             f"one that raises {str(error)!r}",
+                             "leave out lookahead: it passes on no extra arguments") from error
+        raise LayerError("an optimizer whose extra arguments are value, grad and value_fn",
+                         f"one that raises {str(error)!r}",
+                         "write your own step: jax.grad of the objective, optimizer.update, "
                          "optax.apply_updates") from error
 
 
 def _check_updates(updates: Any, params: Params) -> None:
-    """Raise unless the updates are of the parameters' shapes: other ones would broadcast."""
+    """Raise unless the updates have the shapes of the parameters: others would broadcast."""
     wanted, found = paths(params), paths(updates)
     for path, leaf in wanted.items():
         if path in found and jnp.shape(found[path]) != jnp.shape(leaf):
             raise LayerError(f"an update of {path} of its shape, {show(leaf)}", show(found[path]),
-                             "take a step of your own by per_example_gradients, if the optimizer "
-                             "reads axis 0 as that of examples")
+                             "write your own step with per_example_gradients, if the optimizer "
+                             "takes axis 0 for the batch axis")
 
 
-def _shown(own: Any, given: Any) -> Any:
-    """What an optimizer is shown of a leaf, or the leaf itself where it is shown none."""
+def _unmasked(own: Any, given: Any) -> Any:
+    """The leaf that an optimizer holds, or our own if it is masked there."""
     return own if isinstance(given, optax.MaskedNode) else given
 
 
 def _parts(opt_state: Any, *kinds: type) -> Iterator[Any]:
-    """The parts of an optimizer's state that are of some kinds, wherever they stand."""
+    """The parts of an optimizer's state of the given types, at any depth."""
     for part in jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, kinds)):
         if isinstance(part, kinds):
             yield part
@@ -219,9 +223,10 @@ def _parts(opt_state: Any, *kinds: type) -> Iterator[Any]:
 
 
 def _skipped(before: Any, after: Any, updates: Any) -> jax.Array | None:
-    """Did the optimizer leave the step out? None, if it is none that may.
+    """Whether the optimizer skipped the step; None if it never skips one.
 
-    What stands inside of one that gathers is not asked at every step, so it must have counted one.
+    `optax.apply_if_finite` inside `optax.MultiSteps` is not called at every step, so a step counts
+    as skipped only if its counter has changed.
     """
     found = []
     kinds = optax.ApplyIfFiniteState, optax.MultiStepsState
@@ -229,15 +234,20 @@ def _skipped(before: Any, after: Any, updates: Any) -> jax.Array | None:
         if isinstance(part, optax.ApplyIfFiniteState):
             finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates)]
             refused = part.total_notfinite != old.total_notfinite
-            found.append(refused & jnp.stack(finite).all())  # else it gave up
+            found.append(refused & jnp.stack(finite).all())  # otherwise it gave up
         elif isinstance(part.skip_state, dict) and "should_skip" in part.skip_state:
             found.append(part.skip_state["should_skip"])
     return jnp.stack(found).any() if found else None
 
 
-def _averaging(before: State, after: State, taken: jax.Array) -> State:
-    """The state after a step, in which averages have only taken in the parameters if `taken`."""
-    return {name: jax.tree.map(functools.partial(jnp.where, taken), part, before[name])
-            if name.startswith("#ema") else
-            _averaging(before[name], part, taken) if isinstance(part, dict) else part
-            for name, part in after.items()}
+def _averages_if(taken: jax.Array, before: State, after: State) -> State:
+    """The state `after` a step, with the averages of `ema` from `before` it unless `taken`."""
+    found = {}
+    for name, part in after.items():
+        if name.startswith("#ema"):
+            found[name] = jax.tree.map(functools.partial(jnp.where, taken), part, before[name])
+        elif isinstance(part, dict):
+            found[name] = _averages_if(taken, before[name], part)
+        else:
+            found[name] = part
+    return found

@@ -1,7 +1,7 @@
-"""An objective with a penalty: a number made of the parameters alone, added to the loss.
+"""An objective with a penalty: a function of the parameters alone, added to the loss.
 
-Decay of weights belongs to the optimizer (`optax.adamw`, with `tree.mask`); a penalty is for what
-has no such form, or is to be seen.
+Weight decay belongs to the optimizer (`optax.adamw`, with `tree.mask`); a penalty is for terms that
+have no such form, or that should show among the metrics.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["penalized"]
 def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> Objective:
     """The objective ``loss + penalty(params)``; metrics gain ``penalty``.
 
-    The penalty is given what the net computes with: of parameters that `weight_norm`, `quantize`,
-    `lora` or `ema` computes from others the results, as `merge` gives them, in the mode of the
-    call. What is frozen has no gradient there.
+    The penalty gets the parameters that the net computes with, as `merge` returns them in the mode
+    of the call: the results of `weight_norm`, `quantize`, `lora` or `ema`. Frozen parameters have
+    no gradient there.
 
     The metric ``loss`` stays the loss on the data, so that training and validation compare.
     Penalties of several layers of `penalized` add up.
 
     Args:
-        objective: what is penalized.
-        penalty: ``params -> number``, with its rate in it; params under the paths of the plain net.
+        objective: the objective without the penalty.
+        penalty: ``params -> number``, including its rate; params have the paths of the plain net.
 
     Raises:
         LayerError: the penalty is no single number.
@@ -52,13 +52,13 @@ def penalized(objective: Objective, penalty: Callable[[Params], jax.Array]) -> O
         raise LayerError("a penalty as a function of params", show(penalty),
                          "write lambda params: rate * dp.losses.l2(params)")
 
-    @like(objective)  # what the net is shown stays as it is
+    @like(objective)
     def total(
         net: Layer, params: Params, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        given = state or {}
+        before = state or {}
         loss, (state, metrics) = objective(net, params, state, batch, key=key, train=train)
-        extra = penalty(plain(net, params, given, train)[0])
+        extra = penalty(plain(net, params, before, train)[0])
         if jnp.shape(extra) != ():
             raise LayerError("a penalty that is one number", show(extra), "sum it")
         return loss + extra, (state, {**metrics, "penalty": metrics.get("penalty", 0) + extra})

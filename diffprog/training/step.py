@@ -1,6 +1,6 @@
-"""Training is a pair too: a step has ``init`` and ``apply``.
+"""A training step is a pair of pure functions, ``init`` and ``apply``, as a layer is.
 
-The step is pure, so that an epoch may be a `jax.lax.scan` and a sweep over seeds a `jax.vmap`.
+An epoch can thus be a `jax.lax.scan`, and a sweep over seeds a `jax.vmap`.
 """
 
 from __future__ import annotations
@@ -25,25 +25,37 @@ from diffprog.core.parameters import fold
 from diffprog.core.plans import Params, State
 from diffprog.core.streams import parted
 from diffprog.data.batches import arrays
-from diffprog.training.averages import across, at_rest, counted, draws, unless
+from diffprog.training.averages import (
+    draws,
+    inference_metrics,
+    is_across_examples,
+    with_count,
+    with_skipped,
+)
 from diffprog.training.axes import check_examples
-from diffprog.training.objectives import Objective, explained, inputs
-from diffprog.training.optimizers import check_optimizer, descend, looked_at, of_net
+from diffprog.training.objectives import Objective, checked, inputs
+from diffprog.training.optimizers import (
+    Descent,
+    check_optimizer,
+    descend,
+    for_net,
+    inference_params,
+)
 
 __all__ = ["Step", "TrainState", "make_step"]
 
 
 class TrainState(NamedTuple):
-    """All that changes in training, as one pytree.
+    """The state of training, as one pytree.
 
-    ``state._replace(params=...)`` begins from other parameters, which `fit` then takes as `state`.
+    ``state._replace(params=...)``, passed to `fit` as `state`, begins from other parameters.
 
     Attributes:
         params, state: of the net.
-        opt_state: of the optimizer; in a game, of each player's.
-        key: of all randomness to come; each step folds its number into it. What saves arrays of
-            numbers alone is given ``jax.random.key_data(key)``.
-        step: how many steps were taken, an int32.
+        opt_state: of the optimizer; in a game, of the optimizer of each player.
+        key: of all further randomness; each step folds its number into it. A checkpoint format
+            without keys stores ``jax.random.key_data(key)``.
+        step: number of steps taken, an int32.
     """
 
     params: Params
@@ -64,14 +76,14 @@ class Step:
     Attributes:
         init: ``(key, x, **side) -> TrainState``.
         apply: ``(state, batch) -> (state, metrics)``, jitted.
-        evaluate: ``(state, batch, first=0) -> metrics``, jitted, at rest; `first` is the number of
-            the batch's first example in the data, by which is drawn.
-        net: what is trained.
-        inputs: ``batch -> (x, side)``, what the net is shown of a batch.
-        combine: ``averages -> metrics``, what is no mean over a batch but is made of such means.
-        across_examples: are examples of a batch compared?
-        eval_params: ``state -> params``, at which the net is looked at. They are ``state.params``,
-            but for optimizers that train at another point, such as those of a slow average.
+        evaluate: ``(state, batch, first=0) -> metrics``, jitted, in inference; `first` is the
+            number of the batch's first example in the data, which determines the randomness.
+        net: the net.
+        inputs: ``batch -> (x, side)``, the inputs of the net.
+        combine: ``averages -> metrics``, adds metrics computed from averages of others.
+        across_examples: whether the objective compares the examples of a batch.
+        eval_params: ``state -> params``, the parameters for inference: ``state.params``, except
+            with optimizers that keep an average, such as `optax.lookahead`.
     """
 
     init: Callable[..., TrainState]
@@ -90,45 +102,45 @@ class Step:
 def make_step(
     net: Layer, objective: Objective, optimizer: optax.GradientTransformation, *,
     donate: bool = True, check_axes: bool = True,
-    eval_params: Callable[[Any, Params], Params] = looked_at,
+    eval_params: Callable[[Any, Params], Params] = inference_params,
 ) -> Step:
     """One step of gradient descent as a pair of pure functions.
 
     Args:
         net: the layer to train.
-        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``. Its
-            metrics are means by name; ``count`` says over how many entries, so that `fit` and
-            `evaluate` can weigh batches (the number of examples if it is left out), and ``loss`` is
-            the loss, if they name no other: it is looked at for NaN, and for the best state. What
-            it does besides stands in its attributes, all of which may be left out. ``inputs``,
-            ``(net, batch) -> (x, side)``, is what it shows the net, if not the x of a batch.
-            ``draws = True``: it draws at rest too; `evaluate` gives it one example at a time, with
-            a key of that example's number in the data. ``across_examples = True``: it compares the
-            examples of a batch, which are not cut then. ``combine``, ``averages -> metrics``, makes
-            metrics of the averages of others, such as a sum of means over unlike counts.
-        optimizer: an optax transformation; it sees what is `trainable` alone. It is handed what it
-            takes of ``value``, ``grad`` and ``value_fn``, the loss as a function of the parameters
-            on this batch, with key and state of this step: `optax.lbfgs`, ``reduce_on_plateau``.
-            A step that it skips, as `optax.apply_if_finite` does, moves no statistics either, and
-            counts in no metric but ``skipped``, the share of such steps. Where it gathers the
-            gradients of several batches, as `optax.MultiSteps` does, `ema` counts its own steps.
-        donate: let `apply` reuse the memory of the state it is given, which is gone afterwards;
-            False keeps it, for notebooks, and for `jax.grad` through training steps (with Adam give
-            that ``eps_root=1e-8``: its root has no derivative where a gradient is zero).
-        check_axes: refuse, when a step is traced, a net that mixes examples, which lie along axis 0
-            of x, at rest: convolutions on grey images without an axis of channels do. And refuse
-            images that seem to have channels first. False says that x is as it is meant, such as a
-            graph whose nodes are axis 0.
-        eval_params: ``(opt_state, params) -> params``, at which `evaluate` looks at the net. Of
-            `optax.lookahead` these are the slow ones, of ``optax.contrib.schedule_free`` those of
-            its ``schedule_free_eval_params``, if nothing else is said.
+        objective: ``(net, params, state, batch, *, key, train) -> (loss, (state, metrics))``.
+            Metrics are means by name. ``count`` is the number of entries they are over, by which
+            `fit` and `evaluate` weight batches; the number of examples by default. ``loss`` is the
+            metric that is checked for NaN and selects the best state; the loss by default. Further
+            properties are optional attributes of the objective. ``inputs``: ``(net, batch) -> (x,
+            side)``, the inputs of the net, if not the x of a batch. ``draws = True``: it draws in
+            inference too, so that `evaluate` calls it with one example at a time, and a key from
+            the number of that example in the data. ``across_examples = True``: it compares the
+            examples of a batch, which is then not cut. ``combine``: ``averages -> metrics``, adds
+            metrics computed from averages, such as a sum of means over different counts.
+        optimizer: an optax transformation of the `trainable` parameters. It gets those of
+            ``value``, ``grad`` and ``value_fn`` that it takes; the last is the loss as a function
+            of the parameters on this batch, with key and state of this step (`optax.lbfgs`,
+            ``reduce_on_plateau``). A step that it skips, as `optax.apply_if_finite` does, changes
+            no statistics and counts in no metric except ``skipped``, the fraction of such steps. If
+            it accumulates the gradients of several batches, as `optax.MultiSteps` does, `ema`
+            counts the steps of the optimizer.
+        donate: let `apply` reuse the memory of its state argument, which is deleted. Pass False in
+            notebooks, and to differentiate through training steps (with ``eps_root=1e-8`` for Adam,
+            whose square root has no derivative where a gradient is zero).
+        check_axes: raise, when a step is traced, if the net mixes examples along axis 0 of x in
+            inference, as a convolution does on grey images without a channel axis, or if images
+            seem to have channels first. Pass False if axis 0 is no batch axis, as for the nodes of
+            a graph.
+        eval_params: ``(opt_state, params) -> params``, the parameters for `evaluate`. By default
+            the slow ones of `optax.lookahead`, and ``schedule_free_eval_params`` for
+            ``optax.contrib.schedule_free``.
 
-    A net that streams goes on from batch to batch if ``state.state`` is what its ``start`` gives:
-    truncated back-propagation, as no gradient reaches the batch before. It is at rest in
-    `evaluate`.
+    A streaming net continues from batch to batch if ``state.state`` comes from its ``start``. This
+    is truncated back-propagation: no gradient reaches the batch before. `evaluate` does not stream.
 
-    The step is jitted, so it is handed ids of 64 bits as JAX takes them from NumPy, modulo 2**32;
-    `fit` and `evaluate` look before, and give NaN.
+    The step is jitted: JAX takes 64-bit ids from NumPy modulo 2**32. `fit` and `evaluate` check
+    first, and such ids give NaN.
 
     Example:
         >>> step = dp.make_step(dp.linear(3), dp.classification(), optax.sgd(0.1))
@@ -139,69 +151,92 @@ def make_step(
         1
 
     Raises:
-        LayerError: one of the three is something else; in ``init``, an optimizer that takes more
-            than one gradient a step (``sam``) or one of each example (``dpsgd``; how to take such a
-            step is said in docs/second_order.md); in ``apply``, updates of other shapes than the
-            parameters; in ``apply`` and ``evaluate``, what `check_axes` finds, or a state that
-            was donated.
+        LayerError: net, objective or optimizer is something else; in ``init``, an optimizer that
+            takes more than one gradient per step (``sam``) or one per example (``dpsgd``; see
+            docs/second_order.md for such steps); in ``apply``, updates whose shapes differ from
+            those of the parameters; in ``apply`` and ``evaluate``, a failure of `check_axes`, or a
+            donated state.
     """
     net = as_layer(net)
     check_optimizer(optimizer)
     check_objective(net, objective)
-    asked = explained(objective)
-    own = of_net(net, optimizer)
+    training = _Training(net, checked(objective), for_net(net, optimizer), eval_params,
+                         check_axes)
+    return Step(training.init, Compiled(training.apply, donate_argnums=0 if donate else ()),
+                Compiled(training.evaluate), net, training.inputs, training.combine,
+                is_across_examples(training.objective), training.eval_params)
 
-    def init(key: jax.Array, x: Any, **side: Any) -> TrainState:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Training:
+    """The functions of a step of `make_step`."""
+
+    net: Layer
+    objective: Any
+    optimizer: Any
+    params_for_inference: Callable[[Any, Params], Params]
+    check_axes: bool
+
+    def init(self, key: jax.Array, x: Any, **side: Any) -> TrainState:
         check_key(key)
-        first, later = jax.random.split(key)
-        params, state = net.init(first, arrays(x), **arrays(side))
-        if params and not any(jax.tree.leaves(trainable(net, params))):
-            raise LayerError("a net with something to train", f"{net!r}, which is frozen",
+        net_key, later = jax.random.split(key)
+        params, state = self.net.init(net_key, arrays(x), **arrays(side))
+        if params and not any(jax.tree.leaves(trainable(self.net, params))):
+            raise LayerError("a net with something to train", f"{self.net!r}, which is frozen",
                              "freeze less of it: name what trains by exclude=")
-        # Some optimizers keep the initial parameters, and an init may give an array that is not its
-        # own, such as a pretrained table; a buffer can be donated only once.
-        params, state, opt = jax.tree.map(jnp.copy, (params, state, own.init(params)))
-        return TrainState(params, state, opt, later, jnp.zeros((), jnp.int32))
+        return fresh_state(params, state, self.optimizer.init(params), later)
 
-    def apply(now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        check(batch)
+    def apply(self, now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        self._check(batch)
         key = jax.random.fold_in(now.key, now.step)
 
         def loss(params: Params) -> Any:
-            return asked(net, params, now.state, batch, key=key, train=True)
+            return self.objective(self.net, params, now.state, batch, key=key, train=True)
 
-        done = descend(own, loss, now.params, now.opt_state, now.state)
-        metrics = counted(done.metrics, batch)
-        if done.skipped is not None:
-            metrics = unless(done.skipped, metrics)
-        return now._replace(params=done.params, state=done.state, opt_state=done.opt_state,
-                            step=now.step + 1), metrics
+        done = descend(self.optimizer, loss, now.params, now.opt_state, now.state)
+        after = now._replace(params=done.params, state=done.state, opt_state=done.opt_state,
+                             step=now.step + 1)
+        return after, step_metrics(done, batch)
 
-    def rest(now: TrainState, batch: Any, first: Any = 0) -> dict[str, jax.Array]:
-        check(batch)
-        key = fold(jax.random.key(0), "evaluate") if draws(asked) else None
-        return at_rest(asked, net, looked(now), resting(net, shown, now.state, batch), batch,
-                       key=key, first=first)
+    def evaluate(self, now: TrainState, batch: Any, first: Any = 0) -> dict[str, jax.Array]:
+        self._check(batch)
+        key = fold(jax.random.key(0), "evaluate") if draws(self.objective) else None
+        state = without_stream(self.net, self.inputs, now.state, batch)
+        return inference_metrics(self.objective, self.net, self.eval_params(now), state, batch,
+                                 key=key, first=first)
 
-    def looked(now: TrainState) -> Params:
-        return eval_params(now.opt_state, now.params)
+    def eval_params(self, now: TrainState) -> Params:
+        return self.params_for_inference(now.opt_state, now.params)
 
-    def shown(batch: Any) -> tuple[Any, dict[str, Any]]:
-        return asked.inputs(net, batch)
+    def inputs(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+        return self.objective.inputs(self.net, batch)
 
-    def check(batch: Any) -> None:
-        if check_axes:
-            check_batch(net, shown, batch)
+    def combine(self, found: dict[str, float]) -> dict[str, float]:
+        return found | getattr(self.objective, "combine", dict)(found)
 
-    def combine(found: dict[str, float]) -> dict[str, float]:
-        return found | getattr(asked, "combine", dict)(found)
+    def _check(self, batch: Any) -> None:
+        if self.check_axes:
+            check_batch(self.net, self.inputs, batch)
 
-    return Step(init, Compiled(apply, donate_argnums=0 if donate else ()), Compiled(rest), net,
-                shown, combine, across(asked), looked)
+
+def fresh_state(params: Params, state: State, opt_state: Any, key: jax.Array) -> TrainState:
+    """The state of training before the first step, in buffers of its own.
+
+    An array can be donated only once: some optimizers keep the initial parameters, and an ``init``
+    may return an array that it does not own, such as a pretrained table.
+    """
+    params, state, opt_state = jax.tree.map(jnp.copy, (params, state, opt_state))
+    return TrainState(params, state, opt_state, key, jnp.zeros((), jnp.int32))
+
+
+def step_metrics(done: Descent, batch: Any) -> dict[str, jax.Array]:
+    """The metrics of a step, with their count, and ``skipped`` if the optimizer may skip steps."""
+    metrics = with_count(done.metrics, batch)
+    return metrics if done.skipped is None else with_skipped(done.skipped, metrics)
 
 
 class Compiled:
-    """A jitted function of a `TrainState` and a batch, which knows a state that was donated."""
+    """A jitted function of a `TrainState` and a batch that raises for a donated state."""
 
     def __init__(self, f: Callable[..., Any], **options: Any) -> None:
         self.jitted = jax.jit(f, **options)
@@ -209,7 +244,7 @@ class Compiled:
 
     def __call__(self, state: TrainState, batch: Any, *more: Any, **named: Any) -> Any:
         check_state(state)
-        check_kept(state.step)  # which is donated with all else
+        check_kept(state.step)  # donated with all other leaves
         try:
             return self.jitted(state, arrays(batch), *more, **named)
         except Exception:
@@ -217,54 +252,56 @@ class Compiled:
             raise
 
 
-def resting(net: Layer, shown: Callable[[Any], Any], state: State, batch: Any) -> State:
-    """The state without what a stream carries: examples that are looked at begin anew."""
+def without_stream(net: Layer, inputs: Callable[[Any], Any], state: State, batch: Any) -> State:
+    """The state of the net without that of its streams: evaluation does not continue them."""
     try:
-        x, side = shown(batch)
+        x, side = inputs(batch)
     except (TypeError, ValueError):
-        return state  # an objective of one's own does not show the net x as it is
+        return state  # a custom objective may not call the net on the x of a batch
     rest, carried = parted(net, state, lambda: net._shaped(x, side)[1])
     return rest if carried else state
 
 
-def check_batch(net: Layer, shown: Callable[[Any], Any], batch: Any) -> None:
-    """Raise what `check_examples` finds in what the net is shown of a batch."""
+def check_batch(net: Layer, inputs: Callable[[Any], Any], batch: Any) -> None:
+    """Apply `check_examples` to the inputs of the net in a batch."""
     try:
-        x, side = shown(batch)
+        x, side = inputs(batch)
     except LayerError:
-        return  # it is not to be known of an objective of one's own
+        return  # a custom objective may call the net on anything
     check_examples(net, x, side)
 
 
 def check_step(step: Any) -> None:
-    """Raise unless it is a step."""
+    """Raise unless `step` is a `Step`."""
     if not isinstance(step, Step):
         raise LayerError("a Step", code(step), "pass make_step(net, objective, optimizer)")
 
 
 def check_state(state: Any) -> None:
-    """Raise unless it is a state of training."""
+    """Raise unless `state` is a `TrainState`."""
     if not isinstance(state, TrainState):
-        raise LayerError("a TrainState", show(state), "pass fit.state, or what step.init gives")
+        raise LayerError("a TrainState", show(state), "pass fit.state, or the result of step.init")
 
 
 def check_objective(net: Layer, objective: Any) -> None:
-    """Raise unless it can be called as an objective is."""
+    """Raise unless `objective` and its `inputs` take the arguments of an objective."""
     try:
         inspect.signature(objective).bind(net, {}, {}, None, key=None, train=True)
     except TypeError as error:
         raise LayerError("an objective (net, params, state, batch, *, key, train)", code(objective),
                          "pass dp.classification(), for example") from error
-    shown = getattr(objective, "inputs", inputs)
+    own_inputs = getattr(objective, "inputs", inputs)
     try:
-        inspect.signature(shown).bind(net, None)
+        inspect.signature(own_inputs).bind(net, None)
     except TypeError as error:
-        raise LayerError("objective.inputs as a function (net, batch)", code(shown),
-                         "write lambda net, batch: (x, {}), with the x that the net is shown, and "
+        raise LayerError("objective.inputs as a function (net, batch)", code(own_inputs),
+                         "write lambda net, batch: (x, {}), with the input x of the net, and its "
                          "side inputs in the dict") from error
 
 
 def _number(step: Any) -> str:
-    """How many steps, if it is one number that is there."""
-    known = isinstance(step, jax.Array) and not isinstance(step, Tracer)
-    return str(int(step)) if known and step.ndim == 0 and not step.is_deleted() else show(step)
+    """The number of steps, or dtype and shape if it is traced, deleted or several."""
+    concrete = isinstance(step, jax.Array) and not isinstance(step, Tracer)
+    if concrete and step.ndim == 0 and not step.is_deleted():
+        return str(int(step))
+    return show(step)

@@ -1,4 +1,4 @@
-"""What a variational autoencoder is trained by: the evidence lower bound and its two terms."""
+"""The objective of a variational autoencoder: the evidence lower bound."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.notation import called, show
 from diffprog.losses.classes import binary_cross_entropy
-from diffprog.losses.entries import (
-    average,
-    spread,
-    total,
-    weighing,
-)
+from diffprog.losses.entries import spread, weighing
 from diffprog.losses.values import gaussian_kl
 from diffprog.training.objectives import (
+    Entries,
     Metrics,
     Objective,
     check_logits,
@@ -38,26 +34,26 @@ def elbo(
 ) -> Objective:
     """The objective of a `vae`: ``E[-log p(y | z)] + beta * KL(q(z | x) || N(0, 1))``, in nats.
 
-    The net gives a pair, the prediction of y and the pair (mean, log_variance) of q. A batch is
-    that of `regression`: y is x itself, or x before noise was added. Metrics, in nats an example:
-    ``reconstruction``, the sum of `loss` over all entries of an example, and ``kl``, summed over
-    all hidden numbers; ``-(reconstruction + kl)`` bounds the logarithm of p(y) from below.
+    The net returns a pair: the prediction of y, and the pair (mean, log_variance) of q. A batch is
+    that of `regression`: y is x itself, or x before noise was added. Metrics, in nats per example:
+    ``reconstruction``, the sum of `loss` over the entries of an example, and ``kl``, summed over
+    the latent variables; ``-(reconstruction + kl)`` is a lower bound of log p(y).
 
-    The mean over z is that of one draw for each example, in `evaluate` too, which gives each a key
-    of its own. Called without a key z is the mean of q, and the loss is no bound.
+    The expectation is estimated by one sample of z per example, in `evaluate` too, with a key for
+    each example. Without a key z is the mean of q, and the loss is no bound.
 
-    An example without a real entry, by `mask` or `target_mask`, is not real. A `sample_weight` is
-    one of examples, (batch,).
+    An example without a valid entry, by `mask` or `target_mask`, is invalid. `sample_weight` is
+    over examples, (batch,).
 
     Args:
-        loss: gives ``-log p`` of each entry with ``reduction="none"``. `binary_cross_entropy` takes
-            the predictions as log-odds; `squared_error` is the normal distribution of variance 1/2
-            around them, but for a constant log(pi) / 2 for each entry.
-        beta: weight of the KL term, at least 0; above 1 hidden numbers become fewer and more
-            independent of one another, and the loss is not the bound.
+        loss: ``-log p`` of each entry with ``reduction="none"``. `binary_cross_entropy` takes the
+            predictions as log-odds; `squared_error` is a normal distribution of variance 1/2 with
+            the prediction as mean, without the constant log(pi) / 2 per entry.
+        beta: weight of the KL term, at least 0. Above 1 fewer latent variables are used, they are
+            less dependent on one another, and the loss is no bound.
 
     Raises:
-        LayerError: a negative beta; the net gives something else.
+        LayerError: a negative beta; the net returns something else.
 
     Example:
         >>> latent = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))
@@ -85,35 +81,38 @@ def elbo(
         prediction, latent = _pair(output, "a pair, the prediction and (mean, log_variance)")
         mean, log_variance = _pair(latent, "a pair (mean, log_variance) beside the prediction")
         mask, weights = real_targets(net, batch, x, side, y.shape, lambda output: output[0])
-        surprise = _rows(unreduced(loss, prediction, y, mask, y.shape)).sum(1)
-        real = None if mask is None else _rows(spread(mask, y.shape)).any(1)
-        weights = None if weights is None else _of_examples(batch["sample_weight"], y.shape[0])
-        reconstruction = average(surprise, real, weights)
-        latent = gaussian_kl(_rows(mean), _rows(log_variance), mask=real, reduction="none")
-        kl = average(latent, real, weights)
+        losses = _rows(unreduced(loss, prediction, y, mask, y.shape)).sum(1)     # (batch,)
+        valid = None if mask is None else _rows(spread(mask, y.shape)).any(1)    # (batch,)
+        if weights is not None:
+            weights = _example_weights(batch["sample_weight"], y.shape[0])       # (batch,)
+        divergences = gaussian_kl(                                               # (batch,)
+            _rows(mean), _rows(log_variance), mask=valid, reduction="none")
+        examples = Entries.of(losses.shape, valid, weights)
+        reconstruction, kl = examples.mean(losses), examples.mean(divergences)
         value = reconstruction + beta * kl
         return value, (state, {"loss": value, "reconstruction": reconstruction, "kl": kl,
-                               "count": total(surprise.shape, real, weights)})
+                               "count": examples.count})
 
-    said: Any = objective
-    said.inputs, said.draws = inputs, True
-    return said
+    result: Any = objective
+    result.inputs, result.draws = inputs, True
+    return result
 
 
 def _pair(output: Any, wanted: str) -> Any:
+    """The output, which must be a pair."""
     if not isinstance(output, (tuple, list)) or len(output) != 2:
         raise LayerError(wanted, show(output), "make the net by vae(encoder, decoder)")
     return output
 
 
-def _of_examples(weights: Any, count: int) -> Any:
-    """The weights, of which each example must have one."""
+def _example_weights(weights: Any, count: int) -> Any:
+    """The weights; raise unless they are over the examples alone."""
     if weights.ndim != 1:
         raise LayerError(f"a sample_weight of the {count} examples", show(weights),
-                         "give one number to each example: its entries are one surprise")
+                         "pass one number per example: the entries of one have one loss")
     return weighing(weights, (count,))
 
 
 def _rows(a: jax.Array) -> jax.Array:
-    """One row for each example."""
+    """(batch, ...) as (batch, n)."""
     return a.reshape(a.shape[0], math.prod(a.shape[1:]))

@@ -14,6 +14,7 @@ import jax
 
 from diffprog.core.computed import WrittenOut
 from diffprog.core.layer import Layer
+from diffprog.wiring.combinators import serial
 
 Split = Callable[[Any], Any]
 
@@ -47,7 +48,7 @@ def _unrolled_repeat(n: int, layer: Layer) -> tuple[Layer, Split]:
     """n copies in series, named copy_0, copy_1, ..."""
     one, split_one = unrolled(layer)
     names = [f"copy_{i}" for i in range(n)]
-    series = Layer.serial(**dict.fromkeys(names, one))
+    series = serial(**dict.fromkeys(names, one))
 
     def copy(tree: Any, i: int) -> Any:
         return split_one(jax.tree.map(lambda a: a[i], tree))

@@ -1,4 +1,4 @@
-"""`batches`: nothing is lost, nothing comes twice, and a seed decides the order."""
+"""`batches`: every example comes once per epoch, in an order that the seed determines."""
 
 import itertools
 
@@ -15,14 +15,14 @@ def first(batches, count):
     return list(itertools.islice(batches, count))
 
 
-def test_without_a_seed_they_come_once_and_in_order():
+def test_without_a_seed_batches_are_one_epoch_in_order():
     x = np.arange(14).reshape(7, 2)
     got = list(dp.batches(x, 3))
     assert [batch.tolist() for batch in got] == [
         [[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]], [[12, 13]]]
 
 
-def test_iterating_anew_starts_anew():
+def test_iterating_again_yields_the_same_batches():
     for seed in (None, 3):
         data = dp.batches(np.arange(7), 3, seed=seed)
         again = [first(data, 3), first(data, 3)]
@@ -67,7 +67,7 @@ def test_dtypes_are_kept():
         assert (a.dtype, b.dtype) == (np.uint8, jnp.bfloat16)
 
 
-def test_what_cannot_be_cut_is_refused():
+def test_arrays_of_different_lengths_are_refused():
     for data in ((np.ones(3), np.ones(4)), np.ones(0), np.float32(1), (np.ones(3), np.ones(())),
                  {}, {"x": np.ones((0, 3))}):
         with pytest.raises(dp.LayerError, match="one length"):
@@ -78,17 +78,17 @@ def test_what_cannot_be_cut_is_refused():
 
 
 def test_nested_lists_are_refused():
-    with pytest.raises(dp.LayerError, match="arrays with an axis of examples"):
+    with pytest.raises(dp.LayerError, match="arrays with a batch axis"):
         dp.batches([[1.0, 2.0], [3.0, 4.0]], 1)
 
 
-def test_batches_are_shown_by_what_they_are_cut_of():
+def test_the_repr_of_batches_shows_their_data():
     data = dp.batches((np.ones((1000, 30)), np.ones(1000)), 10, seed=0)
     assert repr(data) == "batches((float64[1000,30], float64[1000]), 10, seed=0, epochs=None)"
 
 
 @pytest.mark.parametrize("data", [None, len, 3, (np.ones((4, 3)), np.ones(4)), {"x": np.ones(3)}])
-def test_no_series_of_batches_is_refused(data):
+def test_a_single_batch_is_refused(data):
     step = dp.make_step(dp.linear(2), dp.regression(), optax.sgd(0.1))
-    with pytest.raises(dp.LayerError, match="data as batches, one after another"):
+    with pytest.raises(dp.LayerError, match="data as an iterable of batches"):
         dp.fit(step, data, steps=1, key=jax.random.key(0), progress=False)

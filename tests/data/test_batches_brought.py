@@ -1,4 +1,4 @@
-"""Batches as users have them: tensors and tables of other libraries, lists of labels, loaders."""
+"""Batches from other sources: tensors and tables of other libraries, lists of labels, loaders."""
 
 import itertools
 
@@ -16,7 +16,7 @@ X, Y = examples()
 
 
 class Tensor:
-    """As of PyTorch: its dtype has no name, jax does not know it, and NumPy reads it."""
+    """Like a PyTorch tensor: its dtype has no name, JAX does not accept it, NumPy converts it."""
 
     class Dtype:
         def __repr__(self):
@@ -40,7 +40,7 @@ class Tensor:
 
 
 class Table:
-    """As of pandas: iterating gives the names of columns, and there is no dtype of the whole."""
+    """Like a pandas table: iterating yields column names, and there is no common dtype."""
 
     def __init__(self, columns):
         self.columns = columns
@@ -71,7 +71,7 @@ BROUGHT = {
 
 
 @pytest.mark.parametrize("name", BROUGHT)
-def test_a_batch_is_what_numpy_reads(name):
+def test_lists_tables_and_tensors_are_converted(name):
     batch = BROUGHT[name]
     wanted = train(sgd(), [(X, Y)], 2, validation=[(X, Y)])
     for data in ([batch], dp.batches(batch, 12)):
@@ -80,7 +80,7 @@ def test_a_batch_is_what_numpy_reads(name):
         assert result.history == wanted.history
 
 
-def test_a_step_takes_them_by_itself():
+def test_a_step_converts_its_batch():
     x = Tensor(X)
     state, _ = sgd().apply(sgd().init(KEY, x), (x, Y.tolist()))
     assert_same(state, train(sgd(), [(X, Y)], 1).state)
@@ -88,7 +88,7 @@ def test_a_step_takes_them_by_itself():
 
 
 @pytest.mark.parametrize("x", [Tensor(X), TABLE], ids=["tensor", "table"])
-def test_predict_takes_them_too(x):
+def test_predict_converts_its_input(x):
     params = sgd().init(KEY, X).params
     np.testing.assert_array_equal(dp.predict(sgd().net, params, x, batch_size=5),
                                   dp.predict(sgd().net, params, X, batch_size=5))
@@ -101,7 +101,7 @@ def test_an_error_shows_a_tensor():
 @pytest.mark.parametrize("y", [
     ["cat"] * 12, np.array(["cat"] * 12), np.array([None] * 12), [[0, 1], [1]],
     [[0], [1]], "cat", np.array(["2020-01-01"] * 12, "datetime64[D]")], ids=repr)
-def test_what_is_no_array_of_numbers_is_refused(y):
+def test_arrays_of_strings_are_refused(y):
     for call in (lambda: train(sgd(), [(X, y)], 1),
                  lambda: dp.evaluate(sgd(), sgd().init(KEY, X), [(X, y)])):
         assert "arrays of numbers" in refused(call).wants
@@ -111,12 +111,12 @@ def test_what_is_no_array_of_numbers_is_refused(y):
     lambda x: sgd().net.init(KEY, x), lambda x: sgd().net(sgd().init(KEY, X).params, x),
     lambda x: dp.losses.cross_entropy(x, jnp.asarray(Y)), lambda x: dp.losses.cross_entropy(X, x),
     lambda x: dp.metrics.accuracy(x, jnp.asarray(Y))], ids=range(5))
-def test_a_tensor_by_itself_is_to_be_converted(call):
+def test_a_single_tensor_must_be_converted(call):
     error = refused(call, Tensor(X))
     assert error.got == "torch.float32[12,4]" and "jnp.asarray" in error.remedy
 
 
-def test_gradients_of_examples_take_what_training_takes():
+def test_per_example_gradients_convert_their_batch():
     params = sgd().init(KEY, X).params
     ask = lambda batch: dp.gradients.per_example_gradients(  # noqa: E731
         sgd().net, dp.classification(), params, {}, batch)
@@ -127,7 +127,7 @@ def test_gradients_of_examples_take_what_training_takes():
     np.testing.assert_array_equal(kernel, dp.gradients.tangent_kernel(sgd().net, params, X, X))
 
 
-def test_keys_and_scalars_may_stand_in_a_batch():
+def test_a_batch_may_hold_keys_and_scalars():
     batch = {"x": X, "y": Y, "key": jax.random.key(0), "scale": 0.5, "flag": True, "none": None}
 
     def objective(net, params, state, batch, *, key, train):
@@ -140,7 +140,7 @@ def test_keys_and_scalars_may_stand_in_a_batch():
 
 
 class Again:
-    """A loader whose iterator it is itself, and which begins anew when it is asked for one."""
+    """A loader that is its own iterator, and restarts in ``__iter__``."""
 
     def __iter__(self):
         self.left = iter([(X[:6], Y[:6]), (X[6:], Y[6:])])
@@ -158,7 +158,7 @@ def test_a_loader_may_be_its_own_iterator():
         [row["validation/loss"] for row in wanted.history], rel=1e-6)
 
 
-def test_endless_batches_are_nothing_to_evaluate_on():
+def test_endless_batches_cannot_be_evaluated():
     data = dp.batches((X, Y), 5, seed=0)
     state = sgd().init(KEY, X)
     end = "that ends, got endless batches(..., seed=...); write batches(..., epochs=1)"
@@ -171,7 +171,7 @@ def test_endless_batches_are_nothing_to_evaluate_on():
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10, 16])
 @pytest.mark.parametrize("seed", [None, 0])
-def test_epochs_say_how_often_each_example_comes(size, seed):
+def test_each_example_comes_once_per_epoch(size, seed):
     data = dp.batches(np.arange(7), size, seed=seed, epochs=3)
     found = [batch.tolist() for batch in data]
     assert sorted(itertools.chain(*found)) == sorted([*range(7)] * 3)
@@ -186,7 +186,7 @@ def test_epochs_say_how_often_each_example_comes(size, seed):
 
 @pytest.mark.parametrize("options", [{}, {"seed": 0}, {"epochs": 2}, {"seed": 1, "epochs": 2}],
                          ids=str)
-def test_batches_begin_at_any_number(options):
+def test_batches_may_begin_at_any_number(options):
     data = dp.batches(jnp.arange(7), 3, **options)
     count = data.count or 9
     first = [batch.tolist() for batch in itertools.islice(data, count)]

@@ -96,17 +96,17 @@ EXAMPLES = {
     "wants arrays of one length along the first axis, got (float32[12,4], int32[3]); cut them to "
     "one length":
         each(batch=(XS, YS[:3])),
-    "wants train=False for a net with state, got train=True and batch_norm_0/mean, "
+    "wants train=False for a net with batch statistics, got train=True and batch_norm_0/mean, "
     "batch_norm_0/var; leave train out: batch statistics mix the examples of a batch":
         each(NORMED, train=True),
-    "wants a net whose statistics are those at rest, got batch_norm_0/mean, batch_norm_0/var of "
-    "what is pinned to training; leave pin out: batch statistics mix the examples of a batch":
+    "wants a net with the statistics of inference, got batch_norm_0/mean, batch_norm_0/var pinned "
+    "to training; leave pin out: batch statistics mix the examples of a batch":
         each(dp.pin(NORMED, train=True)),
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":
         norms(0),
     "wants parameters that have a gradient at inference, got averages in place of "
-    "linear_0/bias, linear_0/kernel; pass train=True, or the plain net with the trees that "
-    "dp.tree.merge(net, params, state) gives: it computes with these at rest":
+    "linear_0/bias, linear_0/kernel; pass train=True, or the plain net with the trees of "
+    "dp.tree.merge(net, params, state), which inference uses":
         each(dp.ema(dp.serial(NET))),
     "wants a net with something to train, got freeze(linear(3)), which is frozen; freeze less "
     "of it: exclude= names what trains":
@@ -114,7 +114,7 @@ EXAMPLES = {
     # Kernels.
     "wants batch_size as an int of at least 1, got None; pass a Python int":
         lambda: dp.gradients.tangent_kernel(NET, PARAMS, XS, batch_size=None),
-    "wants an output for each of 12 examples, got float32[1,4]; keep the first axis of x":
+    "wants one output per example, 12 in all, got float32[1,4]; keep the first axis of x":
         lambda: dp.gradients.tangent_kernel(first, PARAMS, XS),
     "wants one array, got (float32[12,4], float32[12,4]); pick one part of it with a lambda":
         lambda: dp.gradients.tangent_kernel(pair, PARAMS, XS),
@@ -122,12 +122,12 @@ EXAMPLES = {
     "on input of this shape":
         lambda: dp.gradients.tangent_kernel(NET, PARAMS, XS, XS[:, :2]),
     "wants parameters that have a gradient at inference, got averages in place of bias, "
-    "kernel; pass the plain net with the trees that dp.tree.merge(net, params, state) gives: "
-    "it computes with these at rest":
+    "kernel; pass the plain net with the trees of dp.tree.merge(net, params, state), which "
+    "inference uses":
         of_averages,
     "wants something that depends on the parameters, got a derivative of zero; make the loss "
-    "train=True, or differentiate the plain net at dp.tree.merge(net, params, state): at rest ema "
-    "computes with averages, and what is frozen has no gradient":
+    "train=True, or differentiate the plain net at dp.tree.merge(net, params, state): ema uses "
+    "averages in inference, and frozen parameters have no gradient":
         hessian(PARAMS, lambda p: jnp.ones(())),
     # Expansions.
     "at (linearize(serial(origin=batch_norm()))): wants a layer without origin in its state, got "

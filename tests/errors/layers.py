@@ -57,7 +57,7 @@ EXAMPLES = {
     "embedding(11, 3): wants integer input, got bool[2]; convert it: x.astype(jnp.int32)":
         lambda: EMBED(TABLE, jnp.ones(2, bool)),
     "embedding(11, 3): wants params of 11 ids and 3 features, got {embedding: float32[12,3]}; "
-    "pass what init gave":
+    "pass what init returned":
         lambda: EMBED({"embedding": jnp.ones((12, 3))}, jnp.array([1])),
     "wants 3 features on the last axis, as init saw, got float32[2,4]; initialize again on "
     "input of this shape, or change the layer before":
@@ -92,8 +92,8 @@ EXAMPLES = {
         lambda: NORM.apply(*NORM.init(KEY, X), X[:1], train=True),
     "at (batch_norm()): wants a mask of booleans, got float32[4,3]":
         at(dp.batch_norm(), floats(4, 3, 2), mask=floats(4, 3)),
-    "at (batch_norm()): wants a mask of the leading axes of (4, 3, 2), got bool[3]; give it an "
-    "axis of examples, as by jnp.broadcast_to(mask, (4, 3))":
+    "at (batch_norm()): wants a mask of the leading axes of (4, 3, 2), got bool[3]; give it a "
+    "batch axis, as by jnp.broadcast_to(mask, (4, 3))":
         at(dp.batch_norm(), floats(4, 3, 2), mask=bools(3)),
     "group_norm(True): wants groups as an int of at least 1, got True; pass a Python int":
         lambda: dp.group_norm(True),

@@ -156,7 +156,7 @@ EXAMPLES = {
     "learned_positions(4): wants at most 4 steps, got 6; learn more positions, or cut x":
         lambda: LEARNED.start(params(LEARNED, X3[:, :4]), {}, X3[:, :1], length=6),
     "learned_positions(4): wants params of 4 positions and 4 features, got {embedding: "
-    "float32[4,1]}; pass what init gave":
+    "float32[4,1]}; pass what init returned":
         lambda: LEARNED({"embedding": jnp.ones((4, 1))}, X3[:, :4]),
     "at (learned_positions(4)): wants positions as ints of shape (2, 4), got int32[4]; pass one "
     "for each step: jnp.broadcast_to(positions, x.shape[:-1])":

@@ -84,8 +84,8 @@ EXAMPLES = {
         traced(dp.losses.cross_entropy, LOGITS, LOGITS, ignore_index=-100),
     "wants integer labels, got bool[2]; convert them: labels.astype(jnp.int32)":
         traced(dp.losses.cross_entropy, LOGITS, bools(2)),
-    "wants labels of the logits' leading shape (2,), got int32[2,1]; give each entry the number "
-    "of its class":
+    "wants labels of the logits' leading shape (2,), got int32[2,1]; pass one class index "
+    "per entry":
         traced(dp.losses.cross_entropy, LOGITS, ints(2, 1)),
     "wants at least 1 axis (..., classes), got float32[]; add the missing axes":
         traced(dp.losses.cross_entropy, floats(), ints()),
@@ -123,8 +123,8 @@ EXAMPLES = {
     # Metrics.
     "wants integer labels, got float32[2,6]; convert them: labels.astype(jnp.int32)":
         traced(dp.metrics.accuracy, LOGITS, floats(2, 6)),
-    "wants labels of the logits' leading shape (2,), got int32[3]; give each entry the number of "
-    "its class":
+    "wants labels of the logits' leading shape (2,), got int32[3]; pass one class index per "
+    "entry":
         traced(dp.metrics.confusion_matrix, LOGITS, ints(3)),
     "wants k of at most 3, the number of classes, got 5; lower it":
         traced(dp.metrics.top_k_accuracy, LOGITS, LABELS),
@@ -134,7 +134,7 @@ EXAMPLES = {
     "wants at least one floating-point argument, got (int32[3]); convert one: "
     "x.astype(jnp.float32)":
         lambda: dp.gradients.check_gradients(lambda x: x, jnp.arange(3)),
-    "wants a function that gives floating-point numbers, got none; return what is to be "
+    "wants a function that returns floating-point numbers, got none; return what is to be "
     "differentiated":
         lambda: dp.gradients.check_gradients(lambda x: x.astype(int), X),
     "wants a function that computes in float64, got [float32[2,4]]; pass it the arrays that it "

@@ -10,7 +10,7 @@ from refusing import X
 from training_nets import KEY, NET, examples, sgd, train
 
 import diffprog as dp
-from diffprog.training.objectives import explained
+from diffprog.training.objectives import checked
 from errors.composing import GROWS
 from errors.given import bools, params
 
@@ -139,7 +139,7 @@ def meaned(output, target, *, mask):
 GAME = dp.serial(one=NET, other=dp.batch_norm())
 PLAYER = dp.training.Player(dp.classification(), optax.sgd(0.1))
 FORM = ("return them: the new state of the net, and metrics by name, means over metrics['count'] "
-        "entries, or over the examples where it gives no count")
+        "entries, or over the examples without a count")
 
 
 def forgetful(net, params, state, batch, *, key, train):
@@ -167,24 +167,24 @@ EXAMPLES = {
     "wants a batch with x, y, mask, target_mask, sample_weight and side inputs of the net (none), "
     "got x; add y":
         asked(dp.classification(), {"x": XS}),
-    "wants a batch with targets, got (float32[12,4], None); pass (x, y), y being what the net is "
-    "to give":
+    "wants a batch with targets, got (float32[12,4], None); pass (x, y), y for the "
+    "targets":
         asked(dp.classification(), (XS, None)),
     "wants a target of the prediction's shape (12, 3), got int32[12]; give both one shape: "
     "broadcasting would compare every pair":
         asked(dp.training.binary_classification(), DATA[0]),
-    "wants metrics that are one number each, as kind, got 'good'; leave out what is none":
-        asked(explained(worded), DATA[0]),
+    "wants metrics that are one number each, as kind, got 'good'; leave out the others":
+        asked(checked(worded), DATA[0]),
     "wants objective.inputs as a function (net, batch), got <lambda training.py:78>; write "
-    "lambda net, batch: (x, {}), with the x that the net is shown, and side inputs in the dict":
+    "lambda net, batch: (x, {}), with the input x of the net, and its side inputs in the dict":
         lambda: dp.make_step(NET, shows_batch, optax.sgd(0.1)),
     "wants a batch (x, y), or a dict with x and y, got (float32[2,4]); pass one of them":
         asked(dp.classification(), (X,)),
-    "wants a mask of axes of x that the net keeps, got bool[12,5]; name it target_mask if it says "
-    "which targets are real: the net takes no mask":
+    "wants a mask of axes of x that the net keeps, got bool[12,5]; name it target_mask if it marks "
+    "the valid targets: the net takes no mask":
         asked(dp.classification(), {"x": XS, "y": YS, "mask": bools(12, 5)}),
-    "wants a mask of axes of x, which the net takes, got bool[12,3]; name it target_mask: it says "
-    "which targets are real":
+    "wants a mask of axes of x, which the net takes, got bool[12,3]; name it target_mask: it marks "
+    "the valid targets":
         asked(dp.regression(), {"x": XS, "y": jnp.ones((12, 3)), "mask": bools(12, 3)},
               dp.hide() >> NET),
     "wants one array, got (float32[12,3], float32[12,3]); pick one part of it with a lambda":
@@ -210,22 +210,22 @@ EXAMPLES = {
     "wants a pair (mean, log_variance) beside the prediction, got float32[12,3]; make the net by "
     "vae(encoder, decoder)":
         asked(dp.training.elbo(), (XS, XS), dp.branch(NET, NET)),
-    "wants a log_variance of the shape of mean, (2, 4), got float32[2,1]; give each number a "
-    "variance of its own":
+    "wants a log_variance of the shape of mean, (2, 4), got float32[2,1]; pass one "
+    "variance per mean":
         lambda: dp.losses.gaussian_kl(X, X[:, :1]),
-    "wants a sample_weight of the leading axes of (12,), got float32[2,4]; give one number to each "
-    "example, or to each of its entries":
+    "wants a sample_weight of the leading axes of (12,), got float32[2,4]; pass one number per "
+    "example, or per entry":
         asked(dp.classification(), {"x": XS, "y": YS, "sample_weight": X}),
-    "wants a sample_weight of the 12 examples, got float32[12,4]; give one number to each example: "
-    "its entries are one surprise":
+    "wants a sample_weight of the 12 examples, got float32[12,4]; pass one number per example: the "
+    "entries of one have one loss":
         asked(dp.training.elbo(), {"x": XS, "y": XS, "sample_weight": XS}, LATENT),
-    "wants a loss (output, target, *, mask), got maskless; let it take mask=None, which says what "
-    "is real, and return a number":
+    "wants a loss (output, target, *, mask), got maskless; let it take mask=None, True where "
+    "valid, and return a number":
         lambda: dp.regression(maskless),
     "wants a loss as a function, got 'mse'; pass dp.losses.absolute_error, for example":
         lambda: dp.regression("mse"),
-    "wants a net that gives logits, got one that ends in jax.nn.softmax; leave it out: the loss "
-    "does it itself, and predictions are jax.nn.softmax(net(params, x))":
+    "wants a net that returns logits, got one that ends in jax.nn.softmax; leave it out: the loss "
+    "applies it, and predictions are jax.nn.softmax(net(params, x))":
         asked(dp.classification(), DATA[0], dp.serial(NET, jax.nn.softmax)),
     "wants labels as one array, got [0, 1]; convert them: jnp.asarray(labels)":
         lambda: dp.metrics.accuracy(jnp.ones((2, 3)), [0, 1]),
@@ -233,30 +233,29 @@ EXAMPLES = {
         asked(dp.classification(), (XS[:3], (0, 1, 2))),
     "wants integer labels, got float32[12]; convert them: labels.astype(jnp.int32)":
         asked(dp.classification(), (XS, YS.astype(jnp.float32))),
-    'wants a loss that gives one number for each entry, (12, 3), with reduction="none", got '
-    'meaned; let it take reduction="mean", and return what it takes the mean of where that is '
-    '"none"':
+    'wants a loss that returns one number per entry, (12, 3), with reduction="none", got '
+    'meaned; let it take reduction="mean", and return the values before the mean if it is "none"':
         asked(dp.regression(meaned), {"x": XS, "y": jnp.ones((12, 3)), "sample_weight": YS}),
     # Objectives of one's own.
     f"wants an objective that returns loss, (state, metrics), got (float32[], {{}}); {FORM}":
         answering(lambda loss, state: (loss, state)),
     "wants a loss that is one float, got float32[3]; take its mean":
         answering(lambda loss, state: (loss * jnp.ones(3), (state, {}))),
-    "wants a batch (x, y), a dict with x and y, or an objective that says what it shows the net, "
-    "got a dict with z; set objective.inputs = lambda net, batch: (x, {}), with the x of such a "
-    "batch, and side inputs in the dict":
+    "wants a batch (x, y), a dict with x and y, or an objective with inputs, got a dict with z; "
+    "set objective.inputs = lambda net, batch: (x, {}), with the input x of the net, and its side "
+    "inputs in the dict":
         lambda: train(COMPARING, [{"z": XS}], 1),
     # Data.
-    "wants data as batches, one after another, got {x: float32[12,4], y: int32[12]}; pass "
+    "wants data as an iterable of batches, got {x: float32[12,4], y: int32[12]}; pass "
     "batches(data, batch_size), or [batch] for a single one":
         lambda: train(sgd(), {"x": XS, "y": YS}, 1),
-    "wants validation data as batches, one after another, got 3; pass batches(data, batch_size), "
+    "wants validation data as an iterable of batches, got 3; pass batches(data, batch_size), "
     "or [batch] for a single one":
         lambda: train(sgd(), DATA, 1, validation=3),
     "wants a key, got 0; pass jax.random.key(seed), and map over several by vmap":
         lambda: dp.fit(sgd(), DATA, key=0, steps=1),
-    "wants a TrainState, got {bias: float32[3], kernel: float32[4,3]}; pass fit.state, or what "
-    "step.init gives":
+    "wants a TrainState, got {bias: float32[3], kernel: float32[4,3]}; pass fit.state, or the "
+    "result of step.init":
         lambda: train(sgd(), DATA, 1, state=state(sgd()).params),
     "wants the state of this optimizer, got that of another one; begin it anew: "
     "step.init(key, x)._replace(params=state.params, state=state.state)":
@@ -265,7 +264,7 @@ EXAMPLES = {
     "wants arrays of one length along the first axis, got (float64[3], float64[4]); cut them to "
     "one length":
         lambda: dp.batches((np.ones(3), np.ones(4)), 2),
-    "wants arrays with an axis of examples, got [[1.0, 2.0], [3.0, 4.0]]; convert it: "
+    "wants arrays with a batch axis, got [[1.0, 2.0], [3.0, 4.0]]; convert it: "
     "np.asarray(x)":
         lambda: dp.batches([[1.0, 2.0], [3.0, 4.0]], 1),
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":
@@ -293,8 +292,8 @@ EXAMPLES = {
         lambda: train(sgd(), DATA, 1, patience=0, validation=DATA),
     "wants validation data for patience, got none; pass validation=batches(...)":
         patient(sgd()),
-    "wants a metric named loss for patience, got one/accuracy, one/loss; let the objective give "
-    "it, or name another: metric=":
+    "wants a metric named loss for patience, got one/accuracy, one/loss; return it from "
+    "the objective, or name another: metric=":
         patient(dp.training.make_game(dp.serial(one=NET), {"one": PLAYER},
             inputs=lambda batch: batch[0]),
                 validation=DATA),
@@ -313,48 +312,48 @@ EXAMPLES = {
     "wants an objective (net, params, state, batch, *, key, train), got classification; pass "
     "dp.classification(), for example":
         lambda: dp.make_step(NET, dp.classification, optax.sgd(0.1)),
-    "wants a TrainState, got {}; pass fit.state, or what step.init gives":
+    "wants a TrainState, got {}; pass fit.state, or the result of step.init":
         lambda: dp.evaluate(sgd(), {}, DATA),
     "wants batches of one size, 5, for an objective across examples, got one of 2; leave the last "
     "examples out, or choose a batch_size that divides them":
         lambda: dp.evaluate(COMPARING, state(COMPARING), dp.batches(DATA[0], 5)),
-    "wants arrays of one length along the first axis, got (float32[12,4], int32[3]); give each an "
-    "axis of examples":
+    "wants arrays of one length along the first axis, got (float32[12,4], int32[3]); give each a "
+    "batch axis":
         lambda: dp.predict(NET, params(NET, XS), (XS, YS[:3])),
     "wants outputs with an axis of the 5 examples, got float32[15]; keep examples apart from other "
     "axes":
         lambda: dp.predict(FLAT, params(FLAT, XS), XS, batch_size=5),
-    "conv_0 (conv(2, 3)): wants examples along axis 0, which it does not mix at rest, got "
-    "float32[12,4,4]; give x an axis of examples, and grey images one of channels, x[..., None], "
-    "or pass check_axes=False: axis 0 is meant to be mixed":
+    "conv_0 (conv(2, 3)): wants examples along axis 0, unmixed in inference, got "
+    "float32[12,4,4]; give x a batch axis, and grey images a channel axis, x[..., None], or pass "
+    "check_axes=False if axis 0 may be mixed":
         lambda: dp.predict(SEEING, params(SEEING, IMAGES[0]), IMAGES[0]),
     "conv_0 (conv(2, 3)): wants images with channels last, (batch, height, width, channels), got "
     "float32[2,3,4,4]; write jnp.moveaxis(x, 1, -1), or pass check_axes=False if axis 1 is the "
     "height":
         lambda: dp.predict(SEEING, params(SEEING, IMAGES[1]), IMAGES[1]),
-    "wants an optimizer of one gradient a step, got optax.contrib.sam, whose steps in between lead "
-    "away from the net; take a step of your own, of two gradients: the second at params moved by "
+    "wants an optimizer of one gradient a step, got optax.contrib.sam, whose intermediate steps "
+    "leave the parameters; write your own step with two gradients: the second at params moved by "
     "the first":
         lambda: dp.make_step(NET, dp.classification(), SAM).init(KEY, XS),
     "wants an optimizer of one gradient a step, got "
-    "optax.contrib.differentially_private_aggregate, which wants one of each example; take a step "
-    "of your own: optimizer.update(dp.gradients.per_example_gradients(...), opt_state)":
+    "optax.contrib.differentially_private_aggregate, which takes one per example; write your own "
+    "step: optimizer.update(dp.gradients.per_example_gradients(...), opt_state)":
         lambda: dp.make_step(NET, dp.classification(), PRIVATE).init(KEY, XS),
-    "wants an optimizer that takes value, grad and value_fn beside the gradient, got one that "
-    "answers \"...": lambda: hooked().apply(state(hooked()), DATA[0]),
-    "wants an update of bias of its shape, float32[4,4], got float32[4]; take a step of your own "
-    "by per_example_gradients, if the optimizer reads axis 0 as that of examples":
+    "wants an optimizer whose extra arguments are value, grad and value_fn, got one that raises "
+    "\"...": lambda: hooked().apply(state(hooked()), DATA[0]),
+    "wants an update of bias of its shape, float32[4,4], got float32[4]; write your own step with "
+    "per_example_gradients, if the optimizer takes axis 0 for the batch axis":
         lambda: jax.eval_shape(STACKED.apply, state(STACKED), (XS, XS)),
     "wants lookahead around all other optimizers, got one around it or beside it; write "
-    "optax.lookahead(optax.chain(...), ...), with what gathers, skips or decays inside":
+    "optax.lookahead(optax.chain(...), ...), with accumulation, skipping and decay inside":
         lambda: jax.eval_shape(GATHERED.apply, state(GATHERED), DATA[0]),
-    "wants in lookahead what asks for the gradient alone, got an optimizer that answers \"...":
+    "wants an optimizer in lookahead that takes the gradient alone, got one that raises \"...":
         lambda: jax.eval_shape(ASKING.apply, state(ASKING), DATA[0]),
     "wants one slow average, got those of lookahead and of schedule_free; leave out one of them: "
-    "the net is looked at in one place":
+    "inference uses one set of parameters":
         lambda: state(AVERAGED),
     "wants a gradient masked as the updates are, got masked or partition around a line search, "
-    "which compares the two; pass mask_compatible_extra_args=True to it":
+    "which compares both; pass mask_compatible_extra_args=True to it":
         lambda: jax.eval_shape(MASKED.apply, state(MASKED), DATA[0]),
     "wants a state that was not donated, got one that was donated to a later step; keep a "
     "copy, jax.tree.map(jnp.copy, state), or continue from the state that the step returned: "
@@ -368,10 +367,10 @@ EXAMPLES = {
     "wants metrics that are one number each, as each, got float32[3]; take its mean, or return its "
     "entries under names of their own":
         lambda: train(COUNTED, DATA, 1),
-    "wants data as batches, one after another, got (float32[12,4], int32[12]); pass "
+    "wants data as an iterable of batches, got (float32[12,4], int32[12]); pass "
     "batches(data, batch_size), or [batch] for a single one":
         lambda: train(sgd(), DATA[0], 1),
-    "wants validation data as batches, one after another, got <lambda training.py...":
+    "wants validation data as an iterable of batches, got <lambda training.py...":
         lambda: train(sgd(), DATA, 1, validation=lambda: DATA),
     "wants a net, as in predict(net, params, x), got {}; pass the layer whose init made the "
     "parameters":
@@ -383,8 +382,8 @@ EXAMPLES = {
         lambda: train(sgd(), DATA, 1, validation=dp.batches(DATA[0], 4, seed=0)),
     "wants epochs as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.batches(XS, 4, epochs=0),
-    "wants a batch of arrays of numbers, got str32[2]; convert it by np.asarray, and what is no "
-    "number to one":
+    "wants a batch of arrays of numbers, got str32[2]; convert it by np.asarray, and strings to "
+    "numbers":
         lambda: train(sgd(), [(XS, Tensor())], 1),
     "wants data of batches(...) to begin within, got [...": lambda: train(
         sgd(), [(XS[:1, :1], YS[:1])], 1, data_from=3),
@@ -395,16 +394,16 @@ EXAMPLES = {
     "wants a finite loss, got nan by step 5, at first in step 3, with finite parameters; look for "
     "NaN and for labels outside their range in the data":
         breaking(5, 3),
-    "wants a metric named f1 for best, got accuracy, loss; let the objective give it, or name "
-    "another: metric=":
+    "wants a metric named f1 for best, got accuracy, loss; return it from the objective, or "
+    "name another: metric=":
         lambda: train(sgd(), DATA, 1, validation=DATA, metric="f1"),
-    "wants a history with the reading of best, of step 0, got one of steps none; pass the Fit as "
-    "it was, or Fit(state, None, []) to look for the best anew":
+    "wants a history with the reading of best, of step 0, got one of steps none; pass the Fit "
+    "unchanged, or Fit(state, None, []) to find the best anew":
         lambda: train(sgd(), DATA, 1, state=dp.training.Fit(state(sgd()), state(sgd()), [])),
     # Games.
     "wants at least one player, got none; name a child of the net and its Player":
         lambda: dp.training.make_game(GAME, {}),
-    "wants children that are frozen, pinned or reparametrized by themselves, got "
+    "wants children that are frozen, pinned or reparametrized one by one, got "
     "freeze(serial(one=linear(2))); put freeze, pin or lora around a child: objectives call the "
     "children":
         lambda: dp.training.make_game(dp.freeze(dp.serial(one=dp.linear(2))), {"one": PLAYER}),
@@ -415,13 +414,13 @@ EXAMPLES = {
         lambda: dp.training.make_game(GAME, {"one": dp.classification}),
     "wants steps as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.training.make_game(GAME, {"one": PLAYER._replace(steps=0)}),
-    "wants a player for every child with parameters, got none for other; add it to players: what "
-    "never moves belongs into an objective":
+    "wants a player for every child with parameters, got none for other; add it to players, or "
+    "keep parameters without one in an objective":
         played({"one": PLAYER}),
-    "wants a batch of 5 equal parts, as many as the most steps of a player, got float32[12,4]; "
-    "choose another batch_size":
+    "wants a batch of 5 equal parts, the largest steps= of a player, got float32[12,4]; choose "
+    "another batch_size":
         played({"one": PLAYER._replace(steps=5), "other": PLAYER}),
     "wants the state of other in one structure, {mean: float32[3], var: float32[3]}, got {}; "
-    "return its state that came, with new values":
+    "return the same structure with new values":
         played({"one": PLAYER, "other": dp.training.Player(forgetful, optax.sgd(0.1))}),
 }

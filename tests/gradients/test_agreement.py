@@ -1,4 +1,4 @@
-"""`check_gradients` passes what is right and catches what is wrong by a thousandth."""
+"""`check_gradients` accepts correct derivatives and finds relative errors of 1e-3."""
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,19 @@ def wide():
 
 
 def with_rule(value, slope):
-    """The function `value` of which JAX is told that `slope` is its derivative."""
+    """The function `value` with the custom derivative `slope`."""
     f = jax.custom_jvp(value)
     f.defjvp(lambda given, moved: (value(*given), slope(*given) * moved[0]))
     return f
 
 
-def with_transpose(share):
-    """``x / 2``, whose reverse mode alone is off by a share."""
+def with_transpose(factor):
+    """``x / 2``, with only its reverse mode scaled by a factor."""
     def solve(_, b):
         return b / 2
 
     def transposed(_, b):
-        return b / 2 * share
+        return b / 2 * factor
 
     return lambda x: jax.lax.custom_linear_solve(lambda y: 2 * y, x, solve, transposed)
 
@@ -44,7 +44,7 @@ def test_a_smooth_function_of_pytrees_passes():
     assert str(report).count("\n") == 2 and "0/b/c: reverse" in str(report)
 
 
-def test_the_derivatives_are_those_of_calculus():
+def test_derivatives_equal_the_formula():
     (row,) = dp.gradients.check_gradients(jnp.exp, jnp.array(0.7)).rows
     (base,) = dp.gradients.check_gradients(lambda x: x, jnp.array(0.7)).rows
     # Both are the same direction and projection, times the derivative.
@@ -109,7 +109,7 @@ def test_the_worst_leaf_is_named():
         dp.gradients.check_gradients(f, tree)
 
 
-def test_the_tolerance_is_a_share_of_the_derivative():
+def test_the_tolerance_is_relative_to_the_derivative():
     wrong = with_rule(lambda x: 1e6 * jnp.sin(x), lambda x: 1e6 * 1.001 * jnp.cos(x))
     x = jnp.array([0.3, -1.2, 2.0])
     assert 1e-4 < dp.gradients.check_gradients(wrong, x, tolerance=1e-2).worst.error < 1e-2
@@ -117,14 +117,14 @@ def test_the_tolerance_is_a_share_of_the_derivative():
         dp.gradients.check_gradients(wrong, x, tolerance=1e-4)
 
 
-def test_every_entry_of_a_leaf_takes_part():
+def test_every_entry_of_a_leaf_is_tested():
     # The rule is wrong at one entry of a hundred.
     wrong = with_rule(jnp.sin, lambda x: jnp.cos(x).at[57].mul(1.5))
     with pytest.raises(dp.LayerError):
         dp.gradients.check_gradients(wrong, jnp.ones(100))
 
 
-def test_every_output_takes_part():
+def test_every_output_is_tested():
     wrong = with_rule(jnp.sin, lambda x: 1.5 * jnp.cos(x))
     with pytest.raises(dp.LayerError):
         dp.gradients.check_gradients(lambda x: {"a": x, "b": (x * x, wrong(x))}, jnp.ones(3))
@@ -141,7 +141,7 @@ def test_a_kink_is_caught():
         dp.gradients.check_gradients(jax.nn.relu, jnp.zeros(()))
 
 
-def test_what_is_no_float_is_kept_constant():
+def test_leaves_that_are_no_floats_are_constant():
     rows, key = jnp.array([2, 0]), jax.random.key(0)
     seen = []
 
@@ -160,7 +160,7 @@ def test_what_is_no_float_is_kept_constant():
 
 
 @pytest.mark.parametrize("given", [(jnp.arange(3),), ({},), (jnp.arange(3), {}), ()])
-def test_without_floats_there_is_nothing_to_do(given):
+def test_arguments_without_floats_are_refused(given):
     with pytest.raises(dp.LayerError, match="floating-point argument"):
         dp.gradients.check_gradients(lambda *_: jnp.ones(2), *given)
 

@@ -25,7 +25,7 @@ def wide():
 
 @functools.cache
 def small(net=NET):
-    """Parameters, and the function of them that gives the outputs on six inputs."""
+    """Parameters, and the outputs on six inputs as a function of them."""
     x = jax.random.normal(jax.random.key(1), (2, 3, 2), jnp.float64)
     params, state = jax.jit(net.init)(KEY, x)
     params = jax.tree.map(lambda p: p + np.sin(np.arange(p.size)).reshape(p.shape) / 4, params)
@@ -39,7 +39,7 @@ def matrix(product, params):
 
 
 def flattened(f, params):
-    """A function of the flat parameters, and these."""
+    """A function of the flattened parameters, and those."""
     flat, tree = ravel_pytree(params)
     return lambda flat: ravel_pytree(f(tree(flat)))[0], flat
 
@@ -49,7 +49,7 @@ def equal(one, other):
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * max(1, np.abs(other).max()))
 
 
-def test_the_hessian_is_that_of_jax():
+def test_the_hessian_product_equals_jax_hessian():
     params, forward = small()
     loss = lambda params: dp.losses.cross_entropy(forward(params), LABELS)  # noqa: E731
 
@@ -112,7 +112,7 @@ def test_gauss_newton_is_the_product_of_three_matrices(convex):
         assert values[-1] > 0.1 and (values > 1e-9).sum() <= 12 < values.size
 
 
-def test_where_the_net_is_linear_gauss_newton_is_the_hessian():
+def test_gauss_newton_of_a_linear_net_is_the_hessian():
     params, forward = small(dp.linear(3))
     loss = lambda y: dp.losses.cross_entropy(y, LABELS)  # noqa: E731
     found, wanted = jax.jit(lambda params, v: (
@@ -132,7 +132,7 @@ def test_outputs_may_be_a_tree_and_leaves_without_effect():
     equal(found["idle"], jnp.zeros(2))
 
 
-# What a distribution can give, with which probability, its log-density, and our loss.
+# For each distribution: outcomes, their probabilities, log-density, and our loss.
 TARGETS = {
     "categorical": (
         range(3), lambda f, y: jax.nn.softmax(f)[y], lambda f, y: jax.nn.log_softmax(f)[y],
@@ -154,8 +154,8 @@ def test_fisher_is_the_expected_square_of_the_gradient_and_gauss_newton_of_the_l
     targets, probability, log_density, loss = TARGETS[distribution]
 
     def entries(params):
-        real = forward(params)[np.nonzero(MASK)]
-        return real if distribution == "categorical" else real.ravel()
+        valid = forward(params)[np.nonzero(MASK)]
+        return valid if distribution == "categorical" else valid.ravel()
 
     @jax.jit
     def all_three(params):
@@ -184,7 +184,7 @@ def test_fisher_is_the_expected_square_of_the_gradient_and_gauss_newton_of_the_l
 
 
 @pytest.mark.parametrize("distribution", TARGETS)
-def test_nothing_behind_the_mask_reaches_a_product(distribution):
+def test_masked_entries_do_not_reach_a_product(distribution):
     params, forward = small()
     vector = jax.tree.map(np.cos, params)
     shown = MASK[..., None]
@@ -216,8 +216,8 @@ def test_conjugate_gradients_take_a_product():
         ravel_pytree(back)[0], ravel_pytree(gradient)[0], rtol=0, atol=1e-9)
 
 
-def test_what_products_cost():
-    """In multiples of the gradient; elementwise operations are few beside those of the kernels."""
+def test_the_cost_of_products():
+    """In multiples of the gradient; the operations are mostly those of the kernels."""
     net, x = dp.serial(*[dp.linear(64), jnp.tanh] * 8, dp.linear(4)), jnp.ones((16, 64))
     params = jax.eval_shape(lambda: net.init(KEY, x)[0])
     loss = lambda y: dp.losses.cross_entropy(y, jnp.zeros(16, int))  # noqa: E731

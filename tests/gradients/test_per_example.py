@@ -1,4 +1,4 @@
-"""Gradients, norms and kernels example by example, against one at a time and explicit Jacobians."""
+"""Per-example gradients, norms and kernels against one example at a time and explicit Jacobians."""
 
 import functools
 
@@ -21,7 +21,7 @@ Y = jnp.array([0, 2, 1, 2, 0])
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="train")
 def one_by_one(net, params, state, batch, keys=None, train=False):
-    """The gradient of the objective on each example by itself, and on all of them."""
+    """The gradient of the objective on each example alone, and on the batch."""
     def gradient(batch, key):
         return jax.grad(lambda p: OBJECTIVE(net, p, state, batch, key=key, train=train)[0])(params)
 
@@ -52,7 +52,7 @@ def test_gradients_are_those_of_one_example_at_a_time(net):
 
 
 @pytest.mark.slow
-def test_masked_examples_count_with_their_real_entries():
+def test_masked_examples_count_with_their_valid_entries():
     mask = jnp.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1], [0, 1, 1]], bool)
     batch = {"x": jnp.stack([X, X**2, -X], 1), "y": jnp.arange(15).reshape(5, 3) % 3, "mask": mask}
     params, _ = jax.jit(NET.init)(KEY, batch["x"])
@@ -64,7 +64,7 @@ def test_masked_examples_count_with_their_real_entries():
     close(jax.tree.map(lambda g: np.tensordot(weights, g, 1), gradients), whole)
 
 
-def test_every_example_has_a_key_of_its_own():
+def test_every_example_has_its_own_key():
     batch = (jnp.repeat(X[:1], 5, 0), jnp.zeros(5, int))
     params, _ = jax.jit(NOISY.init)(KEY, X)
     alone, _ = one_by_one(NOISY, params, {}, batch, jax.random.split(KEY, 5), train=True)
@@ -79,8 +79,8 @@ def test_every_example_has_a_key_of_its_own():
 def test_statistics_of_a_batch_are_refused_in_training():
     params, state = jax.jit(NORMED.init)(KEY, X)
     for f in (dp.gradients.per_example_gradients, dp.gradients.per_example_gradient_norms):
-        with pytest.raises(dp.LayerError, match="train=False for a net with state, got train=True "
-                           "and batch_norm_0/mean, batch_norm_0/var"):
+        with pytest.raises(dp.LayerError, match="train=False for a net with batch statistics, got "
+                           "train=True and batch_norm_0/mean, batch_norm_0/var"):
             f(NORMED, OBJECTIVE, params, state, (X, Y), train=True)
 
 
@@ -101,7 +101,7 @@ def memory(f, *args):
     return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_the_memory_of_norms_is_that_of_the_examples_at_a_time():
+def test_the_memory_of_norms_scales_with_the_batch_size():
     net, x, y = dp.linear(128), jnp.ones((32, 4, 64)), jnp.zeros((32, 4), int)
     params, _ = net.init(KEY, x)
     every, few = (
@@ -117,7 +117,7 @@ def test_the_memory_of_norms_is_that_of_the_examples_at_a_time():
 
 
 def pixels(params, x):
-    """Outputs with two axes, of inputs that are a tree."""
+    """Outputs with two axes; inputs are a tree."""
     y = jnp.tanh(x["a"] @ params["kernel"])
     return y[:, None] * x["b"][:, :, None]
 
@@ -171,7 +171,7 @@ def test_the_kernel_is_the_product_of_two_jacobians(case, batch_size):
         np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=0, atol=1e-12)
 
 
-def test_the_kernel_of_one_set_is_symmetric_and_has_no_negative_eigenvalue():
+def test_the_kernel_of_one_set_is_positive_semi_definite():
     params, _ = jax.jit(NET.init)(KEY, X)
     kernel = np.asarray(jax.jit(functools.partial(dp.gradients.tangent_kernel, NET))(params, X))
     np.testing.assert_allclose(kernel, kernel.transpose(1, 0, 3, 2), atol=1e-5)
@@ -179,7 +179,7 @@ def test_the_kernel_of_one_set_is_symmetric_and_has_no_negative_eigenvalue():
     assert -1e-4 < values[0] and values[-1] > 1
 
 
-def test_the_kernel_keeps_no_jacobian():
+def test_the_kernel_stores_no_jacobian():
     net, x = dp.serial(dp.linear(128), jnp.tanh, dp.linear(4)), jnp.ones((64, 64))
     params, _ = net.init(KEY, x)
     used = memory(lambda params: dp.gradients.tangent_kernel(net, params, x), params)
@@ -187,8 +187,8 @@ def test_the_kernel_keeps_no_jacobian():
     assert used < 16 * one_gradient  # a Jacobian is 256
 
 
-def test_what_the_kernel_costs():
-    """A gradient for each output of x2, and a derivative along it, two evaluations, at all x1."""
+def test_the_cost_of_the_kernel():
+    """Per output of x2 one gradient, and one directional derivative (two evaluations) on all x1."""
     net, n1, n2 = dp.serial(*[dp.linear(32), jnp.tanh] * 4, dp.linear(4)), 8, 5
     x1, x2 = jnp.ones((n1, 32)), jnp.ones((n2, 32))
     params = jax.eval_shape(lambda: net.init(KEY, x1)[0])

@@ -1,4 +1,4 @@
-"""Losses against NumPy: values, gradients, and what a mask, a label or a shape may be."""
+"""Losses against NumPy: values, gradients, and masks, labels and shapes."""
 
 import functools
 
@@ -29,7 +29,7 @@ def drawn(*shape, seed=0, spread=3.0):
     return np.random.default_rng(seed).normal(0, spread, size=shape)
 
 
-def shares(*shape, seed=1):
+def probabilities(*shape, seed=1):
     """Probabilities on the last axis."""
     return np.random.default_rng(seed).dirichlet(np.ones(shape[-1]), shape[:-1])
 
@@ -47,19 +47,19 @@ def reductions(loss, *given, **options):
 
 @pytest.mark.parametrize("axes", [None, 1, 2])
 def test_more_entries_than_int32_holds_have_a_mean(axes):
-    """Shapes alone: no sum is one of int32."""
+    """Traced by shapes alone: no sum is in int32."""
     shape = (2**16, 2**16)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    real = axes and jax.ShapeDtypeStruct(shape[:axes], jnp.bool_)
-    found = jax.make_jaxpr(lambda x, real: dp.losses.squared_error(x, x, mask=real))(x, real)
+    valid = axes and jax.ShapeDtypeStruct(shape[:axes], jnp.bool_)
+    found = jax.make_jaxpr(lambda x, valid: dp.losses.squared_error(x, x, mask=valid))(x, valid)
     counts = [e.outvars[0].aval.dtype for e in found.jaxpr.eqns if e.primitive.name == "reduce_sum"]
     assert set(map(str, counts)) == {"float32"}
 
 
 def assert_padding_is_nothing(loss, prediction, target, mask, *broken):
-    """A masked loss is that of the real entries; what else it is given changes nothing.
+    """A masked loss is that of the valid entries, whatever the others hold.
 
-    `broken` are prediction and target with anything where the mask is False.
+    `broken` are prediction and target with arbitrary values where the mask is False.
     """
     mask = np.asarray(mask)
     each, total, mean = reductions(loss, *broken, mask=jnp.asarray(mask))
@@ -97,9 +97,10 @@ def weighed(logits, labels, smoothing, weights, soft):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("soft", [False, True])
-def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
+def test_cross_entropy_is_the_negative_log_likelihood(leading, smoothing, weighted, soft):
     logits = drawn(*leading, 5)
-    labels = shares(*leading, 5) if soft else np.random.default_rng(1).integers(0, 5, leading)
+    rng = np.random.default_rng(1)
+    labels = probabilities(*leading, 5) if soft else rng.integers(0, 5, leading)
     weights = np.array([0.5, 1.0, 2.0, 0.1, 3.0]) if weighted else None
     wanted, each = weighed(
         logits, labels, smoothing, np.ones(5) if weights is None else weights, soft)
@@ -115,7 +116,7 @@ def test_cross_entropy_is_the_surprise(leading, smoothing, weighted, soft):
         jnp.asarray(logits))
 
 
-def test_soft_targets_that_are_sure_are_labels():
+def test_one_hot_soft_targets_equal_labels():
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
     for smoothing in (0.0, 0.3):
         loss = jax.jit(functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing))
@@ -124,7 +125,7 @@ def test_soft_targets_that_are_sure_are_labels():
 
 
 def test_soft_targets_have_a_gradient():
-    logits, targets = drawn(4, 3), shares(4, 3)
+    logits, targets = drawn(4, 3), probabilities(4, 3)
     grads = jax.grad(lambda t: dp.losses.cross_entropy(logits, t, reduction="sum"))(
         jnp.asarray(targets))
     np.testing.assert_allclose(grads, -log_softmax(logits), rtol=1e-5)
@@ -146,7 +147,7 @@ def test_large_logits_do_not_overflow():
 
 def test_bfloat16_logits_are_reduced_in_float32():
     logits = jnp.asarray(drawn(8, 50), jnp.bfloat16)
-    for labels in (jnp.arange(8), jnp.asarray(shares(8, 50), jnp.bfloat16)):
+    for labels in (jnp.arange(8), jnp.asarray(probabilities(8, 50), jnp.bfloat16)):
         for smoothing in (0.0, 0.1):
             loss = functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing)
             each, _, mean = reductions(loss, logits, labels)
@@ -158,14 +159,14 @@ def test_bfloat16_logits_are_reduced_in_float32():
 
 @pytest.mark.parametrize("options", [
     {}, {"label_smoothing": 0.1}, {"class_weights": np.array([0.5, 1.0, 2.0])}], ids=str)
-def test_masked_labels_count_nothing_whatever_they_hold(options):
+def test_masked_labels_have_no_effect(options):
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
     mask = np.array([True, False, True, False])
     loss = functools.partial(dp.losses.cross_entropy, **options)
     assert_padding_is_nothing(
         loss, logits, labels, mask, np.where(mask[:, None], logits, np.nan),
         np.where(mask, labels, [0, -100, 0, 3]))
-    soft = shares(4, 3)
+    soft = probabilities(4, 3)
     assert_padding_is_nothing(loss, logits, soft, mask,
                               *(np.where(mask[:, None], a, np.nan) for a in (logits, soft)))
 
@@ -187,20 +188,20 @@ def test_ignored_labels_are_masked(options, ignore):
         np.testing.assert_array_equal(got, want)
 
 
-def test_a_narrow_label_is_not_taken_for_what_is_ignored():
+def test_a_narrow_label_is_not_mistaken_for_the_ignored_one():
     labels = np.array([156], np.uint8)  # the bits of -100
     assert float(
         reductions(dp.losses.cross_entropy, np.zeros((1, 200)), labels, ignore_index=-100)[2]) > 0
 
 
-def test_a_mask_may_have_leading_axes_alone():
+def test_a_mask_may_have_only_leading_axes():
     logits, labels = drawn(2, 3, 4), np.random.default_rng(1).integers(0, 4, (2, 3))
     loss = jax.jit(dp.losses.cross_entropy)
     found = loss(logits, labels, mask=np.array([False, True]))
     np.testing.assert_allclose(found, loss(logits[1], labels[1]), rtol=1e-6)
 
 
-def test_nothing_real_gives_zero():
+def test_a_loss_without_valid_entries_is_zero():
     logits, mask = jnp.full((2, 3), jnp.nan), jnp.zeros(2, bool)
     for labels in (jnp.array([0, 1]), jnp.full((2, 3), jnp.nan)):
         for reduction in ("mean", "sum"):
@@ -294,7 +295,7 @@ def test_what_cross_entropy_refuses():
 @elementwise
 def test_a_loss_of_elements_is_its_formula(name):
     loss, formula = ELEMENTWISE[name]
-    prediction, target = drawn(3, 4, spread=1), shares(3, 4)
+    prediction, target = drawn(3, 4, spread=1), probabilities(3, 4)
     wanted = formula(prediction, target)
     with jax.enable_x64(True):
         found = reductions(loss, prediction, target)
@@ -307,16 +308,16 @@ def test_a_loss_of_elements_is_its_formula(name):
 @elementwise
 @pytest.mark.parametrize("mask", [
     [True, False, True], [[True, False], [False, False], [True, True]]], ids=["rows", "elements"])
-def test_padding_of_elements_is_nothing(name, mask):
+def test_padding_of_elements_has_no_effect(name, mask):
     loss, _ = ELEMENTWISE[name]
-    prediction, target, mask = drawn(3, 2, spread=1), shares(3, 2), np.array(mask)
+    prediction, target, mask = drawn(3, 2, spread=1), probabilities(3, 2), np.array(mask)
     whole = mask if mask.ndim == 2 else mask[:, None]
     assert_padding_is_nothing(loss, prediction, target, mask,
                               *(np.where(whole, a, np.nan) for a in (prediction, target)))
 
 
 @elementwise
-def test_losses_of_elements_have_common_manners(name):
+def test_elementwise_losses_share_dtype_and_shape_rules(name):
     loss, _ = ELEMENTWISE[name]
     half = jnp.asarray(drawn(3, 2, spread=1), jnp.bfloat16)
     ones = np.ones((3, 2), np.int32)
@@ -358,7 +359,7 @@ def test_large_log_odds_do_not_overflow():
         1e4]
 
 
-def test_answers_that_are_no_probability_give_nan():
+def test_targets_outside_0_and_1_give_nan():
     losses = dp.losses.binary_cross_entropy(jnp.zeros(5), jnp.array([-1.0, 0.0, 0.5, 1.0, 2.0]),
                                      reduction="none")
     assert np.isnan(losses).tolist() == [True, False, False, False, True]
@@ -368,7 +369,7 @@ def test_answers_that_are_no_probability_give_nan():
 
 
 def test_kl_divergence_is_its_formula():
-    prediction, target = log_softmax(drawn(2, 3, 4)), shares(2, 3, 4)
+    prediction, target = log_softmax(drawn(2, 3, 4)), probabilities(2, 3, 4)
     wanted = (target * np.log(target / np.exp(prediction))).sum(-1)
     with jax.enable_x64(True):
         found = reductions(dp.losses.kl_divergence, prediction, target)
@@ -383,7 +384,7 @@ def test_kl_divergence_is_its_formula():
     np.testing.assert_allclose(half, wanted.mean(), rtol=0.02)
 
 
-def test_zeros_of_the_target_cost_nothing():
+def test_zero_targets_cost_nothing():
     target = jnp.array([0.0, 0.25, 0.75])
     prediction = jnp.array([-jnp.inf, np.log(0.5), np.log(0.5)])
     value, grads = jax.value_and_grad(dp.losses.kl_divergence, (0, 1))(prediction, target)
@@ -393,8 +394,8 @@ def test_zeros_of_the_target_cost_nothing():
     assert np.isnan(dp.losses.kl_divergence(prediction, -target))
 
 
-def test_padding_of_distributions_is_nothing():
-    prediction, target = log_softmax(drawn(3, 4)), shares(3, 4)
+def test_padding_of_distributions_has_no_effect():
+    prediction, target = log_softmax(drawn(3, 4)), probabilities(3, 4)
     mask = np.array([True, False, True])
     broken = (np.where(mask[:, None], a, np.nan) for a in (prediction, target))
     assert_padding_is_nothing(dp.losses.kl_divergence, prediction, target, mask, *broken)
@@ -408,7 +409,7 @@ def test_padding_of_distributions_is_nothing():
 @pytest.mark.parametrize("dtype", [
     jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_the_gradient_of_linear_cross_entropy_is_summed_over_chunks_in_float32(dtype):
-    """Of 4096 equal scores each kernel has a share of 1 / 4096 in it; bfloat16 stops on the way."""
+    """Each of 4096 equal logits contributes 1 / 4096; a sum in bfloat16 would stagnate."""
     x, labels = jnp.zeros((2, 3), dtype), jnp.zeros(2, jnp.int32)
     kernel = jnp.ones((3, 4096)).at[:, 0].set(0)
     total = lambda x, chunk: dp.losses.linear_cross_entropy(  # noqa: E731

@@ -1,4 +1,4 @@
-"""The loss of sequences without alignment, against the sum over all paths."""
+"""CTC against the sum over all paths."""
 
 import functools
 import itertools
@@ -28,9 +28,9 @@ def spelled(path, blank):
 
 def by_paths(logits, labels, blank):
     """Minus the logarithm of the probability of all paths that spell the labels."""
-    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     return -np.log(sum(
-        np.prod([shares[t, c] for t, c in enumerate(path)])
+        np.prod([probabilities[t, c] for t, c in enumerate(path)])
         for path in itertools.product(range(CLASSES), repeat=len(logits))
         if spelled(path, blank) == list(labels)))
 
@@ -64,12 +64,12 @@ def test_bfloat16_logits_are_summed_in_float32():
     assert found.dtype == jnp.float32 and float(found) == float(wanted)
 
 
-def test_without_masks_all_is_real():
+def test_without_masks_all_frames_are_valid():
     wanted = by_paths(logits()[0], LABELS[0], 0)
     np.testing.assert_allclose(jax.jit(dp.losses.ctc)(logits()[:1], LABELS[:1]), wanted, rtol=1e-5)
 
 
-def test_padding_may_stand_anywhere_and_hold_anything():
+def test_padding_may_be_anywhere_and_hold_anything():
     x = logits()[:1, :4]
     spread_out = np.full((1, 6, CLASSES), np.nan)
     spread_out[:, [0, 2, 3, 5]] = x
@@ -84,27 +84,27 @@ def test_padding_may_stand_anywhere_and_hold_anything():
         assert not np.asarray(grads)[~frames].any() and np.asarray(grads)[frames].all()
 
 
-def test_an_example_without_frames_is_not_real():
+def test_an_example_without_frames_is_invalid():
     x, (frames, kept) = logits(), masks()
     wanted = losses(x[:2], LABELS[:2], frames[:2], kept[:2])
-    real = np.array([True, True, False, False])
-    mask = frames & real[:, None]
+    valid = np.array([True, True, False, False])
+    mask = frames & valid[:, None]
     each = losses(x, LABELS, mask, kept)
     np.testing.assert_allclose(each[:2], wanted, rtol=1e-5)
     assert each[2:].tolist() == [0.0, 0.0]
     mean = dp.losses.ctc(x, LABELS, mask=mask, label_mask=kept)
     np.testing.assert_allclose(mean, wanted.mean(), rtol=1e-5)
-    assert losses(x, LABELS, real, kept)[2:].tolist() == [0.0, 0.0]  # a mask of examples
+    assert losses(x, LABELS, valid, kept)[2:].tolist() == [0.0, 0.0]  # a mask of examples
     assert float(dp.losses.ctc(x, LABELS, mask=mask & False)) == 0.0
 
 
-def test_labels_that_are_none_give_nan():
+def test_labels_out_of_range_give_nan():
     labels = np.array([[1, 2], [1, 0], [3, 1], [2, -1]])
     each = dp.losses.ctc(logits(), labels, reduction="none")
     assert np.isnan(each).tolist() == [False, True, True, True]
 
 
-def test_labels_that_do_not_fit_give_a_large_number():
+def test_labels_that_need_more_frames_give_a_large_number():
     assert 1e5 < float(dp.losses.ctc(jnp.zeros((1, 2, 3)), np.array([[1, 1]]))) < 1.1e5
 
 

@@ -1,4 +1,4 @@
-"""What is impossible or sure: infinite logits cost what their limit costs, with its gradient."""
+"""Infinite logits: the loss and its gradient are those of the limit."""
 
 import functools
 
@@ -15,14 +15,14 @@ FAR = np.where(LOGITS == -INF, -700.0, LOGITS)  # exp(-700) is nothing in float6
 
 
 def value_and_slope(loss, *given):
-    """In float32 the loss, and its gradient by the first argument."""
+    """The loss in float32, and its gradient with respect to the first argument."""
     given = [jnp.asarray(a, jnp.float32 if np.asarray(a).dtype.kind == "f" else None)
              for a in given]
     return jax.jit(jax.value_and_grad(loss))(*given)
 
 
 def like_the_limit(loss, at_infinity, far, *given):
-    """With infinite logits as with far ones in float64, where the limit is reached."""
+    """Infinite logits agree with large ones in float64, where the limit is reached."""
     value, slope = value_and_slope(loss, at_infinity, *given)
     with jax.enable_x64(True):
         wanted, wanted_slope = jax.value_and_grad(loss)(jnp.asarray(far), *given)
@@ -34,7 +34,7 @@ def like_the_limit(loss, at_infinity, far, *given):
 @pytest.mark.parametrize(("logit", "target", "loss", "slope"), [
     (-INF, 0.0, 0.0, 0.0), (INF, 1.0, 0.0, 0.0), (-INF, 1.0, INF, -1.0), (INF, 0.0, INF, 1.0),
     (-INF, 0.25, INF, -0.25), (INF, 0.25, INF, 0.75)])
-def test_binary_cross_entropy_of_what_is_sure(logit, target, loss, slope):
+def test_binary_cross_entropy_of_infinite_logits(logit, target, loss, slope):
     found = value_and_slope(dp.losses.binary_cross_entropy, np.array([logit]), np.array([target]))
     assert [float(found[0]), float(found[1][0])] == [loss, slope]
     tangent = jax.jvp(lambda x: dp.losses.binary_cross_entropy(x, jnp.array([target])),
@@ -49,7 +49,7 @@ NARROW = np.where(LOGITS[:1].repeat(2, 0) == -INF, -INF, LOGITS[:1])  # class 2 
 
 
 @pytest.mark.parametrize("name", ["labels", "soft", "weighted", "smoothed", "divergence"])
-def test_an_impossible_class_that_is_not_asked_for_costs_nothing(name):
+def test_an_impossible_class_costs_nothing_where_the_target_is_zero(name):
     smoothed = functools.partial(dp.losses.cross_entropy, label_smoothing=0.2,
         class_weights=WEIGHTS)
     loss, logits, given = {
@@ -65,7 +65,7 @@ def test_an_impossible_class_that_is_not_asked_for_costs_nothing(name):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_an_impossible_class_that_is_asked_for_costs_all(smoothing):
+def test_an_impossible_label_has_infinite_loss(smoothing):
     loss = functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing)
     value, slope = value_and_slope(loss, LOGITS[:1], np.array([2]))
     assert float(value) == INF and np.isfinite(slope).all()
@@ -73,7 +73,7 @@ def test_an_impossible_class_that_is_asked_for_costs_all(smoothing):
     assert float(value) == INF and np.isfinite(slope).all()
 
 
-def test_a_class_without_weight_costs_nothing_where_it_is_impossible():
+def test_an_impossible_class_of_weight_zero_costs_nothing():
     weighted = functools.partial(dp.losses.cross_entropy, class_weights=WEIGHTS, reduction="none")
     assert weighted(jnp.asarray(LOGITS[:1]), jnp.array([2])).tolist() == [0.0]
 
@@ -98,7 +98,7 @@ def test_the_chunks_of_linear_cross_entropy_may_be_impossible(impossible):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_scores_of_impossible_first_classes():
+def test_first_classes_may_be_impossible():
     scores = jnp.array([-INF, -INF, -INF, 0.0, 1.0, 2.0, 3.0])
     loss, best = dp.losses.linear_cross_entropy(
         jnp.zeros((1, 2)), jnp.zeros((2, 7)), jnp.array([3]), bias=scores, chunk=3)

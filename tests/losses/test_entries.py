@@ -1,4 +1,4 @@
-"""Entries of a batch: which are real, and how what was found of them is reduced."""
+"""Entries of a batch: which are valid, and how values are reduced."""
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,11 @@ from diffprog.losses.entries import (
 )
 
 VALUES = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], np.float32)
-REAL = np.array([[True, False, True], [False, False, True]])
+VALID = np.array([[True, False, True], [False, False, True]])
 
 
-@pytest.mark.parametrize("mask", [None, REAL], ids=["all", "some"])
-def test_reductions_are_over_what_is_real(mask):
+@pytest.mark.parametrize("mask", [None, VALID], ids=["all", "some"])
+def test_reductions_are_over_valid_entries(mask):
     chosen = VALUES if mask is None else VALUES[mask]
     broken = VALUES if mask is None else np.where(mask, VALUES, np.nan)
     given = jnp.asarray(broken), None if mask is None else jnp.asarray(mask)
@@ -38,24 +38,24 @@ def test_reductions_are_over_what_is_real(mask):
         reduce(*given, "average")
 
 
-def test_the_mean_of_nothing_is_zero_and_so_is_its_slope():
+def test_the_mean_of_no_entries_is_zero_with_zero_gradient():
     none = jnp.zeros(3, bool)
     value, slope = jax.value_and_grad(lambda x: reduce(x, none, "mean"))(jnp.full(3, jnp.nan))
     assert value == 0 and not slope.any()
     np.testing.assert_array_equal(clear(jnp.full(3, jnp.inf), none), np.zeros(3))
 
 
-def test_what_is_known_is_real_and_not_ignored():
+def test_valid_labels_are_marked_and_not_ignored():
     labels = jnp.array([[0, -100, 2], [1, 1, -100]])
     assert known(labels, None, None) is None and spread(None, (2, 3)) is None
     np.testing.assert_array_equal(known(labels, None, -100), labels != -100)
-    np.testing.assert_array_equal(known(labels, jnp.asarray(REAL), -100),
-                                  REAL & (np.asarray(labels) != -100))
+    np.testing.assert_array_equal(known(labels, jnp.asarray(VALID), -100),
+                                  VALID & (np.asarray(labels) != -100))
     np.testing.assert_array_equal(spread(jnp.array([True, False]), (2, 3)),
                                   [[True] * 3, [False] * 3])
 
 
-def test_labels_are_numbers_of_classes_of_the_leading_shape():
+def test_labels_must_be_ints_of_the_leading_shape():
     logits = jnp.zeros((2, 300))
     assert class_numbers(logits, jnp.array([0, 200], jnp.uint8)).dtype == jnp.int32
     assert is_soft(logits) and not is_soft(jnp.arange(2))
@@ -64,13 +64,13 @@ def test_labels_are_numbers_of_classes_of_the_leading_shape():
             class_numbers(logits, wrong)
 
 
-def test_narrow_numbers_are_widened_and_wide_ones_kept():
+def test_wide_is_at_least_float32():
     assert wide(jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
     with jax.enable_x64(True):
         assert wide(jnp.ones(2, jnp.float64)).dtype == jnp.float64
 
 
-# Ints of 64 bits, as NumPy makes them: k + 2**32 is not k.
+# 64-bit ints, as of NumPy: k + 2**32 is not k.
 
 TALL = np.array([1, 2**32 + 1, -(2**32) + 1, 1], np.int64)
 LOGITS = np.log(np.array([[0.2, 0.7, 0.1]] * 4, np.float32))
@@ -78,7 +78,7 @@ LOGITS = np.log(np.array([[0.2, 0.7, 0.1]] * 4, np.float32))
 
 @pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("labels", [TALL, TALL[:2].repeat(2).astype(np.uint64)], ids=str)
-def test_a_label_beyond_32_bits_is_no_class(labels, wide):
+def test_a_label_beyond_32_bits_is_out_of_range(labels, wide):
     with jax.enable_x64(wide):
         none = labels != 1
         losses = dp.losses.cross_entropy(LOGITS, labels, reduction="none")
@@ -95,7 +95,7 @@ def test_a_label_beyond_32_bits_is_no_class(labels, wide):
         assert np.isnan(losses).tolist() == none.tolist()
 
 
-def test_what_is_ignored_is_no_other_label_modulo_two_to_the_32():
+def test_the_ignored_label_is_not_matched_modulo_two_to_the_32():
     for labels in (np.array([1, 2**32 - 100]), np.array([1, 2**32 - 100], np.uint32),
                    jnp.array([1, 2**32 - 100], jnp.uint32)):
         assert np.isnan(dp.losses.cross_entropy(LOGITS[:2], labels, ignore_index=-100))
@@ -111,7 +111,7 @@ def test_an_id_beyond_32_bits_has_no_row(net):
 
 
 @pytest.mark.slow
-def test_positions_and_tokens_beyond_32_bits_are_none():
+def test_positions_and_tokens_beyond_32_bits_are_out_of_range():
     net = dp.learned_positions(4)
     params, _ = net.init(jax.random.key(0), jnp.ones((1, 2, 3)))
     y = net(params, jnp.ones((1, 2, 3)), positions=np.array([[1, 2**32 + 1]]))

@@ -1,4 +1,4 @@
-"""Metrics of classifiers against counts by hand."""
+"""Metrics of classifiers against explicit counts."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import diffprog as dp
 
 
 def given(*leading, classes=6, seed=0):
-    """Logits, labels of which some are -100, and a mask."""
+    """Logits, labels (some -100), and a mask."""
     draw = np.random.default_rng(seed)
     logits = draw.normal(size=(*leading, classes))
     labels = draw.integers(0, classes, leading)
@@ -19,7 +19,7 @@ def given(*leading, classes=6, seed=0):
 
 
 def rank(row, label):
-    """How many classes are guessed before the label."""
+    """The number of classes ranked above the label."""
     return sorted(range(len(row)), key=lambda c: (-row[c], c)).index(label)
 
 
@@ -27,7 +27,7 @@ def rank(row, label):
 def test_hits_are_labels_among_the_first_guesses(k):
     logits, labels, mask = given(2, 20)
     logits[0, :10] = np.round(logits[0, :10])  # ties
-    real = mask & (labels != -100)
+    valid = mask & (labels != -100)
     hits = np.array([[rank(row, label) < k if label >= 0 else False
                       for row, label in zip(*part, strict=True)]
                      for part in zip(logits, labels, strict=True)])
@@ -38,9 +38,9 @@ def test_hits_are_labels_among_the_first_guesses(k):
         each, total, mean, bare = jax.jit(lambda *x, f=metric: (
             *[f(*x, ignore_index=-100, mask=mask, reduction=r) for r in ("none", "sum", "mean")],
             f(*x)))(logits, labels)
-        np.testing.assert_array_equal(each, hits & real)
-        assert float(total) == (hits & real).sum()
-        np.testing.assert_allclose(mean, hits[real].mean(), rtol=1e-6)
+        np.testing.assert_array_equal(each, hits & valid)
+        assert float(total) == (hits & valid).sum()
+        np.testing.assert_allclose(mean, hits[valid].mean(), rtol=1e-6)
         np.testing.assert_allclose(bare, hits.mean(), rtol=1e-6)
         assert each.dtype == jnp.float32
 
@@ -53,7 +53,7 @@ def test_constant_logits_score_as_chance():
     np.testing.assert_allclose(dp.metrics.top_k_accuracy(broken, labels, k=2), 2 / 6, rtol=1e-6)
 
 
-def test_the_signs_of_zero_and_of_nan_order_nothing():
+def test_the_signs_of_zero_and_nan_do_not_affect_the_order():
     nan = -np.float32("nan")
     logits = jnp.array([[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0], [-1.0, -0.0, 0.0], [nan, 1.0, 2.0],
                         [1.0, nan, -nan]])
@@ -74,12 +74,12 @@ def test_confusion_counts_pairs():
         labels)
     np.testing.assert_array_equal(found, table)
     assert found.dtype == jnp.float32 and found.sum() == (mask & (labels != -100)).sum()
-    share = found.trace() / found.sum()
-    np.testing.assert_allclose(share,
+    fraction = found.trace() / found.sum()
+    np.testing.assert_allclose(fraction,
         dp.metrics.accuracy(logits, labels, ignore_index=-100, mask=mask))
 
 
-def test_a_label_that_is_no_class_shows():
+def test_a_label_out_of_range_is_not_counted_in_silence():
     logits = jnp.eye(3)
     for wrong in (3, -1, -100):
         labels = jnp.array([0, wrong, 2])
@@ -89,7 +89,7 @@ def test_a_label_that_is_no_class_shows():
         assert dp.metrics.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
 
 
-def test_nothing_real_counts_nothing():
+def test_metrics_without_valid_entries_are_zero():
     logits, labels = jnp.full((2, 3), jnp.nan), jnp.array([0, 7])
     none = dict(mask=jnp.zeros(2, bool))
     assert float(dp.metrics.accuracy(logits, labels, **none)) == 0.0

@@ -40,7 +40,7 @@ def test_penalties_are_their_formulas(penalty, formula):
     np.testing.assert_allclose(penalty(half), penalty(tree), rtol=0.01)
 
 
-def test_penalties_have_no_slope_at_zero():
+def test_penalties_have_zero_gradient_at_zero():
     for penalty in (dp.losses.l1, dp.losses.l2):
         assert jax.grad(penalty)({"kernel": jnp.zeros(2)})["kernel"].tolist() == [0.0, 0.0]
 

@@ -1,4 +1,4 @@
-"""Axis 0 is that of examples: what mixes it is refused by name before anything is computed."""
+"""Axis 0 is the batch axis: layers that mix it are named before anything is computed."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def filtered(layers, x):
     return jnp.tanh(layers.filter(x))
 
 
-# A net, and what of it is named.
+# A net, and the layer that the error names.
 MIXING = {
     "conv": (head(dp.conv(4, 3)), "conv_0", "conv(4, 3)"),
     "pool": (head(jnp.abs, dp.max_pool(2)), "max_pool~0", "max_pool(2)"),
@@ -56,18 +56,18 @@ def step_of(net, **options):
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_what_mixes_examples_is_refused_by_name(name):
+def test_layers_that_mix_examples_are_named(name):
     net, path, layer = MIXING[name]
     step = step_of(net)
     data = dp.batches((GREY, LABELS), 6)
     error = refused(dp.fit, step, data, steps=1, key=KEY, progress=False)
     assert path in error.path and layer in error.layer
-    assert error.wants == "examples along axis 0, which it does not mix at rest"
+    assert error.wants == "examples along axis 0, unmixed in inference"
     assert "x[..., None]" in error.remedy and "check_axes=False" in error.remedy
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_it_is_refused_wherever_a_net_is_run(count):
+def test_mixing_is_refused_wherever_a_net_is_run(count):
     net, path, _ = MIXING["conv"]
     step = step_of(net, donate=False)
     batch = GREY[:count], LABELS[:count]
@@ -90,7 +90,7 @@ def judged(net, params, state, batch, *, key, train):
     return loss, (state, {"loss": loss})
 
 
-def test_who_means_it_says_so():
+def test_check_axes_false_allows_mixing():
     net, _, _ = MIXING["conv"]
     step = step_of(net, check_axes=False)
     fit = dp.fit(step, [(GREY, LABELS)], steps=2, key=KEY, progress=False,
@@ -115,7 +115,7 @@ def test_the_same_nets_keep_images_with_channels_apart(name):
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.slow], ids=lambda c: c.name)
 def test_no_layer_of_the_library_is_refused_on_examples(case):
-    """All of them keep examples apart at rest, as the laws find by running them."""
+    """All layers keep examples apart in inference, as the laws verify by running them."""
     check_examples(as_layer(case.layer), case.x, case.side, cut=True)
 
 
@@ -125,8 +125,8 @@ def balanced(layers, x):
     return y, jax.nn.softmax(y).mean(0)
 
 
-def test_a_number_beside_the_outputs_may_be_of_the_batch():
-    """In a step it is of the batch; cut in parts it would be of one of them."""
+def test_a_scalar_output_may_depend_on_the_batch():
+    """A step computes it on the batch; `predict` would compute it on one part."""
     def objective(net, params, state, batch, *, key, train):
         y, shares = net(params, batch[0])
         loss = dp.losses.cross_entropy(y, batch[1]) + jnp.square(shares).sum()
@@ -144,12 +144,12 @@ def test_a_number_beside_the_outputs_may_be_of_the_batch():
     dp.linear(3), dp.batch_norm() >> dp.linear(3), dp.layer_norm() >> dp.linear(3),
     dp.fixed_point(dp.program(f=dp.linear(8))(lambda layers, zx: jnp.tanh(
         0.1 * layers.f(zx[0]) + zx[1]))) >> dp.linear(3)], ids=repr)
-def test_vectors_may_be_of_as_many_features_as_examples(net):
+def test_features_may_be_as_many_as_examples(net):
     x = np.concatenate([GREY[:, 0], GREY[:2, 1]])
     dp.fit(step_of(net), [(x, np.arange(8) % 3)], steps=1, key=KEY, progress=False)
 
 
-def test_sides_for_all_examples_are_no_examples():
+def test_common_side_inputs_are_no_examples():
     net = dp.program(head=dp.linear(3))(lambda layers, x, *, shift: layers.head(x + shift))
     batch = {"x": np.ones((8, 8), np.float32), "y": np.arange(8) % 3, "shift": np.arange(8.0)}
     dp.fit(step_of(net), [batch], steps=1, key=KEY, progress=False)
@@ -179,22 +179,22 @@ def test_channels_first_are_refused(net, channels):
 
 @pytest.mark.parametrize("shape", [
     (6, 8, 8, 3), (6, 8, 8, 1), (6, 4, 4, 4), (6, 3, 8, 5), (6, 3, 3, 9)])
-def test_images_with_channels_last_are_not_taken_for_others(shape):
+def test_images_with_channels_last_are_accepted(shape):
     x = jnp.ones(shape)
     step = step_of(head(dp.conv(4, 3)))
     jax.eval_shape(step.apply, jax.eval_shape(step.init, KEY, x), (x, jnp.asarray(LABELS)))
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 8, 12), (6, 1, 28, 20)])
-def test_channels_first_are_refused_of_images_that_are_not_square_too(shape):
+def test_channels_first_are_refused_for_images_that_are_not_square(shape):
     step = step_of(head(dp.conv(4, 3)), donate=False)
     x = np.ones(shape, np.float32)
     error = refused(lambda: step.apply(step.init(KEY, x), (x, LABELS)))
     assert "channels last" in error.wants and "jnp.moveaxis(x, 1, -1)" in error.remedy
 
 
-def test_maps_inside_of_a_net_may_be_of_any_shape():
-    """Three rows, and as many channels as columns: it is no input that anybody gave."""
+def test_hidden_feature_maps_may_have_any_shape():
+    """Three rows, and as many channels as columns, but no input of the net."""
     net = dp.serial(dp.reshape((3, 8, 8)), dp.conv(4, 3), dp.flatten(), dp.linear(3))
     step, x = step_of(net), jnp.ones((6, 192))
     jax.eval_shape(step.apply, jax.eval_shape(step.init, KEY, x), (x, jnp.asarray(LABELS)))

@@ -1,4 +1,4 @@
-"""Evaluation and prediction: no number depends on how the data is cut."""
+"""Evaluation and prediction: results do not depend on how the data is cut into batches."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ import pytest
 from training_nets import KEY, NET, NOISY, examples, sgd
 
 import diffprog as dp
-from diffprog.training.averages import averages
+from diffprog.training.averages import average_batches
 
 # evaluate
 
 
-def test_evaluate_weighs_uneven_batches():
+def test_evaluate_weights_uneven_batches_by_size():
     x, y = examples(11)
     step = sgd(donate=False)
     state, _ = step.apply(step.init(KEY, x), (x, y))
@@ -26,7 +26,7 @@ def test_evaluate_weighs_uneven_batches():
     assert all(type(value) is float for value in found.values())
 
 
-def test_evaluate_leaves_masked_entries_out():
+def test_evaluate_leaves_out_masked_entries():
     x, y = examples(11)
     step = sgd(donate=False)
     state = step.init(KEY, x)
@@ -34,11 +34,11 @@ def test_evaluate_leaves_masked_entries_out():
     data = {"x": np.where(mask[:, None], x, np.nan), "y": y, "mask": mask}
     wanted = dp.evaluate(step, state, [(x[mask], y[mask])])
     assert dp.evaluate(step, state, dp.batches(data, 4)) == pytest.approx(wanted, rel=1e-5)
-    fully = {**data, "mask": np.zeros(11, bool)}  # a batch with nothing real weighs nothing
+    fully = {**data, "mask": np.zeros(11, bool)}  # a batch without valid entries has no weight
     assert dp.evaluate(step, state, [data, fully]) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_evaluate_weighs_each_metric_by_its_own_count():
+def test_evaluate_weights_each_metric_by_its_own_count():
     def objective(net, params, state, batch, *, key, train):
         return batch["loss"], (state, dict(batch))
 
@@ -53,11 +53,11 @@ def test_evaluate_weighs_each_metric_by_its_own_count():
     assert dp.evaluate(step, state, [one, two])["share"] == pytest.approx(0.5)
 
 
-# Any cut gives the whole.
+# Any batch size.
 
 
 def cuts(step, state, data, *sizes):
-    """What `evaluate` gives for batches of each size."""
+    """The result of `evaluate` for each batch size."""
     return [dp.evaluate(step, state, dp.batches(data, size)) for size in sizes]
 
 
@@ -66,24 +66,24 @@ def of(net, objective, x, **side):
     return step, step.init(KEY, x, **side)
 
 
-def test_a_sum_of_means_over_unlike_counts_is_that_of_the_whole():
-    """Rows have 1, 2, 3, 0 and 5 hidden tokens; the reference is in float64."""
+def test_a_sum_of_means_with_different_counts_is_exact():
+    """Rows have 1, 2, 3, 0 and 5 masked tokens; the reference is in float64."""
     net = dp.program(tokens=dp.linear(4), follows=dp.linear(2))(
         lambda layers, x: (layers.tokens(x), layers.follows(x[:, 0])))
     draw = np.random.default_rng(0)
     x = draw.normal(0, 3, (5, 5, 3)).astype(np.float32)
-    hidden = np.arange(5) < np.array([1, 2, 3, 0, 5])[:, None]
+    masked = np.arange(5) < np.array([1, 2, 3, 0, 5])[:, None]
     labels, order = draw.integers(0, 4, (5, 5)), draw.integers(0, 2, 5)
-    data = {"x": x, "y": (np.where(hidden, labels, -100), order)}
+    data = {"x": x, "y": (np.where(masked, labels, -100), order)}
     step, state = of(net, dp.text.masked_language(), x)
 
-    def surprise(child, x, labels):
+    def nll(child, x, labels):
         logits = x.astype(np.float64) @ np.asarray(state.params[child]["kernel"], np.float64)
         own = np.take_along_axis(logits, labels[..., None], -1)[..., 0]
         return np.log(np.exp(logits).sum(-1)) - own
 
-    tokens = surprise("tokens", x, labels)[hidden].mean()
-    follows = surprise("follows", x[:, 0], order).mean()
+    tokens = nll("tokens", x, labels)[masked].mean()
+    follows = nll("follows", x[:, 0], order).mean()
     for found in cuts(step, state, data, 1, 2, 3, 5):
         assert found["token_loss"] == pytest.approx(tokens, rel=1e-5)
         assert found["follows_loss"] == pytest.approx(follows, rel=1e-5)
@@ -100,8 +100,8 @@ SILENT = dp.stateless(None, lambda params, x, *, time: 0 * x, name="silent")
 
 
 @pytest.mark.parametrize("size", [1, 40])
-def test_no_two_examples_share_their_noise(size):
-    """The net predicts no noise at all, so that the loss is the mean square of 2,000 normals."""
+def test_every_example_has_its_own_noise(size):
+    """The net predicts 0, so that the loss is the mean square of 2,000 normal numbers."""
     objective = dp.diffusion.denoising(dp.diffusion.cosine_noise(10))
     step, state = of(SILENT, objective, jnp.ones((1, 2)), time=jnp.ones(1))
     found = dp.evaluate(step, state, dp.batches(np.ones((1000, 2), np.float32), size))["loss"]
@@ -111,7 +111,7 @@ def test_no_two_examples_share_their_noise(size):
 
 
 def echo(layers, x, *, time):
-    """The prediction rests on the time and on a side input of all examples."""
+    """The prediction depends on the time, a side input of all examples."""
     return x * time[:, None]
 
 
@@ -131,7 +131,7 @@ DRAWING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWING)
-def test_what_is_drawn_does_not_depend_on_the_cut(name):
+def test_noise_does_not_depend_on_the_batch_size(name):
     net, objective, batch, side = DRAWING[name]
     x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     for drawing in (objective, dp.training.penalized(objective, lambda params: jnp.float32(1))):
@@ -142,8 +142,8 @@ def test_what_is_drawn_does_not_depend_on_the_cut(name):
         assert dp.evaluate(step, state, [batch(x)]) == whole  # and is the same each time
 
 
-def test_a_side_input_for_all_examples_is_not_drawn_apart():
-    """As many features as examples: what is added is one number to each feature."""
+def test_a_common_side_input_is_not_split_into_examples():
+    """As many features as examples: the side input is one number per feature."""
     @dp.program()
     def net(layers, x, *, time, shift):
         return x * time[:, None] + shift
@@ -156,8 +156,8 @@ def test_a_side_input_for_all_examples_is_not_drawn_apart():
     assert dp.evaluate(step, state, parts) == pytest.approx(whole, rel=1e-5)
 
 
-def test_an_evaluated_bound_is_drawn():
-    """q is N(0, 1), and what is predicted is z: E[(z - 2)**2] is 1 + 4, its variance 2 + 16."""
+def test_evaluation_samples_the_bound():
+    """q is N(0, 1), and the prediction is z: E[(z - 2)**2] is 1 + 4, its variance 2 + 16."""
     still = dp.stateless(None, lambda params, x: (0 * x, 0 * x), name="still")
     net = dp.models.vae(still, lambda z: z)
     x = np.full((1000, 1), 2, np.float32)
@@ -188,13 +188,13 @@ def test_players_draw_for_each_example():
 
 
 def scored(net, params, state, batch, *, key, train):
-    """An objective of one's own, which does not count."""
+    """A custom objective without count."""
     x, y = batch
     loss = jnp.square(net(params, x)[..., 0] - y).mean()
     return loss, (state, {"loss": loss})
 
 
-def test_an_objective_that_does_not_count_is_weighed_by_examples():
+def test_an_objective_without_count_is_weighted_by_examples():
     x, y = examples(9)
     y = y.astype(np.float32)
     y[8] = 100.0  # the last batch is short, and unlike the others
@@ -231,7 +231,7 @@ def test_a_short_batch_across_examples_is_refused():
     assert not game.across_examples
 
 
-def test_an_empty_or_broken_part_weighs_nothing():
+def test_a_batch_of_count_zero_has_no_effect():
     x, y = examples(4)
     step = sgd(donate=False)
     state = step.init(KEY, x)
@@ -240,12 +240,12 @@ def test_an_empty_or_broken_part_weighs_nothing():
     assert dp.evaluate(step, state, [whole, nothing]) == dp.evaluate(step, state, [whole])
 
 
-# Ints of 64 bits.
+# 64-bit ints.
 
 BEYOND = np.array([0, 2**32 + 1, 2], np.int64)
 
 
-def test_labels_beyond_32_bits_are_no_class():
+def test_labels_beyond_32_bits_are_out_of_range():
     x, y = examples(3)[0], BEYOND
     step = sgd(donate=False)
     state = step.init(KEY, x)
@@ -267,7 +267,7 @@ def test_ids_beyond_32_bits_have_no_row():
         assert np.isnan(rows).any(1).tolist() == [False, True, False]
 
 
-def test_evaluate_wants_a_batch():
+def test_evaluate_requires_a_batch():
     x, y = examples()
     step = sgd()
     state = step.init(KEY, x)
@@ -292,7 +292,7 @@ def test_predict_equals_apply(length):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_predict_of_no_examples_gives_none():
+def test_predict_of_no_examples_is_empty():
     params, _ = NET.init(KEY, jnp.ones((1, 4)))
     assert dp.predict(NET, params, jnp.ones((0, 4))).shape == (0, 3)
 
@@ -328,13 +328,13 @@ def test_predict_compiles_one_program():
     assert set(traced) == {(3, 2), (4, 2)} and len(traced) <= 4
 
 
-def test_predict_wants_a_positive_batch_size():
+def test_predict_requires_a_positive_batch_size():
     params, _ = NET.init(KEY, jnp.ones((1, 4)))
     with pytest.raises(dp.LayerError, match="batch_size"):
         dp.predict(NET, params, jnp.ones((2, 4)), batch_size=0)
 
 
-# The axis of examples, and side inputs without one.
+# The batch axis, and side inputs without one.
 
 
 def equal(one, other):
@@ -355,7 +355,7 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("size", [1, 4, 9])
-def test_outputs_are_joined_along_their_axis_of_examples(name, size):
+def test_outputs_are_concatenated_along_their_batch_axis(name, size):
     net, x = NETS[name], examples(10)[0]
     params, state = net.init(KEY, x)
     whole = net(params, x, state=state)
@@ -364,7 +364,7 @@ def test_outputs_are_joined_along_their_axis_of_examples(name, size):
     equal(found, whole)
 
 
-def test_an_output_that_joins_examples_with_another_axis_is_refused():
+def test_an_output_that_merges_the_batch_axis_is_refused():
     net = dp.serial(NET, lambda y: y.ravel())
     params, _ = net.init(KEY, examples(2)[0])
     with pytest.raises(dp.LayerError, match="outputs with an axis of the 4 examples"):
@@ -372,7 +372,7 @@ def test_an_output_that_joins_examples_with_another_axis_is_refused():
 
 
 @pytest.mark.parametrize("count", [3, 7])
-def test_a_mask_of_attention_for_all_examples_is_not_cut(count):
+def test_a_common_attention_mask_is_not_cut(count):
     net = dp.self_attention(1)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(count, 3, 2)), jnp.float32)
     params, _ = net.init(KEY, x)
@@ -384,8 +384,8 @@ def test_a_mask_of_attention_for_all_examples_is_not_cut(count):
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
-def test_a_side_input_for_all_examples_may_be_as_long_as_they_are_many(count):
-    """`shift` is one of features, of which there are 4; `own` is one of examples."""
+def test_a_common_side_input_may_be_as_long_as_the_batch(count):
+    """`shift` has one number per feature, of which there are 4; `own` one per example."""
     @dp.program(head=NET)
     def net(layers, x, *, shift, own):
         return layers.head(x + shift) + own[:, None]
@@ -397,7 +397,7 @@ def test_a_side_input_for_all_examples_may_be_as_long_as_they_are_many(count):
         equal(dp.predict(net, params, x, batch_size=size, **side), net(params, x, **side))
 
 
-def test_predict_wants_an_axis_of_examples():
+def test_predict_requires_a_batch_axis():
     params, _ = NET.init(KEY, jnp.ones((1, 4)))
     for x in (jnp.float32(1), (jnp.ones((2, 4)), jnp.ones((3, 4)))):
         with pytest.raises(dp.LayerError, match="arrays of one length"):
@@ -408,4 +408,4 @@ def test_predict_wants_an_axis_of_examples():
 def test_metrics_are_averaged_in_float64_whatever_their_dtype(dtype, value):
     """Summed in float16, 2000 parts of 0.7 have the mean 0.65; 100,000 in float32 have 0.6994."""
     parts = [{"loss": dtype(value), "count": np.int32(1)}] * 100_000
-    assert abs(averages(parts)["loss"] - float(dtype(value))) < 1e-12
+    assert abs(average_batches(parts)["loss"] - float(dtype(value))) < 1e-12

@@ -1,4 +1,4 @@
-"""A game is a pure step: exact trajectories, threaded statistics, inner steps, keys."""
+"""Games: exact trajectories, statistics, inner steps, keys, purity."""
 
 import functools
 
@@ -15,19 +15,19 @@ NUMBER = dp.stateless(lambda key, x: {"scale": jnp.ones(x.shape[-1:])}, lambda p
 BOTH = dp.serial(point=NUMBER, rival=NUMBER)
 ONE = jnp.ones(1)
 
-# A pair of nets with statistics, whose noise is in the batch, so that all can be done by hand.
+# Two nets with statistics; the noise is in the batch, so that updates can be done by hand.
 PAIR = dp.serial(maker=dp.linear(3) >> dp.batch_norm(),
                  judge=dp.serial(up=dp.linear(4), norm=dp.batch_norm(), out=dp.linear(1)))
 
 
 def product(sign, net, params, state, batch, *, key, train):
-    """Of two numbers: one player makes it small, the other large."""
+    """The product of two numbers: one player minimizes it, the other maximizes it."""
     value = (params["point"]["scale"] * params["rival"]["scale"]).sum()
     return sign * value, (state, {"loss": sign * value})
 
 
 def judged(net, params, state, batch, *, train):
-    """Logits of real and of made examples, and the state after both."""
+    """Logits of real and of generated examples, and the state after both."""
     maker, judge = net.children.values()
     made, after = maker.apply(params["maker"], state["maker"], batch["z"], train=train)
     real, seen = judge.apply(params["judge"], state["judge"], batch["x"], train=train)
@@ -73,7 +73,7 @@ def close(one, other, **tolerance):
 
 
 @pytest.mark.parametrize("simultaneous", [False, True])
-def test_the_bilinear_game_turns_as_its_matrix_says(simultaneous):
+def test_the_bilinear_game_follows_its_matrix(simultaneous):
     """min_x max_y x * y by gradients: a spiral outwards if simultaneous, an ellipse if not."""
     rate, steps = 0.3, 40
     players = {"point": dp.training.Player(functools.partial(product, 1.0), optax.sgd(rate)),
@@ -95,7 +95,7 @@ def test_the_bilinear_game_turns_as_its_matrix_says(simultaneous):
 
 
 def test_a_gradient_penalty_is_differentiated_twice():
-    """WGAN-GP of a linear critic w: the gradient by x is w, so every update is known in full."""
+    """WGAN-GP of a linear critic w: the gradient in x is w, so every update has a closed form."""
     rate, weight, w = 0.1, 10.0, np.array([0.5, -1.0, 2.0])
 
     def distance(net, params, state, batch, *, key, train):
@@ -120,7 +120,7 @@ def test_a_gradient_penalty_is_differentiated_twice():
 # statistics and inner steps
 
 
-def test_a_player_moves_its_own_statistics_alone():
+def test_a_player_updates_only_its_own_statistics():
     batch, before = batch_of(12), begun()
     after, _ = game(donate=False).apply(before, batch)
 
@@ -133,12 +133,12 @@ def test_a_player_moves_its_own_statistics_alone():
 
     raw = linear(before.params["maker"]["linear_0"], batch["z"])
     made = (raw - raw.mean(0)) / np.sqrt(raw.var(0) + 1e-5)
-    # The judge has seen real examples, then made ones; that the maker asked it is not kept.
+    # The judge sees real, then generated examples; its call by the maker is discarded.
     wanted = before.state["judge"]["norm"]
     for x in (batch["x"], made):
         wanted = moved(wanted, linear(before.params["judge"]["up"], x))
     close(after.state["judge"]["norm"], wanted, rtol=1e-4, atol=1e-5)
-    # The maker's moved once, in its own turn, not when it made examples for the judge.
+    # The maker's are updated once, in its own turn, not when it generates for the judge.
     wanted = moved(before.state["maker"]["batch_norm_0"], raw)
     close(after.state["maker"]["batch_norm_0"], wanted, rtol=1e-4, atol=1e-5)
 
@@ -163,7 +163,7 @@ def test_inner_steps_are_updates_on_parts_of_the_batch():
     close(after.state, state | {"maker": new["maker"]}, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["judge/loss"], np.mean(losses), rtol=1e-5)
     np.testing.assert_allclose(metrics["maker/loss"], loss, rtol=1e-5)
-    # What is not counted weighs with the examples that were seen.
+    # A metric without count is weighted by the examples.
     assert float(metrics["count/judge/loss"]) == 12 and float(metrics["count/maker/loss"]) == 4
 
 
@@ -176,7 +176,7 @@ def _gradient(name, objective):
 
 
 @pytest.mark.parametrize(("layer", "loops"), [(dp.linear(2), True), (dp.conv(2, 1), False)])
-def test_inner_steps_with_a_convolution_are_written_out_on_cpu(layer, loops):
+def test_inner_steps_with_a_convolution_are_unrolled_on_cpu(layer, loops):
     def loss(net, params, state, x, *, key, train):
         value = jnp.square(net(params, x)).mean()
         return value, (state, {"loss": value})
@@ -188,7 +188,7 @@ def test_inner_steps_with_a_convolution_are_written_out_on_cpu(layer, loops):
     assert ("stablehlo.while" in text) == loops
 
 
-def test_metrics_are_weighed_by_their_counts():
+def test_metrics_are_weighted_by_their_counts():
     def score(net, params, state, x, *, key, train):
         return 0 * params["point"]["scale"].sum(), (state, {
             "loss": x.mean(), "hits": x.sum(), "count": x.sum(), "count/hits": jnp.float32(0)})
@@ -200,10 +200,10 @@ def test_metrics_are_weighed_by_their_counts():
         "point/loss": 2.5, "count/point/loss": 4.0, "point/hits": 0.0, "count/point/hits": 0.0}
 
 
-# keys, purity, and the loop around
+# keys, purity, and `fit`
 
 
-def test_every_update_has_a_key_of_its_own():
+def test_every_update_has_its_own_key():
     def wander(net, params, state, x, *, key, train):
         loss = (params["point"]["scale"] + params["rival"]["scale"]).sum() * jax.random.normal(key)
         return loss, (state, {"loss": loss})
@@ -254,7 +254,7 @@ def test_fit_plays_a_game():
     np.testing.assert_allclose(rest["maker/loss"], loss, rtol=1e-5)
 
 
-def test_at_rest_noise_is_the_same_each_time():
+def test_noise_in_inference_is_the_same_each_time():
     def noisy(net, params, state, x, *, key, train):
         loss = params["point"]["scale"].sum() + jax.random.normal(key)
         return loss, (state, {"loss": loss})
@@ -268,13 +268,13 @@ def test_at_rest_noise_is_the_same_each_time():
     assert first == dp.evaluate(step, state, [ONE]) != {"point/loss": float(metrics["point/loss"])}
 
 
-def test_fit_ends_when_a_player_is_lost():
+def test_fit_raises_when_a_player_diverges():
     with pytest.raises(dp.LayerError, match=r"a finite judge/loss, got nan by step 1"):
         dp.fit(game(), [batch_of(4) | {"x": np.full((4, 3), np.nan, np.float32)}], key=KEY,
                steps=1, progress=False)
 
 
-def test_what_a_player_has_frozen_is_not_moved_by_decay():
+def test_frozen_parameters_of_a_player_do_not_decay():
     number = dp.stateless(lambda key, x: {"scale": jnp.ones(1), "bias": jnp.ones(1)},
                           lambda params, x: params["scale"] * x + params["bias"], name="number")
     step = dp.training.make_game(dp.serial(point=dp.freeze(number, "bias"), rival=number), {

@@ -1,4 +1,4 @@
-"""The loop around a step: history, logs, resuming, and what it refuses."""
+"""`fit`: history, logs, resuming, and errors."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_fit_is_a_loop_of_steps():
 
 def test_history_is_the_mean_since_the_last_reading():
     x, y = examples()
-    data = [(x[:7], y[:7]), (x[7:], y[7:])]  # of unequal size: entries count, not batches
+    data = [(x[:7], y[:7]), (x[7:], y[7:])]  # the mean is over entries, not batches
     each = train(sgd(), data, 8, log_every=1).history
     some = train(sgd(), data, 8, log_every=3).history
     assert [row["step"] for row in some] == [3, 6, 8]
@@ -62,7 +62,7 @@ def test_history_is_the_mean_since_the_last_reading():
     assert all(isinstance(row["loss"], float) for row in some)
 
 
-def test_data_is_begun_anew_when_it_ends():
+def test_data_is_iterated_again_when_it_ends():
     x, y = examples()
     once = train(sgd(), dp.batches((x, y), 5), 6).state  # three batches
     twice = train(sgd(), [*dp.batches((x, y), 5)] * 2, 6).state
@@ -93,7 +93,7 @@ def test_a_log_is_a_function():
 
 def test_the_best_state_has_the_least_validation_loss():
     x, y = examples()
-    against = (x, (y + 1) % 3)  # what is learned is wrong here: the first reading is the best
+    against = (x, (y + 1) % 3)  # other labels: the first reading is the best
     result = train(sgd(), [(x, y)], 9, log_every=2, validation=[against])
     losses = [row["validation/loss"] for row in result.history]
     assert losses == sorted(losses) and losses[0] < losses[-1]
@@ -106,7 +106,7 @@ def test_the_best_state_has_the_least_validation_loss():
 
 
 def readings(losses, **options):
-    """A fit whose validation losses are given, one for each step."""
+    """A fit with given validation losses, one per step."""
     def objective(net, params, state, batch, *, key, train):
         loss = params["kernel"].sum() if train else jnp.asarray(losses)[batch]
         return loss, (state, {"loss": loss})
@@ -115,7 +115,7 @@ def readings(losses, **options):
     step = dp.make_step(net, objective, optax.sgd(1.0))
 
     class Validation:
-        """Batches that say how often they were gone through."""
+        """Batches that count their iterations."""
 
         times = 0
 
@@ -130,10 +130,10 @@ def readings(losses, **options):
 
 @pytest.mark.parametrize(("losses", "patience", "stop", "best"), [
     ([3, 2, 1, 2, 2, 0], 2, 5, 3),
-    ([3, 2, 1, 2, 2, 0], 3, 6, 6),  # the least comes at the last reading
+    ([3, 2, 1, 2, 2, 0], 3, 6, 6),  # the lowest is the last reading
     ([3, 2, 1, 2, 2, 0], None, 6, 6),
-    ([3, 2, 2, 2, 1, 9], 2, 4, 2),  # as low as before is no lower
-    ([1, 2, 0, 2, 3, 0], 2, 5, 3),  # a new least begins the count anew
+    ([3, 2, 2, 2, 1, 9], 2, 4, 2),  # equal to the lowest is not lower
+    ([1, 2, 0, 2, 3, 0], 2, 5, 3),  # a new lowest restarts the count
     ([1, 2, 3], 1, 2, 1),
     ([3, 2, 1], 1, 3, 3),
 ])
@@ -159,7 +159,7 @@ def test_a_validation_loss_that_is_not_finite_is_an_error(broken, patience):
            readings, [1.0, broken, 0.0], patience=patience)
 
 
-def test_patience_wants_something_to_wait_for():
+def test_patience_requires_validation_data():
     x, y = examples()
     for wrong in (0, 1.0, True):
         assert "patience" in refused(
@@ -186,7 +186,7 @@ def test_ignored_labels_and_masks_pass_through_fit():
     assert results[0].history[0] == pytest.approx(results[1].history[0], rel=1e-5)
 
 
-def test_going_on_equals_never_stopping():
+def test_continuing_equals_one_long_run():
     x, y = examples()
     step = noisy()
     whole = train(step, [(x, y)], 7)
@@ -197,7 +197,7 @@ def test_going_on_equals_never_stopping():
     assert [row["step"] for row in rest.history] == [5, 7]
 
 
-def test_the_given_state_survives():
+def test_the_state_argument_stays_valid():
     x, y = examples()
     step = noisy()
     given = train(step, [(x, y)], 2).state
@@ -209,7 +209,7 @@ def test_the_given_state_survives():
     assert int(given.step) == 2
 
 
-def test_the_best_state_survives_the_steps_after_it():
+def test_the_best_state_stays_valid_after_later_steps():
     x, y = examples()
     result = train(sgd(), [(x, y)], 4, log_every=1, validation=[(x, (y + 1) % 3)])
     assert int(result.best.step) == 1
@@ -259,7 +259,7 @@ def test_infinite_inputs_name_the_parameters():
         train(step, [(x, y)], 2)
 
 
-def test_fit_wants_positive_counts():
+def test_fit_requires_positive_counts():
     x, y = examples()
     for wrong in (dict(steps=0), dict(steps=2.0), dict(steps=2, log_every=0)):
         with pytest.raises(dp.LayerError, match="at least 1"):
@@ -291,7 +291,7 @@ def test_side_inputs_and_masks_come_with_the_batch():
     np.testing.assert_allclose(result.history[-1]["loss"], wanted.history[-1]["loss"], rtol=1e-5)
 
 
-def test_a_key_begins_and_a_state_goes_on():
+def test_fit_takes_either_a_key_or_a_state():
     step = sgd()
     state = step.init(KEY, examples()[0])
     for both in ({"key": KEY, "state": state}, {}):

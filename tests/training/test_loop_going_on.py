@@ -1,4 +1,4 @@
-"""Training in parts: where the data goes on, what is best, streams, callbacks, and what ends it."""
+"""Training in parts: data position, best state, streams, callbacks, and early ends."""
 
 import dataclasses
 import signal
@@ -25,13 +25,13 @@ def equal(one, other):
         np.testing.assert_array_equal(one[path], other[path], err_msg=path)
 
 
-# Where the data goes on.
+# The position in the data.
 
 
 @pytest.mark.parametrize("options", [
     {"seed": 3}, {}, {"seed": 3, "epochs": 2}, {"epochs": 2}], ids=str)
-def test_two_calls_are_as_one(options):
-    """Bit for bit: the second call sees the batches that the first has not seen."""
+def test_two_calls_equal_one(options):
+    """Bit for bit: the second call continues with the batches after those of the first."""
     data = dp.batches(BATCH, 5, **options)
     whole = train(noisy(), data, 8)
     part = train(noisy(), data, 4)
@@ -42,25 +42,25 @@ def test_two_calls_are_as_one(options):
                for path, leaf in numbers(whole.state).items())
 
 
-def test_other_data_is_taken_as_it_comes():
+def test_other_data_begins_with_its_first_batch():
     data = [*dp.batches(BATCH, 4)]
     part = train(sgd(), data, 2)
     wanted = train(sgd(), [data[0], data[1], data[0], data[1]], 4)
     assert_same(train(sgd(), data, 2, state=part.state).state, wanted.state)
 
 
-def test_the_place_in_the_data_is_a_choice():
+def test_data_from_selects_the_first_batch():
     data = dp.batches(BATCH, 4, seed=0)
     list_of = [batch for batch, _ in zip(data, range(7), strict=False)]
     found = train(sgd(), data, 2, data_from=5)
     assert_same(found.state, train(sgd(), list_of[5:], 2).state)
 
 
-# What is best, after a restart too.
+# The best state, also after a restart.
 
 
 class Validation:
-    """Batches of numbers, which are the metrics: another one each time they are gone through."""
+    """Batches of numbers, which are the metrics: another number in each iteration."""
 
     def __init__(self, values):
         self.values = iter(values)
@@ -83,7 +83,7 @@ def judged(values, steps, **options):
 @pytest.mark.parametrize(("options", "best"), [
     ({}, 3), ({"metric": "score"}, 3), ({"metric": "score", "highest": True}, 2),
     ({"highest": True}, 2)], ids=str)
-def test_best_is_by_any_metric_up_or_down(options, best):
+def test_best_is_by_any_metric_highest_or_lowest(options, best):
     result = judged([3.0, 7.0, 1.0, 5.0], 4, **options)
     assert int(result.best.step) == best
 
@@ -93,7 +93,7 @@ def test_best_is_by_any_metric_up_or_down(options, best):
     ([1.0, 2.0, 3.0, 2.0], {"highest": True}),
     ([5.0, 2.0, 3.0, 2.0, 7.0], {"highest": True, "patience": 4})], ids=str)
 @pytest.mark.parametrize("cut", [1, 2, 3])
-def test_best_and_patience_go_on_after_a_restart(values, options, cut):
+def test_best_and_patience_continue_after_a_restart(values, options, cut):
     whole = judged(values, len(values), **options)
     part = judged(values[:cut], cut, **options)
     rest = judged(values[cut:], len(values) - cut, state=part, **options)
@@ -104,7 +104,7 @@ def test_best_and_patience_go_on_after_a_restart(values, options, cut):
     assert int(part.best.step) <= cut and part.history == whole.history[:cut]
 
 
-def test_the_best_of_a_game_is_by_a_metric_that_is_named():
+def test_the_best_of_a_game_requires_a_metric():
     def guess(net, params, state, batch, *, key, train):
         loss = jnp.square(params["point"]["scale"] - batch[0]).mean()
         return loss, (state, {"loss": loss})
@@ -118,7 +118,7 @@ def test_the_best_of_a_game_is_by_a_metric_that_is_named():
     assert int(train(step, [BATCH], 2, metric="point/loss", **options).best.step) == 2
 
 
-# What is shown on the way.
+# Callbacks and repr.
 
 
 def test_a_callback_sees_each_reading():
@@ -145,7 +145,7 @@ def test_a_callback_sees_each_reading():
     assert repr(kept).startswith("TrainState(step=int32[]")
 
 
-def test_a_state_and_a_fit_are_written_short():
+def test_the_repr_of_a_state_and_a_fit_is_short():
     net = dp.models.gpt(vocabulary=50, length=8, width=8, depth=2, heads=2)
     step = dp.make_step(net, dp.text.next_token(), optax.adam(1e-3))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if leaf.dtype.name[:3]
@@ -155,19 +155,19 @@ def test_a_state_and_a_fit_are_written_short():
     assert jax.eval_shape(lambda state: jnp.zeros(len(repr(state))), state).shape[0] < 300
 
 
-# What ends it.
+# Ctrl-C and non-finite losses.
 
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C as Python hears it, whatever runs the tests."""
+    """Ctrl-C as Python handles it, whatever runs the tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def pressing(where, at):
-    """A step, data and a callback of which one is interrupted in step `at`."""
+    """A step, data and a callback, one of which is interrupted in step `at`."""
     count = {"step": 0, "data": 0}
 
     def press(kind):
@@ -194,19 +194,19 @@ def pressing(where, at):
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("where", "taken"), [("step", 5), ("data", 4), ("callback", 5)])
-def test_ctrl_c_returns_what_there_is(where, taken):
+def test_ctrl_c_returns_the_result_so_far(where, taken):
     step, data, callback = pressing(where, 5)
     result = train(step, data, 99, log_every=1, callback=callback, validation=[BATCH])
     assert int(result.state.step) == taken
     wanted = train(sgd(), [BATCH], taken, log_every=1, validation=[BATCH])
     assert_same(result.state, wanted.state)
-    read = taken - (where == "step")  # it came before the reading of this step
+    read = taken - (where == "step")  # interrupted before the reading of this step
     assert result.history == wanted.history[:read] and int(result.best.step) == read
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_twice_in_one_step_is_not_held_back():
+def test_ctrl_c_twice_in_one_step_is_not_deferred():
     def apply(state, batch):
         after = sgd().apply(state, batch)
         signal.raise_signal(signal.SIGINT)
@@ -227,7 +227,7 @@ def test_training_in_another_thread_needs_no_signals():
 
 
 def breaking(step_loss=None, step_gradient=None):
-    """Training on numbers of batches: in some the loss is NaN, in others the gradient alone."""
+    """Training on batch numbers: in some the loss is NaN, in others only the gradient."""
     def objective(net, params, state, batch, *, key, train):
         number = batch[0].sum()
         loss = params["bias"].sum() + jnp.where(number == step_loss, jnp.nan, 0.0)
@@ -239,7 +239,7 @@ def breaking(step_loss=None, step_gradient=None):
 
 
 @pytest.mark.parametrize(("every", "broken"), [(1, 3), (2, 3), (5, 3), (50, 1), (50, 20)])
-def test_a_loss_that_is_not_finite_carries_what_there_is(every, broken):
+def test_the_error_of_a_non_finite_loss_has_the_result_so_far(every, broken):
     step, data = breaking(step_loss=broken)
     read = -(-broken // every) * every if every < 20 else 20
     error = refused(train, step, data, 20, log_every=every, validation=data[-1:] if every < 5
@@ -253,16 +253,16 @@ def test_a_loss_that_is_not_finite_carries_what_there_is(every, broken):
     assert f"in step {broken}" in str(error) or broken == read
 
 
-def test_what_the_last_step_broke_is_seen():
+def test_non_finite_parameters_after_the_last_step_raise():
     step, data = breaking(step_gradient=5)
     error = refused(train, step, data, 5, log_every=3)
     assert "finite parameters" in error.wants and "bias" in error.got
     assert error.step == 5 and int(error.state.step) == 5
     assert [row["step"] for row in error.history] == [3]
-    assert refused(train, step, data, 9, log_every=3).step == 6  # which sees it in its loss
+    assert refused(train, step, data, 9, log_every=3).step == 6  # its loss shows it
 
 
-def test_what_was_infinite_from_the_start_is_no_fault_of_training():
+def test_parameters_that_begin_infinite_do_not_raise():
     net = dp.stateless(lambda key, x: {"kernel": jnp.ones(3), "floor": jnp.full(1, -jnp.inf)},
                        lambda p, x: jnp.maximum(x[:, :3] * p["kernel"], p["floor"]))
     step = dp.make_step(net, dp.classification(), optax.sgd(0.1))
@@ -284,8 +284,8 @@ def streaming(objective=None, net=CELL):
         state.params, state.state, CHUNKS[0][0], length=12))
 
 
-def test_fit_goes_on_from_a_started_stream():
-    """The carry goes from batch to batch, and no gradient through it: by hand."""
+def test_fit_continues_a_started_stream():
+    """The carry passes from batch to batch without its gradient: computed by hand."""
     step, begun = streaming()
     result = train(step, CHUNKS, 3, state=begun, validation=[(ROWS[:1, :3], ROWS[:1, :3, :2])])
     params, carry = begun.params, begun.state
@@ -309,22 +309,22 @@ def test_fit_goes_on_from_a_started_stream():
     np.testing.assert_allclose(result.history[-1]["validation/loss"], rest, rtol=1e-5)
 
 
-def test_a_stream_goes_on_over_a_restart():
+def test_a_stream_continues_after_a_restart():
     step, begun = streaming()
     part = train(step, CHUNKS[:2], 2, state=begun)
     whole = train(step, CHUNKS, 3, state=begun)
     equal(train(step, CHUNKS[2:], 1, state=part.state).state, whole.state)
 
 
-def test_another_nets_parameters_are_refused_in_a_stream_too():
+def test_parameters_of_another_net_are_refused_in_a_stream():
     step, begun = streaming()
     wide = [(np.ones((2, 4, 5), np.float32), CHUNKS[0][1])]
     assert "params" in refused(train, step, wide, 1, state=begun).wants
 
 
 @pytest.mark.slow
-def test_rows_of_a_stream_begin_anew_where_a_sequence_ends():
-    """Where the number of its segment changes, which may be from one batch to the next."""
+def test_rows_of_a_stream_restart_where_a_sequence_ends():
+    """Where the segment number changes, possibly between two batches."""
     step = dp.make_step(CELL, dp.regression(), optax.sgd(0.0))
     first, then = ({"x": x, "y": y} for x, y in CHUNKS[:2])
     state = step.init(KEY, first["x"])

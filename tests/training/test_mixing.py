@@ -1,4 +1,4 @@
-"""Which outputs are of several examples, read off programs, against what a change reaches."""
+"""`mixes`, read off jaxprs, against the outputs that a change of one example reaches."""
 
 import functools
 
@@ -19,7 +19,7 @@ def mixed(f, x=X):
 
 
 def reached(f, x=X):
-    """Does another example change with the first one? Found by running it."""
+    """Whether a change of the first example reaches another, found by running."""
     moved = x.at[0].multiply(-3.0)
     rest = [(np.asarray(a)[1:], np.asarray(b)[1:]) for a, b in zip(
         jax.tree.leaves(f(x)), jax.tree.leaves(f(moved)), strict=True)]
@@ -97,12 +97,12 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_what_does_not_mix_is_not_said_to(name):
+def test_functions_that_do_not_mix_are_not_reported(name):
     assert not any(mixed(ALONE[name])) and not any(reached(ALONE[name]))
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-def test_what_mixes_is_seen(name):
+def test_functions_that_mix_are_reported(name):
     assert all(mixed(TOGETHER[name])) and all(reached(TOGETHER[name]))
 
 
@@ -111,8 +111,8 @@ def test_each_output_is_judged_by_itself():
     assert y == {"own": False, "all": True, "most": False}
 
 
-def test_sizes_that_coincide_are_told_apart():
-    """Three axes of one length, of which each is that of examples in turn."""
+def test_axes_of_equal_size_are_distinguished():
+    """Three axes of one length, each of which is the batch axis in turn."""
     x = X[:4, :4, :4]
     f = lambda x: jnp.cumsum(x.reshape(16, 4), 1).reshape(4, 4, 4)  # noqa: E731
     assert [mixes(f, 4, axis, x) for axis in range(3)] == [False, False, True]
@@ -143,5 +143,5 @@ def test_layers_of_time_mix_it_and_no_examples(net):
     x = jax.random.normal(KEY, (6, 4, 4))
     params, _ = net.init(KEY, x)
     assert not any(mixed(lambda x: net(params, x), x))
-    if net.name != "recurrent":  # which wants an axis of examples
+    if net.name != "recurrent":  # which requires a batch axis
         assert all(mixed(lambda x: net(params, x), x[:, 0]))  # without examples: along time

@@ -1,4 +1,4 @@
-"""Objectives: metrics and their counts, masks, side inputs, and what a batch may be."""
+"""Objectives: metrics and their counts, masks, side inputs, and the forms of a batch."""
 
 import functools
 
@@ -16,7 +16,7 @@ def drawn(*shape, seed=0, spread=3.0):
     return np.random.default_rng(seed).normal(0, spread, size=shape)
 
 
-def surprise(logits, labels):
+def nll(logits, labels):
     """``-log softmax(logits)[label]`` of each row, in float64."""
     logits = np.asarray(logits, np.float64)
     return np.log(np.exp(logits).sum(-1)) - logits[range(len(logits)), np.asarray(labels)]
@@ -38,7 +38,7 @@ def test_classification_of_a_pair_and_of_a_dict():
     for batch in ((x, y), [x, y], {"x": x, "y": y}):
         loss, (new, metrics) = objective(net, params, state, batch, key=None, train=True)
         assert new == {} and set(metrics) == {"loss", "accuracy", "count"}
-        np.testing.assert_allclose(loss, surprise(logits, y).mean(), rtol=1e-5)
+        np.testing.assert_allclose(loss, nll(logits, y).mean(), rtol=1e-5)
         np.testing.assert_allclose(metrics["loss"], loss)
         np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(-1) == y).mean())
         assert float(metrics["count"]) == 4
@@ -49,24 +49,24 @@ def test_classification_with_a_mask():
     mask = np.array([True, True, False, True])
     batch = {"x": x.at[2].set(jnp.nan), "y": y, "mask": jnp.asarray(mask)}
     loss, (_, metrics) = dp.classification()(net, params, state, batch, key=None, train=True)
-    np.testing.assert_allclose(loss, surprise(logits, y)[mask].mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, nll(logits, y)[mask].mean(), rtol=1e-5)
     hits = (logits.argmax(-1) == np.asarray(y))[mask]
     np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-6)
     assert float(metrics["count"]) == 3
     loss, _ = dp.classification(reduction="sum")(net, params, state, batch, key=None, train=True)
-    np.testing.assert_allclose(loss, surprise(logits, y)[mask].sum(), rtol=1e-5)
+    np.testing.assert_allclose(loss, nll(logits, y)[mask].sum(), rtol=1e-5)
 
 
 def test_the_sum_is_the_loss_but_metrics_stay_means():
     net, params, state, x, y, logits = classifier()
     loss, (_, metrics) = dp.classification(reduction="sum")(
         net, params, state, (x, y), key=None, train=True)
-    np.testing.assert_allclose(loss, surprise(logits, y).sum(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], surprise(logits, y).mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, nll(logits, y).sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], nll(logits, y).mean(), rtol=1e-5)
 
 
 def at_once_and_in_parts(objective, net, params, data, size=3):
-    """Metrics over unequal batches, as `evaluate` averages them, and over all at once."""
+    """Metrics by `evaluate` over unequal batches, and over one batch."""
     step = dp.make_step(net, objective, optax.sgd(0.1))
     state = step.init(jax.random.key(0), data["x"])._replace(params=params)
     return (dp.evaluate(step, state, dp.batches(data, size)), dp.evaluate(step, state, [data]))
@@ -76,7 +76,7 @@ def at_once_and_in_parts(objective, net, params, data, size=3):
     {}, {"label_smoothing": 0.1}, {"ignore_index": 2}, {"class_weights": np.array([0.2, 1.0, 3.0])},
     {"class_weights": np.array([0.2, 1.0, 3.0]), "ignore_index": 2, "label_smoothing": 0.1}],
         ids=str)
-def test_classification_averages_over_what_is_real(options):
+def test_classification_averages_over_valid_entries(options):
     net, params, _, _, _, _ = classifier()
     draw = np.random.default_rng(1)
     x, y = drawn(11, 5).astype(np.float32), draw.integers(0, 3, 11)
@@ -96,7 +96,7 @@ def test_classification_averages_over_what_is_real(options):
         assert found == pytest.approx({k: float(v) for k, v in wanted.items()}, rel=1e-5)
 
 
-def test_the_counts_of_a_weighed_loss():
+def test_the_counts_of_a_weighted_loss():
     net, params, state, x, y, _ = classifier()
     weights = np.array([0.5, 1.0, 2.0])
     objective = dp.classification(class_weights=weights, ignore_index=1)
@@ -111,15 +111,15 @@ def test_classification_of_soft_targets():
     weights = np.array([0.5, 1.0, 2.0])
     mask = np.array([True, True, False, True])
     for batch in ((x, soft), {"x": x, "y": soft, "mask": mask}):
-        real = mask if isinstance(batch, dict) else mask | True
+        valid = mask if isinstance(batch, dict) else mask | True
         loss, (_, metrics) = dp.classification(label_smoothing=0.1, class_weights=weights)(
             net, params, state, batch, key=None, train=True)
         wanted = dp.losses.cross_entropy(logits, soft, label_smoothing=0.1, class_weights=weights,
-            mask=real)
+            mask=valid)
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)
-        hits = (logits.argmax(-1) == soft.argmax(-1))[real]
+        hits = (logits.argmax(-1) == soft.argmax(-1))[valid]
         np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-6)
-        assert float(metrics["count"]) == real.sum() and "count/loss" not in metrics
+        assert float(metrics["count"]) == valid.sum() and "count/loss" not in metrics
     assert refused(dp.classification(ignore_index=1), net, params, state, (x, soft), key=None,
                    train=True).remedy
 
@@ -137,7 +137,7 @@ def test_classification_is_checked_when_it_is_made():
     assert error.wants == "one array" and error.remedy
 
 
-# yes or no
+# binary classification
 
 
 def test_binary_classification():
@@ -159,7 +159,7 @@ def test_binary_classification():
     assert float(metrics["count"]) == 6
 
 
-def test_binary_classification_of_several_answers():
+def test_binary_classification_of_several_targets():
     net, params, state, x, _, logits = classifier()
     y = (drawn(4, 3, seed=5) > 0).astype(np.float32)
     loss, (_, metrics) = dp.training.binary_classification()(
@@ -191,13 +191,13 @@ def test_regression(loss, mask):
     x, y = drawn(7, 5).astype(np.float32), drawn(7, 2, seed=1, spread=1.0).astype(np.float32)
     net = dp.linear(2)
     params, _ = net.init(jax.random.key(0), x)
-    real = np.random.default_rng(2).random((7, 2)) < 0.6
+    valid = np.random.default_rng(2).random((7, 2)) < 0.6
     data = {"x": x, "y": y}
     if mask:
-        real = real[:, 0] if mask == "rows" else real
-        data["mask" if mask == "rows" else "target_mask"] = real
-        data["y"] = np.where(real[:, None] if mask == "rows" else real, y, np.nan)
-    wanted = float(loss(net(params, x), y, mask=real if mask else None))
+        valid = valid[:, 0] if mask == "rows" else valid
+        data["mask" if mask == "rows" else "target_mask"] = valid
+        data["y"] = np.where(valid[:, None] if mask == "rows" else valid, y, np.nan)
+    wanted = float(loss(net(params, x), y, mask=valid if mask else None))
     for found in at_once_and_in_parts(dp.regression(loss), net, params, data):
         assert found == pytest.approx({"loss": wanted}, rel=1e-5)
 
@@ -242,7 +242,7 @@ def test_a_mask_of_positions_goes_to_the_net_alone():
     batch = {"x": x, "y": y, "mask": mask}
     loss, (_, metrics) = dp.classification()(net, params, state, batch, key=None, train=True)
     means = np.stack([np.asarray(x[0, :2]).mean(0), np.asarray(x[1, :3]).mean(0)])
-    wanted = surprise(means @ np.asarray(params["head"]["kernel"]), y)
+    wanted = nll(means @ np.asarray(params["head"]["kernel"]), y)
     np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
     assert float(metrics["count"]) == 2
 
@@ -250,8 +250,8 @@ def test_a_mask_of_positions_goes_to_the_net_alone():
 RAGGED = np.arange(5) < np.array([2, 5, 4])[:, None]
 
 
-def test_a_mask_of_time_is_no_mask_of_outputs_that_are_as_many():
-    """Five steps and five outputs: the mask is of steps, and all 15 targets are real."""
+def test_a_mask_of_time_is_no_mask_of_equally_many_outputs():
+    """Five steps and five outputs: the mask is over steps, and all 15 targets are valid."""
     net = dp.recurrent(dp.gru(4)) >> dp.collapse("last") >> dp.linear(5)
     x = jnp.asarray(drawn(3, 5, 2), jnp.float32)
     y = jnp.asarray(drawn(3, 5, seed=1, spread=1.0), jnp.float32)
@@ -271,8 +271,8 @@ def test_a_mask_of_time_is_no_mask_of_outputs_that_are_as_many():
 @pytest.mark.parametrize("net", [
     dp.linear(3), dp.recurrent(dp.gru(3)), dp.self_attention(1, causal=True),
     dp.learned_positions(5) >> dp.self_attention(1), dp.conv(3, 3, dims=1)], ids=repr)
-def test_a_mask_of_time_is_one_of_targets_where_time_is_kept(net):
-    """Whether or not the net takes it, and where it takes no more steps."""
+def test_a_mask_of_time_masks_targets_if_the_net_keeps_time(net):
+    """Whether or not the net takes it, and at the maximal length."""
     x = jnp.asarray(drawn(3, 5, 3), jnp.float32)
     y = jnp.asarray(drawn(3, 5, 3, seed=1, spread=1.0), jnp.float32)
     params, state = net.init(jax.random.key(0), x)
@@ -285,8 +285,8 @@ def test_a_mask_of_time_is_one_of_targets_where_time_is_kept(net):
     assert float(metrics["count"]) == 33
 
 
-def test_steps_and_segments_go_with_the_length():
-    """What else is of time grows with it when the net is planned for another length."""
+def test_side_inputs_over_time_are_resized_with_x():
+    """Side inputs over time are resized when the net is planned for another length."""
     net = dp.program(body=dp.self_attention(1))(lambda layers, x, *, extra: layers.body(x) + extra)
     x = jnp.asarray(drawn(3, 5, 4), jnp.float32)
     every = jnp.ones((3, 5), bool)
@@ -298,8 +298,8 @@ def test_steps_and_segments_go_with_the_length():
     assert float(metrics["count"]) == 44
 
 
-def test_a_gap_in_the_targets_hides_no_input():
-    """Two series with gaps: the recurrence reads all of x, and is asked where y is known."""
+def test_masked_targets_do_not_mask_the_input():
+    """Two series with gaps: the recurrence reads all of x; the loss is where y is known."""
     net = dp.recurrent(dp.simple_rnn(1))
     x = jnp.asarray(drawn(2, 6, 2, spread=1.0), jnp.float32)
     y = jnp.asarray(drawn(2, 6, 1, seed=1, spread=1.0), jnp.float32)
@@ -311,7 +311,7 @@ def test_a_gap_in_the_targets_hides_no_input():
     loss, (_, metrics) = dp.regression()(net, params, state, batch, key=None, train=True)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     assert float(metrics["count"]) == 7
-    hidden = dict(batch, mask=batch.pop("target_mask"))  # what it was taken for before
+    hidden = dict(batch, mask=batch.pop("target_mask"))  # as a mask of x
     assert abs(dp.regression()(net, params, state, hidden, key=None, train=True)[0] - wanted) > 0.01
 
 
@@ -329,7 +329,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_target_mask_is_of_any_leading_axes(name):
-    """What is not asked for has no say, whatever it is; with all masked but one it is alone."""
+    """Masked targets have no effect, whatever they hold; a single valid one is the mean."""
     objective, net, y, entries = TARGETS[name]
     x = jnp.asarray(drawn(4, 5, 2), jnp.float32)
     params, state = net.init(jax.random.key(0), x)
@@ -341,17 +341,17 @@ def test_a_target_mask_is_of_any_leading_axes(name):
         broken = np.where(wide, y, np.nan if y.dtype.kind == "f" else -7)
         found = run({"x": x, "y": broken, "target_mask": mask})
         assert all(np.isfinite(value) for value in found.values())
-        real = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(entries) - axes)), entries)
-        count = real.reshape(4, -1).any(1).sum() if name == "elbo" else real.sum()
+        valid = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(entries) - axes)), entries)
+        count = valid.reshape(4, -1).any(1).sum() if name == "elbo" else valid.sum()
         assert float(found["count"]) == count
         if name != "elbo":
-            logits = np.asarray(net(params, x))[real]
+            logits = np.asarray(net(params, x))[valid]
             assert float(found["loss"]) == pytest.approx(float(objective(
-                dp.stateless(None, lambda p, x: x), {}, {}, (jnp.asarray(logits), y[real]),
+                dp.stateless(None, lambda p, x: x), {}, {}, (jnp.asarray(logits), y[valid]),
                 key=None, train=False)[0]), rel=1e-5)
 
 
-def test_side_inputs_stand_in_the_batch_under_their_names():
+def test_side_inputs_are_in_the_batch_by_name():
     @dp.program(head=dp.linear(3))
     def net(layers, x, *, shift):
         return layers.head(x + shift)
@@ -361,7 +361,7 @@ def test_side_inputs_stand_in_the_batch_under_their_names():
     batch = {"x": x, "y": y, "shift": shift}
     loss, _ = dp.classification()(net, params, state, batch, key=None, train=True)
     logits = np.asarray(x + shift) @ np.asarray(params["head"]["kernel"])
-    np.testing.assert_allclose(loss, surprise(logits, y).mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, nll(logits, y).mean(), rtol=1e-5)
 
 
 def test_batches_of_another_form_are_refused():

@@ -1,4 +1,4 @@
-"""Weights of examples in every objective, objectives of one's own, and nets that give logits."""
+"""Sample weights in every objective, custom objectives, and checks of logits."""
 
 import functools
 
@@ -45,7 +45,7 @@ OBJECTIVES = {
 
 @functools.cache
 def asked(name):
-    """What an objective gives of a batch, its parameters being fixed."""
+    """The loss and metrics of an objective on a batch, with fixed parameters."""
     objective, net, x, _ = OBJECTIVES[name]
     params, state = net.init(KEY, x)
     return jax.jit(lambda batch: objective(net, params, state, batch, key=None, train=False))
@@ -58,8 +58,8 @@ def batch_of(name, rows=slice(None), **more):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_weight_is_how_often_an_example_stands_in_the_batch(name):
-    """What weighs nothing is not looked at, be it NaN or no class."""
+def test_a_weight_equals_repeating_the_example(name):
+    """An entry of weight 0 has no effect, even NaN or a label out of range."""
     again = np.repeat(np.arange(4), WEIGHTS)
     wanted, (_, metrics) = asked(name)(batch_of(name, again))
     batch = batch_of(name, sample_weight=WEIGHTS)
@@ -87,7 +87,7 @@ def test_weighted_metrics_do_not_depend_on_the_cut(name):
     assert dp.evaluate(step, state, parts) == pytest.approx(whole, rel=1e-5)
 
 
-def test_entries_have_weights_of_their_own():
+def test_entries_may_have_their_own_weights():
     """Any leading axes of the targets, beside masks."""
     x = jnp.asarray(DRAW.normal(size=(4, 6, 5)), jnp.float32)
     y, net = jnp.asarray(DRAW.normal(size=(4, 6, 2)), jnp.float32), dp.linear(2)
@@ -97,15 +97,15 @@ def test_entries_have_weights_of_their_own():
     for shape in ((4,), (4, 6), (4, 6, 2)):
         weights = DRAW.random(shape)
         wide = np.broadcast_to(weights.reshape(shape + (1,) * (3 - len(shape))), y.shape)
-        real = wide * mask[..., None]
+        valid = wide * mask[..., None]
         loss, (_, metrics) = dp.regression()(
             net, params, {}, {"x": x, "y": y, "target_mask": mask, "sample_weight": weights},
             key=None, train=True)
-        np.testing.assert_allclose(loss, (errors * real).sum() / real.sum(), rtol=1e-5)
-        np.testing.assert_allclose(metrics["count"], real.sum(), rtol=1e-5)
+        np.testing.assert_allclose(loss, (errors * valid).sum() / valid.sum(), rtol=1e-5)
+        np.testing.assert_allclose(metrics["count"], valid.sum(), rtol=1e-5)
 
 
-def test_tokens_have_weights_of_their_own():
+def test_tokens_may_have_their_own_weights():
     params, _ = SCORES.init(KEY, IDS)
     weights = DRAW.random((4, 5))
     losses = dp.losses.cross_entropy(SCORES(params, IDS[:, :-1]), IDS[:, 1:], reduction="none")
@@ -116,7 +116,7 @@ def test_tokens_have_weights_of_their_own():
 
 
 def test_noise_is_weighted():
-    """Two weights of one size are none; the mean of two is that of each alone."""
+    """Equal weights have no effect; the weighted mean is that of the single examples."""
     net = dp.program(f=dp.linear(5))(lambda layers, x, *, time: layers.f(x) + time[:, None])
     params, _ = net.init(KEY, X, time=LABELS)
     objective = dp.diffusion.denoising(dp.diffusion.cosine_noise(10))
@@ -136,27 +136,27 @@ def test_noise_is_weighted():
     lambda output, y, *, mask: jnp.square(output - y).mean(),
     lambda output, y, **options: jnp.square(output - y).mean(),
     lambda output, y, **options: jnp.square(output - y).mean(-1)], ids=range(3))
-def test_a_loss_that_cannot_be_weighed_is_refused(loss):
+def test_a_loss_without_reduction_none_is_refused_with_weights(loss):
     for objective, net in ((dp.regression(loss), dp.linear(5)), (dp.training.elbo(loss), LATENT)):
         params, _ = net.init(KEY, X)
         batch = {"x": X, "y": X, "sample_weight": WEIGHTS}
         error = refused(objective, net, params, {}, batch, key=None, train=True)
-        assert "one number for each entry, (4, 5)" in error.wants
+        assert "one number per entry, (4, 5)" in error.wants
 
 
-def test_a_weight_below_nothing_is_none():
+def test_negative_weights_give_nan():
     loss, _ = asked("classification")(batch_of("classification", sample_weight=-WEIGHTS))
     assert np.isnan(loss)
 
 
-def test_weights_that_sum_up_to_nothing_are_no_nan():
+def test_weights_that_are_all_zero_give_no_nan():
     for name in ("classification", "elbo", "next token"):
         loss, (_, metrics) = asked(name)(batch_of(name, sample_weight=np.zeros(4)))
         assert float(loss) == float(metrics["count"]) == 0
 
 
 def test_weights_train():
-    """A step with weights is one with examples that stand there as often."""
+    """A step with weights equals one with repeated examples."""
     net = dp.linear(3)
     step = dp.make_step(net, dp.classification(), optax.sgd(0.5), donate=False)
     state = step.init(KEY, X)
@@ -167,10 +167,10 @@ def test_weights_train():
                  weighted.params, repeated.params)
 
 
-# Objectives and losses of one's own
+# Custom objectives and losses
 
 
-def test_metrics_of_an_objective_of_ones_own_hold_its_loss():
+def test_the_metrics_of_a_custom_objective_contain_its_loss():
     def own(net, params, state, batch, *, key, train):
         y, state = net.apply(params, state, batch, key=key, train=train)
         return jnp.square(y).mean(), (state, {"largest": jnp.abs(y).max()})
@@ -189,7 +189,7 @@ def test_metrics_of_an_objective_of_ones_own_hold_its_loss():
 
 
 class Drawing:
-    """An objective that is an object, and says what it does besides by its class."""
+    """An objective that is an object, with attributes of its class."""
 
     draws = True
 
@@ -205,8 +205,8 @@ class Drawing:
         return {"twice": 2 * found["part"]}
 
 
-def test_an_object_is_an_objective():
-    """`evaluate` gives each example a key of its own, however the data is cut."""
+def test_an_object_may_be_an_objective():
+    """`evaluate` gives each example its own key, whatever the batch size."""
     for objective in (Drawing(), dp.training.penalized(Drawing(), dp.losses.l2)):
         step = dp.make_step(dp.linear(2), objective, optax.sgd(0.1))
         state = step.init(KEY, X)
@@ -230,7 +230,7 @@ def test_an_objective_may_name_another_loss():
     lambda loss, state: (loss, ({"error": loss}, state)), lambda loss, state: (loss, state, {}),
     lambda loss, state: {"loss": loss}, lambda loss, state: (loss[None], (state, {})),
     lambda loss, state: (1, (state, {})), lambda loss, state: None])
-def test_an_answer_of_another_form_is_refused(answer):
+def test_a_result_of_another_form_is_refused(answer):
     def own(net, params, state, batch, *, key, train):
         return answer(params["bias"].sum(), state)
 
@@ -243,7 +243,7 @@ def test_an_answer_of_another_form_is_refused(answer):
 
 
 @pytest.mark.parametrize("batch", [X, {"z": X}, (X, X, X), {"z": X, "y": LABELS}, [X]])
-def test_what_is_shown_of_a_batch_of_ones_own_is_asked_for(batch):
+def test_a_custom_batch_requires_inputs(batch):
     def own(net, params, state, batch, *, key, train):
         raise AssertionError
 
@@ -255,7 +255,7 @@ def test_what_is_shown_of_a_batch_of_ones_own_is_asked_for(batch):
 @pytest.mark.parametrize("own", [
     lambda output, y, *, mask=None: jnp.square(output - y).mean(),
     lambda output, y, **options: jnp.square(output - y).mean()])
-def test_a_loss_of_ones_own_broadcasts_nothing(own):
+def test_a_custom_loss_broadcasts_nothing(own):
     net, objective = dp.linear(1), dp.regression(own)
     params, _ = net.init(KEY, X)
     error = refused(objective, net, params, {}, (X, X[:, 0]), key=None, train=True)
@@ -278,12 +278,12 @@ def test_a_loss_of_ones_own_broadcasts_nothing(own):
                                        dp.training.penalized(dp.classification(), dp.losses.l2)])
 def test_probabilities_are_no_logits(net, objective):
     error = refused(objective, net, {}, {}, (X, LABELS), key=None, train=True)
-    assert error.wants == "a net that gives logits"
+    assert error.wants == "a net that returns logits"
     assert any(name in error.got for name in (
         "jax.nn.softmax", "jax.nn.sigmoid", "ends in softmax"))  # the last one is jitted
 
 
-def test_other_objectives_of_logits_look_too():
+def test_other_objectives_of_logits_refuse_probabilities():
     error = refused(dp.text.next_token(), SCORES >> jax.nn.softmax, {}, {}, IDS, key=None,
         train=True)
     assert "jax.nn.softmax" in error.got
@@ -300,9 +300,9 @@ def test_other_objectives_of_logits_look_too():
     assert "sigmoid" in refused(dp.training.elbo(), net, {}, {}, (X, X), key=None, train=True).got
 
 
-def test_probabilities_may_stand_elsewhere():
+def test_probabilities_are_accepted_elsewhere():
     inside = dp.serial(dp.linear(4), jax.nn.softmax, dp.linear(3))
-    logs = dp.linear(3) >> jax.nn.log_softmax  # whose softmax is what it is of
+    logs = dp.linear(3) >> jax.nn.log_softmax  # log-probabilities are logits too
     for net, objective, y in ((inside, dp.classification(), LABELS),
                               (logs, dp.classification(), LABELS),
                               (dp.linear(3) >> jax.nn.sigmoid, dp.regression(), NOT_SURE)):
@@ -311,7 +311,7 @@ def test_probabilities_may_stand_elsewhere():
         assert np.isfinite(loss)
 
 
-# A mask of the targets that is called one of x
+# A mask of the targets that is named mask
 
 
 @pytest.mark.parametrize(("net", "x", "tasks"), [
@@ -320,13 +320,13 @@ def test_probabilities_may_stand_elsewhere():
     (dp.serial(dp.linear(6), dp.batch_norm(), dp.collapse("mean"), dp.linear(3)),
      X[:, None] * np.ones((1, 7, 1), np.float32), 3),
 ])
-def test_a_mask_of_tasks_goes_by_its_name(net, x, tasks):
+def test_a_mask_of_tasks_must_be_named_target_mask(net, x, tasks):
     params, state = net.init(KEY, x)
     mask = DRAW.random((4, tasks)) < 0.7
     run = functools.partial(dp.regression(), net, params, state, key=None, train=True)
     batch = {"x": x, "y": np.ones((4, tasks), np.float32)}
     error = refused(run, batch | {"mask": mask})
-    assert error.remedy == "name it target_mask: it says which targets are real"
+    assert error.remedy == "name it target_mask: it marks the valid targets"
     _, (_, metrics) = run(batch | {"target_mask": mask})
     assert int(metrics["count"]) == mask.sum()
-    assert refused(run, batch | {"mask": mask[:3]}).remedy != error.remedy  # it fits neither
+    assert refused(run, batch | {"mask": mask[:3]}).remedy != error.remedy  # fits neither x nor y

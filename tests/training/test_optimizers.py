@@ -1,4 +1,4 @@
-"""Every optimizer of optax: what it is handed, where its net is looked at, and what is refused."""
+"""Optimizers of optax: extra arguments, parameters for evaluation, and errors."""
 
 import functools
 import logging
@@ -33,7 +33,7 @@ def taken(step, batches):
     return state, metrics
 
 
-# What an optimizer is handed.
+# Extra arguments.
 
 
 ASKING = {
@@ -54,7 +54,7 @@ def same(one, other):
 
 
 def by_hand(optimizer, net, steps, second_order):
-    """Parameters after some steps, as the documentation of optax takes them."""
+    """Parameters after some steps, taken as in the documentation of optax."""
     first, later = jax.random.split(KEY)
     params, state = net.init(first, X)
     opt = optimizer.init(params)
@@ -77,8 +77,8 @@ def by_hand(optimizer, net, steps, second_order):
 @pytest.mark.parametrize("name", [
     name if name == "plateau" else pytest.param(name, marks=pytest.mark.slow)
     for name in ASKING])
-def test_an_optimizer_is_handed_value_and_gradient_and_the_loss_as_a_function(name):
-    """Dropout shows that the key of the step is held fixed in it."""
+def test_optimizers_get_value_gradient_and_value_fn(name):
+    """Dropout shows that the key of the step is fixed in `value_fn`."""
     state, _ = taken(make(ASKING[name](), DROPPED), [BATCH] * 3)
     wanted = by_hand(ASKING[name](), DROPPED, 3, name == "sophia")
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5),
@@ -88,7 +88,7 @@ def test_an_optimizer_is_handed_value_and_gradient_and_the_loss_as_a_function(na
 @pytest.mark.slow
 def test_lbfgs_comes_down_in_a_few_steps():
     net = dp.linear(1, bias=False)
-    x = np.array([[1.0, 0.0], [0.0, 10.0]], np.float32)  # as narrow a valley as is slow for sgd
+    x = np.array([[1.0, 0.0], [0.0, 10.0]], np.float32)  # a valley so narrow that sgd is slow
     y = np.array([[1.0], [-10.0]], np.float32)
     step = dp.make_step(net, dp.regression(), optax.lbfgs(memory_size=3))
     state = step.init(KEY, x)
@@ -107,7 +107,7 @@ def test_the_loss_of_a_net_with_frozen_parts_is_a_function_of_the_rest(optimizer
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
-def test_an_optimizer_of_ones_own_is_handed_what_it_names():
+def test_a_custom_optimizer_gets_the_arguments_it_names():
     def update(updates, state, params, *, value):
         return jax.tree.map(lambda g: 0 * g + value, updates), state
 
@@ -118,11 +118,11 @@ def test_an_optimizer_of_ones_own_is_handed_what_it_names():
                                jnp.full(3, metrics["loss"]), rtol=1e-5)
 
 
-# Where the net is looked at.
+# Parameters for evaluation.
 
 
 @pytest.mark.slow
-def test_the_slow_parameters_of_lookahead_are_looked_at():
+def test_evaluation_uses_the_slow_parameters_of_lookahead():
     fast, rate, share, period = NET.init(jax.random.split(KEY)[0], X)[0], 0.3, 0.5, 2
     slow = fast
     step = make(optax.lookahead(optax.sgd(rate), period, share))
@@ -139,8 +139,8 @@ def test_the_slow_parameters_of_lookahead_are_looked_at():
                                CLASSES(NET, slow, {}, BATCH, key=None, train=False)[0], rtol=1e-5)
 
 
-def test_lookahead_says_nothing_that_is_not_so(caplog):
-    """Optax warns of parameters that are not fast and slow ones; here they are made so."""
+def test_lookahead_logs_no_false_warning(caplog):
+    """Optax warns unless it gets fast and slow parameters, which the step passes."""
     with caplog.at_level(logging.WARNING):
         make(optax.lookahead(optax.sgd(0.1), 2, 0.5)).init(KEY, X)
     assert not caplog.records
@@ -150,7 +150,7 @@ def test_lookahead_says_nothing_that_is_not_so(caplog):
     lambda inner: inner, lambda inner: optax.chain(optax.clip(1.0), inner),
     lambda inner: optax.apply_if_finite(inner, 3),
 ], ids=["alone", "chain", "finite"])
-def test_the_average_of_schedule_free_is_looked_at(wrap):
+def test_evaluation_uses_the_average_of_schedule_free(wrap):
     step = make(wrap(optax.contrib.schedule_free_sgd(0.5)), donate=False)
     state, _ = taken(step, [BATCH] * 3)
     (inner,) = (part for part in jax.tree.leaves(
@@ -166,7 +166,7 @@ def test_the_average_of_schedule_free_is_looked_at(wrap):
 @pytest.mark.parametrize("optimizer", [
     optax.contrib.schedule_free_sgd(0.5), optax.lookahead(optax.sgd(0.1), 2, 0.5)],
     ids=["schedule_free", "lookahead"])
-def test_what_is_frozen_is_looked_at_where_it_is(optimizer):
+def test_evaluation_uses_frozen_parameters_unchanged(optimizer):
     net = dp.serial(still=dp.freeze(dp.linear(4)), moved=NET)
     step = make(optimizer, net, donate=False)
     state, _ = taken(step, [BATCH] * 3)
@@ -175,7 +175,7 @@ def test_what_is_frozen_is_looked_at_where_it_is(optimizer):
     assert (seen["moved"]["kernel"] != state.params["moved"]["kernel"]).any()
 
 
-def test_the_parameters_that_are_looked_at_are_a_choice():
+def test_eval_params_selects_the_parameters_of_evaluation():
     step = make(optax.sgd(0.1), donate=False,
                 eval_params=lambda opt_state, params: jax.tree.map(jnp.zeros_like, params))
     state, _ = taken(step, [BATCH])
@@ -183,7 +183,7 @@ def test_the_parameters_that_are_looked_at_are_a_choice():
     assert dp.evaluate(step, state, [BATCH])["loss"] == pytest.approx(np.log(3), rel=1e-6)
 
 
-def test_a_player_is_looked_at_by_its_optimizer():
+def test_a_player_is_evaluated_at_the_parameters_of_its_optimizer():
     def guess(net, params, state, batch, *, key, train):
         loss = jnp.square(params["point"]["scale"] - batch).sum()
         return loss, (state, {"loss": loss})
@@ -201,7 +201,7 @@ def test_a_player_is_looked_at_by_its_optimizer():
     assert state.params["point"]["scale"] == 0.5  # 1 - (1 / 2**2) * 2
 
 
-# Steps that are skipped, or gather.
+# Skipped steps and accumulation.
 
 
 SKIPPING = {
@@ -213,7 +213,7 @@ MOVING = dp.ema(dp.serial(dp.batch_norm(), NET))
 
 
 @pytest.mark.parametrize("name", SKIPPING)
-def test_a_step_that_was_skipped_leaves_the_net_and_the_metrics(name):
+def test_a_skipped_step_changes_neither_net_nor_metrics(name):
     step = make(SKIPPING[name](), MOVING)
     plain, _ = taken(step, [BATCH, BATCH])
     state, metrics = taken(step, [BATCH, NAN, BATCH])
@@ -222,7 +222,7 @@ def test_a_step_that_was_skipped_leaves_the_net_and_the_metrics(name):
     assert [float(read["count"]) for read in metrics] == [12, 0, 12]
 
 
-def test_fit_believes_an_optimizer_that_skipped():
+def test_fit_does_not_raise_for_a_skipped_step():
     step = make(optax.apply_if_finite(optax.sgd(0.1), 2), MOVING)
     result = train(step, [BATCH, NAN, BATCH], 3)
     wanted = train(step, [BATCH, BATCH], 2)
@@ -234,14 +234,14 @@ def test_fit_believes_an_optimizer_that_skipped():
         "skipped": 1.0}
 
 
-def test_what_is_skipped_inside_of_what_gathers_is_a_step():
-    """The second of two halves is where it is asked; that of a step before stands there yet."""
+def test_a_skipped_step_inside_accumulation_counts_once():
+    """The inner optimizer is called at the second of two halves, and keeps its result between."""
     step = make(optax.MultiSteps(optax.apply_if_finite(optax.sgd(0.1), 3), 2), MOVING)
     _, metrics = taken(step, [BATCH, NAN, BATCH])
     assert [float(read["skipped"]) for read in metrics] == [0, 1, 0]
 
 
-def test_an_optimizer_that_gave_up_is_an_error():
+def test_an_optimizer_that_stops_skipping_raises():
     step = make(optax.apply_if_finite(optax.sgd(0.1), 1), NET)
     assert refused(train, step, [BATCH, NAN, NAN, NAN], 4).step == 3
 
@@ -253,7 +253,7 @@ def test_an_optimizer_that_gave_up_is_an_error():
         optax.chain(optax.apply_every(2), optax.sgd(0.15)), 2), marks=pytest.mark.slow),
 ], ids=["steps", "every", "nested"])
 def test_averages_count_the_steps_of_the_optimizer(gather):
-    """Two halves, gathered, are as the whole: in the average too, which moves as often."""
+    """Two accumulated halves equal the whole, also in the average of `ema`."""
     net = dp.serial(one=dp.linear(3), two=dp.ema(NET, 0.6))
     halves = [(X[:6], Y[:6]), (X[6:], Y[6:])]
     state, _ = taken(make(gather(), net), halves * 3)
@@ -264,7 +264,7 @@ def test_averages_count_the_steps_of_the_optimizer(gather):
                  (state.params, state.state), (wanted.params, wanted.state))
 
 
-# What is refused.
+# Errors.
 
 
 SAM = optax.contrib.sam(optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)))
@@ -279,23 +279,23 @@ PRIVATE = optax.chain(
 ], ids=["sam", "opaque", "chain", "private", "steps"])
 @pytest.mark.parametrize("net", [NET, dp.repeat(4, dp.linear(4)),
                                  dp.serial(dp.freeze(dp.linear(4)), NET)], ids=str)
-def test_what_wants_another_step_is_refused_by_name(optimizer, name, net):
+def test_optimizers_of_another_step_are_named(optimizer, name, net):
     error = refused(make(optimizer, net).init, KEY, X)
-    assert name in error.got + error.remedy and "step of your own" in error.remedy
+    assert name in error.got + error.remedy and "write your own step" in error.remedy
 
 
 def test_updates_of_another_shape_are_refused():
-    """As of what takes the axis of a stack for that of examples: they would be broadcast."""
+    """As by an optimizer that takes the axis of a stack for the batch axis: it would broadcast."""
     mean = optax.stateless(lambda updates, params: jax.tree.map(lambda g: g.mean(0), updates))
     net = dp.repeat(4, dp.linear(4))
     step = make(mean, dp.serial(body=net, head=NET))
     state = step.init(KEY, X)
-    expect("", "wants an update of body/bias of its shape, float32[4,4], got float32[4]; take a "
-           "step of your own by per_example_gradients, if the optimizer reads axis 0 as that of "
-           "examples", jax.eval_shape, step.apply, state, BATCH)
+    expect("", "wants an update of body/bias of its shape, float32[4,4], got float32[4]; write "
+           "your own step with per_example_gradients, if the optimizer takes axis 0 for the batch "
+           "axis", jax.eval_shape, step.apply, state, BATCH)
 
 
-def test_an_argument_that_nobody_gives_is_named():
+def test_an_unknown_extra_argument_is_named():
     def update(updates, state, params, *, curvature, **extra):
         return updates, state
 
@@ -313,7 +313,7 @@ def weights(params):
     lambda **more: optax.masked(optax.lbfgs(), weights, **more),
     lambda **more: optax.partition({True: optax.lbfgs(), False: optax.adam(0.1)}, weights, **more)],
     ids=["masked", "partition"])
-def test_a_line_search_for_a_part_is_told_the_gradient_of_that_part(around):
+def test_a_line_search_on_a_part_gets_the_gradient_of_that_part(around):
     step, told = make(around()), make(around(mask_compatible_extra_args=True))
     state = jax.eval_shape(step.init, KEY, X)
     error = refused(jax.eval_shape, step.apply, state, BATCH)
@@ -324,7 +324,7 @@ def test_a_line_search_for_a_part_is_told_the_gradient_of_that_part(around):
 @pytest.mark.parametrize("inner", [
     optax.lbfgs(), optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())],
     ids=["lbfgs", "plateau"])
-def test_what_lookahead_hands_too_little_is_told_so(inner):
+def test_optimizers_that_need_more_than_lookahead_passes_are_refused(inner):
     step = make(optax.lookahead(inner, 2, 0.5))
     error = refused(jax.eval_shape, step.apply, jax.eval_shape(step.init, KEY, X), BATCH)
     assert "value" in error.got and "lookahead" in error.remedy
@@ -342,7 +342,7 @@ def test_one_net_has_one_slow_average(optimizer):
     lambda inner: optax.MultiSteps(inner, 2), lambda inner: optax.apply_if_finite(inner, 2),
     lambda inner: optax.chain(optax.add_decayed_weights(0.1), inner)],
     ids=["steps", "finite", "decay"])
-def test_what_cannot_be_around_lookahead_goes_inside(around):
+def test_wrappers_that_cannot_be_around_lookahead_go_inside(around):
     step = make(around(optax.lookahead(optax.sgd(0.1), 2, 0.5)))
     state = step.init(KEY, X)
     assert "lookahead around all" in refused(jax.eval_shape, step.apply, state, BATCH).wants

@@ -1,4 +1,4 @@
-"""A row of a stream that is restarted equals one that begins, and the others go on."""
+"""Restarted rows of a stream equal new ones, and the others continue."""
 
 import functools
 
@@ -31,7 +31,7 @@ def drawn(*shape, seed=0):
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=() if name == "positions" else pytest.mark.slow)
     for name in NETS])
-def test_a_restarted_row_equals_one_that_begins(name):
+def test_a_restarted_row_equals_a_new_one(name):
     net, old, new = NETS[name], drawn(3, 4, 4), drawn(3, 4, 4, seed=1)
     params, rest = net.init(KEY, old)
     step = jax.jit(net.apply)
@@ -48,7 +48,7 @@ def test_a_restarted_row_equals_one_that_begins(name):
     close(more[~ROWS], step(params, later, old)[0][~ROWS])
 
 
-def test_a_restarted_row_has_the_memory_that_is_given():
+def test_a_restarted_row_uses_the_given_memory():
     net = dp.cross_attention(1)
     x, one, other = drawn(3, 2, 4), drawn(3, 5, 4, seed=1), drawn(3, 5, 4, seed=2)
     params, _ = net.init(KEY, x, memory=one)
@@ -60,7 +60,7 @@ def test_a_restarted_row_has_the_memory_that_is_given():
 
 
 @pytest.mark.slow
-def test_a_gradient_ends_where_a_row_begins_anew():
+def test_no_gradient_passes_a_restart():
     net, x = NETS["lstm"], drawn(3, 4, 4)
     params, rest = net.init(KEY, x)
 

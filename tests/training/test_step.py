@@ -1,4 +1,4 @@
-"""A training step is a pure pair."""
+"""A training step is a pair of pure functions."""
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,19 @@ def test_a_step_goes_down_the_gradient():
     before.params["bias"] = jnp.array([0.1, -0.2, 0.3])
     after, metrics = step.apply(before, (x, y))
     kernel, bias = (np.asarray(before.params[name], np.float64) for name in ("kernel", "bias"))
-    share = np.exp(x @ kernel + bias)
-    share /= share.sum(-1, keepdims=True)
-    np.testing.assert_allclose(metrics["loss"], -np.log(share[range(12), y]).mean(), rtol=1e-5)
-    share[range(12), y] -= 1
-    np.testing.assert_allclose(after.params["kernel"], kernel - 0.3 * x.T @ share / 12, atol=1e-6)
-    np.testing.assert_allclose(after.params["bias"], bias - 0.3 * share.mean(0), atol=1e-6)
+    probability = np.exp(x @ kernel + bias)
+    probability /= probability.sum(-1, keepdims=True)
+    loss = -np.log(probability[range(12), y]).mean()
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    residual = probability
+    residual[range(12), y] -= 1
+    np.testing.assert_allclose(
+        after.params["kernel"], kernel - 0.3 * x.T @ residual / 12, atol=1e-6)
+    np.testing.assert_allclose(after.params["bias"], bias - 0.3 * residual.mean(0), atol=1e-6)
     assert int(after.step) == 1 and after.params["kernel"].dtype == jnp.float32
 
 
-def test_evaluate_of_a_step_is_at_rest():
+def test_evaluate_of_a_step_computes_in_inference():
     x, y = examples()
     step = noisy()
     state, training = step.apply(step.init(KEY, x), (x, y))
@@ -47,7 +50,7 @@ def test_evaluate_of_a_step_is_at_rest():
     assert float(training["loss"]) != float(rest["loss"])
 
 
-def test_every_step_has_a_key_of_its_own():
+def test_every_step_has_its_own_key():
     x, y = examples()
     step = sgd(dp.serial(dp.dropout(0.5), NET), rate=0.0, donate=False)
     state = step.init(KEY, x)
@@ -130,8 +133,8 @@ COMPLEX = dp.stateless(
 
 
 @pytest.mark.parametrize("game", [False, True])
-def test_a_complex_parameter_goes_down(game):
-    """By hand: z moves by -0.1 * 2 * (z - c), so that what is left shrinks to 0.8 of itself."""
+def test_a_complex_parameter_descends(game):
+    """By hand: z moves by -0.1 * 2 * (z - c), so that the error shrinks by 0.8."""
     if game:
         play = lambda net, params, *given, **how: distance(net, params["z"], *given, **how)  # noqa: E731
         step = dp.training.make_game(dp.serial(z=COMPLEX),
@@ -160,7 +163,7 @@ def test_a_state_that_changes_its_structure_is_refused():
 
 
 @pytest.mark.parametrize("state", [{"kernel": 0}, ({}, {}), ()])
-def test_what_is_no_state_of_training_is_refused(state):
+def test_a_state_of_another_type_is_refused(state):
     step, batch = sgd(), examples()
     for call in (lambda: step.apply(state, batch), lambda: step.evaluate(state, batch),
                  lambda: train(step, [batch], 1, state=state)):
@@ -173,7 +176,7 @@ def test_what_is_no_state_of_training_is_refused(state):
     lambda params, x: jax.vmap(lambda x: NET(params, x))(x),
     lambda params, x: jax.linearize(lambda params: NET(params, x), params),
 ], ids=["grad", "vmap", "linearize"])
-def test_a_donated_state_is_told_inside_of_transformations(ask):
+def test_a_donated_state_raises_inside_transformations(ask):
     x, y = examples()
     step = sgd()
     state = step.init(KEY, x)

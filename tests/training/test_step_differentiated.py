@@ -1,4 +1,4 @@
-"""Differentiating through training steps: MAML and learned learning rates, by any optimizer."""
+"""Differentiating through training steps: MAML and learned learning rates, with any optimizer."""
 
 import functools
 
@@ -33,7 +33,7 @@ def error_after(params, rate, told, asked, *, optimizer=optax.sgd, net=NET):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_gradients_through_training_agree_with_finite_differences(name):
-    """By where training began, by the learning rate, and by the data that it saw."""
+    """With respect to the initial parameters, the learning rate, and the data."""
     params, _ = NET.init(KEY, jnp.ones((5, 2)))
     found = dp.gradients.check_gradients(
         lambda params, rate, told: error_after(
@@ -63,13 +63,13 @@ def test_a_gradient_of_one_step_is_that_of_the_formula():
 
 
 def dead(x):
-    """Rectified, and never awake: its gradient is zero, and so is Adam's mean of squares."""
+    """A dead ReLU: its gradient is zero, and so is Adam's second moment."""
     return jax.nn.relu(x - 100)
 
 
 @pytest.mark.slow
 def test_the_root_of_adam_has_no_derivative_at_zero():
-    """sqrt(v) at v = 0 gives NaN, which names what broke; `eps_root` moves the root away from 0."""
+    """The gradient of sqrt(v) at v = 0 is NaN; `eps_root` moves the root away from 0."""
     net = dp.serial(dp.linear(3), dp.branch(dead, jnp.tanh, merge=dp.concatenate), dp.linear(1))
     with jax.enable_x64(True):
         told, asked = jax.tree.map(jnp.asarray, (TOLD, ASKED))
@@ -83,7 +83,7 @@ def test_the_root_of_adam_has_no_derivative_at_zero():
         dp.gradients.check_gradients(lambda params: after(params, 1e-8), params)
 
 
-def test_a_step_that_reuses_memory_says_so_where_it_is_differentiated():
+def test_differentiating_a_donating_step_raises():
     step = dp.make_step(NET, dp.regression(), optax.sgd(0.1))
     now = step.init(KEY, TOLD[0])
     twice = lambda params: step.apply(step.apply(now._replace(params=params), TOLD)[0], TOLD)  # noqa: E731

@@ -1,4 +1,4 @@
-"""A state of training, saved and loaded by other libraries: to the last bit, and so goes on."""
+"""A `TrainState` saved and loaded by other libraries is the same bit for bit."""
 
 import io
 import pickle
@@ -51,7 +51,7 @@ def by_equinox(state, like, path):
 
 
 def by_names(state, like, path):
-    """As in safetensors, a file of arrays and their names, here NumPy's."""
+    """Named arrays in a file of NumPy, as in safetensors."""
     np.savez(path / "state.npz", **dp.tree.paths(state))
     with np.load(path / "state.npz") as loaded:
         return jax.tree.unflatten(jax.tree.structure(like), [
@@ -64,7 +64,7 @@ NUMBERS = [by_flax, by_equinox, by_names]
 
 @pytest.fixture(scope="module")
 def trained():
-    """A state after a step, and one after two; made anew because a step takes its state."""
+    """States after one and two steps; made anew because a step donates its state."""
     fresh = lambda: STEP.init(KEY, BATCH[0])  # noqa: E731
     first = lambda: STEP.apply(fresh(), BATCH)[0]  # noqa: E731
     return first(), STEP.apply(first(), BATCH)[0], STEP.init(jax.random.key(7), BATCH[0])
@@ -83,12 +83,12 @@ def test_a_state_is_saved_as_it_is(saved, trained, tmp_path):
 
 
 @pytest.mark.parametrize("saved", NUMBERS)
-def test_a_state_is_saved_with_the_numbers_of_its_key(saved, trained, tmp_path):
+def test_a_state_is_saved_with_its_key_data(saved, trained, tmp_path):
     goes_on(with_key(saved(in_numbers(trained[0]), in_numbers(trained[2]), tmp_path)), trained)
 
 
 @pytest.mark.parametrize("saved", NUMBERS)
-def test_these_do_not_know_keys(saved, trained, tmp_path):
-    """As README says; where this passes no longer, README need not say it."""
+def test_these_formats_do_not_save_keys(saved, trained, tmp_path):
+    """As the README says; if this fails, remove it from the README."""
     with pytest.raises((TypeError, RuntimeError), match="key"):
         saved(trained[0], trained[2], tmp_path)

@@ -1,4 +1,4 @@
-"""The evidence lower bound: its two terms against NumPy, its masks, and what it bounds."""
+"""The evidence lower bound: its two terms against NumPy, its masks, and the evidence."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def closed(mean, log_variance):
 
 
 def example(batch=6):
-    """A net whose latent and prediction are linear in x; images of yes and no."""
+    """A net whose latent and prediction are linear in x; binary images."""
     net = dp.models.vae(dp.branch(mean=dp.linear(2), log_variance=dp.linear(2)), dp.linear(5))
     x = jnp.asarray(drawn(batch, 3), jnp.float32)
     y = jnp.asarray(drawn(batch, 5, seed=1) > 0, jnp.float32)
@@ -28,7 +28,7 @@ def example(batch=6):
     return net, params, x, y
 
 
-def surprise(net, params, x, y, key):
+def nll(net, params, x, y, key):
     """-log p(y | z) of each entry, in float64."""
     logits = np.asarray(net(params, x, key=key)[0], np.float64)
     return np.where(np.asarray(y) == 1, np.log1p(np.exp(-logits)), np.log1p(np.exp(logits)))
@@ -56,7 +56,7 @@ def test_the_kl_is_the_mean_of_log_q_less_log_p():
     assert abs(ratio.mean() - wanted) < 4 * ratio.std() / 200
 
 
-def test_a_small_kl_keeps_its_digits():
+def test_a_small_kl_is_precise():
     log_variance = jnp.array([1e-4])  # whose KL is log_variance**2 / 4
     np.testing.assert_allclose(
         dp.losses.gaussian_kl(jnp.zeros(1), log_variance), 2.5e-9, rtol=1e-2)
@@ -66,7 +66,7 @@ def test_the_gradient_of_the_kl_agrees():
     dp.gradients.check_gradients(dp.losses.gaussian_kl, drawn(3, 2), drawn(3, 2, seed=1))
 
 
-def test_the_kl_of_what_is_not_real_is_nothing():
+def test_the_kl_of_masked_entries_is_zero():
     mean, log_variance = drawn(4, 3), drawn(4, 3, seed=1)
     mask = jnp.array([True, False, True, True])
     broken = [jnp.asarray(np.where(mask[:, None], a, np.nan)) for a in (mean, log_variance)]
@@ -86,7 +86,7 @@ def test_both_terms_are_sums_over_an_example_and_means_over_the_batch():
     for key, train, beta in ((None, False, 1.0), (KEY, False, 4.0), (KEY, True, 1.0)):
         loss, (state, metrics) = dp.training.elbo(beta=beta)(
             net, params, {}, (x, y), key=key, train=train)
-        wanted = {"reconstruction": surprise(net, params, x, y, key).sum(1).mean(),
+        wanted = {"reconstruction": nll(net, params, x, y, key).sum(1).mean(),
                   "kl": closed(mean, log_variance).mean(), "count": 6}
         wanted["loss"] = wanted["reconstruction"] + beta * wanted["kl"]
         assert {k: float(v) for k, v in metrics.items()} == pytest.approx(wanted, rel=1e-5)
@@ -97,7 +97,7 @@ def test_masks_leave_out_examples_and_entries():
     net, params, x, y = example()
     rows = np.array([True, True, False, True, False, True])
     entries = (drawn(6, 5, seed=3) > 0) & rows[:, None]
-    losses, kl = surprise(net, params, x, y, None), closed(*net(params, x)[1])
+    losses, kl = nll(net, params, x, y, None), closed(*net(params, x)[1])
     for mask in (rows, entries):
         whole = np.broadcast_to(mask.reshape(6, -1), (6, 5))
         name = "mask" if mask is rows else "target_mask"
@@ -120,7 +120,7 @@ def test_evaluation_averages_over_examples():
     assert parts == pytest.approx(dp.evaluate(step, state, [(x, y)]), rel=1e-5)
 
 
-def test_images_and_maps_of_hidden_numbers_are_summed_too():
+def test_images_and_latent_maps_are_summed():
     net = dp.models.vae(dp.branch(dp.conv(2, 3, stride=2), dp.conv(2, 3, stride=2)),
                  dp.conv_transpose(1, 3, stride=2))
     x = jnp.asarray(drawn(2, 4, 4, 1), jnp.float32)
@@ -177,7 +177,7 @@ def test_it_bounds_the_evidence():
     assert abs(bound.mean() - evidence.mean()) < 4 * error
 
 
-def test_a_net_of_another_form_and_a_negative_beta_are_refused():
+def test_other_outputs_and_a_negative_beta_are_refused():
     net, x = dp.linear(3), jnp.ones((2, 4))
     for other in (net, net >> (lambda y: (y, y))):
         params, state = other.init(KEY, x)
