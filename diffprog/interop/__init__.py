@@ -1,12 +1,11 @@
-"""Networks of neighbouring libraries as layers, and a layer as the pair of `stax`.
+"""Networks of other libraries as layers, and a layer as a pair of `stax`.
 
-A network of Flax, Haiku, Equinox or `jax.example_libraries.stax` becomes a layer in one call. Its
-parameters are then nested dicts under the names that its own library gives them, and everything
-that takes a layer takes it: `serial`, `repeat`, `mixed`, `fit`, optax. ``init(key, x)`` draws what
-the library draws from that key on zeros of the shape of x, and y is what the library computes.
-Each library is imported where it is used; ``pip install 'diffprog[interop]'`` installs them all.
+One call turns a network of Flax, Haiku, Equinox or `jax.example_libraries.stax` into a layer, for
+`serial`, `repeat`, `mixed`, `fit` and optax. Its parameters are nested dicts under the names of its
+library. ``init(key, x)`` draws the parameters that the library draws from this key for zeros of the
+shape of x. Libraries are imported on use; ``pip install 'diffprog[interop]'`` installs them all.
 
-No such layer streams: of a foreign network it is not known whether it mixes positions in time.
+Such a layer does not stream, since nothing tells whether it mixes time steps.
 """
 
 from __future__ import annotations
