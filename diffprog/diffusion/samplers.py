@@ -200,7 +200,8 @@ def _scan(
     shared, inside = outside((params, state, side, nulls))  # the constants of the loop
 
     def step(noisy: jax.Array, now: Any) -> tuple[jax.Array, None]:
-        denoiser = _Denoiser(net, *inside(shared), guidance_scale)
+        params, state, side, nulls = inside(shared)
+        denoiser = _Denoiser(net, params, state, side, nulls, guidance_scale)
         time, scale = now
         y = denoiser(noisy.astype(x.dtype), beside(jnp.full(x.shape[:1], time), x))
         check_prediction(y, x)

@@ -30,7 +30,7 @@ def _shapes(t: Trial) -> None:
 
 
 def _abstract(t: Trial) -> None:
-    """`init` under `jax.eval_shape` returns the shapes of the real one."""
+    """`init` under `jax.eval_shape` returns the shapes of `init`."""
     shapes = jax.eval_shape(lambda key: t.layer.init(key, t.x, **t.side), t.key)
     check_same_spec("init under jax.eval_shape", spec(shapes), spec(t.initial))
 
