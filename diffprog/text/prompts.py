@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,31 @@ def prepare(
     check_count("max_tokens", steps)
     steps = int(steps)  # a NumPy int would overflow below
     side = {name: value for name, value in side.items() if value is not None}
+    _check_side(net, side)
+    state = {} if state is None else state
+    ids, mask = _padded(prompts)
+    longest = ids.shape[1]
+
+    def check_stream(width: int) -> None:
+        """Raise unless the net streams `steps` tokens after a prompt of this width."""
+        jax.eval_shape(functools.partial(start_stream, net, width + steps - 1), params, state,
+                       ids[:, :1], side)
+
+    if "mask" not in net.side:
+        check_stream(longest)
+        if not mask.all():
+            raise LayerError("prompts of one length for a net without mask",
+                             clip(f"lengths {mask.sum(1).tolist()}"),
+                             "pass one prompt at a time")
+        return PromptBatch(params, state, ids, None, side)
+    power_of_two = 1 << (longest - 1).bit_length()
+    width = _shared_width(net, longest, power_of_two, steps, check_stream)
+    padding = ((0, 0), (width - longest, 0))
+    return PromptBatch(params, state, np.pad(ids, padding), np.pad(mask, padding), side)
+
+
+def _check_side(net: Layer, side: dict[str, Any]) -> None:
+    """Raise for side inputs that change from step to step, or that the net does not take."""
     if wrong := side.keys() & _PER_STEP:
         raise LayerError("side inputs without a time axis", listed(wrong), "give prompts of "
                          "different lengths as a list of lists: they are padded and masked here")
@@ -60,39 +86,28 @@ def prepare(
         raise LayerError("memory in place of source", show(side["source"]),
                          f"encode it once: memory={encoded}, memory_mask=source_mask")
     taken(net, side)  # before a jitted program receives a value that is no array
-    state = {} if state is None else state
-    ids, mask = _padded(prompts)
-    longest = ids.shape[1]
 
-    def check_stream(width: int) -> None:
-        """Raise unless the net streams `steps` tokens after a prompt of this width."""
-        jax.eval_shape(functools.partial(start_stream, net, width + steps - 1), params, state,
-                       ids[:, :1], side)
 
-    # The widest prompt that is known to fit, and the narrowest that is known not to.
+def _shared_width(
+    net: Layer, longest: int, wanted: int, steps: int, check_stream: Callable[[int], None]
+) -> int:
+    """The width of the padded prompts: `wanted`, or the largest below that the net can stream.
+
+    Raises if the net cannot stream the longest prompt. Results are cached by net.
+    """
     fits, refused = (length - steps + 1 for length in _reach.get(net, (0, sys.maxsize)))
     if longest > fits:
         check_stream(longest)
         fits = longest
-    if "mask" not in net.side:
-        if not mask.all():
-            raise LayerError("prompts of one length for a net without mask",
-                             clip(f"lengths {mask.sum(1).tolist()}"),
-                             "pass one prompt at a time")
-        return PromptBatch(params, state, ids, None, side)
-
-    # Bisect for the width: the next power of two, or the widest that the net takes.
-    power = 1 << (longest - 1).bit_length()
-    while fits < power and refused - fits > 1:
-        width = power if refused > power else (fits + refused) // 2
+    while fits < wanted and refused - fits > 1:  # bisection
+        width = wanted if refused > wanted else (fits + refused) // 2
         try:
             check_stream(width)
             fits = width
         except LayerError:
             refused = width
     _reach[net] = (fits + steps - 1, refused + steps - 1)
-    padding = ((0, 0), (min(fits, power) - longest, 0))
-    return PromptBatch(params, state, np.pad(ids, padding), np.pad(mask, padding), side)
+    return min(fits, wanted)
 
 
 def _padded(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
