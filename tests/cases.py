@@ -131,41 +131,41 @@ TEXTS = dp.serial(dp.self_attention(1, causal=True, bias=False))
 # Why laws cannot be tried: law -> reason.
 DRY = dict.fromkeys(
     ["keys matter in training", "no two draws share a key", "noise keeps the mean"],
-    "it draws nothing")
-ALONE = {"side inputs have effect": "no side input is given"}
+    "the layer is not random")
+ALONE = {"side inputs have an effect": "no side input is given"}
 UNMASKED = dict.fromkeys(
     ["padding changes nothing", "more padding changes nothing"],
     "no mask is given")
-UNPACKED = {"a segment is as if alone": "it takes no segments"}
-UNPACKABLE = {"a segment is as if alone": "it refuses segments"}
+UNPACKED = {"segments do not mix": "it takes no segments"}
+UNPACKABLE = {"segments do not mix": "it refuses segments"}
 TIMELESS = dict.fromkeys(
     ["nothing depends on the future", "streaming equals all at once"],
-    "nothing says that axis 1 is time")
+    "causal=False")
 BARE = dict.fromkeys(
-    ["sums are right in sixteen bits", "siblings keep their values"],
+    ["sums are accurate in 16 bits", "init does not depend on siblings"],
     "it has no parameters")
-ROUNDED = {"sums are right in sixteen bits": "its forward pass is rounded in bfloat16"}
+ROUNDED = {"sums are accurate in 16 bits": "its forward pass is rounded in bfloat16"}
 BENT = {"noise keeps the mean": "it is not affine in x"}
-COUNTING = dict.fromkeys(["dtypes are kept", "sums are right in sixteen bits"], "x holds no floats")
-UNDRAWN = {"siblings keep their values": "it has no parameters"}
-NOISY_IDS = {"noise keeps the mean": "x holds no floats"}
-UNSEEN = {"padding changes nothing": "real entries depend on no others"}
-AHEAD = {"more padding changes nothing": "real entries depend on none that come after"}
+COUNTING = dict.fromkeys(["dtypes are kept", "sums are accurate in 16 bits"], "x has no floats")
+UNDRAWN = {"init does not depend on siblings": "it has no parameters"}
+NOISY_IDS = {"noise keeps the mean": "x has no floats"}
+UNSEEN = {"padding changes nothing": "valid entries do not depend on others"}
+AHEAD = {"more padding changes nothing": "valid entries do not depend on later ones"}
 FIXED = {"more padding changes nothing": "it takes no more steps"}
 ROUGH = dict.fromkeys(
     ["gradients are finite", "gradients agree"],
-    "it has no gradient, by intention")
+    "smooth=False")
 CONSTANT = dict.fromkeys(
     ["gradients are finite", "gradients agree"],
     "nothing can be differentiated")
 NARROW = {"gradients agree": "it computes in float32"}
-SHARED = {"a batch is its examples": "it has no axis of examples"}
-SHARED_SUMS = {"sums are right in sixteen bits": "batched=False"}
-FLAT = {"sums are right in sixteen bits": "all its gradients are zero"}
-MERGED = {"a segment is as if alone": "its output has no axis of time"}
-APART = {"a segment is as if alone": "steps do not depend on each other"}
-SOLVED = {"no two draws share a key": "a solver draws the same in each iteration"}
-OFFLINE = {"streaming equals all at once": "an encoder wants all of its source at once"}
+SHARED = {"examples do not mix": "batched=False"}
+SHARED_SUMS = {"sums are accurate in 16 bits": "batched=False"}
+FLAT = {"sums are accurate in 16 bits": "all its gradients are zero"}
+MERGED = {"segments do not mix": "its output has no time axis"}
+APART = {"segments do not mix": "steps do not depend on each other"}
+SOLVED = {"no two draws share a key": "the iterations of a solver share their noise"}
+OFFLINE = {"streaming equals all at once": "an encoder takes the whole source at once"}
 # What is given x alone, and nothing is known of.
 PLAIN = (ALONE, UNMASKED, UNPACKED, TIMELESS)
 

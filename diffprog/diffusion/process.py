@@ -1,9 +1,9 @@
-"""The diffusion process: an image is noised step by step.
+"""The diffusion process: noise is added to an image step by step.
 
-``x_t = sqrt(a_t) * x + sqrt(1 - a_t) * noise``. A schedule is the array of a_t for t = 0, 1, ...,
-in the papers alpha-bar of 1, 2, ...: the fraction of the variance that is still image. What a net
-predicts is the noise, or the velocity ``sqrt(a_t) * noise - sqrt(1 - a_t) * x``, the derivative of
-x_t by the angle arccos(sqrt(a_t)); each of them gives the other, and x.
+``x_t = sqrt(a_t) * x + sqrt(1 - a_t) * noise``. A schedule is the array of a_t, t = 0, 1, ...,
+which the papers call alpha-bar_1, alpha-bar_2, ...: the fraction of the variance that belongs to
+the image. A net predicts the noise, or the velocity ``sqrt(a_t) * noise - sqrt(1 - a_t) * x``, the
+derivative of x_t by the angle arccos(sqrt(a_t)). Either one, with x_t, determines the image.
 
 Ho, Jain, Abbeel 2020, arXiv:2006.11239; Salimans and Ho 2022, arXiv:2202.00512.
 """
@@ -31,12 +31,12 @@ Predict = Literal["noise", "velocity"]
 def linear_noise(
     steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """Noise whose variance grows in equal parts: ``a_t = prod(1 - beta_0, ..., 1 - beta_t)``.
+    """The schedule of linear variances: ``a_t = prod(1 - beta_0, ..., 1 - beta_t)``.
 
     Args:
-        steps: how many; positive.
-        beta_start, beta_end: variance that the first and the last step add, in (0, 1). The
-            paper's are for 1000 steps; for fewer, take larger ones.
+        steps: number of steps; positive.
+        beta_start, beta_end: fraction of variance replaced by noise in the first and in the last
+            step, in (0, 1). The defaults of the paper fit 1000 steps; use larger ones for fewer.
 
     Raises:
         LayerError: beta_start or beta_end is outside (0, 1).
@@ -50,19 +50,19 @@ def linear_noise(
     check_count("steps", steps)
     for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
         if not 0 < beta < 1:
-            raise LayerError(f"{name} in (0, 1)", repr(beta), "pass a share of the variance")
+            raise LayerError(f"{name} in (0, 1)", repr(beta), "pass a fraction of the variance")
     return np.cumprod(1 - np.linspace(beta_start, beta_end, steps))
 
 
 def cosine_noise(steps: int = 1000, *, offset: float = 0.008) -> np.ndarray:
-    """Noise that comes and goes gently: ``a_t = f(t + 1) / f(0)``, ``f(t) = cos(angle of t)**2``.
+    """The cosine schedule: ``a_t = f(t + 1) / f(0)``, ``f(t) = cos(angle(t))**2``.
 
-    The angle is ``(t / steps + offset) / (1 + offset) * pi / 2``. No step takes more than 99.9 %
-    of the variance, so that the last ones leave something.
+    The angle is ``(t / steps + offset) / (1 + offset) * pi / 2``. A step replaces at most 99.9 % of
+    the variance, so that a_t stays positive.
 
     Args:
-        steps: how many; positive.
-        offset: keeps the first steps from being too small to matter; not negative.
+        steps: number of steps; positive.
+        offset: keeps the noise of the first steps from vanishing; not negative.
 
     Raises:
         LayerError: offset is negative.
@@ -76,23 +76,23 @@ def cosine_noise(steps: int = 1000, *, offset: float = 0.008) -> np.ndarray:
     check_count("steps", steps)
     if not offset >= 0:
         raise LayerError("offset of at least 0", repr(offset), "pass 0.008, as the paper does")
-    share = (np.arange(steps + 1) / steps + offset) / (1 + offset)
-    kept = np.cos(share * math.pi / 2) ** 2
-    return np.cumprod(np.maximum(kept[1:] / kept[:-1], 1e-3))
+    position = (np.arange(steps + 1) / steps + offset) / (1 + offset)  # in (0, 1]
+    f = np.cos(position * math.pi / 2) ** 2
+    return np.cumprod(np.maximum(f[1:] / f[:-1], 1e-3))
 
 
 def add_noise(x: jax.Array, noise: jax.Array, schedule: np.ndarray, time: jax.Array) -> jax.Array:
-    """What is left of x after some steps: ``x_t = sqrt(a_t) * x + sqrt(1 - a_t) * noise``.
+    """Noisy images at given steps: ``x_t = sqrt(a_t) * x + sqrt(1 - a_t) * noise``.
 
     Shapes:
         x: (batch, ...) -> the same.
-        noise: of the shape of x, standard normal.
+        noise: the shape of x, standard normal.
         schedule: (steps,).
-        time: ints (batch,) in [0, steps), the t of each example; others give NaN, because nothing
-            can be raised under `jax.jit`.
+        time: ints (batch,) in [0, steps), the step t of each example. Others give NaN: values
+            cannot be checked under `jax.jit`.
 
     Raises:
-        LayerError: as `denoising` does, and for arrays of other shapes.
+        LayerError: an invalid schedule, as in `denoising`; arrays of other shapes.
 
     Example:
         >>> x, noise = jnp.full((2, 1), 10.0), jnp.ones((2, 1))
@@ -106,36 +106,37 @@ def add_noise(x: jax.Array, noise: jax.Array, schedule: np.ndarray, time: jax.Ar
     if noise.shape != x.shape or time.shape != x.shape[:1]:
         raise LayerError(f"noise of shape {x.shape} and time of shape {x.shape[:1]}",
                          f"{show(noise)} and {show(time)}", "draw noise for each number of x")
-    signal, spread = shares(checked(schedule), time, x)
+    signal, spread = scales(check_schedule(schedule), time, x)
     image, noise = x.astype(signal.dtype), noise.astype(signal.dtype)
     return (signal * image + spread * noise).astype(x.dtype)
 
 
-def checked(schedule: Any) -> np.ndarray:
-    """A schedule in float64; raise unless it falls from step to step inside of (0, 1)."""
-    found = np.asarray(schedule, np.float64)
-    if found.ndim != 1 or not found.size or not (
-            0 < found[-1] and found[0] < 1 and (np.diff(found) < 0).all()):
-        raise LayerError("a schedule of numbers that fall inside of (0, 1)", show(schedule),
+def check_schedule(schedule: Any) -> np.ndarray:
+    """The schedule in float64; raise unless it is decreasing in (0, 1)."""
+    values = np.asarray(schedule, np.float64)
+    if values.ndim != 1 or not values.size or not (
+            0 < values[-1] and values[0] < 1 and (np.diff(values) < 0).all()):
+        raise LayerError("a schedule (steps,) that decreases in (0, 1)", show(schedule),
                          "pass cosine_noise(1000), for example")
-    return found
+    return values
 
 
-def shares(schedule: Any, time: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What image and noise are multiplied by at these steps; axes as x, float32 or wider."""
-    def own(share: np.ndarray) -> jax.Array:
-        found = jnp.asarray(share, wide(x).dtype).at[time].get(
+def scales(schedule: Any, time: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``sqrt(a_t)`` and ``sqrt(1 - a_t)``, (batch, 1, ...) of the rank of x, float32 or wider."""
+
+    def at_time(values: np.ndarray) -> jax.Array:
+        scale = jnp.asarray(values, wide(x).dtype).at[time].get(
             mode="fill", fill_value=np.nan, wrap_negative_indices=False,
             out_sharding=placed(time, time.ndim, 0))
-        return reshaped(found, time.ndim, *(1,) * (x.ndim - time.ndim))
+        return reshaped(scale, time.ndim, *(1,) * (x.ndim - time.ndim))
 
-    return own(np.sqrt(schedule)), own(np.sqrt(1 - np.asarray(schedule)))
+    return at_time(np.sqrt(schedule)), at_time(np.sqrt(1 - np.asarray(schedule)))
 
 
 def image_and_noise(
     y: jax.Array, x: jax.Array, signal: jax.Array, spread: jax.Array, predict: Predict
 ) -> tuple[jax.Array, jax.Array]:
-    """The two parts of ``x = signal * image + spread * noise``, by what a net predicts of it."""
+    """The two parts of ``x = signal * image + spread * noise``, by the prediction y of a net."""
     if predict == "noise":
         return (x - spread * y) / signal, y
     return signal * x - spread * y, spread * x + signal * y

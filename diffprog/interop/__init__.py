@@ -1,12 +1,11 @@
-"""Networks of neighbouring libraries as layers, and a layer as the pair of `stax`.
+"""Networks of other libraries as layers, and a layer as a pair of `stax`.
 
-One call makes a layer of a network of Flax, Haiku, Equinox or `jax.example_libraries.stax`. Its
-parameters are nested dicts with the names of its own library, and it works wherever a layer does:
-in `serial`, `repeat`, `mixed`, `fit`. ``init(key, x)`` draws the same values as the library from
-the same key on zeros of the shape of x, and the output is that of the library. Each library is
-imported on first use; ``pip install 'diffprog[interop]'`` installs them all.
+One call turns a network of Flax, Haiku, Equinox or `jax.example_libraries.stax` into a layer, for
+`serial`, `repeat`, `mixed`, `fit` and optax. Its parameters are nested dicts under the names of its
+library. ``init(key, x)`` draws the parameters that the library draws from this key for zeros of the
+shape of x. Libraries are imported on use; ``pip install 'diffprog[interop]'`` installs them all.
 
-These layers do not stream, as it is unknown whether a foreign network mixes time steps.
+Such a layer does not stream, since nothing tells whether it mixes time steps.
 """
 
 from __future__ import annotations

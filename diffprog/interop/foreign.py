@@ -1,7 +1,8 @@
-"""What the network of another library needs to be a layer: our names, our dtypes, one draw.
+"""The layer of another library's network: names of leaves, dtypes, initialization.
 
-Such a network is told by two functions: ``draw(key, x)`` makes its parameters and its state, and
-``call(params, state, x, key, train)`` gives its output and its new state, both in nested dicts.
+A network is described by two functions: ``draw(key, x)`` returns its parameters and its state, and
+``call(params, state, x, key, train)`` returns its output and its new state. All trees are nested
+dicts.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ from diffprog.core.layer import Layer
 from diffprog.core.notation import show
 from diffprog.core.plans import Params, State, blank, remember
 
-Names = Callable[[Any], tuple[str, ...]]  # of one leaf, from its path as jax.tree_util gives it
+Names = Callable[[Any], tuple[str, ...]]  # path of a leaf in jax.tree_util -> names
 
 
 def library(name: str) -> Any:
-    """The module of another library; if it is not installed, an error that says what installs it.
-    """
+    """Import a library; the error names the extra that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -40,20 +40,20 @@ def foreign(
     origin: str, draw: Callable[..., tuple[Params, State]], call: Callable[..., tuple[Any, State]],
     *, random: bool,
 ) -> Layer:
-    """The layer of another library's network; `origin` is its kind, by which it is numbered.
+    """The layer of a network; `origin`, the name of its library, becomes the name of the layer.
 
-    `draw` is jitted, so that what it computes beside the parameters is never run. Floats are
-    stored in float32 (float64 if x is), whatever the library makes of them, and y is in the dtype
-    of x, in which the parameters come to `call`.
+    `draw` is jitted, so that XLA drops all that it computes besides the parameters. Floats are
+    stored in float32, or in float64 if x is. `call` receives parameters in the dtype of x, and y
+    has that dtype.
     """
 
     @remember
-    def drawing(x: Any, side: dict[str, Any]) -> Callable[[jax.Array], tuple[Params, State]]:
+    def jitted_draw(x: Any, side: dict[str, Any]) -> Callable[[jax.Array], tuple[Params, State]]:
         stored = joint(_dtype(x) or jnp.float32, jnp.float32)
         return jax.jit(lambda key: cast(draw(key, blank(x)), stored))
 
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:
-        return drawing(x, {})(key)
+        return jitted_draw(x, {})(key)
 
     def apply(
         params: Params, state: State, x: Any, *, key: jax.Array | None = None, train: bool = False
@@ -61,30 +61,30 @@ def foreign(
         y, new = call(cast(params, _dtype(x)), state, x, key, train)
         if jax.tree.structure(new) != jax.tree.structure(state):
             raise LayerError(f"a state that keeps its structure, {show(state)}", show(new),
-                             "leave out what the module collects besides")
+                             "leave out the variables that appear in a call")
         new = jax.tree.map(
             lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), new, state)
         return cast(y, _dtype(x)), new
 
     def start(params: Params, state: State, x: Any, *, length: int) -> State:
         raise LayerError("a layer that can stream", f"one of {origin}",
-                         "write it by layers of diffprog: of this one it is not known whether it "
-                         "mixes positions")
+                         "write it with layers of diffprog: nothing tells whether this one mixes "
+                         "time steps")
 
     return Layer(init, apply, start, name=origin, random=random)
 
 
 def plain(path: Any) -> tuple[str, ...]:
-    """The names along a path as they are: keys, attributes, and places in a sequence."""
+    """The keys, attributes and indices along a path."""
     return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
 
 
 def named(tree: Any, names: Names = plain) -> dict[str, Any]:
-    """The leaves of any tree in nested dicts under these names."""
+    """The leaves of any tree as nested dicts, by `names` of each path."""
     dicts: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         whole = names(path)
-        check_names(name.lstrip("_") for name in whole)  # a leading _ means nothing in trees
+        check_names(name.lstrip("_") for name in whole)  # trees allow a leading _
         *levels, last = whole
         level = dicts
         for name in levels:
@@ -97,7 +97,7 @@ def named(tree: Any, names: Names = plain) -> dict[str, Any]:
 
 
 def unnamed(dicts: dict[str, Any], like: Any, names: Names = plain) -> Any:
-    """The tree like `like` of which `named` has made these dicts."""
+    """The inverse of `named`: a tree of the structure of `like`."""
 
     def find(path: Any, _: Any) -> Any:
         found = dicts
@@ -109,12 +109,12 @@ def unnamed(dicts: dict[str, Any], like: Any, names: Names = plain) -> Any:
 
 
 def on_x(net: Any, x: Any, train: bool) -> Any:
-    """How a network is called that takes x alone."""
+    """The default call of a network: with x alone."""
     return net(x)
 
 
 def kind(net: Any) -> Any:
-    """A network whose own `repr` takes many lines, to be shown by its class."""
+    """Wrap a network whose `repr` is long, to show only its class."""
     return _Shown(net)
 
 
@@ -134,6 +134,6 @@ def _itself(net: Any) -> Any:
 
 
 def _dtype(x: Any) -> Any:
-    """The dtype of the floats in x; None if there are none."""
+    """The joint dtype of the floats in x, or None."""
     floats = [a.dtype for a in jax.tree.leaves(x) if is_float(a)]
     return joint(*floats) if floats else None

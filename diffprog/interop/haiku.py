@@ -1,4 +1,4 @@
-"""Functions that Haiku transformed: pairs already, whose modules are named in one string."""
+"""Functions transformed by Haiku: their module names are paths in one string."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["from_haiku"]
 def from_haiku(
     net: Any, *, call: Callable[..., Any] | None = None, random: bool = False
 ) -> Layer:
-    """A function that Haiku transformed: ``y = transformed.apply(params, state, key, x)``.
+    """A function transformed by Haiku: ``y = transformed.apply(params, state, key, x)``.
 
-    Modules are nested where Haiku joins their names by ``/``. What a module makes in its
-    constructor, or in a method other than ``__call__``, is under ``~`` or ``~method`` in Haiku and
-    under ``init()`` or ``method()`` here: ``mlp/~/linear_0`` is ``mlp/init()/linear_0``.
+    The ``/`` in module names becomes a level of the nested dicts. Haiku names submodules made in a
+    constructor ``~``, and those made in another method ``~method``; here they are ``init()`` and
+    ``method()``: ``mlp/~/linear_0`` becomes ``mlp/init()/linear_0``.
 
     Args:
-        net: what `hk.transform` or `hk.transform_with_state` gives.
-        call: ``(f, x, train) -> y``, how the function is called in each mode, for example
-            ``lambda f, x, train: f(x, is_training=train)``; ``f(x)`` if None. `init` calls it in
-            training, as Haiku's own statistics ask for.
-        random: does it draw random numbers in a call? Only then is it given a key.
+        net: the result of `hk.transform` or `hk.transform_with_state`.
+        call: ``(f, x, train) -> y``, the call in each mode, for example
+            ``lambda f, x, train: f(x, is_training=train)``; ``f(x)`` if None. `init` calls it with
+            train=True, because Haiku initializes statistics in training.
+        random: whether a call draws random numbers and thus receives a key.
 
     Raises:
-        LayerError: a function that is not transformed; an array and a module of one name.
+        LayerError: a function that is not transformed; an array and a module of the same name.
 
     Example:
         >>> import haiku as hk
@@ -45,7 +45,7 @@ def from_haiku(
     """
     hk = library("haiku")
     if not isinstance(net, (hk.Transformed, hk.TransformedWithState)):
-        raise LayerError("a function that Haiku transformed", code(net),
+        raise LayerError("a function transformed by Haiku", code(net),
                          "pass hk.transform(f) or hk.transform_with_state(f)")
     run = call or on_x
     pair = net if isinstance(net, hk.TransformedWithState) else hk.with_empty_state(net)
@@ -65,21 +65,22 @@ def from_haiku(
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """``("mlp", "init()", "linear_0", "w")`` of ``mlp/~/linear_0`` and ``w``."""
+    """``("mlp", "init()", "linear_0", "w")`` for ``mlp/~/linear_0`` and ``w``."""
     modules, *rest = plain(path)
     whole = (f"{name[1:] or 'init'}()" if name[0] == "~" else name for name in modules.split("/"))
     return (*whole, *rest)
 
 
 def _joined(dicts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Haiku's own tree: the way back from `_names`, since names in Haiku have no brackets."""
+    """The tree of Haiku: the inverse of `_names`, since names in Haiku have no parentheses."""
     tree: dict[str, dict[str, Any]] = {}
 
     def visit(level: dict[str, Any], modules: tuple[str, ...]) -> None:
         for name, inner in level.items():
             if isinstance(inner, dict):
-                made_in = {"init()": "~"}.get(name, f"~{name[:-2]}")
-                visit(inner, (*modules, made_in if name.endswith("()") else name))
+                if name.endswith("()"):
+                    name = "~" if name == "init()" else f"~{name[:-2]}"
+                visit(inner, (*modules, name))
             else:
                 tree.setdefault("/".join(modules), {})[name] = inner
 

@@ -1,4 +1,4 @@
-"""Modules of `flax.linen`: what they are given already is a tree of parameters and one of state."""
+"""Modules of `flax.linen`: their collections are parameters and state."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def from_linen(
 ) -> Layer:
     """A `flax.linen` module: ``y = module.apply({"params": params, **state}, x)``.
 
-    The collection ``params`` is the parameters, and every other one that the module makes, such as
-    ``batch_stats``, is state under its own name, which moves wherever the module moves it.
+    The collection ``params`` becomes the parameters. Every other collection, such as
+    ``batch_stats``, becomes state under its own name, updated whenever the module updates it.
 
     Args:
         net: a module, such as ``nn.Dense(3)``.
-        call: ``(module, x, train) -> y``, how it is called in each mode, for example
-            ``lambda net, x, train: net(x, deterministic=not train)``; needed wherever the module
-            takes more than x, since its flags have no common name. `init` calls it at rest.
-        streams: the names of its random streams, such as ``["dropout"]``; each gets a key of its
-            own wherever the layer is given one.
+        call: ``(module, x, train) -> y``, the call in each mode, for example
+            ``lambda net, x, train: net(x, deterministic=not train)``; required if the module takes
+            more than x, since its flags have no common name. `init` calls it with train=False.
+        streams: names of random streams, such as ``["dropout"]``; each receives its own key if the
+            layer receives one.
 
     Raises:
-        LayerError: no module; one that takes more than x, without `call`; variables that are no
-            nested dicts of arrays, as those that `sow` collects.
+        LayerError: `net` is not a module; a module that takes more than x without `call`;
+            variables that are not nested dicts of arrays, such as those of `sow`.
 
     Example:
         >>> from flax import linen as nn
@@ -48,7 +48,7 @@ def from_linen(
     nn, unbox = library("flax.linen"), library("flax.core.meta").unbox
     if not isinstance(net, nn.Module):
         raise LayerError("a module of flax.linen", code(net), "call its class: nn.Dense(3)")
-    run = call or _taking_x_alone(net)
+    run = call or _call_on_x(net)
 
     def draw(key: jax.Array, x: Any) -> tuple[Params, State]:
         rngs = {"params": key, **_keys(streams, key)}
@@ -69,20 +69,20 @@ def _keys(streams: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:
     return {name: fold(key, name) for name in streams}
 
 
-def _taking_x_alone(net: Any) -> Callable[..., Any]:
-    """How a module is called that takes nothing but x; others are refused."""
+def _call_on_x(net: Any) -> Callable[..., Any]:
+    """The call with x alone; raise if the module takes more."""
     _, *more = inspect.signature(net.__call__).parameters.values()
     if taken := [p.name for p in more if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]:
-        raise LayerError("call=, of a module that takes more than x",
+        raise LayerError("call= for a module that takes more than x",
                          f"{type(net).__name__}, which takes {listed(taken)}",
                          "pass call=lambda net, x, train: net(x, ...)")
     return on_x
 
 
 def _in_dicts(variables: Any) -> dict[str, Any]:
-    """The variables of a module, refused where they are no nested dicts of arrays."""
+    """The variables of a module; raise unless they are nested dicts of arrays."""
     dicts = named(variables)
     if jax.tree.structure(dicts) != jax.tree.structure(variables):
         raise LayerError("variables in nested dicts of arrays", show(variables),
-                         "keep one array in each variable, and leave out what is sown")
+                         "keep one array in each variable, and leave out sown values")
     return dicts

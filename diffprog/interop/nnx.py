@@ -1,4 +1,4 @@
-"""Modules of `flax.nnx`: objects that hold their variables are made anew for every call."""
+"""Modules of `flax.nnx`: split into trees, and merged again in every call."""
 
 from __future__ import annotations
 
@@ -20,18 +20,16 @@ __all__ = ["from_nnx"]
 def from_nnx(make: Callable[[Any], Any], *, call: Callable[..., Any] | None = None) -> Layer:
     """A `flax.nnx` module: ``y = nnx.merge(graph, params, state)(x)``.
 
-    Every `nnx.Param` is a parameter and every other variable is state; the module is in its mode
-    ``train()`` or ``eval()``. The layer is random if the module keeps a random stream: in every
-    call each stream starts anew, from a key made of the call's key and of its place.
+    Every `nnx.Param` is a parameter, every other variable is state. The module is called in
+    ``train()`` or ``eval()`` mode. The layer is random if the module has a random stream: each call
+    restarts every stream, from the key of the call folded with the path of the stream.
 
     Args:
-        make: ``(rngs) -> module``; `init` calls it with ``nnx.Rngs(key)``, so that another key
-            makes other parameters.
-        call: ``(module, x, train) -> y``, how the module is called; ``module(x)`` if None.
+        make: ``(rngs) -> module``; `init` calls it with ``nnx.Rngs(key)``.
+        call: ``(module, x, train) -> y``, the call of the module; ``module(x)`` if None.
 
     Raises:
-        LayerError: a module in place of the function that makes it; a module that draws random
-            numbers in eval() mode too.
+        LayerError: a module in place of `make`; a module that draws random numbers in eval() mode.
 
     Example:
         >>> from flax import nnx
@@ -48,9 +46,9 @@ def from_nnx(make: Callable[[Any], Any], *, call: Callable[..., Any] | None = No
 
     made = make if isinstance(make, nnx.Module) else nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     if made is make or not isinstance(made, nnx.Module):
-        raise LayerError("a function of nnx.Rngs that makes a module of flax.nnx",
-                         f"{'' if made is make else 'one that makes '}{type(made).__name__}",
-                         "write lambda rngs: Model(rngs=rngs), so that init can draw")
+        raise LayerError("a function from nnx.Rngs to a module of flax.nnx",
+                         f"{'' if made is make else 'one that returns '}{type(made).__name__}",
+                         "write lambda rngs: Model(rngs=rngs), so that init can draw parameters")
     graph, like, streams, rest = split(made)
     random = bool(jax.tree.leaves(streams))
 
@@ -59,44 +57,44 @@ def from_nnx(make: Callable[[Any], Any], *, call: Callable[..., Any] | None = No
         return named(params, _names), named(state, _names)
 
     def apply(params: Params, state: State, x: Any, key: Any, train: bool) -> tuple[Any, State]:
-        begun = _begun(streams, key) if random else streams
-        before = jax.tree.leaves(begun)  # the module counts in the streams that it is given
-        net = nnx.merge(graph, unnamed(params, like, _names), begun, unnamed(state, rest, _names))
+        fresh = _restarted(streams, key) if random else streams
+        before = jax.tree.leaves(fresh)  # the module updates the counts in `fresh` in place
+        net = nnx.merge(graph, unnamed(params, like, _names), fresh, unnamed(state, rest, _names))
         net.train() if train else net.eval()
         y = run(net, x, train)
-        _, _, ended, new = split(net)
-        if random and key is None and _drawn(before, jax.tree.leaves(ended)):
-            raise LayerError("a module that draws no random numbers at rest", "one that does",
-                             "let it draw in train() mode alone: at rest no key need be given")
+        _, _, used, new = split(net)
+        if random and key is None and _was_used(before, jax.tree.leaves(used)):
+            raise LayerError("a module without random numbers in inference", "one that draws some",
+                             "let it draw in train() mode alone: inference has no key")
         return y, named(new, _names)
 
     layer = foreign("nnx", draw, apply, random=random)
     return layer.described(from_nnx, {"make": make, "call": call})
 
 
-def _begun(streams: Any, key: jax.Array | None) -> Any:
-    """The random streams of a module, each at its beginning, from a key of its own.
+def _restarted(streams: Any, key: jax.Array | None) -> Any:
+    """The random streams of a module with count 0, each with its own key.
 
-    Without a key they are there all the same, since the module is not whole without them.
+    Without a key they get a constant one, since a module cannot be merged without its streams.
     """
-    given = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
-        given = jax.random.wrap_key_data(given)  # as nnx keeps them
+    base = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(base.dtype, jax.dtypes.prng_key):
+        base = jax.random.wrap_key_data(base)  # nnx keeps typed keys
 
-    def begin(path: Any, leaf: Any) -> Any:
+    def restart(path: Any, leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jnp.zeros(leaf.shape, leaf.dtype)
-        own = fold(given, "/".join(_names(path)))
+        own = fold(base, "/".join(_names(path)))
         return jax.random.split(own, leaf.shape) if leaf.shape else own
 
-    return jax.tree_util.tree_map_with_path(begin, streams)
+    return jax.tree_util.tree_map_with_path(restart, streams)
 
 
-def _drawn(before: list[Any], after: list[Any]) -> bool:
-    """Has a stream given a key? It counts them, and its count is then another array."""
+def _was_used(before: list[Any], after: list[Any]) -> bool:
+    """Was a key drawn from a stream? Its count is another array then."""
     return any(a is not b for a, b in zip(before, after, strict=True))
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """The keys in an `nnx.State`, without the attribute of a variable in which its array is."""
+    """The dict keys of a path in an `nnx.State`, without the attribute of the variable."""
     return plain(entry for entry in path if isinstance(entry, jax.tree_util.DictKey))

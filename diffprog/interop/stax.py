@@ -1,5 +1,4 @@
-"""The pairs of `jax.example_libraries.stax`, which `numpyro.module` takes too, in both directions.
-"""
+"""Pairs of `jax.example_libraries.stax`, as also used by `numpyro.module`, from and to layers."""
 
 from __future__ import annotations
 
@@ -23,17 +22,17 @@ __all__ = ["from_stax", "to_stax"]
 def from_stax(pair: Any, *, training: Any = None) -> Layer:
     """A pair of `jax.example_libraries.stax`: ``y = apply_fun(params, x)``.
 
-    The places in its tuples become names: the parameters of ``stax.serial(stax.Dense(8),
+    Indices of its tuples become names: the parameters of ``stax.serial(stax.Dense(8),
     stax.Relu, stax.Dense(3))`` are ``0/0``, ``0/1``, ``2/0`` and ``2/1``.
 
     Args:
         pair: ``(init_fun, apply_fun)``.
-        training: the same pair made for training, since stax fixes the mode in the constructor;
-            the layer is then random, and `pair` is given a constant key at rest, because
-            `stax.Dropout` wants one in either mode. None if there is no difference.
+        training: the same pair constructed for training, since stax fixes the mode in the
+            constructor. The layer is then random, and `pair` receives a constant key in inference,
+            because `stax.Dropout` requires one in both modes. None if both modes are the same.
 
     Raises:
-        LayerError: no pair of functions.
+        LayerError: `pair` or `training` is not a pair of functions.
 
     Example:
         >>> from jax.example_libraries import stax
@@ -47,40 +46,41 @@ def from_stax(pair: Any, *, training: Any = None) -> Layer:
             raise LayerError("a pair (init_fun, apply_fun) of stax", code(given),
                              "call its constructor: stax.Dense(3)")
 
-    def made(key: jax.Array, x: Any) -> Any:
+    def drawn(key: jax.Array, x: Any) -> Any:
         return pair[0](key, jax.tree.map(lambda a: a.shape, x))[1]
 
     @remember
     def like(x: Any, side: dict[str, Any]) -> Any:
-        return jax.eval_shape(lambda: made(jax.random.key(0), x))
+        return jax.eval_shape(lambda: drawn(jax.random.key(0), x))
 
     def draw(key: jax.Array, x: Any) -> tuple[Params, State]:
-        return named(made(key, x), _names), {}
+        return named(drawn(key, x), _names), {}
 
     def apply(params: Params, state: State, x: Any, key: Any, train: bool) -> tuple[Any, State]:
         tree = unnamed(params, like(spec(x), {}), _names)
         if training is None:
             return pair[1](tree, x), state
         rng = jax.random.key(0) if key is None else key
-        return (training if train else pair)[1](tree, x, rng=rng), state
+        _, apply_fun = training if train else pair
+        return apply_fun(tree, x, rng=rng), state
 
     return foreign("stax", draw, apply, random=training is not None)
 
 
 def to_stax(layer: Any, *, train: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The pair ``(init_fun, apply_fun)`` of a layer, as `stax` and `numpyro.module` want it.
+    """The pair ``(init_fun, apply_fun)`` of a layer, for `stax` and `numpyro.module`.
 
-    ``init_fun(rng, input_shape)`` gives ``(output_shape, params)``, for the shape of a float32
-    input or a tuple of such shapes, where -1 leaves a size open; ``apply_fun(params, inputs,
-    rng=None, **side)`` gives y.
+    ``init_fun(rng, input_shape)`` returns ``(output_shape, params)`` for the shape of a float32
+    input, or a tuple of such shapes; a size of -1 is open. ``apply_fun(params, inputs, rng=None,
+    **side)`` returns y.
 
     Args:
-        layer: a layer without state, for which such a pair has no place, or a plain function.
-        train: the mode, which is fixed here as stax fixes it in a constructor; True wants `rng` in
-            each call if the layer is random.
+        layer: a layer without state, or a plain function.
+        train: the mode of all calls, fixed in advance as in stax; with True, `apply_fun` requires
+            `rng` if the layer is random.
 
     Raises:
-        LayerError: from init_fun, for a layer with state.
+        LayerError: from init_fun, if the layer has state.
 
     Example:
         >>> init_fun, apply_fun = dp.interop.to_stax(dp.linear(3))
@@ -91,13 +91,13 @@ def to_stax(layer: Any, *, train: bool = False) -> tuple[Callable[..., Any], Cal
     layer = as_layer(layer)
 
     def init_fun(rng: jax.Array, input_shape: Any) -> tuple[Any, Params]:
-        few, many = _arrays(input_shape, 2), _arrays(input_shape, 3)
-        plan = layer.plan(few)
+        small, large = _arrays(input_shape, 2), _arrays(input_shape, 3)
+        plan = layer.plan(small)
         if plan.state:
             raise LayerError("a layer without state", f"state {listed(plan.state)}",
-                             "use net.init and net.apply: a pair of stax has no place for it")
-        shape = jax.tree.map(_open, plan.y, layer.plan(many).y)
-        return shape, layer.init(rng, few)[0]
+                             "use net.init and net.apply: pairs of stax have no state")
+        shape = jax.tree.map(_open_shape, plan.y, layer.plan(large).y)
+        return shape, layer.init(rng, small)[0]
 
     def apply_fun(params: Params, inputs: Any, *, rng: jax.Array | None = None, **side: Any) -> Any:
         return layer.apply(params, {}, inputs, key=rng, train=train, **side)[0]
@@ -106,16 +106,16 @@ def to_stax(layer: Any, *, train: bool = False) -> tuple[Callable[..., Any], Cal
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    return plain(path) or ("0",)  # of parameters that are one array
+    return plain(path) or ("0",)  # for parameters that are one array
 
 
 def _arrays(shape: Any, size: int) -> Any:
-    """An input of this shape, or of several; a size left open is this one."""
+    """The input of a shape, or of a tuple of shapes, with `size` in place of -1."""
     if not all(isinstance(n, int) for n in shape):
         return tuple(_arrays(inner, size) for inner in shape)
     return jax.ShapeDtypeStruct(tuple(size if n == -1 else n for n in shape), jnp.float32)
 
 
-def _open(few: Any, many: Any) -> tuple[int, ...]:
-    """The shape of an output; a size that follows the one left open is left open too."""
-    return tuple(n if n == m else -1 for n, m in zip(few.shape, many.shape, strict=True))
+def _open_shape(small: Any, large: Any) -> tuple[int, ...]:
+    """The shape of an output, with -1 for each size that depends on the open size of the input."""
+    return tuple(n if n == m else -1 for n, m in zip(small.shape, large.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Running the laws that every layer keeps on any layer, the library's and one's own."""
+"""`check`: run the laws on any layer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["check"]
 
 
 class Report(NamedTuple):
-    """The laws that a layer was found to keep, and what could not be tried.
+    """The laws that hold, and those that could not be tried.
 
     Attributes:
-        laws: the names of those that were tried and hold: what each changes was seen to matter.
-        untried: law -> why it could not be tried; and side input -> that it was not given.
+        laws: names of the laws that were tried and hold.
+        untried: law -> the reason why it could not be tried; and side input -> "not given".
     """
 
     laws: list[str]
@@ -34,38 +34,38 @@ def check(
     layer: Any, x: Any, *, key: jax.Array | None = None, batched: bool = True,
     causal: bool = False, smooth: bool = True, precision: Any = "float64", **side: Any,
 ) -> Report:
-    """Run the laws that every layer keeps on this one, and report all that fail at once.
+    """Run the laws that every layer must keep, and raise one error for all broken ones.
 
-    A law counts as held only if what it changes was seen to matter: no layer keeps the law on the
-    future behind an embedding that is given one id over and over. Else it is untried, with the
-    reason, and another x or more side inputs may help.
+    A law holds only if its change of the input matters to the output: causality says nothing about
+    an embedding whose ids are all equal. Otherwise it is left out and reported with the reason;
+    another x, or more side inputs, may make it possible to try it.
 
     Args:
         layer: any layer, or a plain function.
-        x: its input; a `jax.ShapeDtypeStruct` stands for random numbers.
-        key: of parameters, inputs and randomness; ``jax.random.key(0)`` if None.
-        batched: the first axis of x holds examples that must not mix at rest, and in training
-            neither without state or noise.
-        causal: the second axis is time; nothing may depend on what comes later, and chunk by chunk
-            must equal all at once.
-        smooth: False where the layer has no gradient at zero or at x.
-        precision: the dtype in which the layer computes whatever x is, as `mixed` does; results are
-            compared to it, and finite differences are left out.
-        side: side inputs, with a first axis of examples.
+        x: its input; a `jax.ShapeDtypeStruct` is replaced by random numbers.
+        key: PRNG key of parameters, inputs and noise; ``jax.random.key(0)`` if None.
+        batched: the first axis of x is a batch axis, whose examples must not mix in inference, nor
+            in training unless the layer has state or noise.
+        causal: the second axis is time: no output may depend on later inputs, and a stream in
+            chunks must equal one call.
+        smooth: False if the layer has no gradient at zero or at x.
+        precision: the dtype in which the layer computes whatever the dtype of x, as in `mixed`.
+            Results are compared in that precision, without finite differences.
+        side: side inputs, with a batch axis.
 
     Returns:
-        The laws that hold; and those that could not be tried, with the side inputs that were not
-        given, each with the reason.
+        The laws that hold; and, with reasons, those that could not be tried and the side inputs
+        that were not given.
 
     Raises:
-        LayerError: one error that lists every law that fails, and how.
+        LayerError: one error that lists each broken law with its own error.
 
     Example:
         >>> report = dp.check(dp.linear(3), jax.ShapeDtypeStruct((2, 4), jnp.float32))
         >>> "gradients agree" in report.laws
         True
         >>> report.untried["keys matter in training"]
-        'it draws nothing'
+        'the layer is not random'
     """
     layer = as_layer(layer)
     side = {name: value for name, value in side.items() if value is not None}
@@ -73,8 +73,8 @@ def check(
     laws, untried, failures = [], {}, []
     with jax.enable_x64(True):
         try:
-            own = jax.random.key(0) if key is None else key
-            trial = Trial.of(layer, x, own, side, options)
+            key = jax.random.key(0) if key is None else key
+            trial = Trial.of(layer, x, key, side, options)
         except Exception as error:
             failures.append(f"\n  init works on shapes alone: {type(error).__name__}: {error}")
         else:
@@ -88,6 +88,6 @@ def check(
                     failures.append(f"\n  {name}: {type(error).__name__}: {error}")
     if failures:
         with signed(layer.__repr__):
-            raise LayerError("every law of a layer kept", f"{len(failures)} broken",
-                             f"mend it by these:{''.join(failures)}")
+            raise LayerError("every law of a layer to hold", f"{len(failures)} broken",
+                             f"correct these:{''.join(failures)}")
     return Report(laws, untried | dict.fromkeys(sorted(layer.side - side.keys()), "not given"))

@@ -1,4 +1,4 @@
-"""The law of examples: a batch is its examples."""
+"""The law of the batch axis: examples do not mix."""
 
 from __future__ import annotations
 
@@ -9,59 +9,37 @@ import numpy as np
 
 from diffprog.core.dtypes import is_float
 from diffprog.core.plans import grown
-from diffprog.laws.trial import Pulled, Trial, floats
+from diffprog.laws.trial import Result, Trial, floats
 
 
 def examples(t: Trial) -> str | None:
-    """Each example alone gives what it gives in the batch, in values and in gradients.
+    """Each example alone has the outputs and gradients that it has in the batch.
 
-    In training too, where neither state nor noise may make it otherwise.
+    In training too, unless the layer has state or noise.
     """
-    if reason := _alike(t):
+    if reason := _untried(t):
         return reason
-    once, beside = jax.tree.map(lambda a: a[:1], (t.x, t.side))
-    axes = jax.tree.map(grown, t.layer.plan(once, **beside).y, t.layer.plan(t.x, **t.side).y)
-    of_floats = [axis for axis, leaf in zip(jax.tree.leaves(axes), jax.tree.leaves(t.rest.y),
-                                            strict=True) if is_float(leaf)]
-
-    def weights(i: int) -> list[Any]:
-        """Those of example i alone."""
-        return [w if axis < 0 else _part(w, axis, i) for w, axis in zip(
-            t.weights, of_floats, strict=True)]
-
-    def picked(i: int) -> list[Any]:
-        """Those of example i in the batch, and none of the others."""
-        return [np.where(np.arange(t.examples).reshape(-1, *[1] * (w.ndim - axis - 1)) == i, w, 0)
-                for w, axis in zip(t.weights, of_floats, strict=True)]
-
-    def of(i: int, result: Pulled) -> Any:
-        """What example i has in the result of the batch."""
-        y = jax.tree.map(lambda a, axis: _part(a, axis, i), result.y, axes)
-        own = jax.tree.map(lambda a: np.asarray(a)[i : i + 1],
-                           (result.x_gradient, result.side_gradient))
-        return y, result.params_gradient, own
-
+    batch = _Batch(t)
     quiet = not (t.layer.random or jax.tree.leaves(t.state))
     for key, train in t.modes if quiet else t.modes[:1]:
         alone = []
         for i in range(t.examples):
-            x, side = jax.tree.map(lambda a, i=i: a[i : i + 1], (t.x, t.side))
-            one = t.pulled(x=x, side=side, key=key, train=train, weights=weights(i))
-            alone.append((one.y, one.params_gradient, (one.x_gradient, one.side_gradient)))
-            among = t.pulled(key=key, train=train, weights=picked(i))
-            t.close(f"example {i} by itself, train={train}", alone[i], of(i, among))
-        for times in (1e-3, 1e3, 1e6):
-            x = jax.tree.map(lambda a, times=times: _first_times(a, times), t.x)
-            i = t.examples - 1
-            unlike = t.pulled(x=x, key=key, train=train, weights=picked(i))
-            if all(np.isfinite(a).all() for a in floats(unlike)):
-                t.close(f"example {i} beside one {times:g} times as large, train={train}",
-                        of(i, unlike), alone[i])
+            alone.append(batch.alone(i, key, train))
+            among = t.call(key=key, train=train, weights=batch.weights_in_batch(i))
+            t.check_close(f"example {i} by itself, train={train}", alone[i], batch.of(i, among))
+        last = t.examples - 1
+        for factor in (1e-3, 1e3, 1e6):
+            x = jax.tree.map(lambda a, factor=factor: _scale_first(a, factor), t.x)
+            among = t.call(x=x, key=key, train=train, weights=batch.weights_in_batch(last))
+            if all(np.isfinite(a).all() for a in floats(among)):
+                t.check_close(
+                    f"example {last} beside one {factor:g} times as large, train={train}",
+                    batch.of(last, among), alone[last])
     return None
 
 
-def _alike(t: Trial) -> str | None:
-    """Why examples cannot be told apart, if they cannot."""
+def _untried(t: Trial) -> str | None:
+    """The reason why examples cannot be distinguished, or None."""
     if not t.options.batched:
         return "batched=False"
     if t.examples < 2:
@@ -72,12 +50,52 @@ def _alike(t: Trial) -> str | None:
     return None
 
 
-def _part(a: Any, axis: int, i: int) -> Any:
+class _Batch:
+    """The results of one example, alone and in the batch: outputs and gradients."""
+
+    def __init__(self, t: Trial) -> None:
+        self.t = t
+        x, side = jax.tree.map(lambda a: a[:1], (t.x, t.side))
+        # The batch axis of each leaf of y, -1 for a leaf without one.
+        self.axes = jax.tree.map(
+            grown, t.layer.plan(x, **side).y, t.layer.plan(t.x, **t.side).y)
+        self.float_axes = [
+            axis for axis, leaf in zip(
+                jax.tree.leaves(self.axes), jax.tree.leaves(t.inference.y), strict=True)
+            if is_float(leaf)]
+
+    def alone(self, i: int, key: Any, train: bool) -> Any:
+        """The results of example i by itself."""
+        x, side = jax.tree.map(lambda a: a[i : i + 1], (self.t.x, self.t.side))
+        weights = [_take(w, axis, i)
+                   for w, axis in zip(self.t.weights, self.float_axes, strict=True)]
+        result = self.t.call(x=x, side=side, key=key, train=train, weights=weights)
+        return result.y, result.params_gradient, (result.x_gradient, result.side_gradient)
+
+    def weights_in_batch(self, i: int) -> list[Any]:
+        """The weights of y, zero for all examples but i."""
+
+        def select(w: np.ndarray, axis: int) -> np.ndarray:
+            numbers = np.arange(self.t.examples).reshape(-1, *[1] * (w.ndim - axis - 1))
+            return np.where(numbers == i, w, 0)
+
+        return [select(w, axis) for w, axis in zip(self.t.weights, self.float_axes, strict=True)]
+
+    def of(self, i: int, result: Result) -> Any:
+        """The results of example i in a call on the batch."""
+        y = jax.tree.map(lambda a, axis: _take(a, axis, i), result.y, self.axes)
+        gradients = jax.tree.map(lambda a: np.asarray(a)[i : i + 1],
+                                 (result.x_gradient, result.side_gradient))
+        return y, result.params_gradient, gradients
+
+
+def _take(a: Any, axis: int, i: int) -> Any:
+    """Entry i of the batch axis, which stays; a leaf whose axis is -1 has none."""
     return np.take(np.asarray(a), [i], axis) if axis >= 0 else a
 
 
-def _first_times(a: Any, times: float) -> Any:
-    """The first example that many times as large."""
+def _scale_first(a: Any, factor: float) -> Any:
+    """The batch with its first example times a factor."""
     if not is_float(a):
         return a
-    return np.concatenate([times * a[:1], a[1:]])
+    return np.concatenate([factor * a[:1], a[1:]])

@@ -1,7 +1,7 @@
-"""What a law tries: one layer with its trees and its input, in float64, and how it compares.
+"""A trial: one layer with its trees and its input in float64, for the laws to run and compare.
 
-In float64 tolerances need no excuse. Laws share what a trial has compiled: `pull`, which gives
-output, state and gradients at once, serves nearly all of them.
+Float64 keeps rounding errors far below the tolerance. The laws share compiled programs: `vjp`,
+which returns output, state and gradients at once, serves nearly all of them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from diffprog.core.paths import paths
 from diffprog.core.plans import spec
 from diffprog.gradients.agreement import widened
 
-_CLOSE = 1e-9  # float64 results of two ways to compute one thing; rounding gives 1e-13 or less
-_FAR = 0.2  # how far parameters and state are moved from where init put them, as a share
+_TOLERANCE = 1e-9  # relative; two float64 computations of one result differ by 1e-13 or less
+_PERTURBATION = 0.2  # relative standard deviation of the noise on parameters and state
 
 
-class Pulled(NamedTuple):
-    """Output and state of a call, and the gradients of its weighted sum; None for no floats."""
+class Result(NamedTuple):
+    """Output and state of a call, and gradients of the weighted sum of its floats.
+
+    A gradient is None for leaves without floats.
+    """
 
     y: Any
     state: Any
@@ -40,12 +43,12 @@ class Pulled(NamedTuple):
 
     @property
     def gradients(self) -> tuple[Any, Any, Any]:
-        """By parameters, input and side inputs."""
+        """Gradients by parameters, input and side inputs."""
         return self.params_gradient, self.x_gradient, self.side_gradient
 
 
 class Options(NamedTuple):
-    """What a layer promises beyond what all do; `check` says what each means."""
+    """The options of `check`."""
 
     batched: bool = True
     causal: bool = False
@@ -55,19 +58,19 @@ class Options(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A layer with its trees, input and outputs in float64, at rest and in training.
+    """A layer with its trees, its input and its results in float64, in inference and training.
 
-    All is held in NumPy, to be cut and changed without compiling anything.
+    All arrays are NumPy's, so that slicing and changing them compiles nothing.
 
-    Parameters and state were moved apart at random: where init puts them, averages equal what they
-    average, origins equal parameters and biases are zero, and much that is wrong does not show.
+    Parameters and state are perturbed: at their initial values, running averages equal parameters
+    and biases are zero, which would hide faults.
     """
 
     layer: Layer
     key: jax.Array
     x: Any
     side: dict[str, Any]
-    initial: Any  # params and state as init returned them, in float32 where x is no float64
+    initial: Any  # params and state from init, unperturbed
     params: Any
     state: Any
     options: Options
@@ -77,23 +80,23 @@ class Trial:
         cls, layer: Layer, x: Any, key: jax.Array, side: dict[str, Any],
         options: Options | None = None,
     ) -> Trial:
-        """Initialize the layer on x in float64; under x64 only."""
-        # Of any kind of key the bits of a threefry one, which draws can be noted by.
+        """Initialize the layer on x in float64; requires x64 mode."""
+        # A threefry key of the same bits, whatever the kind of key, so that draws can be recorded.
         key = jax.random.wrap_key_data(jax.random.key_data(key).ravel()[:2], impl="threefry2x32")
         drawn = jax.tree.map(functools.partial(_drawn, key), x)
-        wide, beside = jax.tree.map(widened, (drawn, side))
-        initial = layer.init(key, wide, **beside)
-        draw = np.random.default_rng(0)
-        params = jax.tree.map(functools.partial(_moved, draw), initial[0])
-        # A variance that begins at zero, as another library's may, is no variance below it.
-        state = jax.tree.map(functools.partial(_moved, draw, positive=True), initial[1])
-        wide, beside = jax.tree.map(np.asarray, (wide, beside))
-        return cls(layer, key, wide, beside, initial, params, state, options or Options())
+        x, side = jax.tree.map(widened, (drawn, side))
+        initial = layer.init(key, x, **side)
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(functools.partial(_perturbed, rng), initial[0])
+        # A variance may be initialized to zero, and must not become negative.
+        state = jax.tree.map(functools.partial(_perturbed, rng, positive=True), initial[1])
+        x, side = jax.tree.map(np.asarray, (x, side))
+        return cls(layer, key, x, side, initial, params, state, options or Options())
 
     @property
     def tolerance(self) -> float:
-        """Between two ways to compute one thing, as a share of the largest number."""
-        return max(_CLOSE, 10 * float(jnp.finfo(self.options.precision).eps))
+        """Largest difference of two computations of one result, relative to its largest number."""
+        return max(_TOLERANCE, 10 * float(jnp.finfo(self.options.precision).eps))
 
     def eager(self, params: Any, state: Any, x: Any, side: Any, key: Any, train: bool) -> Any:
         """Output and state, not jitted."""
@@ -105,15 +108,15 @@ class Trial:
         return jax.jit(self.eager, static_argnums=5)
 
     @functools.cached_property
-    def pull(self) -> Callable[..., Pulled]:
-        """``pull(params, state, x, side, key, train, weights)``, jitted.
+    def vjp(self) -> Callable[..., Result]:
+        """``vjp(params, state, x, side, key, train, weights)``, jitted.
 
-        `weights` are those of the sum over the floats of ``(y, state)`` that is differentiated.
+        `weights` are the cotangents of the floats of ``(y, state)``.
         """
 
-        def pull(
+        def vjp(
             params: Any, state: Any, x: Any, side: Any, key: Any, train: bool, weights: list[Any]
-        ) -> Pulled:
+        ) -> Result:
             given = (params, state, x, side)
 
             def outputs(parts: list[Any]) -> Any:
@@ -121,19 +124,19 @@ class Trial:
                 result = self.eager(params, state, x, side, key, train)
                 return floats(result), result
 
-            _, back, (y, after) = jax.vjp(outputs, floats(given), has_aux=True)
-            along = [jnp.asarray(w, leaf.dtype)
-                     for w, leaf in zip(weights, floats((y, after)), strict=True)]
-            of_params, of_state, of_x, of_side = with_floats(given, back(along)[0], gaps=True)
-            return Pulled(y, after, of_params, of_state, of_x, of_side)
+            _, pullback, (y, after) = jax.vjp(outputs, floats(given), has_aux=True)
+            cotangents = [jnp.asarray(w, leaf.dtype)
+                          for w, leaf in zip(weights, floats((y, after)), strict=True)]
+            gradients = with_floats(given, pullback(cotangents)[0], gaps=True)
+            return Result(y, after, *gradients)
 
-        return jax.jit(pull, static_argnums=5)
+        return jax.jit(vjp, static_argnums=5)
 
     @functools.cached_property
-    def push(self) -> Callable[..., Any]:
-        """``push(params, x, side, tangents, key, train)``: how the floats of y move, jitted."""
+    def jvp(self) -> Callable[..., Any]:
+        """``jvp(params, x, side, tangents, key, train)``: tangents of the floats of y, jitted."""
 
-        def push(params: Any, x: Any, side: Any, tangents: Any, key: Any, train: bool) -> Any:
+        def jvp(params: Any, x: Any, side: Any, tangents: Any, key: Any, train: bool) -> Any:
             given = (params, x, side)
 
             def outputs(parts: list[Any]) -> Any:
@@ -142,102 +145,104 @@ class Trial:
 
             return jax.jvp(outputs, (floats(given),), (tangents,))[1]
 
-        return jax.jit(push, static_argnums=5)
+        return jax.jit(jvp, static_argnums=5)
 
     @functools.cached_property
-    def weights(self) -> Any:
-        """Of the floats of y: random ones, of which no two are alike."""
-        draw = np.random.default_rng(1)
+    def weights(self) -> list[Any]:
+        """Random weights of the floats of y."""
+        rng = np.random.default_rng(1)
         plan = self.layer.plan(self.x, **self.side)
-        return [draw.normal(size=leaf.shape) for leaf in floats(plan.y)]
+        return [rng.normal(size=leaf.shape) for leaf in floats(plan.y)]
 
-    def weighing(self, weights: list[Any], state: Any = None) -> list[Any]:
-        """Weights of y, and none of the state."""
-        after = self.state if state is None else state
-        return [*weights, *(np.zeros(leaf.shape, leaf.dtype) for leaf in floats(after))]
+    def with_state_weights(self, weights: list[Any]) -> list[Any]:
+        """Weights of y, and zeros for the floats of the state."""
+        return [*weights, *(np.zeros(leaf.shape, leaf.dtype) for leaf in floats(self.state))]
 
-    def pulled(
+    def call(
         self, *, x: Any = None, side: Any = None, key: Any = None, train: bool = False,
         weights: list[Any] | None = None,
-    ) -> Pulled:
-        """`pull` on what the trial holds, but for what is given."""
-        return self.pull(self.params, self.state, self.x if x is None else x,
-                         self.side if side is None else side, key, train,
-                         self.weighing(self.weights if weights is None else weights))
+    ) -> Result:
+        """`vjp` on the arrays of the trial, except for those given."""
+        return self.vjp(self.params, self.state, self.x if x is None else x,
+                        self.side if side is None else side, key, train,
+                        self.with_state_weights(self.weights if weights is None else weights))
 
     @functools.cached_property
-    def rest(self) -> Pulled:
-        """The call at rest, without a key."""
-        return self.pulled()
+    def inference(self) -> Result:
+        """The call in inference, without a key."""
+        return self.call()
 
     @functools.cached_property
-    def training(self) -> Pulled:
-        """The call in training, with a key; that at rest where both compute the same."""
-        return self.pulled(key=self.key, train=True) if len(self.modes) > 1 else self.rest
+    def training(self) -> Result:
+        """The call in training, with a key; `inference` if both modes compute the same."""
+        if len(self.modes) == 1:
+            return self.inference
+        return self.call(key=self.key, train=True)
 
-    def of_mode(self, train: bool) -> Pulled:
-        """`training` or `rest`."""
-        return self.training if train else self.rest
+    def of_mode(self, train: bool) -> Result:
+        """`training` or `inference`."""
+        return self.training if train else self.inference
 
     @functools.cached_property
     def modes(self) -> list[tuple[Any, bool]]:
-        """Key and flag of a call at rest and of one in training; one where both compute the same.
+        """(key, train) of inference and of training; inference alone if both compute the same.
 
         A layer without randomness is traced in both modes, and the programs are compared.
         """
         both = [(None, False), (self.key, True)]
         if self.layer.random:
             return both
-        rest, training = (jax.make_jaxpr(functools.partial(self.eager, key=None, train=train))(
-            self.params, self.state, self.x, self.side) for train in (False, True))
-        same = str(rest) == str(training) and equal(rest.consts, training.consts)
+        inference, training = (
+            jax.make_jaxpr(functools.partial(self.eager, key=None, train=train))(
+                self.params, self.state, self.x, self.side) for train in (False, True))
+        same = str(inference) == str(training) and equal(inference.consts, training.consts)
         return both[:1] if same else both
 
     @functools.cached_property
     def shapes(self) -> list[Any]:
-        """Output and state of each mode in shapes, of trees as init returned them."""
+        """Shapes of output and state in each mode, for the trees of init."""
         return [jax.eval_shape(functools.partial(self.eager, train=train), *self.initial, self.x,
                                self.side, key) for key, train in self.modes]
 
     @functools.cached_property
-    def noted(self) -> tuple[Any, list[bytes]]:
-        """The call in training, eager, and the keys that it drew from."""
-        _DRAWN.clear()
-        key = jax.random.wrap_key_data(jax.random.key_data(self.key), impl=_NOTED)
+    def recorded(self) -> tuple[Any, list[bytes]]:
+        """The call in training, eager, and the keys of its draws."""
+        _KEYS.clear()
+        key = jax.random.wrap_key_data(jax.random.key_data(self.key), impl=_RECORDING)
         result = self.eager(*self.given, key, True)
         jax.effects_barrier()
-        return result, list(_DRAWN)
+        return result, list(_KEYS)
 
     @property
     def given(self) -> tuple[Any, Any, Any, Any]:
-        """Parameters, state, x and side inputs as a call is given them: as arrays of JAX."""
+        """Parameters, state, x and side inputs as JAX arrays."""
         return jax.tree.map(jnp.asarray, (self.params, self.state, self.x, self.side))
 
     @property
     def examples(self) -> int:
-        """How many examples the first axis of x holds."""
+        """Number of examples: the size of the first axis of x."""
         return jax.tree.leaves(self.x)[0].shape[0]
 
     @property
     def steps(self) -> int:
-        """How many steps of time the second axis of x holds; 0 if it has none."""
+        """Number of time steps: the size of the second axis of x; 0 if it has none."""
         shape = jax.tree.leaves(self.x)[0].shape
         return shape[1] if len(shape) > 1 else 0
 
-    def close(self, what: str, got: Any, wanted: Any) -> None:
-        """Raise unless two results of the layer agree but for rounding."""
-        same(what, got, wanted, self.tolerance)
+    def check_close(self, what: str, got: Any, wanted: Any) -> None:
+        """Raise unless two results agree up to rounding."""
+        check_same(what, got, wanted, self.tolerance)
 
-    def apart(self, one: Any, other: Any) -> bool:
-        """Do two results of the layer differ by more than rounding?"""
+    def differs(self, one: Any, other: Any) -> bool:
+        """Do two results differ by more than rounding?"""
         try:
-            self.close("", one, other)
+            self.check_close("", one, other)
         except LayerError:
             return True
         return False
 
-    def carried(self, side: dict[str, Any]) -> Any:
-        """The state of a stream after x; None where the layer cannot stream."""
+    def stream_state(self, side: dict[str, Any]) -> Any:
+        """The state of a stream after x; None if the layer cannot stream."""
         if self.layer.start is None or not self.steps:
             return None
         try:
@@ -249,21 +254,21 @@ class Trial:
             return None
 
 
-Law = Callable[[Trial], str | None]  # it raises, or says why it was not tried, or holds
+Law = Callable[[Trial], str | None]  # raises if broken; returns the reason if it was not tried
 
 
-def over(mask: Any, a: Any) -> Any:
-    """The mask with the trailing axes that a has beyond it."""
+def over_trailing(mask: Any, a: Any) -> Any:
+    """The mask with trailing axes of size 1, up to the rank of a."""
     return mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim))
 
 
 def floats(x: Any) -> list[Any]:
-    """The leaves that hold floating-point numbers."""
+    """The floating-point leaves."""
     return [leaf for leaf in jax.tree.leaves(x) if is_float(leaf)]
 
 
 def with_floats(x: Any, floats: list[Any], gaps: bool = False) -> Any:
-    """x with others in the places of its floating-point leaves, and gaps in those of the rest."""
+    """x with other floating-point leaves; other leaves stay, or become None if `gaps`."""
     leaves, structure = jax.tree.flatten(x)
     new = iter(floats)
     return structure.unflatten([
@@ -271,15 +276,15 @@ def with_floats(x: Any, floats: list[Any], gaps: bool = False) -> Any:
 
 
 def another(leaf: Any) -> Any:
-    """Another value of the same kind, which no symmetry of positions or masks maps to this one."""
+    """Another value of the same dtype, to which no symmetry of positions or masks maps this one."""
     leaf = np.asarray(leaf)
     if leaf.dtype == np.bool_:
         return ~leaf
     return np.flip(leaf, -1) * 2 + 1
 
 
-def same_spec(what: str, wanted: Any, got: Any) -> None:
-    """Raise unless two trees of shapes agree."""
+def check_same_spec(what: str, wanted: Any, got: Any) -> None:
+    """Raise unless two trees have the same structure, shapes and dtypes."""
     same = jax.tree.structure(wanted) == jax.tree.structure(got) and all(
         (a.shape, a.dtype) == (b.shape, b.dtype)
         for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True))
@@ -294,9 +299,9 @@ def equal(a: Any, b: Any) -> bool:
     return all(np.array_equal(np.asarray(u), np.asarray(v), equal_nan=True) for u, v in pairs)
 
 
-def same(what: str, got: Any, wanted: Any, tolerance: float = 0.0) -> None:
-    """Raise unless two trees agree, the difference being a share of the largest number."""
-    same_spec(what, spec(wanted), spec(got))
+def check_same(what: str, got: Any, wanted: Any, tolerance: float = 0.0) -> None:
+    """Raise unless two trees agree up to a tolerance relative to the largest number of a leaf."""
+    check_same_spec(what, spec(wanted), spec(got))
     for (path, leaf), other in zip(
         paths(wanted).items(), jax.tree.leaves(got), strict=True
     ):
@@ -304,13 +309,12 @@ def same(what: str, got: Any, wanted: Any, tolerance: float = 0.0) -> None:
         atol = tolerance * max(1.0, float(np.abs(leaf).max(initial=0)))
         if not np.allclose(other, leaf, rtol=0, atol=atol, equal_nan=True):
             worst = float(np.abs(other - leaf).max())
-            where = path or "the output"
-            raise LayerError(f"no difference at {where} for {what}", f"one of {worst:.1e}",
-                             "look for what the two compute differently")
+            raise LayerError(f"no difference at {path or 'the output'} for {what}",
+                             f"one of {worst:.1e}", "look for what the two compute differently")
 
 
 def _drawn(key: jax.Array, leaf: Any) -> Any:
-    """Random numbers where only a shape was given; zeros for integers."""
+    """Random numbers in place of a shape, or zeros if it is one of integers."""
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.asarray(leaf)
     if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -318,24 +322,27 @@ def _drawn(key: jax.Array, leaf: Any) -> Any:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def _moved(draw: np.random.Generator, leaf: Any, positive: bool = False) -> Any:
-    """A leaf in float64, elsewhere by a random share: what is positive stays so; zeros move too."""
+def _perturbed(rng: np.random.Generator, leaf: Any, positive: bool = False) -> Any:
+    """A floating-point leaf in float64, times exp(noise); zeros become noise, or its absolute."""
     if not is_float(leaf):
         return np.asarray(leaf)
-    wide, noise = np.asarray(leaf, np.float64), _FAR * draw.normal(size=leaf.shape)
-    return wide * np.exp(noise) if wide.any() else np.abs(noise) if positive else noise
+    wide = np.asarray(leaf, np.float64)
+    noise = _PERTURBATION * rng.normal(size=leaf.shape)
+    if wide.any():
+        return wide * np.exp(noise)
+    return np.abs(noise) if positive else noise
 
 
-_DRAWN: list[bytes] = []  # the keys that were drawn from, in the order of the draws
+_KEYS: list[bytes] = []  # the keys of all draws, in their order
 
 
-def _noting(key: Any, width: int, shape: tuple[int, ...]) -> Any:
-    jax.debug.callback(lambda key: _DRAWN.append(np.asarray(key).tobytes()), key)
+def _recording_bits(key: Any, width: int, shape: tuple[int, ...]) -> Any:
+    jax.debug.callback(lambda key: _KEYS.append(np.asarray(key).tobytes()), key)
     return threefry_prng_impl.random_bits(key, width, shape)
 
 
-# Keys that give the same numbers as usual ones, and note that they were drawn from.
-_NOTED = define_prng_impl(
+# Threefry keys that record each draw.
+_RECORDING = define_prng_impl(
     key_shape=threefry_prng_impl.key_shape, seed=threefry_prng_impl.seed,
-    split=threefry_prng_impl.split, random_bits=_noting, fold_in=threefry_prng_impl.fold_in,
-    name="noted", tag="noted")
+    split=threefry_prng_impl.split, random_bits=_recording_bits,
+    fold_in=threefry_prng_impl.fold_in, name="recording", tag="recording")

@@ -1,11 +1,12 @@
-"""Writing with a net: it is shown a prompt, gives scores of the next token, and goes on from there.
+"""Generation: a net reads a prompt, and each token it generates is its next input.
 
-Prompt and loop are one jitted program over the streaming state. Prompts are padded on the left to a
-power of two, so that a handful of programs serves prompts of all lengths.
+The prompt and the loop are one jitted program over the streaming state. Prompts are padded on the
+left to a power of two, so that a few programs serve prompts of all lengths.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,20 +22,27 @@ from diffprog.core.meshes import settled
 from diffprog.core.notation import code, show
 from diffprog.core.plans import Params, State
 from diffprog.losses.entries import wide
-from diffprog.text.listening import Callback, heard, tell
-from diffprog.text.prompts import NOTHING, Begin, Prompts, begun, prompted, written_out
+from diffprog.text.listening import Callback, emit, with_callback
+from diffprog.text.prompts import (
+    NO_TOKEN,
+    PromptBatch,
+    Prompts,
+    prefill,
+    prepare,
+    unroll_repeats,
+)
 from diffprog.text.sampling import (
     Temperature,
     check_keys,
     check_sampling,
     check_top_k,
-    drawn,
+    draw,
     is_greedy,
-    numbers,
-    over_keys,
-    surprise,
+    log_prob,
+    traced_options,
+    vmap_keys,
 )
-from diffprog.text.stops import Stop, as_stop, check_stop, ending
+from diffprog.text.stops import Stop, as_stop, check_stop, stop_matches
 
 __all__ = ["Generation", "generate"]
 
@@ -42,14 +50,14 @@ Adjust = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Generation(NamedTuple):
-    """What a net wrote.
+    """Generated tokens, their number and their log-probability.
 
     Attributes:
-        tokens: ints (batch, max_tokens), of `beam_search` (batch, beams, max_tokens); -1 after the
-            end.
-        lengths: how many tokens there are before the end, the tokens of a stop included.
-        log_probs: log-probability of the tokens, in nats, as the net has it (at temperature 1), or
-            `adjust` makes it.
+        tokens: ints (batch, max_tokens), from `beam_search` (batch, beams, max_tokens); -1 after
+            the end of a text.
+        lengths: number of tokens, stop tokens included.
+        log_probs: log-probability of the tokens in nats, by the logits of the net at temperature 1,
+            after `adjust`.
     """
 
     tokens: jax.Array
@@ -63,42 +71,40 @@ def generate(
     top_p: float | None = None, stop_tokens: Sequence[int | Sequence[int]] = (),
     adjust: Adjust | None = None, callback: Callback | None = None, **side: Any,
 ) -> Generation:
-    """Go on after prompts: ``token[t] ~ softmax(net(prompt, token[:t]) / temperature)``.
+    """Continue prompts: ``token[t] ~ softmax(net(prompt, token[:t]) / temperature)``.
 
-    At temperature 0, the default, each token is the likeliest, and no key is needed.
+    At temperature 0, the default, decoding is greedy and needs no key.
 
     Args:
-        net: a net that streams and gives scores (batch, time, vocabulary) of the next token.
-        params, state: of the net.
+        net: a net that streams and returns next-token logits (batch, time, vocabulary).
+        params, state: parameters and state of the net.
         prompts: ints (batch, time), or a list of lists of ints, which may differ in length.
-        max_tokens: how many at most; positive.
-        key: the same key gives the same tokens. With keys (batch,), one for each prompt, such as
-            ``jax.random.split(key, batch)``, a prompt draws what it draws alone with its key.
-        temperature: 0, or at least 1e-30; one for all, or (batch,), one for each prompt.
-        top_k: of the likeliest tokens alone; between 1 and the vocabulary.
-        top_p: of the likeliest tokens that make up this probability alone, in (0, 1]. It is
-            measured after temperature and top_k.
-        stop_tokens: what ends a text: ids, and sequences of ids, written one after the other.
-            When all texts have ended, the loop does.
-        adjust: ``(logits, text) -> logits``, what the scores (rows, vocabulary) of the next token
-            become before anything is drawn; `text` is ints (rows, length), prompt and all that was
-            written, with -1 where no token stands. Define it once: each function has its own
-            program.
-        callback: ``(step, tokens)``, called with the ints (batch,) of each step as they come, -1
-            behind the end. All calls are over when `generate` returns; what it raises is raised
-            then.
+        max_tokens: number of tokens after which generation stops; positive.
+        key: one key for the batch, or keys (batch,), such as ``jax.random.split(key, batch)``, one
+            for each prompt. With a key of its own, a prompt gets the same tokens in any batch.
+        temperature: 0, or at least 1e-30; one number for all prompts, or an array (batch,).
+        top_k: sample among the k most probable tokens; between 1 and the vocabulary.
+        top_p: sample among the fewest most probable tokens whose total probability reaches top_p,
+            in (0, 1], after temperature and top_k.
+        stop_tokens: ids that end a text, and sequences of ids that do so one after the other. The
+            loop stops when all texts have ended.
+        adjust: ``(logits, text) -> logits``, applied to the next-token logits (rows, vocabulary)
+            before sampling; `text` is ints (rows, length), the prompt and the tokens generated so
+            far, padded with -1. Define the function once: each function object is compiled anew.
+        callback: ``(step, tokens)``, called at each step with ints (batch,), -1 after the end of a
+            text. `generate` returns after the last call and raises what the callback raises.
         side: `memory` and `memory_mask` of an encoder-decoder, ``memory =
             net.children["encoder"](params["encoder"], source, mask=source_mask)`` and
-            ``memory_mask=source_mask``; without the masks padding is read like the rest. Of a
-            wrapped net, whose parameters `ema` or `quantize` computes, ``memory = dp.tap(net,
+            ``memory_mask=source_mask``; without the masks, padding is treated as valid. If
+            parameters are computed, as in `ema` or `quantize`, use ``memory = dp.tap(net,
             "encoder")(params, ids, state=state, source=source, source_mask=source_mask)[1]
-            ["encoder"]`` with any `ids` (batch, time). Other side inputs are given unchanged at
+            ["encoder"]`` with any `ids` (batch, time). Other side inputs are passed unchanged at
             every step.
 
     Raises:
-        LayerError: an argument is out of its range; a prompt is empty, or with `max_tokens` longer
-            than the net can go; prompts of different lengths and a net that takes no mask; logits
-            that are NaN, for which NaN parameters or ids outside the vocabulary are to blame.
+        LayerError: an argument is out of its range; a prompt is empty, or longer with `max_tokens`
+            than the net supports; prompts differ in length and the net takes no mask; logits are
+            NaN, because of NaN parameters or ids outside the vocabulary.
 
     Example:
         >>> net = dp.models.gpt(11, length=8, width=16, depth=2, heads=4)
@@ -115,80 +121,119 @@ def generate(
     Source: top_k: Fan, Lewis, Dauphin 2018, arXiv:1805.04833, section 5.3; top_p: Holtzman et al.
     2020, arXiv:1904.09751, section 3.1; the penalty: Keskar et al. 2019, arXiv:1909.05858.
     """
-    begin = begun(net, params, state, prompts, max_tokens, side)
+    prompt = prepare(net, params, state, prompts, max_tokens, side)
     check_adjust(adjust)
-    rows = begin.ids.shape[:1]
+    rows = prompt.ids.shape[:1]
     check_sampling(temperature, top_k, top_p, rows)
     greedy = is_greedy(temperature)
     if not greedy and key is None:
         raise LayerError("a key at a temperature above 0", "none",
-                         "pass key=jax.random.key(seed), or temperature=0.0 for the likeliest")
+                         "pass key=jax.random.key(seed), or temperature=0.0 for greedy decoding")
     if not greedy:
         check_keys(key, rows)
-    given = None if greedy else key, numbers(temperature, top_p)
-    return checked(heard(callback, lambda listener: _generated(
-        begin, *given, listener, steps=max_tokens, stop=as_stop(stop_tokens), greedy=greedy,
-        top_k=top_k, adjust=adjust, net=net)))
+
+    def run(listener: Any) -> Generation:
+        return _generate(
+            prompt, None if greedy else key, traced_options(temperature, top_p), listener, net=net,
+            steps=max_tokens, greedy=greedy, top_k=top_k, stop=as_stop(stop_tokens), adjust=adjust)
+
+    return check_finite(with_callback(callback, run))
+
+
+class _Carry(NamedTuple):
+    """What the loop carries from step to step."""
+
+    step: jax.Array
+    token: jax.Array  # (batch,), the last token of each text
+    alive: jax.Array  # (batch,), False after the end of a text
+    state: State
+    texts: Generation
 
 
 @functools.partial(
     jax.jit, static_argnames=("net", "steps", "greedy", "top_k", "stop", "adjust"))
-def _generated(
-    begin: Begin, key: Any, numbers: dict[str, Any], listener: Any, *, net: Layer, steps: int,
-    greedy: bool, top_k: int | None, stop: Stop, adjust: Adjust | None,
+def _generate(
+    prompt: PromptBatch, key: Any, options: dict[str, Any], listener: Any, *, net: Layer,
+    steps: int, greedy: bool, top_k: int | None, stop: Stop, adjust: Adjust | None,
 ) -> Generation:
-    """Prompt and loop of `generate`."""
-    state, logits, each = prompted(net, begin, steps)
-    prompt = shown(begin)
-    net, begin, state = written_out(net, begin, state)
+    """The program of `generate`: the prompt, then a loop over steps."""
+    state, logits, side = prefill(net, prompt, steps)                 # logits (batch, vocabulary)
+    decoder = _Decoder(padded_ids(prompt), key, options, listener, greedy, top_k, stop, adjust)
+    net, prompt, state = unroll_repeats(net, prompt, state)
     batch, vocabulary = logits.shape
     check_stop(stop, vocabulary)
     check_top_k(top_k, vocabulary)
 
-    def chosen(step: Any, logits: jax.Array, found: Generation) -> tuple[jax.Array, jax.Array]:
-        """The next token, and its log-probability."""
-        logits = adjusted(adjust, logits, prompt, found.tokens)
-        token = logits.argmax(-1) if greedy else drawn(
-            over_keys(key, lambda key: jax.random.fold_in(key, step))(key), logits, numbers, top_k)
-        return token.astype(jnp.int32), surprise(logits, token)
+    def step(carry: _Carry) -> _Carry:
+        logits, state = net.apply(prompt.params, carry.state, carry.token[:, None], **side)
+        token, log_prob = decoder.choose(carry.step, logits[:, 0], carry.texts)
+        texts, alive = decoder.append(carry.texts, carry.step, token, log_prob, carry.alive)
+        return _Carry(carry.step + 1, token, alive, state, texts)
 
-    def put(found: Generation, step: Any, token: Any, score: Any, alive: Any) -> Any:
-        """Write a token where a text goes on; NaN ends it."""
-        ends = [(token == last) & here for last, here in ending(found.tokens, step, stop).items()]
-        written = jnp.where(alive & ~jnp.isnan(score), token, NOTHING)
-        tell(listener, step, written)
-        found = Generation(
-            jax.lax.dynamic_update_index_in_dim(found.tokens, written, step, 1),
-            found.lengths + alive.astype(jnp.int32),
-            jnp.where(alive, found.log_probs + score, found.log_probs))
-        return found, functools.reduce(lambda going, end: going & ~end, ends,
-                                       alive & ~jnp.isnan(score))
+    def unfinished(carry: _Carry) -> jax.Array:
+        return (carry.step < steps) & carry.alive.any()
 
-    def body(carry: Any) -> Any:
-        step, token, alive, state, found = carry
-        logits, state = net.apply(begin.params, state, token[:, None], **each)
-        token, score = chosen(step, logits[:, 0], found)
-        found, alive = put(found, step, token, score, alive)
-        return step + 1, token, alive, state, found
-
-    nothing = Generation(jnp.full((batch, steps), NOTHING, jnp.int32),
-                         jnp.zeros(batch, jnp.int32), jnp.zeros(batch, wide(logits).dtype))
-    first = jnp.int32(0)
-    token, score = chosen(first, logits, nothing)
-    found, alive = put(nothing, first, token, score, jnp.ones(batch, bool))
-    going = lambda carry: (carry[0] < steps) & carry[2].any()  # noqa: E731
-    begun = settled(lambda carry, _: body(carry), (first + 1, token, alive, state, found))
-    return jax.lax.while_loop(going, body, begun)[-1]
+    empty = Generation(jnp.full((batch, steps), NO_TOKEN, jnp.int32),
+                       jnp.zeros(batch, jnp.int32), jnp.zeros(batch, wide(logits).dtype))
+    begin = jnp.int32(0)
+    token, log_prob = decoder.choose(begin, logits, empty)
+    texts, alive = decoder.append(empty, begin, token, log_prob, jnp.ones(batch, bool))
+    first = _Carry(begin + 1, token, alive, state, texts)
+    first = settled(lambda carry, _: step(carry), first)
+    return jax.lax.while_loop(unfinished, step, first).texts
 
 
-def shown(begin: Begin) -> jax.Array:
-    """The prompts (batch, time), with -1 where they are padded."""
-    ids = jnp.asarray(begin.ids)
-    return ids if begin.mask is None else jnp.where(begin.mask, ids, NOTHING)
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """How a token is chosen and appended."""
+
+    prompt: jax.Array  # (batch, width), -1 in the padding
+    key: jax.Array | None
+    options: dict[str, Any]
+    listener: Any
+    greedy: bool
+    top_k: int | None
+    stop: Stop
+    adjust: Adjust | None
+
+    def choose(
+        self, step: Any, logits: jax.Array, texts: Generation
+    ) -> tuple[jax.Array, jax.Array]:
+        """The next token of each text, and its log-probability, by logits (batch, vocabulary)."""
+        logits = apply_adjust(self.adjust, logits, self.prompt, texts.tokens)
+        if self.greedy:
+            token = logits.argmax(-1)
+        else:
+            keys: Any = vmap_keys(self.key, lambda key: jax.random.fold_in(key, step))(self.key)
+            token = draw(keys, logits, self.options, self.top_k)
+        return token.astype(jnp.int32), log_prob(logits, token)
+
+    def append(
+        self, texts: Generation, step: Any, token: jax.Array, log_prob: jax.Array, alive: jax.Array
+    ) -> tuple[Generation, jax.Array]:
+        """The texts with this token, and which of them go on; a NaN log-probability ends one."""
+        ends = [(token == last) & match
+                for last, match in stop_matches(texts.tokens, step, self.stop).items()]
+        written = jnp.where(alive & ~jnp.isnan(log_prob), token, NO_TOKEN)
+        emit(self.listener, step, written)
+        texts = Generation(
+            jax.lax.dynamic_update_index_in_dim(texts.tokens, written, step, 1),
+            texts.lengths + alive.astype(jnp.int32),
+            jnp.where(alive, texts.log_probs + log_prob, texts.log_probs))
+        alive = alive & ~jnp.isnan(log_prob)
+        for end in ends:
+            alive = alive & ~end
+        return texts, alive
+
+
+def padded_ids(prompt: PromptBatch) -> jax.Array:
+    """The prompts (batch, width), -1 in the padding."""
+    ids = jnp.asarray(prompt.ids)
+    return ids if prompt.mask is None else jnp.where(prompt.mask, ids, NO_TOKEN)
 
 
 def check_adjust(adjust: Any) -> None:
-    """Raise unless it is a function by which a program can be remembered."""
+    """Raise unless `adjust` is None or a hashable function."""
     if adjust is None:
         return
     if not callable(adjust):
@@ -197,30 +242,31 @@ def check_adjust(adjust: Any) -> None:
     try:
         hash(adjust)
     except TypeError:
-        raise LayerError("adjust as a function that has a hash", code(adjust),
-                         "write @dataclass(frozen=True), or pass a plain function: its program is "
-                         "remembered by it") from None
+        raise LayerError("a hashable function as adjust", code(adjust),
+                         "write @dataclass(frozen=True), or pass a plain function: compiled "
+                         "programs are cached by it") from None
 
 
-def adjusted(
+def apply_adjust(
     adjust: Adjust | None, logits: jax.Array, prompt: jax.Array, written: jax.Array
 ) -> jax.Array:
-    """What `adjust` makes of the scores, shown all that was read and written."""
+    """The logits after `adjust`, which receives the prompt and the generated tokens."""
     if adjust is None:
         return logits
-    found = adjust(logits, jnp.concatenate([prompt, written], -1))
-    if getattr(found, "shape", None) != logits.shape:
-        raise LayerError(f"adjust to give the scores again, {show(logits)}", show(found),
-                         "return one for each token of each row")
-    return found
+    adjusted = adjust(logits, jnp.concatenate([prompt, written], -1))
+    if getattr(adjusted, "shape", None) != logits.shape:
+        raise LayerError(f"adjust to return logits {show(logits)}", show(adjusted),
+                         "return one number for each token of each row")
+    return adjusted
 
 
-def checked(found: Generation) -> Generation:
-    """What was written, unless scores were NaN."""
-    if isinstance(found.log_probs, Tracer):
-        return found
-    if (wrong := np.isnan(found.log_probs).reshape(len(found.log_probs), -1).any(1)).any():
-        raise LayerError("scores that are numbers", f"NaN for prompt {int(wrong.argmax())}",
+def check_finite(texts: Generation) -> Generation:
+    """The texts; raise if a log-probability is NaN."""
+    if isinstance(texts.log_probs, Tracer):
+        return texts
+    wrong = np.isnan(texts.log_probs).reshape(len(texts.log_probs), -1).any(1)
+    if wrong.any():
+        raise LayerError("logits that are not NaN", f"NaN for prompt {int(wrong.argmax())}",
                          "look for ids outside the vocabulary, for an adjust that leaves no token, "
                          "and for NaN in the parameters by tree.nonfinite(params)")
-    return found
+    return texts

@@ -1,6 +1,7 @@
-"""A function of the host is told what a program writes, while it writes.
+"""Callbacks: a Python function receives the tokens of a running program, step by step.
 
-The program knows a number in place of the function, so that one program serves all of them.
+The program receives the number of a listener instead of the function, so that one compiled program
+serves all functions.
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ _COUNT = itertools.count()
 
 
 class _Listener:
-    """Hands on what comes in the order of the steps, in which a device need not tell it."""
+    """Calls a function with the steps in order; a device may deliver them in any order."""
 
     def __init__(self, callback: Callback) -> None:
-        self.callback, self.failed = callback, None
+        self.callback, self.error = callback, None
         self.next, self.waiting, self.lock = 0, {}, threading.Lock()
 
-    def hear(self, step: int, tokens: np.ndarray) -> None:
+    def receive(self, step: int, tokens: np.ndarray) -> None:
         with self.lock:
-            if step < self.next:  # the program runs anew
+            if step < self.next:  # a new run of the program
                 self.next, self.waiting = 0, {}
             self.waiting[step] = tokens
             while self.next in self.waiting:
-                self._say(self.next, self.waiting.pop(self.next))
+                self._call(self.next, self.waiting.pop(self.next))
                 self.next += 1
 
-    def _say(self, step: int, tokens: np.ndarray) -> None:
-        if self.failed is None:
+    def _call(self, step: int, tokens: np.ndarray) -> None:
+        if self.error is None:
             try:
                 self.callback(step, tokens)
-            except BaseException as error:  # raised where the program was called
-                self.failed = error
+            except BaseException as error:  # raised again by `with_callback`
+                self.error = error
 
 
 _listeners: dict[int, _Listener] = {}
 
 
-def heard(callback: Callback | None, run: Callable[[Any], T]) -> T:
-    """``run(listener)``; what the program then tells reaches the callback before this returns.
+def with_callback(callback: Callback | None, run: Callable[[Any], T]) -> T:
+    """``run(listener)``; all calls of the callback are over when it returns.
 
-    Inside of a function that is traced it is told whenever that runs.
+    Inside a traced function the callback is called at each run of the traced program.
     """
     if callback is None:
         return run(None)
@@ -64,25 +65,25 @@ def heard(callback: Callback | None, run: Callable[[Any], T]) -> T:
     listener = _listeners[number] = _Listener(callback)
     traced = False
     try:
-        found = run(np.int32(number))
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(found))
+        result = run(np.int32(number))
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(result))
         if not traced:
-            jax.block_until_ready(found)
+            jax.block_until_ready(result)
             jax.effects_barrier()
     finally:
         if not traced:
             del _listeners[number]
-    if listener.failed is not None:
-        raise listener.failed
-    return found
+    if listener.error is not None:
+        raise listener.error
+    return result
 
 
-def tell(listener: Any, step: jax.Array, tokens: jax.Array) -> None:
-    """Tell the listener, if there is one, the tokens of a step."""
+def emit(listener: Any, step: jax.Array, tokens: jax.Array) -> None:
+    """Send the tokens of a step to the listener; nothing if it is None."""
     if listener is not None:
-        jax.debug.callback(_hear, listener, step, tokens)
+        jax.debug.callback(_receive, listener, step, tokens)
 
 
-def _hear(number: Any, step: Any, tokens: Any) -> None:
+def _receive(number: Any, step: Any, tokens: Any) -> None:
     if listener := _listeners.get(int(number)):
-        listener.hear(int(step), np.asarray(tokens))
+        listener.receive(int(step), np.asarray(tokens))

@@ -1,14 +1,14 @@
-"""The objectives of text: the next token, hidden tokens, and whether two sentences follow.
+"""Objectives of language models: next token, masked tokens, next-sentence prediction.
 
-Text is ids of tokens, (batch, time). What is not a token of the text, padding, is marked by the
-side input `mask`. A label, where there are labels, is -100 where nothing is asked for.
+A text is ids (batch, time). The side input `mask` marks valid tokens; the label -100 marks tokens
+without a loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,31 +37,30 @@ from diffprog.transforms.tap import tap
 
 __all__ = ["chunked_next_token", "masked_language", "next_token"]
 
-IGNORED = -100  # the label of a token that is not asked for, as `mask_tokens` writes it
+IGNORED = -100  # the label of a token without a loss, as in `mask_tokens`
 
 
 def next_token(*, label_smoothing: float = 0.0) -> Objective:
-    """The objective of a net that scores the next token: ``loss = -log p(x[t+1] | x[:t+1])``.
+    """Next-token cross-entropy: ``loss = -log p(x[t+1] | x[:t+1])``, the mean over valid tokens.
 
-    The net sees all tokens but the last, and is asked for all but the first. A net that also takes
-    a `source` is thus trained to translate with the true beginning of the translation before it,
-    which is teacher forcing. Metrics: `accuracy`, and `bits`, the surprise in bits per token.
+    The inputs are all tokens but the last, the targets all tokens but the first. A net that takes a
+    `source` is trained to translate by teacher forcing. Metrics: `accuracy`, and `bits`, the
+    cross-entropy in bits per token.
 
-    A batch is ids (batch, time + 1), or a dict with ``x``, those ids, and side inputs under all
-    other names. Of these `mask`, `segments` and `positions` are (batch, time + 1) like x, and all
-    others as the net takes them for the first `time` tokens. A token that is padding, follows
-    padding or begins a new segment is not asked for.
-    With ``asked``, booleans like x, no others than those are asked for, such as the answer behind
-    a question; the net is shown all. `target_mask` says the same of the targets, (batch, time), and
-    `sample_weight`, numbers (batch,) or (batch, time), how much each of them counts.
+    A batch is ids (batch, time + 1), or a dict with ``x``, those ids, and side inputs by name.
+    `mask`, `segments` and `positions` are (batch, time + 1) like x; other side inputs are passed to
+    the net as they are. A target has no loss if it or its predecessor is padding, or if it begins a
+    new segment. ``asked``, booleans like x, restricts the loss to some tokens, such as the answer
+    to a question. `target_mask`, (batch, time), does the same by target; `sample_weight`, numbers
+    (batch,) or (batch, time), weighs the targets.
 
     Args:
-        label_smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, of targets that
-            are not smoothed, in nats. It is what `bits` and `perplexity` speak of.
+        label_smoothing: as in `cross_entropy`; adds the metric ``cross_entropy``, in nats and
+            without smoothing, from which `bits` is computed.
 
     Raises:
-        LayerError: a batch of another form, or with fewer than two tokens; the net gives no scores
-            for each token.
+        LayerError: a batch of another form, or with fewer than two tokens; a net that does not
+            return logits for each token.
 
     Example:
         >>> net = dp.models.gpt(11, length=8, width=16, depth=1, heads=2)
@@ -77,43 +76,44 @@ def next_token(*, label_smoothing: float = 0.0) -> Objective:
     """
     check_share("label_smoothing", label_smoothing)
 
-    def score(
-        net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
-        mean: Callable[[jax.Array], jax.Array], given: dict[str, Any],
-    ) -> Any:
+    def evaluate(
+        net: Layer, params: Any, state: Any, shifted: _Shifted, given: dict[str, Any]
+    ) -> tuple[jax.Array, Metrics, Any]:
         check_logits(net)
-        logits, state = net.apply(params, state, x, **given)
-        _check_scores(logits, labels)
+        labels = shifted.labels
+        logits, state = net.apply(params, state, shifted.x, **given)  # (batch, time, vocabulary)
+        _check_shape(logits, labels)
 
-        def surprise(**options: Any) -> jax.Array:
-            return mean(cross_entropy(logits, labels, mask=real, reduction="none", **options))
+        def nll(**options: Any) -> jax.Array:
+            return shifted.mean(cross_entropy(
+                logits, labels, mask=shifted.mask, reduction="none", **options))
 
-        plain = loss = surprise()
+        loss = unsmoothed = nll()
         if label_smoothing:
-            loss = surprise(label_smoothing=label_smoothing)
-        metrics = {"cross_entropy": plain} if label_smoothing else {}
-        right = mean(accuracy(logits, labels, reduction="none"))
-        return loss, metrics | _of_tokens(plain, right), state
+            loss = nll(label_smoothing=label_smoothing)
+        metrics = {"cross_entropy": unsmoothed} if label_smoothing else {}
+        hits = shifted.mean(accuracy(logits, labels, reduction="none"))
+        return loss, metrics | _token_metrics(unsmoothed, hits), state
 
-    return _of_successors(score)
+    return _next_token_objective(evaluate)
 
 
 def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objective:
-    """`next_token` without the logits: ``linear_cross_entropy(y, table)``, y from inside the net.
+    """`next_token` without logits in memory: ``linear_cross_entropy(y, table)``, y from the trunk.
 
-    The net's own scores are never computed. They must be the product of what the layer at
-    `trunk` gives with the parameters at `table`, and nothing else. Only sizes are compared: look
-    once whether its loss is that of `next_token`, for with wrong paths it is that of another net.
+    The logits of the net are not computed. They must equal the output of the layer at `trunk` times
+    the parameters at `table`. Only shapes are checked: wrong paths train another net, so compare
+    the loss with that of `next_token` once.
 
     Args:
-        trunk: path of the layer whose output is scored: "trunk" of `gpt` and `llama`.
-        table: path of the parameters that score: "embed/embedding" of `gpt` and of a tied `llama`,
-            "head/kernel" of one that is not; a ``bias`` beside a kernel is added.
-        chunk: how many tokens of the vocabulary are scored at a time; positive.
+        trunk: path of the last layer before the logits: "trunk" in `gpt` and `llama`.
+        table: path of the output kernel: "embed/embedding" in `gpt` and in a tied `llama`,
+            "head/kernel" in an untied one; a ``bias`` beside a kernel is added.
+        chunk: number of vocabulary entries computed at a time; positive.
 
     Raises:
-        LayerError: a path that names nothing; a trunk and a table that do not fit the net's scores,
-            or are in one `linearize`; a batch that `next_token` does not take.
+        LayerError: a path without a layer or parameters; a trunk and a table that do not match the
+            logits, or lie in one `linearize`; a batch that `next_token` does not take.
 
     Example:
         >>> net = dp.models.gpt(11, length=8, width=16, depth=1, heads=2)
@@ -127,56 +127,46 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
     """
     check_count("chunk", chunk)
 
-    def check_product(net: Layer) -> None:
-        """Raise where the scores are on the line from an origin: then they are no product."""
-        layer = net
-        for name, other in zip(trunk.split("/"), table.split("/"), strict=False):
-            if any(isinstance(own, Expanded) for own in layer.computed):
-                raise LayerError("scores that are one product", repr(layer),
-                                 "use next_token: linearize makes a sum of two of a product")
-            if name != other or name not in layer.children:
-                return
-            layer = layer.children[name]
-
-    def score(
-        net: Layer, params: Any, state: Any, x: jax.Array, labels: jax.Array, real: Mask,
-        mean: Callable[[jax.Array], jax.Array], given: dict[str, Any],
-    ) -> Any:
+    def evaluate(
+        net: Layer, params: Any, state: Any, shifted: _Shifted, given: dict[str, Any]
+    ) -> tuple[jax.Array, Metrics, Any]:
         check_logits(net)
-        check_product(net)
-        net.plan(x, **{name: given[name] for name in given.keys() & net.side})
+        _check_product(net, trunk, table)
+        net.plan(shifted.x, **{name: given[name] for name in given.keys() & net.side})
         computed, _ = plain(net, params, state, given["train"])  # of the state before the call
-        # The scores are traced and not used, so that XLA never computes them.
-        (scores, seen), state = tap(net, trunk).apply(params, state, x, **given)
-        if list(seen) != [trunk]:
-            raise LayerError("the path of one layer as trunk", listed(seen), "name one alone")
-        kernel, bias = _scoring(computed, table)
-        _check_scores(scores, labels)
-        if seen[trunk].shape[-1] != len(kernel) or scores.shape[-1] != kernel.shape[-1]:
+        # XLA drops the logits, since only their shape is used.
+        (logits, tapped), state = tap(net, trunk).apply(params, state, shifted.x, **given)
+        if list(tapped) != [trunk]:
+            raise LayerError("the path of one layer as trunk", listed(tapped), "name one alone")
+        y = tapped[trunk]                                             # (batch, time, features)
+        kernel, bias = _output_kernel(computed, table)                # (features, vocabulary)
+        _check_shape(logits, shifted.labels)
+        if y.shape[-1] != len(kernel) or logits.shape[-1] != kernel.shape[-1]:
             raise LayerError(
-                f"a trunk and a table whose product is the scores {show(scores)}",
-                show((seen[trunk], kernel)), "name the net's last layer before its scores, "
-                "and what it is multiplied with")
+                f"a trunk and a table whose product is the logits {show(logits)}",
+                show((y, kernel)), "name the last layer before the logits, and the kernel that "
+                "its output is multiplied by")
         losses, best = linear_cross_entropy(
-            seen[trunk], kernel, labels, bias=bias, chunk=chunk, mask=real, reduction="none")
-        loss = mean(losses)
-        return loss, _of_tokens(loss, mean((best == labels).astype(jnp.float32))), state
+            y, kernel, shifted.labels, bias=bias, chunk=chunk, mask=shifted.mask, reduction="none")
+        loss = shifted.mean(losses)
+        hits = shifted.mean((best == shifted.labels).astype(jnp.float32))
+        return loss, _token_metrics(loss, hits), state
 
-    return _of_successors(score)
+    return _next_token_objective(evaluate)
 
 
 def masked_language() -> Objective:
-    """The objective of BERT: the surprise of the hidden tokens plus that of whether y follows x.
+    """The objective of BERT: ``loss = token_loss + follows_loss``, two cross-entropies.
 
-    The net gives a pair, scores of all tokens (batch, time, vocabulary) and of the pair (batch,
-    2), as `bert_pretraining` does. A batch is a dict with ``x``, ids of which some are hidden;
-    ``y``, a pair: the true ids where they are asked for and -100 elsewhere, as `mask_tokens` gives
-    them, and ints (batch,), 0 where the second sentence follows the first; and side inputs. A
-    `target_mask` is one of pairs, (batch,), or itself a pair like y, each of which may be None; a
-    `sample_weight` likewise, where that of a pair holds for its tokens.
+    The net returns a pair, token logits (batch, time, vocabulary) and logits (batch, 2) of
+    next-sentence prediction, as `bert_pretraining` does. A batch is a dict with ``x``, masked ids;
+    ``y``, a pair: labels (batch, time), -100 for tokens without a loss, as `mask_tokens` returns
+    them, and ints (batch,), 0 if the second sentence follows the first and 1 if not; and side
+    inputs. A `target_mask` or `sample_weight` is either an array, used for the pairs and broadcast
+    to their tokens, or a pair like y, whose parts may be None.
 
-    Metrics: ``token_loss`` and ``token_accuracy``, means over the hidden tokens; ``follows_loss``
-    and ``follows_accuracy``, over the pairs.
+    Metrics: ``token_loss`` and ``token_accuracy``, means over the masked tokens; ``follows_loss``
+    and ``follows_accuracy``, means over the pairs of sentences.
 
     Raises:
         LayerError: a batch or a net of another form.
@@ -197,133 +187,136 @@ def masked_language() -> Objective:
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         x, y, side = parts(net, batch)
-        if isinstance(batch, Mapping) and "mask" in batch and "mask" not in net.side:
-            raise LayerError("a net that takes mask", f"one that takes {listed(net.side)}",
-                             "leave the mask out: tokens not asked for have the label -100")
-        if not isinstance(y, (tuple, list)) or len(y) != 2:
-            raise LayerError("y as a pair (true tokens, what follows)", show(y),
-                             "use classification(ignore_index=-100) for tokens alone")
-        scores, state = net.apply(params, state, x, key=key, train=train, **side)
-        if not isinstance(scores, (tuple, list)) or len(scores) != 2:
-            raise LayerError("a net that scores a pair, tokens and what follows", show(scores),
-                             "use bert_pretraining, for example")
-        for part in net.children.values() if net.name == "branch" else ():
-            check_logits(part)
-        (tokens, follows), (labels, order) = scores, y
-        (real, of_tokens), (pairs, of_pairs) = (
-            real_targets(net, own, x, side, part.shape, lambda scores, i=i: scores[i])
-            for i, (part, own) in enumerate(zip(y, _of_both(batch), strict=True)))
-        real = known(labels, real, IGNORED)
-        asked = total(labels.shape, real, of_tokens)
-        hidden = cross_entropy(tokens, labels, mask=real, reduction="none")
-        found = {"token_loss": average(hidden, real, of_tokens),
-                 "token_accuracy": average(
-                     accuracy(tokens, labels, reduction="none"), real, of_tokens),
-                 "follows_loss": average(
-                     cross_entropy(follows, order, mask=pairs, reduction="none"), pairs, of_pairs),
-                 "follows_accuracy": average(
-                     accuracy(follows, order, reduction="none"), pairs, of_pairs),
-                 "count": total(order.shape, pairs, of_pairs),
-                 "count/token_loss": asked, "count/token_accuracy": asked}
-        loss = found["token_loss"] + found["follows_loss"]
-        return loss, (state, {"loss": loss, **found})
+        _check_masked_batch(net, batch, y)
+        logits, state = net.apply(params, state, x, key=key, train=train, **side)
+        _check_logit_pair(net, logits)
+        metrics = _masked_metrics(net, batch, x, side, logits, y)
+        loss = _masked_loss(metrics)
+        return loss, (state, {"loss": loss, **metrics})
 
-    said: Any = objective
-    said.inputs = inputs
-    said.combine = lambda found: {"loss": found["token_loss"] + found["follows_loss"]}
-    return said
+    result: Any = objective
+    result.inputs = inputs
+    result.combine = lambda metrics: {"loss": _masked_loss(metrics)}
+    return result
 
 
-def _of_successors(score: Callable[..., Any]) -> Objective:
-    """The objective that asks for each token's successor.
+class _Shifted(NamedTuple):
+    """A batch of texts as inputs and targets of next-token prediction."""
 
-    `score` gives loss, metrics and state of a net that is shown all tokens but the last; it is
-    handed what takes the mean over the tokens that are asked for.
+    x: jax.Array  # ids (batch, time), all but the last
+    labels: jax.Array  # ids (batch, time), all but the first
+    mask: Mask  # booleans (batch, time), the targets that have a loss; None for all
+    weights: Any  # numbers (batch, time), or None
+    side: dict[str, Any]  # side inputs of x
+
+    def mean(self, values: jax.Array) -> jax.Array:
+        """The weighted mean over the targets."""
+        return average(values, self.mask, self.weights)
+
+
+def _next_token_objective(evaluate: Callable[..., Any]) -> Objective:
+    """The objective of ``evaluate(net, params, state, shifted, given)``.
+
+    `evaluate` returns loss, metrics and state; `given` are the keyword arguments of `net.apply`.
     """
 
     def objective(
         net: Layer, params: Any, state: Any, batch: Any, *, key: Any, train: bool
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        ids, real, side, weights = _shifted(net, batch)
-        labels = ids[:, 1:]
-        loss, metrics, state = score(
-            net, params, state, ids[:, :-1], labels, real,
-            lambda values: average(values, real, weights), {"key": key, "train": train, **side})
-        return loss, (state, {"loss": loss, **metrics, "count": total(labels.shape, real, weights)})
+        shifted = _shifted(net, batch)
+        given = {"key": key, "train": train, **shifted.side}
+        loss, metrics, state = evaluate(net, params, state, shifted, given)
+        count = total(shifted.labels.shape, shifted.mask, shifted.weights)
+        return loss, (state, {"loss": loss, **metrics, "count": count})
 
-    def shown(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
-        ids, _, side, _ = _shifted(net, batch)
-        return ids[:, :-1], side
+    def shifted_inputs(net: Layer, batch: Any) -> tuple[jax.Array, dict[str, Any]]:
+        shifted = _shifted(net, batch)
+        return shifted.x, shifted.side
 
-    said: Any = objective
-    said.inputs = shown
-    return said
-
-
-def _of_both(batch: Any) -> Iterator[dict[str, Any]]:
-    """What a batch says of its tokens, and of its pairs."""
-    said = {name: batch.get(name) for name in OF_TARGETS} if isinstance(batch, Mapping) else {}
-    both = {name: value if isinstance(value, (tuple, list)) else (value, value)
-            for name, value in said.items()}
-    for i in (0, 1):
-        yield {name: pair[i] for name, pair in both.items()}
+    result: Any = objective
+    result.inputs = shifted_inputs
+    return result
 
 
-def _of_tokens(surprise: jax.Array, right: jax.Array) -> Metrics:
-    """What is said of a mean surprise in nats, and of the share of tokens that are right."""
-    return {"accuracy": right, "bits": surprise / math.log(2)}
+def _token_metrics(nll: jax.Array, hits: jax.Array) -> Metrics:
+    """Metrics by the mean negative log-likelihood in nats and the fraction of correct tokens."""
+    return {"accuracy": hits, "bits": nll / math.log(2)}
 
 
-def _shifted(net: Layer, batch: Any) -> tuple[jax.Array, Mask, dict[str, Any], Any]:
-    """The ids, which of those but the first are asked for, side inputs for all but the last, and
-    the weights of what is asked for.
-    """
+def _shifted(net: Layer, batch: Any) -> _Shifted:
+    """Check a batch and split it into inputs and targets."""
     given = dict(batch) if isinstance(batch, Mapping) else {"x": batch}
     rest = {name: value for name, value in given.items() if name != "x" and value is not None}
     if "x" not in given or rest.keys() - net.side - {"asked", *OF_TARGETS}:
         raise LayerError(f"a batch with x and side inputs of the net ({listed(net.side)})",
                          listed(given), "rename or remove the rest: x holds inputs and targets")
-    ids = given["x"]
+    ids = given["x"]                                                  # (batch, time + 1)
+    _check_ids(ids)
+    labels = ids[:, 1:]
+
+    # A target has a loss if all of these masks say so.
+    weights = weighing(rest.pop("sample_weight", None), labels.shape)
+    asked = spread(rest.pop("asked", None), ids.shape)
+    mask = None if asked is None else asked[:, 1:]
+    mask = _both(mask, spread(rest.pop("target_mask", None), labels.shape))
+    if (valid := rest.get("mask")) is not None:
+        valid = spread(valid, ids.shape)
+        rest["mask"] = valid[:, :-1]
+        mask = _both(mask, valid[:, 1:] & valid[:, :-1])
+    for name in ("segments", "positions"):
+        if name not in rest:
+            continue
+        value = rest[name]
+        if getattr(value, "shape", None) != ids.shape:
+            raise LayerError(f"{name} of the shape of x, {ids.shape}", show(value),
+                             "give one to each token, the last one too")
+        if name == "segments":
+            mask = _both(mask, value[:, 1:] == value[:, :-1])
+        rest[name] = value[:, :-1]
+    side = {name: value for name, value in rest.items() if name in net.side}
+    return _Shifted(ids[:, :-1], labels, weighed(mask, weights), weights, side)
+
+
+def _both(mask: Mask, other: Mask) -> Mask:
+    """The conjunction of two masks; None masks nothing."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask & other
+
+
+def _check_ids(ids: Any) -> None:
     check_array(ids, rank=2, axes="(batch, time + 1)", floating=False)
     size = ids.shape[1] if ids.ndim == 2 else 0
     if (arguments.known(size) and size < 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise LayerError("ids as ints (batch, time + 1), at least two tokens", show(ids),
-                         "give at least two to each row: all but the first are asked for")
+                         "give at least two tokens to each row: the targets are all but the first")
     if not (arguments.at_most(2, size) and arguments.at_most(0, ids.shape[0] * (size - 1))):
         raise LayerError("ids with an open size of the form t + 1", show(ids),
-                         'write jax.export.symbolic_shape("b, t + 1"): t are shown to the net')
-    weights = weighing(rest.pop("sample_weight", None), ids[:, 1:].shape)
-    real = spread(rest.pop("asked", None), ids.shape)
-    real = None if real is None else real[:, 1:]
-    if (targets := spread(rest.pop("target_mask", None), ids[:, 1:].shape)) is not None:
-        real = targets if real is None else real & targets
-    if (mask := rest.get("mask")) is not None:
-        mask = spread(mask, ids.shape)
-        rest["mask"], both = mask[:, :-1], mask[:, 1:] & mask[:, :-1]
-        real = both if real is None else real & both
-    for name in ("segments", "positions"):
-        if name not in rest:
-            continue
-        if getattr(rest[name], "shape", None) != ids.shape:
-            raise LayerError(f"{name} of the shape of x, {ids.shape}", show(rest[name]),
-                             "give one to each token, the last one too")
-        if name == "segments":
-            same = rest[name][:, 1:] == rest[name][:, :-1]
-            real = same if real is None else real & same
-        rest[name] = rest[name][:, :-1]
-    side = {name: value for name, value in rest.items() if name in net.side}
-    return ids, weighed(real, weights), side, weights
+                         'write jax.export.symbolic_shape("b, t + 1"): t of them are inputs')
 
 
-def _check_scores(logits: Any, labels: jax.Array) -> None:
+def _check_shape(logits: Any, labels: jax.Array) -> None:
     check_array(logits)
     if logits.shape[:-1] != labels.shape:
-        raise LayerError(f"a net that gives (batch, time, vocabulary) for {show(labels)}",
-                         show(logits), "return the scores of each token's successor")
+        raise LayerError(
+            f"a net that returns logits (batch, time, vocabulary) for {show(labels)}",
+            show(logits), "return next-token logits at each step")
 
 
-def _scoring(params: Any, table: str) -> tuple[jax.Array, Any]:
-    """The kernel (features, vocabulary) and the bias at a path of the parameters."""
+def _check_product(net: Layer, trunk: str, table: str) -> None:
+    """Raise if trunk and table lie in one `linearize`, whose logits are no single product."""
+    layer = net
+    for name, other in zip(trunk.split("/"), table.split("/"), strict=False):
+        if any(isinstance(own, Expanded) for own in layer.computed):
+            raise LayerError("logits that are one product", repr(layer),
+                             "use next_token: linearize turns a product into a sum of two")
+        if name != other or name not in layer.children:
+            return
+        layer = layer.children[name]
+
+
+def _output_kernel(params: Any, table: str) -> tuple[jax.Array, Any]:
+    """The kernel (features, vocabulary) at a path of the parameters, and its bias or None."""
     leaves = paths(params)
     if table not in leaves or leaves[table].ndim != 2:
         raise LayerError(f"the path of a matrix as table ({listed(leaves)})", repr(table),
@@ -333,3 +326,66 @@ def _scoring(params: Any, table: str) -> tuple[jax.Array, Any]:
     if name == "embedding":
         return kernel.T, None
     return kernel, leaves.get(f"{above}/bias" if above else "bias")
+
+
+def _check_masked_batch(net: Layer, batch: Any, y: Any) -> None:
+    if isinstance(batch, Mapping) and "mask" in batch and "mask" not in net.side:
+        raise LayerError("a net that takes mask", f"one that takes {listed(net.side)}",
+                         "leave the mask out: tokens without a loss have the label -100")
+    if not isinstance(y, (tuple, list)) or len(y) != 2:
+        raise LayerError("y as a pair (token labels, follows)", show(y),
+                         "use classification(ignore_index=-100) for tokens alone")
+
+
+def _check_logit_pair(net: Layer, logits: Any) -> None:
+    if not isinstance(logits, (tuple, list)) or len(logits) != 2:
+        raise LayerError("a net that returns a pair of logits, of tokens and of follows",
+                         show(logits), "use bert_pretraining, for example")
+    if net.name == "branch":
+        for part in net.children.values():
+            check_logits(part)
+
+
+def _masked_loss(metrics: Metrics) -> jax.Array:
+    return metrics["token_loss"] + metrics["follows_loss"]
+
+
+def _masked_metrics(
+    net: Layer, batch: Any, x: Any, side: dict[str, Any], logits: Any, y: Any
+) -> Metrics:
+    """Metrics of the two parts: masked tokens, and pairs of sentences."""
+    token_logits, follows_logits = logits
+    labels, follows = y
+    token_mask, token_weights = real_targets(
+        net, _target_part(batch, 0), x, side, labels.shape, lambda pair: pair[0])
+    pair_mask, pair_weights = real_targets(
+        net, _target_part(batch, 1), x, side, follows.shape, lambda pair: pair[1])
+    token_mask = known(labels, token_mask, IGNORED)
+
+    def token_mean(values: jax.Array) -> jax.Array:
+        return average(values, token_mask, token_weights)
+
+    def pair_mean(values: jax.Array) -> jax.Array:
+        return average(values, pair_mask, pair_weights)
+
+    count = total(labels.shape, token_mask, token_weights)
+    token_nll = cross_entropy(token_logits, labels, mask=token_mask, reduction="none")
+    return {
+        "token_loss": token_mean(token_nll),
+        "token_accuracy": token_mean(accuracy(token_logits, labels, reduction="none")),
+        "follows_loss": pair_mean(
+            cross_entropy(follows_logits, follows, mask=pair_mask, reduction="none")),
+        "follows_accuracy": pair_mean(accuracy(follows_logits, follows, reduction="none")),
+        "count": total(follows.shape, pair_mask, pair_weights),
+        "count/token_loss": count,
+        "count/token_accuracy": count,
+    }
+
+
+def _target_part(batch: Any, i: int) -> dict[str, Any]:
+    """The masks and weights of a batch for part i of y; an array is shared by both parts."""
+    if not isinstance(batch, Mapping):
+        return {}
+    given = {name: batch.get(name) for name in OF_TARGETS}
+    return {name: value[i] if isinstance(value, (tuple, list)) else value
+            for name, value in given.items()}

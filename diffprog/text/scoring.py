@@ -1,4 +1,4 @@
-"""How likely a net finds texts that are given."""
+"""Log-probabilities of given texts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from diffprog.core.layer import Layer
 from diffprog.core.plans import Params, State
-from diffprog.text.prompts import Begin, Prompts, begun, check_scores
-from diffprog.text.sampling import surprise
+from diffprog.text.prompts import PromptBatch, Prompts, check_logits_shape, prepare
+from diffprog.text.sampling import log_prob
 
 __all__ = ["log_probabilities"]
 
@@ -20,13 +20,14 @@ __all__ = ["log_probabilities"]
 def log_probabilities(
     net: Layer, params: Params, texts: Prompts, *, state: State | None = None, **side: Any
 ) -> jax.Array:
-    """Of texts that are given: ``y[t] = log p(text[t + 1] | text[: t + 1])``, in nats.
+    """Log-probability of each token of given texts: ``y[t] = log p(text[t + 1] | text[: t + 1])``.
 
-    Of a prompt of n tokens and what was written behind it, ``y[:, n - 1 :]`` is of what was
-    written, and its sum is the score that `generate` gives; ``-y.mean()`` is the cross entropy.
+    In nats. For a text that `generate` wrote after a prompt of n tokens, ``y[:, n - 1 :]`` belongs
+    to the generated tokens and sums to the log_probs of `generate`. ``-y.mean()`` is the
+    cross-entropy.
 
     Shapes:
-        Returns floats (batch, longest - 1), 0 behind the end of a text.
+        Returns floats (batch, longest - 1), 0 after the end of a text.
 
     Args:
         net, params, state: as in `generate`.
@@ -34,7 +35,7 @@ def log_probabilities(
         side: as in `generate`.
 
     Raises:
-        LayerError: as `generate` does of prompts. What is out of the vocabulary gives NaN.
+        LayerError: as in `generate` for prompts. Ids outside the vocabulary give NaN.
 
     Example:
         >>> net = dp.models.gpt(11, length=8, width=16, depth=2, heads=4)
@@ -45,20 +46,20 @@ def log_probabilities(
         >>> bool(jnp.allclose(y[:, 2:].sum(1), written.log_probs, rtol=1e-3))
         True
     """
-    begin = begun(net, params, state, texts, 1, side)
-    y = _scored(begin, net=net)
+    batch = prepare(net, params, state, texts, 1, side)
+    y = _log_probs(batch, net=net)                                    # (batch, width - 1)
     width = y.shape[1] + 1
-    lengths = np.full(len(y), width) if begin.mask is None else np.asarray(begin.mask).sum(1)
-    # Texts stand at the end of their rows.
-    place = np.arange(lengths.max() - 1) + (width - lengths)[:, None]
+    lengths = np.full(len(y), width) if batch.mask is None else np.asarray(batch.mask).sum(1)
+    # Texts are padded on the left; the result is aligned on the left.
+    place = np.arange(lengths.max() - 1) + (width - lengths)[:, None]  # (batch, longest - 1)
     y = jnp.take_along_axis(y, jnp.asarray(np.minimum(place, width - 2)), 1)
     return jnp.where(place < width - 1, y, 0)
 
 
 @functools.partial(jax.jit, static_argnames="net")
-def _scored(begin: Begin, *, net: Layer) -> jax.Array:
-    """Of each row, padding too, the log-probability of all tokens but the first."""
-    ids = jnp.asarray(begin.ids)
-    logits, _ = net.apply(begin.params, begin.state, ids, mask=begin.mask, **begin.side)
-    check_scores(logits, ids)
-    return surprise(logits[:, :-1], ids[:, 1:])
+def _log_probs(batch: PromptBatch, *, net: Layer) -> jax.Array:
+    """The log-probability of all ids but the first of each row, padding included."""
+    ids = jnp.asarray(batch.ids)
+    logits, _ = net.apply(batch.params, batch.state, ids, mask=batch.mask, **batch.side)
+    check_logits_shape(logits, ids)
+    return log_prob(logits[:, :-1], ids[:, 1:])

@@ -1,4 +1,4 @@
-"""Where a text ends: at a token, or at several in a row."""
+"""Stop tokens: a text ends with one of them, or with a sequence of several."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Stop = tuple[tuple[int, ...], ...]
 
 
 def as_stop(stop: Sequence[Any]) -> Stop:
-    """Each end as a tuple of ints, by which programs are remembered."""
+    """The stop sequences as tuples of ints, which are hashable."""
     if not isinstance(stop, (list, tuple, range)) and not np.ndim(stop):
         raise LayerError("stop_tokens as a sequence of ids", repr(stop),
-            "pass stop_tokens=[0], for example")
-    ends = [np.atleast_1d(np.asarray(end)) for end in stop]
-    for given, end in zip(stop, ends, strict=True):
-        if end.ndim != 1 or not end.size or end.dtype.kind not in "iu":
-            raise LayerError("ends of a text as ids, or as sequences of ids", repr(given),
+                         "pass stop_tokens=[0], for example")
+    sequences = [np.atleast_1d(np.asarray(end)) for end in stop]
+    for given, sequence in zip(stop, sequences, strict=True):
+        if sequence.ndim != 1 or not sequence.size or sequence.dtype.kind not in "iu":
+            raise LayerError("stop_tokens of ids, or of sequences of ids", repr(given),
                              "pass stop_tokens=[0, [4, 2]], for example")
-    return tuple(tuple(map(int, end)) for end in ends)
+    return tuple(tuple(map(int, sequence)) for sequence in sequences)
 
 
 def check_stop(stop: Stop, vocabulary: int) -> None:
-    """Raise for what a vocabulary of this size does not have."""
-    if wrong := [token for end in stop for token in end if not 0 <= token < vocabulary]:
-        raise LayerError(f"stop tokens in [0, {vocabulary})", repr(wrong[0]),
-                         "leave it out: the net can never write it")
+    """Raise for ids outside the vocabulary."""
+    if wrong := [token for sequence in stop for token in sequence if not 0 <= token < vocabulary]:
+        raise LayerError(f"stop_tokens in [0, {vocabulary})", repr(wrong[0]),
+                         "leave it out: the net never generates it")
 
 
-def ending(texts: jax.Array, step: Any, stop: Stop) -> dict[int, jax.Array]:
-    """Token -> which texts (..., steps) it would end, if it stood at this step.
+def stop_matches(texts: jax.Array, step: Any, stop: Stop) -> dict[int, jax.Array]:
+    """Last token of a stop sequence -> the texts (..., steps) that it would end at this step.
 
-    What an end begins with is looked for in what was written, not in the prompt.
+    A stop sequence must lie in the generated tokens; the prompt is not searched.
     """
-    found: dict[int, jax.Array] = {}
-    for *begin, last in stop:
-        if len(begin) >= texts.shape[-1]:
-            continue  # there will never be so many tokens
-        before = jax.lax.dynamic_slice_in_dim(texts, step - len(begin), len(begin), axis=-1)
-        wanted = jax.lax.broadcast_to_rank(jnp.asarray(begin, texts.dtype), texts.ndim)
-        here = (before == wanted).all(-1) & (step >= len(begin))
-        found[last] = found[last] | here if last in found else here
-    return found
+    matches: dict[int, jax.Array] = {}
+    for *before, last in stop:
+        if len(before) >= texts.shape[-1]:
+            continue  # longer than any generated text
+        tail = jax.lax.dynamic_slice_in_dim(texts, step - len(before), len(before), axis=-1)
+        wanted = jax.lax.broadcast_to_rank(jnp.asarray(before, texts.dtype), texts.ndim)
+        match = (tail == wanted).all(-1) & (step >= len(before))
+        matches[last] = matches[last] | match if last in matches else match
+    return matches

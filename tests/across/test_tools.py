@@ -1,7 +1,4 @@
-"""What tools promise of every layer: `summary` counts its operations, `predict` may cut its batch.
-
-These are laws as those of `dp.check`, but of a tool: a layer cannot break them by itself.
-"""
+"""Laws of tools on every case: `summary` counts operations, `predict` may split the batch."""
 
 import math
 
@@ -19,11 +16,11 @@ from diffprog.inspection.costs import flops
 from diffprog.inspection.summaries import summary
 from diffprog.training.evaluation import predict
 
-_COUNTED = 0.05  # by which two counts of operations may differ
+_COUNTED = 0.05  # relative difference allowed between two counts of operations
 
 
 def products(jaxpr):
-    """The operations of all products of matrices; None where a loop or a choice hides them."""
+    """The operations of all matrix products; None if the program has a loop or a branch."""
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("while", "cond"):
@@ -44,33 +41,33 @@ def products(jaxpr):
 
 
 def counts(layer, x, side):
-    """Assert that `summary` counts no less than the products, and no more than XLA sees.
+    """Assert that `summary` counts no less than the matrix products, and no more than XLA.
 
-    Gives the reason why it cannot be told, or None.
+    Returns the reason why this cannot be tested, or None.
     """
     if not (layer.children or layer.computed):
-        return "it is one layer, and XLA itself counts those"
+        return "it is one layer, which XLA counts itself"
     plan = layer.plan(x, **side)
     given = plan.params, plan.state, x, side
     run = lambda params, state, x, side: layer.apply(params, state, x, **side)  # noqa: E731
     traced = jax.make_jaxpr(run)(*given).jaxpr
     least = products(traced)
     if least is None:
-        return "nobody knows how often a loop runs"
-    read = products(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
+        return "the number of iterations is unknown"
+    live = products(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
     most, got = flops(run, *given), summary(layer, x, **side).flops
-    # XLA leaves out what nobody reads, as the variance of a draw at inference; `summary` does not.
-    dead, least = read != least, min(least, most)
+    # XLA drops dead code, such as the variance of a sample in inference; `summary` does not.
+    dead_code, least = live != least, min(least, most)
     if not least:
-        return "it has no product of matrices"
-    # What is no product may be counted once for all copies, or once for each.
-    limit = (1 + _COUNTED) * most if least > most / 2 and not dead else math.inf
+        return "it has no matrix product"
+    # XLA may count other operations once for all copies, or once for each.
+    limit = (1 + _COUNTED) * most if least > most / 2 and not dead_code else math.inf
     assert (1 - _COUNTED) * least <= got <= limit + most - least
     return None
 
 
 def values(leaf):
-    """Random numbers in the place of shapes; what is given stays."""
+    """Random numbers in place of shapes; arrays stay."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype)
     return leaf
@@ -80,9 +77,9 @@ def shapes(tree):
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
 
-LEAF = "it is one layer, and XLA itself counts those"
-UNMULTIPLIED = "it has no product of matrices"
-ENDLESS = "nobody knows how often a loop runs"
+LEAF = "it is one layer, which XLA counts itself"
+UNMULTIPLIED = "it has no matrix product"
+ENDLESS = "the number of iterations is unknown"
 UNCOUNTED = {
     **dict.fromkeys([
         "residual", "repeat with state", "heads, streaming", "ensemble, averaged",
@@ -97,12 +94,12 @@ UNCOUNTED = {
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_summary_counts_what_is_computed(case):
+def test_summary_counts_the_operations(case):
     reason = counts(as_layer(case.layer), *shapes((case.x, case.side)))
     assert reason == UNCOUNTED.get(case.name) or reason == LEAF
 
 
-def test_most_of_what_is_made_of_layers_is_counted():
+def test_most_compositions_are_counted():
     made = [case for case in CASES if as_layer(case.layer).children]
     assert len(made) > 4 * len(UNCOUNTED) and UNCOUNTED.keys() <= {case.name for case in CASES}
 
@@ -112,7 +109,7 @@ CUT = [case for case in CASES if (case.options or {}).get("batched", True)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CUT, ids=lambda case: case.name)
-def test_predict_gives_the_same_however_it_cuts(case):
+def test_predict_does_not_depend_on_the_batch_size(case):
     net, x = as_layer(case.layer), jax.tree.map(values, case.x)
     params, state = net.init(KEY, x, **case.side)
     count = len(jax.tree.leaves(x)[0])
@@ -122,7 +119,7 @@ def test_predict_gives_the_same_however_it_cuts(case):
     close(got, wanted)
 
 
-def test_a_layer_that_shows_less_than_it_computes_is_caught():
+def test_a_layer_with_hidden_operations_is_caught():
     inner = dp.serial(dp.linear(3))
 
     def apply(params, state, x, *, key=None, train=False):
@@ -136,7 +133,7 @@ def test_a_layer_that_shows_less_than_it_computes_is_caught():
             counts(layer, floats(3, 2, 3), {})
 
 
-def test_a_layer_whose_batch_cannot_be_cut_is_caught():
+def test_a_layer_whose_batch_cannot_be_split_is_caught():
     net, x = as_layer(lambda x: x / len(x)), np.ones((3, 2), np.float32)
     with pytest.raises(AssertionError):
         close(predict(net, {}, x, batch_size=2), net({}, x))

@@ -1,7 +1,7 @@
-"""Samplers, on images that are normally distributed: there the best denoiser is a formula.
+"""Samplers on normally distributed images, whose best denoiser has a closed form.
 
-Of ``x_t = sqrt(a) * x + sqrt(1 - a) * noise`` with x ~ normal(MEAN, DEVIATION**2) the conditional
-mean of the noise is linear in x_t, and so are all steps; references are loops in NumPy.
+For ``x_t = sqrt(a) * x + sqrt(1 - a) * noise`` with x ~ normal(MEAN, DEVIATION**2) the conditional
+mean of the noise is linear in x_t, and so is each step. References are loops in NumPy.
 """
 
 import functools
@@ -13,7 +13,7 @@ import pytest
 from comparing import KEY, close
 
 import diffprog as dp
-from diffprog.diffusion.process import shares
+from diffprog.diffusion.process import scales
 
 SCHEDULE = dp.diffusion.cosine_noise(100)
 MEAN, DEVIATION = 0.7, 0.4
@@ -26,11 +26,11 @@ def best(a, x, deviation=DEVIATION):
 
 
 def denoiser(predict="noise", deviation=DEVIATION, schedule=SCHEDULE):
-    """The net that predicts as well as can be."""
+    """The net that predicts the conditional mean."""
 
     @dp.program()
     def net(layers, x, *, time=None):
-        signal, spread = shares(schedule, time, x)
+        signal, spread = scales(schedule, time, x)
         variance = signal**2 * deviation**2 + spread**2
         noise = spread / variance * (x - signal * MEAN)
         image = (x - spread * noise) / signal
@@ -40,15 +40,15 @@ def denoiser(predict="noise", deviation=DEVIATION, schedule=SCHEDULE):
 
 
 def path(steps):
-    """The steps that are taken, last to first: the last of each of so many equal parts."""
+    """The visited steps, last to first: the last step of each of equal parts."""
     return [len(SCHEDULE) * i // steps - 1 for i in range(steps, 0, -1)]
 
 
 def posterior(now, before, image, x):
     """Mean and variance of x one step before: the product of two normal densities.
 
-    One says where the image leads, normal(sqrt(b) * image, 1 - b); the other where x may come from,
-    x ~ normal(sqrt(a/b) * x_before, 1 - a/b).
+    The prior normal(sqrt(b) * image, 1 - b), and the likelihood x ~ normal(sqrt(a/b) * x_before,
+    1 - a/b).
     """
     kept = now / before
     precision = 1 / (1 - before) + kept / (1 - kept)
@@ -57,8 +57,8 @@ def posterior(now, before, image, x):
 
 
 @pytest.mark.parametrize("steps", [None, 7])
-def test_ddpm_has_the_mean_and_variance_of_the_posteriors(steps):
-    """All steps are linear, so mean and variance follow from those before."""
+def test_ddpm_samples_from_the_posteriors(steps):
+    """All steps are linear, so mean and variance follow a recursion."""
     mean, variance, times = 0.0, 1.0, path(steps or 100)
     for time, earlier in zip(times, [*times[1:], None], strict=True):
         now = SCHEDULE[time]
@@ -69,16 +69,16 @@ def test_ddpm_has_the_mean_and_variance_of_the_posteriors(steps):
 
         slope = step(1.0)[0] - step(0.0)[0]
         mean, variance = step(mean)[0], slope**2 * variance + step(0.0)[1]
-    found = np.asarray(dp.diffusion.ddpm(denoiser(), {}, NOISE, SCHEDULE, key=KEY, steps=steps),
-        float)
+    found = dp.diffusion.ddpm(denoiser(), {}, NOISE, SCHEDULE, key=KEY, steps=steps)
+    found = np.asarray(found, float)
     assert abs(found.mean() - mean) < 4 * np.sqrt(variance / len(NOISE))
     assert abs(found.var() / variance - 1) < 4 * np.sqrt(2 / len(NOISE))
-    if steps is None:  # so many steps are close to the distribution itself
+    if steps is None:  # with all steps the distribution is that of the images
         assert abs(mean - MEAN) < 0.01 and abs(np.sqrt(variance) - DEVIATION) < 0.03
 
 
 @pytest.mark.parametrize("steps", [None, 7])
-def test_ddim_step_by_step(steps):
+def test_ddim_matches_numpy(steps):
     times = path(steps or 100)
     x = np.asarray(NOISE[:50], float)
     for time, earlier in zip(times, [*times[1:], None], strict=True):
@@ -88,38 +88,38 @@ def test_ddim_step_by_step(steps):
         x = np.sqrt(before) * image + np.sqrt(1 - before) * noise
     found = dp.diffusion.ddim(denoiser(), {}, NOISE[:50], SCHEDULE, steps=steps)
     np.testing.assert_allclose(found, x, rtol=0, atol=2e-5)
-    if steps is None:  # each noise has the image that stands as far from the mean
+    if steps is None:  # an image is as many deviations from the mean as its noise
         np.testing.assert_allclose(found, MEAN + DEVIATION * NOISE[:50], atol=0.05)
 
 
 @pytest.mark.parametrize("steps", [None, 7])
-def test_ddim_with_eta_1_is_ddpm_with_the_smaller_variance(steps):
+def test_ddim_with_eta_1_equals_ddpm(steps):
     first, second = (
         sampler(denoiser(), {}, NOISE[:100], SCHEDULE, steps=steps, key=KEY)
         for sampler in (dp.diffusion.ddpm, functools.partial(dp.diffusion.ddim, eta=1.0)))
     close(first, second)
 
 
-def test_eta_between_keeps_the_distribution():
+def test_eta_between_0_and_1_keeps_the_distribution():
     found = dp.diffusion.ddim(denoiser(), {}, NOISE, SCHEDULE, eta=0.5, key=KEY)
     assert abs(found.mean() - MEAN) < 0.02 and abs(found.std() - DEVIATION) < 0.03
     straight = dp.diffusion.ddim(denoiser(), {}, NOISE, SCHEDULE)
     alike = np.corrcoef(found[:, 0], straight[:, 0])[0, 1]
-    assert 0.05 < alike < 0.99  # some of the noise is drawn anew
+    assert 0.05 < alike < 0.99  # some of the noise is fresh
 
 
-@pytest.mark.parametrize("sampler",
-    [functools.partial(dp.diffusion.ddpm, key=KEY), dp.diffusion.ddim])
-def test_what_is_predicted_makes_no_difference(sampler):
+@pytest.mark.parametrize(
+    "sampler", [functools.partial(dp.diffusion.ddpm, key=KEY), dp.diffusion.ddim])
+def test_predictions_of_noise_and_of_velocity_give_equal_samples(sampler):
     first, second = (
         sampler(denoiser(predict), {}, NOISE[:100], SCHEDULE, predict=predict)
         for predict in ("noise", "velocity"))
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler",
-    [functools.partial(dp.diffusion.ddpm, key=KEY), dp.diffusion.ddim])
-def test_of_one_image_all_samples_are_that_image(sampler):
+@pytest.mark.parametrize(
+    "sampler", [functools.partial(dp.diffusion.ddpm, key=KEY), dp.diffusion.ddim])
+def test_all_samples_are_the_image_if_there_is_one(sampler):
     found = sampler(denoiser(deviation=0.0), {}, NOISE[:100], SCHEDULE, steps=9)
     np.testing.assert_allclose(found, MEAN, rtol=0, atol=1e-3)
 
@@ -130,7 +130,7 @@ def classed(layers, x, *, time=None, condition=None, offset=None):
     return layers.table(condition) + 0.1 * x + (0.0 if offset is None else offset[:, None])
 
 
-def test_guidance_goes_beyond_what_is_predicted_of_no_class():
+def test_guidance_extrapolates_from_the_null_class():
     x, condition, offset = NOISE[:6].reshape(3, 2), jnp.array([0, 2, 1]), jnp.array([1.0, 0.0, 2.0])
     side = {"time": jnp.zeros(3, int), "condition": condition, "offset": offset}
     params, _ = classed.init(KEY, x, **side)
@@ -146,30 +146,30 @@ def test_guidance_goes_beyond_what_is_predicted_of_no_class():
     close(sampled(table, guidance_scale=1.0), sampled(table, null_class=3))
 
 
-def test_guidance_by_sequences_goes_beyond_what_is_predicted_of_none():
-    """Of texts and which of their words are real, against two denoisers put together by hand."""
+def test_guidance_extrapolates_from_a_null_sequence():
+    """Against the combination of two denoisers by hand."""
     def forward(params, x, *, time, memory, memory_mask):
         words = jnp.where(memory_mask[..., None], memory, 0).sum(1)
         return 0.1 * x + words
 
     x = NOISE[:6].reshape(3, 2)
     words = jax.random.normal(KEY, (3, 4, 2))
-    real = jnp.arange(4) < jnp.array([4, 2, 1])[:, None]
+    valid = jnp.arange(4) < jnp.array([4, 2, 1])[:, None]
     nothing, first = jnp.array([0.5, -1.0]), jnp.arange(4) < 1
 
     def by_hand(params, x, *, time):
-        told = forward(params, x, time=time, memory=words, memory_mask=real)
-        return nothing + 0.1 * x + 3.0 * (told - nothing - 0.1 * x)
+        conditional = forward(params, x, time=time, memory=words, memory_mask=valid)
+        return nothing + 0.1 * x + 3.0 * (conditional - nothing - 0.1 * x)
 
     run = functools.partial(dp.diffusion.ddim, params={}, x=x, schedule=SCHEDULE, steps=5)
-    found = run(dp.stateless(None, forward), memory=words, memory_mask=real, guidance_scale=3.0,
+    found = run(dp.stateless(None, forward), memory=words, memory_mask=valid, guidance_scale=3.0,
                 null={"memory": nothing, "memory_mask": first})
     close(found, run(dp.stateless(None, by_hand)))
-    plain = functools.partial(run, dp.stateless(None, forward), memory=words, memory_mask=real)
+    plain = functools.partial(run, dp.stateless(None, forward), memory=words, memory_mask=valid)
     close(plain(null={"memory": nothing}), plain())
 
 
-def test_samplers_are_jitted_and_keep_dtypes():
+def test_samplers_keep_dtypes_and_run_inside_jit():
     run = jax.jit(lambda x, key: dp.diffusion.ddpm(denoiser(), {}, x, SCHEDULE, steps=5, key=key))
     close(run(NOISE[:4], KEY),
         dp.diffusion.ddpm(denoiser(), {}, NOISE[:4], SCHEDULE, steps=5, key=KEY))
@@ -179,14 +179,14 @@ def test_samplers_are_jitted_and_keep_dtypes():
         denoiser(), {}, NOISE[:4], SCHEDULE, steps=5), atol=0.05)
 
 
-def test_one_program_whatever_the_number_of_steps():
+def test_the_size_of_the_program_does_not_grow_with_steps():
     run = functools.partial(dp.diffusion.ddim, denoiser(), {}, NOISE[:2], SCHEDULE)
     sizes = [len(str(jax.make_jaxpr(lambda n=n: run(steps=n))())) for n in (10, 99)]
     assert abs(sizes[0] - sizes[1]) < 0.1 * sizes[0]
 
 
-def test_the_gradient_of_what_every_step_reads_is_summed_in_float32():
-    """A condition in bfloat16, added 512 times by a net that predicts it as the noise."""
+def test_gradients_of_loop_constants_are_summed_in_float32():
+    """A condition in bfloat16, used in 512 steps."""
     def forward(params, x, *, time, condition):
         return jnp.broadcast_to(condition, x.shape)
 

@@ -1,4 +1,4 @@
-"""What schedules, denoisers and samplers refuse."""
+"""Errors of schedules, denoisers and samplers."""
 
 import functools
 
@@ -27,12 +27,12 @@ def doubled(layers, x, *, time=None):
 
 
 def drawn(net, x=X, sampler=dp.diffusion.ddim, schedule=SCHEDULE, **options):
-    """A sampler asked for images."""
+    """A call of a sampler."""
     return traced(functools.partial(sampler, net, {}, schedule=schedule), x, **options)
 
 
 def asked(net, batch, **options):
-    """The objective of a batch."""
+    """The denoising objective of a batch."""
     objective = dp.diffusion.denoising(SCHEDULE, **options)
     return lambda: jax.eval_shape(
         lambda batch: objective(net, {}, {}, batch, key=KEY, train=True), batch)
@@ -40,24 +40,24 @@ def asked(net, batch, **options):
 
 EXAMPLES = {
     # Schedules.
-    "wants beta_start in (0, 1), got 0.0; pass a share of the variance":
+    "wants beta_start in (0, 1), got 0.0; pass a fraction of the variance":
         lambda: dp.diffusion.linear_noise(10, beta_start=0.0),
-    "wants beta_end in (0, 1), got 1; pass a share of the variance":
+    "wants beta_end in (0, 1), got 1; pass a fraction of the variance":
         lambda: dp.diffusion.linear_noise(10, beta_end=1),
     "wants offset of at least 0, got -0.1; pass 0.008, as the paper does":
         lambda: dp.diffusion.cosine_noise(10, offset=-0.1),
     "wants steps as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.diffusion.cosine_noise(0),
-    "wants a schedule of numbers that fall inside of (0, 1), got [0.9, 0.0]; pass "
+    "wants a schedule (steps,) that decreases in (0, 1), got [0.9, 0.0]; pass "
     "cosine_noise(1000), for example":
         lambda: dp.diffusion.denoising([0.9, 0.0]),
-    "wants a schedule of numbers that fall inside of (0, 1), got float64[10]; pass "
+    "wants a schedule (steps,) that decreases in (0, 1), got float64[10]; pass "
     "cosine_noise(1000), for example":
         lambda: dp.diffusion.denoising(SCHEDULE[::-1]),
-    "wants a schedule of numbers that fall inside of (0, 1), got float64[3]; pass "
+    "wants a schedule (steps,) that decreases in (0, 1), got float64[3]; pass "
     "cosine_noise(1000), for example":
         drawn(plain, schedule=np.array([1.0, 0.5, 0.2])),
-    "wants a schedule of numbers that fall inside of (0, 1), got float64[2]; pass "
+    "wants a schedule (steps,) that decreases in (0, 1), got float64[2]; pass "
     "cosine_noise(1000), for example":
         drawn(plain, sampler=dp.diffusion.ddpm, schedule=np.array([np.nan, 0.5]), key=KEY),
     # The objective.
@@ -71,16 +71,16 @@ EXAMPLES = {
     "wants a net that takes time, got one that takes none; name it in a program: (layers, x, *, "
     "time=None)":
         asked(dp.linear(1), X),
-    "wants a net that gives the shape of x, (2, 4, 4, 1), got float32[2,4,4,2]; let it have as "
-    "many features as x":
+    "wants a net that returns the shape of x, (2, 4, 4, 1), got float32[2,4,4,2]; give it as many "
+    "output features as x has":
         asked(doubled, X),
     "wants a batch with x and side inputs of the net (condition), got labels, x; rename or remove "
     "the rest: time and noise are drawn":
         asked(plain, {"x": X, "labels": TIME}),
     "wants a condition of one class for each image, ints (batch,), got float32[2,2]; pass labels, "
-    "or null={...} in place of null_class for what is no class":
+    "or null={...} in place of null_class":
         asked(plain, {"x": X, "condition": floats(2, 2)}, null_class=3),
-    'wants a condition in each batch, beside a null_class, got none; pass {"x": images, '
+    'wants a condition in each batch with null_class, got none; pass {"x": images, '
     '"condition": labels}':
         asked(plain, X, null_class=3),
     "wants a null_class or null, got both; pass null alone: it may hold the class":
@@ -88,24 +88,24 @@ EXAMPLES = {
     "wants null as side inputs of one example, got float32[2]; pass "
     'null={"condition": jnp.zeros(8)}, for example':
         drawn(plain, null=jnp.zeros(2)),
-    "wants memory in each batch, beside null, got condition; give each example one, and leave out "
-    "of null what has none":
+    "wants memory in each batch with null, got condition; add it to the batch, or remove it from "
+    "null":
         asked(plain, {"x": X, "condition": TIME}, null={"memory": 0.0}),
-    "wants null to hold condition of one example, float32[2], got float32[3]; give it the shape "
-    "and kind of what an example has":
+    "wants null with condition of one example, float32[2], got float32[3]; give it the shape and "
+    "kind of dtype of one example":
         asked(plain, {"x": X, "condition": floats(2, 2)}, null={"condition": jnp.zeros(3)}),
-    "wants null to hold condition of one example, int32[], got float32[]; give it the shape "
-    "and kind of what an example has":
+    "wants null with condition of one example, int32[], got float32[]; give it the shape and kind "
+    "of dtype of one example":
         asked(plain, {"x": X, "condition": TIME}, null={"condition": 0.5}),
     # Samplers.
-    "wants eta in [0, 1], got 2; pass 0 for no fresh noise, 1 for ddpm's":
+    "wants eta in [0, 1], got 2; pass 0 for no fresh noise, 1 for as much as in ddpm":
         drawn(plain, eta=2),
     "wants a key for an eta above 0, got none; pass key=jax.random.key(seed)":
         drawn(plain, eta=0.5),
     "wants at most 10 steps, those of the schedule, got 11; lower it":
         drawn(plain, steps=11),
-    "wants a null_class for guidance, or null, got none; pass what stood for none in "
-    "denoising(..., null_class=) or (..., null=)":
+    "wants a null_class for guidance, or null, got none; pass the null_class= or null= "
+    "of denoising":
         drawn(plain, guidance_scale=3.0, condition=TIME),
     "wants a condition for guidance, got none; pass condition=labels":
         drawn(plain, guidance_scale=3.0, null_class=3),

@@ -143,27 +143,27 @@ EXAMPLES = {
     "wants derivatives that agree to 1e-06, got the argument: reverse ...":
         lambda: dp.gradients.check_gradients(bent, jnp.zeros(2)),
     # Laws.
-    "centered: wants every law of a layer kept, got 1 broken; mend it by these:\n  a batch is "
-    "its examples: LayerError: wants no difference ...":
+    "centered: wants every law of a layer to hold, got 1 broken; correct these:\n  examples do not "
+    "mix: LayerError: wants no difference ...":
         lambda: dp.check(dp.stateless(None, own_batch, name="centered"), floats(2, 4)),
     "wants other results from another key, got the same; draw with the key of the call, or leave "
     "random out":
         faulty("keys matter in training", DEAF),
-    "wants the same results from any key, of what is not declared random, got others; make it "
-    "with Layer(..., random=True)":
+    "wants the same results from any key for a layer without random=True, got others; make it with "
+    "Layer(..., random=True)":
         faulty("keys matter in training", DRAWS),
     "wants a key for each draw, got 2 draws from 1 keys; split the key, or fold in what tells the "
     "draws apart":
         faulty("no two draws share a key", noisy(lambda key, x: jax.random.normal(
             key, x.shape) + jax.random.uniform(key, x.shape))),
-    "wants other noise for each example, got the same for all; draw an array with the axis of "
-    "examples":
+    "wants other noise for each example, got the same for all; draw an array with the batch "
+    "axis":
         faulty("no two draws share a key", noisy(lambda key, x: jax.random.normal(
             key, x.shape[1:]))),
-    "wants noise that is zero in the mean, got a mean ...":
+    "wants noise of mean zero, got a mean ...":
         faulty("noise keeps the mean", noisy(lambda key, x: jax.random.uniform(key, x.shape))),
     "wants the gradient of float32 in scale, got ...":
-        faulty("sums are right in sixteen bits",
+        faulty("sums are accurate in 16 bits",
                lambda params, x: x * params["scale"].astype(x.dtype), whole),
     "wants finite gradients with train=False, got NaN in x; keep roots, logarithms and "
     "quotients away from zero":
@@ -171,15 +171,15 @@ EXAMPLES = {
     "wants parameters and statistics in float32, got bfloat16 for float32[2,3,2]; make them in "
     "float32, whatever x is":
         faulty("dtypes are kept", lambda params, x: x * params["scale"].astype(x.dtype), half),
-    "wants float32 out of float32[2,3,2], got bfloat16; return y.astype(x.dtype)":
+    "wants an output in float32 for float32[2,3,2], got bfloat16; return y.astype(x.dtype)":
         faulty("dtypes are kept", narrow),
-    "wants a rebuild that gives linear(2), got linear(3); let it pass on every setting, and the "
-    "children in their places":
+    "wants a rebuild that returns linear(2), got linear(3); let it pass on all settings, and the "
+    "children by their names":
         faulty("rebuild gives the same layer", CHANGING),
     "wants an effect of mask, got the same output for another one; pass it on, or leave it out of "
     "the signature":
-        faulty("side inputs have effect", takes_mask, **MASK),
-    "wants the state at rest as {count: int64[]}, got {count: float32[]}; let both have one "
+        faulty("side inputs have an effect", takes_mask, **MASK),
+    "wants the state in inference as {count: int64[]}, got {count: float32[]}; let both have one "
     "structure, and equal shapes and dtypes":
         faulty("state keeps its structure", COUNTING),
     "wants no difference at the output for steps before 1, after changing the later ones, got one "

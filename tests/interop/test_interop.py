@@ -1,4 +1,4 @@
-"""Networks of other libraries as layers: the laws, and what their own libraries compute."""
+"""Networks of other libraries as layers, against their own libraries."""
 
 import functools
 import operator
@@ -32,7 +32,7 @@ def close(a, b):
 
 @functools.cache
 def ran(name):
-    """Trees as `init` gives them, and output and state of a call at rest and of one in training."""
+    """The trees of `init`, and output and state of a call in inference and of one in training."""
     layer = NEIGHBOURS[name].layer
 
     @jax.jit
@@ -51,7 +51,7 @@ def test_every_law_holds(name):
 
 
 @every
-def test_it_draws_and_computes_what_its_own_library_does(name):
+def test_parameters_and_outputs_are_those_of_the_library(name):
     _, init, leaves, apply, _ = NEIGHBOURS[name]
 
     @jax.jit
@@ -59,19 +59,19 @@ def test_it_draws_and_computes_what_its_own_library_does(name):
         made = init(KEY, X)
         return leaves(made), *(apply(made, X, OTHER, train) for train in (False, True))
 
-    theirs, at_rest, in_training = run()
-    (params, _), rested, trained = ran(name)
+    theirs, inference, training = run()
+    (params, _), inferred, trained = ran(name)
     ours = jax.tree.leaves(params)
     assert len(theirs) == len(ours)
-    for leaf in theirs:  # in whatever order
+    for leaf in theirs:  # in any order
         assert any(leaf.shape == own.shape and np.allclose(leaf, own, atol=1e-6) for own in ours)
-    close(rested[0], at_rest)
-    close(trained[0], in_training)
-    assert not np.allclose(at_rest, in_training, atol=0.1)
+    close(inferred[0], inference)
+    close(trained[0], training)
+    assert not np.allclose(inference, training, atol=0.1)
 
 
 @every
-def test_its_names_are_those_of_its_own_library(name):
+def test_names_are_those_of_the_library(name):
     trees, _, _ = ran(name)
     params, state = (sorted(dp.tree.paths(tree)) for tree in trees)
     assert " ".join([*params, "|", *state]) == NEIGHBOURS[name].paths
@@ -80,9 +80,9 @@ def test_its_names_are_those_of_its_own_library(name):
 
 
 @every
-def test_running_statistics_move_in_training_alone(name):
-    (_, state), (_, rested), (_, trained) = ran(name)
-    close(rested, state)
+def test_running_statistics_are_updated_in_training_only(name):
+    (_, state), (_, inferred), (_, trained) = ran(name)
+    close(inferred, state)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), state, trained)
     assert not any(jax.tree.leaves(same))
 
@@ -96,7 +96,7 @@ def test_training_without_a_key_is_refused(name):
 
 
 @every
-def test_it_stands_anywhere_in_a_net(name):
+def test_it_composes_with_other_layers(name):
     affine = AFFINE[name]
     net = dp.serial(dp.linear(4), dp.repeat(2, dp.residual(affine)), jnp.tanh)
 
@@ -119,7 +119,7 @@ def test_it_stands_anywhere_in_a_net(name):
 
 
 @every
-def test_what_is_not_random_costs_no_key_operations(name):
+def test_a_layer_without_randomness_has_no_key_operations(name):
     params, _ = AFFINE[name].init(KEY, X)
     net = dp.serial(AFFINE[name], dp.dropout(0.5))
 
@@ -132,13 +132,13 @@ def test_what_is_not_random_costs_no_key_operations(name):
 
 
 @pytest.mark.parametrize("name", ["linen", "haiku"])
-def test_init_computes_no_output(name):
-    """These two can be initialized by a call alone; one on 16 TB would have to be computed."""
+def test_init_runs_without_the_output(name):
+    """The input has 16 TB; these libraries initialize by calling the network."""
     params, _ = AFFINE[name].init(KEY, jax.ShapeDtypeStruct((2**20, 2**20, 4), jnp.float32))
     assert {leaf.shape for leaf in jax.tree.leaves(params)} == {(4, 4), (4,)}
 
 
-def test_parameters_come_in_the_dtype_of_x():
+def test_call_receives_parameters_in_the_dtype_of_x():
     def apply_fun(scale, x):
         seen.append(scale.dtype.name)
         return x * scale
@@ -151,7 +151,7 @@ def test_parameters_come_in_the_dtype_of_x():
     assert seen == ["bfloat16", "float32", "float32"]
 
 
-def test_a_net_of_several_libraries_is_trained_by_fit():
+def test_fit_trains_a_net_of_several_libraries():
     net = dp.serial(NEIGHBOURS["linen"].layer, jnp.tanh, dp.linear(4), AFFINE["haiku"])
     step = dp.make_step(net, dp.regression(), optax.adam(0.03))
     fit = dp.fit(step, [(X, X)], key=KEY, steps=100, progress=False)
@@ -160,8 +160,8 @@ def test_a_net_of_several_libraries_is_trained_by_fit():
     assert fit.state.state["linen_0"]["batch_stats"]["BatchNorm_0"]["mean"].any()
 
 
-def test_haiku_names_are_undone():
-    """The same name stands for three modules, by where each is made."""
+def test_haiku_names_have_an_inverse():
+    """Also for modules of the same name made in different methods."""
     tree, _ = jax.eval_shape(lambda: NEIGHBOURS["haiku"].init(KEY, X))
     modules = {"net/linear", "net/~/linear", "net/~down/linear"}
     assert modules < tree.keys()
@@ -172,13 +172,13 @@ def test_haiku_names_are_undone():
     assert all(undone[module].keys() == tree[module].keys() for module in tree)
 
 
-def test_linen_metadata_is_taken_off():
+def test_linen_metadata_is_removed():
     boxed = nn.with_partitioning(nn.initializers.ones, (None, "model"))
     net = interop.from_linen(nn.Dense(3, kernel_init=boxed))
     assert jax.tree.structure(net.plan(X).params) == jax.tree.structure({"bias": 0, "kernel": 0})
 
 
-def test_linen_state_may_move_at_rest():
+def test_linen_state_may_change_in_inference():
     class Counter(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -194,7 +194,7 @@ def test_linen_state_may_move_at_rest():
     close(y, X + 4)
 
 
-def test_each_stream_of_an_nnx_module_has_a_key_of_its_own_and_begins_anew():
+def test_each_stream_of_an_nnx_module_has_its_own_key_and_restarts():
     class Noise(nnx.Module):
         def __init__(self, rngs):
             self.one, self.other = rngs.noise.fork(), rngs.noise.fork()
@@ -210,7 +210,7 @@ def test_each_stream_of_an_nnx_module_has_a_key_of_its_own_and_begins_anew():
     close(raw, y)
 
 
-def test_other_arrays_of_an_equinox_module_are_state():
+def test_integer_arrays_of_an_equinox_module_are_state():
     class Lookup(eqx.Module):
         kernel: jax.Array
         order: jax.Array
@@ -226,7 +226,7 @@ def test_other_arrays_of_an_equinox_module_are_state():
     close(net(params, X, state=state), 2 * params["kernel"][::-1] * X.sum(0))
 
 
-def test_a_library_that_is_missing_is_named(monkeypatch, tmp_path):
+def test_the_error_of_a_missing_library_names_the_extra(monkeypatch, tmp_path):
     for module, call in (("flax.linen", interop.from_linen), ("flax.nnx", interop.from_nnx),
                          ("haiku", interop.from_haiku), ("equinox", interop.from_equinox)):
         monkeypatch.setitem(sys.modules, module, None)
@@ -240,7 +240,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch, tmp_path):
 
 
 class Shortcut(nn.Module):
-    """A block that has parameters for its shortcut only where the width changes."""
+    """A block whose shortcut has parameters only if the width changes."""
 
     @nn.compact
     def __call__(self, x):
@@ -248,7 +248,7 @@ class Shortcut(nn.Module):
         return y + (x if x.shape[-1] == 8 else nn.Dense(8, name="shortcut")(x))
 
 
-def test_a_module_with_an_optional_part_stands_in_two_places():
+def test_a_module_with_an_optional_part_is_used_twice():
     block = interop.from_linen(Shortcut())
     net, x = dp.serial(a=block, b=block), jnp.ones((2, 4))
     params, state = net.init(jax.random.key(0), x)
@@ -258,7 +258,7 @@ def test_a_module_with_an_optional_part_stands_in_two_places():
         assert jax.eval_shape(one.apply, params, state, x)[0].shape == (2, 8)
 
 
-def test_modules_are_compared_and_pickled_themselves():
+def test_equality_and_pickling_are_those_of_the_module():
     one, two, other = (interop.from_linen(nn.Dense(n)) for n in (3, 3, 4))
     assert repr(one) == "from_linen(<Dense>)" == repr(other)
     assert one == two != other and hash(one) == hash(two)

@@ -1,4 +1,4 @@
-"""A layer as a pair of stax: within stax, and in a Bayesian model of NumPyro."""
+"""A layer as a pair of stax: in stax, and in a Bayesian model of NumPyro."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from diffprog import interop
 KEY, X = jax.random.key(0), jax.random.normal(jax.random.key(1), (6, 4))
 
 
-def test_it_stands_within_stax():
+def test_it_composes_in_stax():
     inner = dp.serial(dp.linear(5), jax.nn.relu)
     init_fun, apply_fun = stax.serial(stax.Dense(3), interop.to_stax(inner), stax.Dense(2))
     shape, params = init_fun(KEY, (-1, 4))
@@ -27,7 +27,7 @@ def test_it_stands_within_stax():
     np.testing.assert_allclose(apply_fun(params, X), by_hand, rtol=1e-5)
 
 
-def test_its_shapes_are_those_of_the_layer():
+def test_shapes_are_those_of_the_layer():
     init_fun, _ = interop.to_stax(dp.conv(8, 3, stride=2))
     assert init_fun(KEY, (-1, 28, 28, 1))[0] == (-1, 14, 14, 8)
     assert init_fun(KEY, (5, -1, 28, 1))[0] == (5, -1, 14, 8)
@@ -38,7 +38,7 @@ def test_its_shapes_are_those_of_the_layer():
     assert interop.to_stax(jnp.tanh)[0](KEY, ()) == ((), {})
 
 
-def test_there_and_back_is_the_same_layer():
+def test_to_stax_and_back_is_the_same_layer():
     net = dp.serial(dp.linear(5), jnp.tanh, dp.linear(2))
     again = interop.from_stax(interop.to_stax(net))
     params, _ = net.init(KEY, X)
@@ -47,13 +47,13 @@ def test_there_and_back_is_the_same_layer():
     np.testing.assert_allclose(again(twice, X), net(params, X), rtol=1e-6)
 
 
-def test_its_mode_is_fixed_in_advance():
+def test_the_mode_is_fixed():
     net = dp.dropout(0.5)
-    at_rest, in_training = (interop.to_stax(net, train=train)[1] for train in (False, True))
-    assert (at_rest({}, X, rng=KEY) == X).all()
-    assert (in_training({}, X, rng=KEY) == net.apply({}, {}, X, key=KEY, train=True)[0]).all()
+    inference, training = (interop.to_stax(net, train=train)[1] for train in (False, True))
+    assert (inference({}, X, rng=KEY) == X).all()
+    assert (training({}, X, rng=KEY) == net.apply({}, {}, X, key=KEY, train=True)[0]).all()
     with pytest.raises(dp.LayerError, match="wants a key when train=True"):
-        in_training({}, X)
+        training({}, X)
 
 
 def test_side_inputs_are_passed_on():
@@ -62,8 +62,8 @@ def test_side_inputs_are_passed_on():
     assert apply_fun({}, jnp.ones((1, 2, 1)), mask=mask).ravel().tolist() == [1, 0]
 
 
-# Bayesian regression, y = features(x) w + noise with w ~ N(0, 1): for whatever features the
-# posterior of w and the evidence are known in closed form.
+# Bayesian regression, y = features(x) w + noise with w ~ N(0, 1): for fixed features the posterior
+# of w and the evidence have closed forms.
 
 NOISE = 0.3
 FEATURES = interop.to_stax(dp.serial(dp.linear(16), jnp.tanh, dp.linear(3), jnp.tanh))
@@ -89,8 +89,8 @@ def divergence(mean, covariance, other_mean, other):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-def test_numpyro_learns_the_features_and_infers_what_they_are_weighed_by():
-    """Variational inference maximizes the evidence in the net, and finds the posterior of w."""
+def test_numpyro_learns_features_and_infers_their_weights():
+    """Variational inference maximizes the evidence and finds the posterior of w."""
     steps, (x, y) = 4000, observed(40, KEY)
     guide = AutoMultivariateNormal(model)
     adam = optax.adam(optax.cosine_decay_schedule(0.02, steps))
@@ -112,4 +112,4 @@ def test_numpyro_learns_the_features_and_infers_what_they_are_weighed_by():
     seen = FEATURES[1](params, fresh)
     spread = jnp.sqrt(jnp.einsum("nf,fg,ng->n", seen, q.covariance_matrix, seen) + NOISE**2)
     inside = jnp.abs(y_fresh - seen @ q.mean) < 1.96 * spread
-    assert 0.9 < inside.mean() < 0.99  # 0.95 but for 400 draws, and for a net that was learned
+    assert 0.9 < inside.mean() < 0.99  # 0.95, up to the noise of 400 draws and of training

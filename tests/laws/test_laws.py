@@ -1,4 +1,4 @@
-"""Every law on every registered layer, and on faulty layers that each law must catch."""
+"""Every law on every case, and on faulty layers that break it."""
 
 import collections
 import itertools
@@ -21,7 +21,7 @@ from diffprog.laws.trial import Options, Trial
 @pytest.mark.parametrize("case", [
     pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.slow) for case in CASES])
 def test_every_law_holds(case):
-    """A law counts as held only with a witness; which have none is listed by hand."""
+    """The laws without a witness are those that the case lists."""
     report = dp.check(case.layer, case.x, **case.options or {})
     given = as_layer(case.layer).side - case.side.keys()
     assert report.untried.keys() - given == case.reasons.keys()
@@ -30,7 +30,7 @@ def test_every_law_holds(case):
 
 
 def test_every_law_is_held_by_many_cases():
-    """As listed, which the test above compares to what is found."""
+    """By the lists of the cases, which the test above compares with the reports."""
     held = collections.Counter(law for case in CASES for law in LAWS if law not in case.reasons)
     assert not {law: held[law] for law in LAWS if held[law] < 20}
     assert all(case.reasons.keys() <= LAWS.keys() for case in CASES)
@@ -46,7 +46,7 @@ def wide(x):
 
 
 def scaling(apply, *, state=None, random=False, side=frozenset(), start=None, **fields):
-    """A layer with one parameter, whose apply is at fault."""
+    """A layer with one parameter and a faulty `apply`."""
     return dp.Layer(
         lambda key, x, **_: ({"scale": jnp.ones(x.shape[-1], wide(x))}, dict(state or {})),
         apply, random=random, side=side, **fields,
@@ -63,7 +63,7 @@ def _other_shape_in_training():
 
 
 def _init_is_not_abstract():
-    """The dtype changes from call to call, so that shapes alone cannot tell it."""
+    """The dtype changes from call to call."""
     calls = itertools.count()
 
     def init(key, x):
@@ -78,7 +78,7 @@ def _counts_in_python():
     return plain(lambda scale, x: scale * x + next(calls))
 
 
-def _counts_where_it_runs():
+def _counts_at_runtime():
     calls = itertools.count()
     count = lambda dtype: np.asarray(next(calls), dtype)  # noqa: E731
     return plain(lambda scale, x: scale * x + jax.pure_callback(
@@ -141,7 +141,7 @@ def _forgets_its_mask():
                    side=frozenset({"mask"}))
 
 
-def _draws_at_rest():
+def _draws_in_inference():
     return scaling(lambda p, s, x, key=None, **_: (
         p["scale"].astype(x.dtype) * x + jax.random.normal(key, x.shape, x.dtype), s), random=True)
 
@@ -187,31 +187,31 @@ def _sums_up_over_segments():
 
 MASK = {"mask": jnp.array([[True, False], [True, True], [False, True]])}
 
-# law -> the faulty layer, and the side inputs under which it is at fault
+# law -> a layer that breaks it
 FAULTS = {
     "declared shapes are real": _other_shape_in_training,
     "init is abstract": _init_is_not_abstract,
-    "jit equals eager": _counts_where_it_runs,
+    "jit equals eager": _counts_at_runtime,
     "state keeps its structure": _state_appears_in_training,
     "results are determined": _draws_unseeded,
     "keys matter in training": _ignores_its_key,
     "no two draws share a key": _draws_twice,
     "noise keeps the mean": _drops_without_dividing,
     "gradients are finite": lambda: plain(lambda scale, x: _root(scale * x)),
-    "sums are right in sixteen bits": lambda: plain(lambda scale, x: scale * x),
+    "sums are accurate in 16 bits": lambda: plain(lambda scale, x: scale * x),
     "dtypes are kept": lambda: plain(lambda scale, x: x * jnp.float32(2)),
-    "siblings keep their values": _changes_with_its_neighbours,
+    "init does not depend on siblings": _changes_with_its_neighbours,
     "rebuild gives the same layer": _rebuilds_another,
-    "side inputs have effect": _forgets_its_mask,
-    "a batch is its examples": lambda: plain(lambda scale, x: scale * (x - x.mean(0))),
+    "side inputs have an effect": _forgets_its_mask,
+    "examples do not mix": lambda: plain(lambda scale, x: scale * (x - x.mean(0))),
     "padding changes nothing": _averages_the_padding,
     "more padding changes nothing": _averages_over_the_padding,
-    "a segment is as if alone": _sums_up_over_segments,
+    "segments do not mix": _sums_up_over_segments,
     "nothing depends on the future": _looks_ahead,
     "streaming equals all at once": _sums_up_without_a_carry,
     "gradients agree": lambda: plain(lambda scale, x: _cube(scale * x)),
 }
-SIDE = {"side inputs have effect": {"mask": jnp.ones((3, 2), bool)},
+SIDE = {"side inputs have an effect": {"mask": jnp.ones((3, 2), bool)},
         "padding changes nothing": MASK, "more padding changes nothing": MASK}
 CAUSAL = {"nothing depends on the future", "streaming equals all at once"}
 
@@ -247,23 +247,23 @@ def test_each_law_catches_its_fault(law, place):
 
 
 @pytest.mark.parametrize("place", ["bare", "in program"])  # which is traced once for both
-def test_what_counts_its_traces_is_no_function(place):
+def test_a_layer_that_counts_its_traces_is_caught(place):
     breaks("jit equals eager", PLACES[place](_counts_in_python()), floats(3, 2, 3), {})
 
 
-def test_a_wrong_gradient_is_caught_behind_ids_too():
-    with pytest.raises(dp.LayerError, match="1 broken; mend it by these:\n  gradients agree"):
+def test_a_wrong_gradient_after_an_embedding_is_caught():
+    with pytest.raises(dp.LayerError, match="1 broken; correct these:\n  gradients agree"):
         dp.check(dp.embedding(3, 2) >> _cube, jnp.array([[0, 2], [1, 1]]))
 
 
-def test_the_padding_of_ids_is_filled_too():
+def test_padding_of_ids_is_changed_too():
     ids = jnp.array([[0, 2], [4, 1], [3, 1]])
     with pytest.raises(dp.LayerError, match="\n  padding changes nothing"):
         dp.check(dp.embedding(5, 3) >> _averages_the_padding(), ids, **MASK)
 
 
-def test_a_side_input_may_have_its_effect_in_a_stream_alone():
-    """A mask beside positions says which step is the last real one, and nothing else."""
+def test_a_side_input_may_have_an_effect_on_streams_only():
+    """With positions, the mask only marks the last valid step."""
     net, x = dp.sinusoidal_positions(), jnp.ones((2, 2, 4))
     side = {"mask": jnp.ones((2, 2), bool), "positions": jnp.array([[0, 1], [3, 4]])}
     dp.check(net, x, **side)
@@ -271,12 +271,12 @@ def test_a_side_input_may_have_its_effect_in_a_stream_alone():
         same(net({}, x, positions=side["positions"], mask=mask), net({}, x, **side))
 
 
-def test_check_lists_every_law_that_fails():
+def test_check_lists_all_broken_laws():
     with pytest.raises(dp.LayerError) as caught:
         dp.check(plain(lambda scale, x: _cube(scale * x) - x.mean(0)), floats(3, 2))
     assert "3 broken" in str(caught.value)
-    assert "sums are right in sixteen bits" in str(caught.value)
-    assert "a batch is its examples" in str(caught.value)
+    assert "sums are accurate in 16 bits" in str(caught.value)
+    assert "examples do not mix" in str(caught.value)
     assert "gradients agree" in str(caught.value)
 
 
@@ -290,12 +290,12 @@ def test_check_reports_an_init_that_reads_values():
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_check_reports_a_layer_that_needs_a_key_at_rest(place):
+def test_check_reports_a_layer_that_needs_a_key_in_inference(place):
     with pytest.raises(dp.LayerError, match="init works on shapes alone"):
-        dp.check(PLACES[place](_draws_at_rest()), floats(2, 3))
+        dp.check(PLACES[place](_draws_in_inference()), floats(2, 3))
 
 
-def test_check_says_what_it_did_not_try_and_why():
+def test_check_reports_untried_laws_with_reasons():
     report = dp.check(dp.global_avg_pool(dims=1), floats(2, 4, 3))
     assert report.untried["mask"] == "not given"
     assert report.untried["padding changes nothing"] == "no mask is given"
@@ -303,58 +303,58 @@ def test_check_says_what_it_did_not_try_and_why():
     assert not report.untried.keys() & set(report.laws)
 
 
-# Witnesses: a law is not held by what could not break it.
+# Witnesses: a law does not hold for a layer that could not break it.
 
-READING = dp.embedding(5, 4) >> dp.self_attention(1)
+ATTENTION = dp.embedding(5, 4) >> dp.self_attention(1)
 
 
-def test_one_id_over_and_over_is_no_witness_of_time():
-    report = dp.check(READING, jax.ShapeDtypeStruct((2, 4), jnp.int32), causal=True)
+def test_equal_ids_are_no_witness_of_time():
+    report = dp.check(ATTENTION, jax.ShapeDtypeStruct((2, 4), jnp.int32), causal=True)
     assert {"nothing depends on the future", "streaming equals all at once",
-            "a batch is its examples"} <= report.untried.keys()
+            "examples do not mix"} <= report.untried.keys()
 
 
-def test_attention_both_ways_looks_into_the_future():
+def test_bidirectional_attention_is_not_causal():
     with pytest.raises(dp.LayerError, match="nothing depends on the future"):
-        dp.check(READING, jnp.array([[0, 1, 2, 3], [4, 3, 0, 1]]), causal=True)
+        dp.check(ATTENTION, jnp.array([[0, 1, 2, 3], [4, 3, 0, 1]]), causal=True)
 
 
 @pytest.mark.parametrize(("law", "layer", "x", "options"), [
-    ("a batch is its examples", dp.linear(2), floats(1, 3), {}),
-    ("a batch is its examples", dp.linear(2), jnp.ones((3, 2)), {}),
+    ("examples do not mix", dp.linear(2), floats(1, 3), {}),
+    ("examples do not mix", dp.linear(2), jnp.ones((3, 2)), {}),
     ("padding changes nothing", dp.self_attention(1), floats(2, 3, 2),
      {"mask": jnp.ones((2, 3), bool)}),
     ("padding changes nothing", dp.hide(), floats(3, 2, 3), MASK),
     ("nothing depends on the future", dp.linear(2), floats(2, 1, 3), {"causal": True}),
     ("gradients agree", dp.one_hot(3), jnp.array([0, 2]), {}),
-    ("sums are right in sixteen bits", dp.linear(2) >> jnp.sin, floats(2, 3), {}),
+    ("sums are accurate in 16 bits", dp.linear(2) >> jnp.sin, floats(2, 3), {}),
     ("noise keeps the mean", dp.dropout(0.5) >> jnp.sin, floats(2, 3), {}),
 ], ids=lambda value: value if isinstance(value, str) else "")
-def test_a_law_without_a_witness_is_not_held(law, layer, x, options):
+def test_a_law_without_a_witness_is_untried(law, layer, x, options):
     assert law in dp.check(layer, x, **options).untried
 
 
-# Eight faults that once passed every law, each in three variants.
+# Eight faults that early versions of the laws missed, each in three variants.
 
-def shares(x, mask):
-    """The mean over time of what the mask lets through, divided by the padding too."""
-    real = jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, 0)
-    return real.mean(1, keepdims=True)
+def masked_mean(x, mask):
+    """The mean over time of the valid entries, wrongly divided by the length with padding."""
+    valid = jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, 0)
+    return valid.mean(1, keepdims=True)
 
 
 def divides_by_padding():
     return scaling(lambda p, s, x, mask=None, **_: (
-        p["scale"] * x + shares(x, mask), s), side=frozenset({"mask"}))
+        p["scale"] * x + masked_mean(x, mask), s), side=frozenset({"mask"}))
 
 
-def holds_back_the_memory():
+def stops_the_gradient_of_memory():
     return scaling(lambda p, s, x, memory=None, **_: (
         p["scale"] * x + jax.lax.stop_gradient(memory.mean(1)).reshape(
             len(x), *(1,) * (x.ndim - 2), -1), s), side=frozenset({"memory"}))
 
 
 def looks_two_steps_ahead():
-    """By a difference, which a change of all that comes later leaves as it is."""
+    """By a difference of later steps, which is unchanged if all of them change alike."""
     return plain(lambda scale, x: scale * x + (
         x[:, jnp.minimum(jnp.arange(x.shape[1]) + 1, x.shape[1] - 1)] - x[:, -1:]))
 
@@ -373,7 +373,7 @@ def streams_without_gradients():
 
 def averages_the_padding_too():
     def apply(params, state, x, *, key=None, train=False, mask=None):
-        mean = shares(x, mask).mean((0, *range(1, x.ndim - 1)))
+        mean = masked_mean(x, mask).mean((0, *range(1, x.ndim - 1)))
         after = {"mean": 0.9 * state["mean"] + 0.1 * jax.lax.stop_gradient(mean)}
         return x - state["mean"], after if train else state
 
@@ -387,8 +387,8 @@ def draws_one_key_twice():
             key, 0.5, x.shape) if train else p["scale"] * x, s), random=True)
 
 
-def drops_alike():
-    """One mask for all examples, and what is kept is not divided by the share that is kept."""
+def drops_the_same_in_all_examples():
+    """One mask for all examples, without division by the probability of keeping."""
     return scaling(lambda p, s, x, key=None, train=False, **_: (
         p["scale"] * x * jax.random.bernoulli(key, 0.5, x.shape[1:]) if train
         else p["scale"] * x, s), random=True)
@@ -401,13 +401,13 @@ def divides_by_the_batch():
 
 EIGHT = {
     divides_by_padding: ["more padding changes nothing"],
-    holds_back_the_memory: ["gradients agree"],
+    stops_the_gradient_of_memory: ["gradients agree"],
     looks_two_steps_ahead: ["nothing depends on the future"],
     streams_without_gradients: ["streaming equals all at once"],
     averages_the_padding_too: ["more padding changes nothing"],
     draws_one_key_twice: ["no two draws share a key", "noise keeps the mean"],
-    drops_alike: ["no two draws share a key", "noise keeps the mean"],
-    divides_by_the_batch: ["a batch is its examples"],
+    drops_the_same_in_all_examples: ["no two draws share a key", "noise keeps the mean"],
+    divides_by_the_batch: ["examples do not mix"],
 }
 VARIANTS = {"another axis": ((2, 4, 2, 3), lambda f: f), "another size": ((3, 5, 2), lambda f: f),
             "in repeat": ((2, 4, 3), lambda f: dp.repeat(2, f))}
@@ -416,7 +416,7 @@ VARIANTS = {"another axis": ((2, 4, 2, 3), lambda f: f), "another size": ((3, 5,
 @pytest.mark.parametrize("variant", [pytest.param(
     name, marks=[pytest.mark.slow] * (name != "another size")) for name in VARIANTS])
 @pytest.mark.parametrize("fault", EIGHT)
-def test_what_once_passed_every_law_is_caught(fault, variant):
+def test_a_fault_that_was_once_missed_is_caught(fault, variant):
     shape, place = VARIANTS[variant]
     given = {"mask": jnp.arange(math.prod(shape[:2])).reshape(shape[:2]) % 3 != 1,
              "memory": jnp.sin(jnp.arange(2.0 * shape[0] * shape[-1])).reshape(shape[0], 2, -1)}

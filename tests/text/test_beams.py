@@ -1,4 +1,4 @@
-"""Beam search against the search of all texts."""
+"""Beam search against exhaustive search."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def search(name, prompts=PROMPTS, steps=STEPS, **options):
 
 
 def texts(stop):
-    """All texts of STEPS tokens, those that end earlier ending at a stop token."""
+    """All texts of STEPS tokens, cut after their first stop token."""
     found = set()
     for text in itertools.product(range(VOCABULARY), repeat=STEPS):
         ends = [i for i, token in enumerate(text) if token in stop]
@@ -29,7 +29,7 @@ def texts(stop):
 
 
 def exhaustive(name, prompt, number, stop, penalty):
-    """Every text with its score, the best by ``score / length**penalty`` first."""
+    """Every text with its log-probability, the best by ``score / length**penalty`` first."""
     rows = texts(stop)
     likely = scores(name, [[*prompt, *text] for text in rows], number)
     begin = len(prompt) - 1
@@ -46,8 +46,8 @@ def exhaustive(name, prompt, number, stop, penalty):
     *(pytest.param(name, stop, penalty, marks=pytest.mark.slow)
       for name in ("llama with a window", "lstm", "transformer", "seq2seq", "mixed")
       for stop, penalty in (((), 0.0), ((1, 4), 0.7)))])
-def test_with_enough_beams_it_is_exhaustive(name, stop, penalty):
-    """As many beams as beginnings: the best texts are those of the search of all."""
+def test_enough_beams_are_exhaustive(name, stop, penalty):
+    """With as many beams as unfinished texts, the result is that of exhaustive search."""
     written = search(name, beams=VOCABULARY, stop_tokens=stop, length_penalty=penalty)
     for i, prompt in enumerate(PROMPTS):
         wanted = exhaustive(name, prompt, i, stop, penalty)[:VOCABULARY]
@@ -66,7 +66,7 @@ def test_one_beam_is_greedy():
 
 
 @pytest.mark.slow
-def test_more_beams_than_texts():
+def test_unused_beams_are_empty():
     written = search("gpt", [[3]], 1, beams=VOCABULARY + 2)
     assert sorted(written.tokens[0, :VOCABULARY, 0].tolist()) == list(range(VOCABULARY))
     np.testing.assert_allclose(jnp.exp(written.log_probs[0, :VOCABULARY]).sum(), 1, rtol=1e-5)
@@ -77,8 +77,8 @@ def test_more_beams_than_texts():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (4,), (2, 1, 4)])
-def test_side_inputs_of_texts_and_of_all(shape):
-    """One beam takes them as `generate` does."""
+def test_side_inputs_of_a_prompt_and_of_the_batch(shape):
+    """One beam treats them as `generate` does."""
     @dp.program(embed=dp.embedding(5, 4), head=dp.linear(5))
     def net(layers, x, *, style=None):
         return layers.head(layers.embed(x) * style)
@@ -99,19 +99,19 @@ def test_side_inputs_of_texts_and_of_all(shape):
 
 
 def over_lists(likely, steps, beams, stop, penalty):
-    """The search written out: likely[t, a, b] is log p of token b after token a at step t.
+    """Beam search over Python lists: likely[t, a, b] is log p of token b after token a at step t.
 
-    Prompt 0 is token 0. Ended texts leave the beams.
+    The prompt is token 0. Finished texts leave the beams.
     """
     score = lambda text: sum(  # noqa: E731
         likely[t, a, b] for t, (a, b) in enumerate(itertools.pairwise((0, *text))))
     rank = lambda text: score(text) / len(text) ** penalty  # noqa: E731
-    live, ended = [()], []
+    live, finished = [()], []
     for _ in range(steps):
         texts = [(*text, token) for text in live for token in range(likely.shape[-1])]
-        ended += [text for text in texts if text[-1] in stop]
+        finished += [text for text in texts if text[-1] in stop]
         live = sorted((t for t in texts if t[-1] not in stop), key=score, reverse=True)[:beams]
-    return [(text, score(text)) for text in sorted(ended + live, key=rank, reverse=True)][:beams]
+    return [(text, score(text)) for text in sorted(finished + live, key=rank, reverse=True)][:beams]
 
 
 TABLE = dp.serial(token=dp.embedding(4, 4), step=dp.learned_positions(5))
@@ -119,8 +119,8 @@ TABLE = dp.serial(token=dp.embedding(4, 4), step=dp.learned_positions(5))
 
 @pytest.mark.parametrize(("steps", "beams", "stop", "penalty"), [
     (4, 2, (3,), 0.0), (5, 3, (1, 3), 1.0), (3, 1, (2,), 0.6), (3, 20, (0,), 2.0), (4, 2, (), 0.0)])
-def test_ended_texts_are_kept_apart(steps, beams, stop, penalty):
-    """On random tables the texts of the search over lists; mostly the best of all is among them."""
+def test_beam_search_is_that_over_lists(steps, beams, stop, penalty):
+    """On random tables; mostly its best text is the best of all texts."""
     best_of_all = 0
     for seed in range(60):
         params = {name: {"embedding": np.random.default_rng([seed, i]).normal(
@@ -140,24 +140,23 @@ def test_ended_texts_are_kept_apart(steps, beams, stop, penalty):
     assert best_of_all > 40
 
 
-def test_an_ended_text_is_not_lost_behind_unfinished_ones():
-    """It has p = 0.2; the unfinished ones, of 0.4 each, come to 0.4 / 8 and less."""
+def test_unfinished_texts_do_not_displace_a_finished_one():
+    """It has p = 0.2; the unfinished ones have 0.4 each, and 0.4 / 8 or less at the end."""
     table = np.full((9, 9), 1 / 9)
     table[0] = [0, 0.4, 0.4, 0, 0, 0, 0, 0, 0.2]
-    found = dp.text.beam_search(dp.embedding(9, 9), {"embedding": jnp.log(jnp.asarray(table))},
-        [[0]],
-                           4, beams=2, stop_tokens=[8])
+    params = {"embedding": jnp.log(jnp.asarray(table))}
+    found = dp.text.beam_search(dp.embedding(9, 9), params, [[0]], 4, beams=2, stop_tokens=[8])
     assert found.tokens[0, 0].tolist() == [8, -1, -1, -1] and found.lengths[0, 0] == 1
     np.testing.assert_allclose(jnp.exp(found.log_probs[0, 0]), 0.2, rtol=1e-5)
 
 
-def test_the_search_ends_where_no_beginning_can_win():
-    """Both texts end at once, after one step and after three; the net is not asked any more."""
-    asked = []
+def test_the_search_stops_early():
+    """The texts end after one step and after two; no unfinished one can win after that."""
+    calls = []
 
     @dp.program(table=dp.embedding(4, 4))
     def net(layers, x):
-        jax.debug.callback(lambda _: asked.append(1), x)
+        jax.debug.callback(lambda _: calls.append(1), x)
         return layers.table(x)
 
     table = np.full((4, 4), 1e-9)
@@ -166,4 +165,4 @@ def test_the_search_ends_where_no_beginning_can_win():
     found = dp.text.beam_search(net, params, [[0], [1]], 9, beams=1, stop_tokens=[3])
     jax.effects_barrier()
     assert found.lengths.tolist() == [[1], [2]]
-    assert len(asked) == 2  # the prompt, and one token
+    assert len(calls) == 2  # the prompt, and one token

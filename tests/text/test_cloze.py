@@ -1,4 +1,4 @@
-"""What BERT is trained on: which tokens are hidden, and which sentences make a pair."""
+"""Training data of BERT: masked tokens and pairs of sentences."""
 
 import collections
 
@@ -11,57 +11,58 @@ from refusing import refused
 import diffprog as dp
 
 KEY = jax.random.key(0)
-VOCABULARY, HIDDEN, ENDS = 50, 3, (1, 2)
-hide = jax.jit(lambda key, ids, mask=None: dp.text.mask_tokens(
-    key, ids, vocabulary=VOCABULARY, mask_token=HIDDEN, special_tokens=ENDS, mask=mask))
+VOCABULARY, MASK_TOKEN, SPECIAL = 50, 3, (1, 2)
+mask_tokens = jax.jit(lambda key, ids, mask=None: dp.text.mask_tokens(
+    key, ids, vocabulary=VOCABULARY, mask_token=MASK_TOKEN, special_tokens=SPECIAL, mask=mask))
 
 
-def test_shares_of_hidden_tokens():
-    """15 % exactly in each row; of these 80 % hidden, 10 % drawn, 10 % left, within 4 sigma."""
+def test_fractions_of_masked_tokens():
+    """Exactly 15 % in each row; 80 % of them masked, 10 % random, 10 % kept, within 4 sigma."""
     ids = jax.random.randint(KEY, (400, 100), 10, VOCABULARY)
-    x, labels = map(np.asarray, hide(KEY, ids))
+    x, labels = map(np.asarray, mask_tokens(KEY, ids))
     chosen = labels != -100
     assert (chosen.sum(1) == 15).all()
     assert (x[~chosen] == np.asarray(ids)[~chosen]).all()
     assert (labels[chosen] == np.asarray(ids)[chosen]).all()
-    sure = {"hidden": (x == HIDDEN)[chosen].mean(), "same": (x == np.asarray(ids))[chosen].mean()}
-    drawn_same = 0.1 / VOCABULARY  # a drawn token may be the old one, or the hidden one
-    for name, share in (("hidden", 0.8 + drawn_same), ("same", 0.1 + drawn_same)):
-        sigma = np.sqrt(share * (1 - share) / chosen.sum())
-        assert abs(sure[name] - share) < 4 * sigma, name
-    drawn = x[chosen & (x != HIDDEN) & (x != np.asarray(ids))]
-    counts = np.bincount(drawn, minlength=VOCABULARY)
-    assert counts[HIDDEN] == 0 and (np.delete(counts, HIDDEN) > 0).all()  # any token
+    found = {"masked": (x == MASK_TOKEN)[chosen].mean(),
+             "kept": (x == np.asarray(ids))[chosen].mean()}
+    by_chance = 0.1 / VOCABULARY  # a random id may be the original one, or the mask token
+    for name, fraction in (("masked", 0.8 + by_chance), ("kept", 0.1 + by_chance)):
+        sigma = np.sqrt(fraction * (1 - fraction) / chosen.sum())
+        assert abs(found[name] - fraction) < 4 * sigma, name
+    random = x[chosen & (x != MASK_TOKEN) & (x != np.asarray(ids))]
+    counts = np.bincount(random, minlength=VOCABULARY)
+    assert counts[MASK_TOKEN] == 0 and (np.delete(counts, MASK_TOKEN) > 0).all()  # any id
     places = chosen.mean(0)
-    assert abs(places - 0.15).max() < 5 * np.sqrt(0.15 * 0.85 / 400)  # anywhere in a row
+    assert abs(places - 0.15).max() < 5 * np.sqrt(0.15 * 0.85 / 400)  # at any position
 
 
-def test_what_is_never_hidden():
+def test_special_tokens_and_padding_are_never_masked():
     ids = jnp.tile(jnp.array([1, 10, 11, 2, 12, 13, 2, 0, 0]), (200, 1))
     mask = jnp.arange(9) < 7
-    _, labels = map(np.asarray, hide(KEY, ids, jnp.broadcast_to(mask, ids.shape)))
+    _, labels = map(np.asarray, mask_tokens(KEY, ids, jnp.broadcast_to(mask, ids.shape)))
     chosen = labels != -100
-    assert (chosen.sum(1) == 1).all()  # at least one, where 15 % of four are less
+    assert (chosen.sum(1) == 1).all()  # at least one, though 15 % of four is less
     assert set(np.flatnonzero(chosen.any(0))) == {1, 2, 4, 5}
-    _, labels = hide(KEY, jnp.full((2, 4), ENDS[0]))
-    assert (np.asarray(labels) == -100).all()  # nothing can be chosen
+    _, labels = mask_tokens(KEY, jnp.full((2, 4), SPECIAL[0]))
+    assert (np.asarray(labels) == -100).all()  # no candidates
 
 
-def test_labels_of_bytes():
-    """-100 is no number of an unsigned dtype, and must not become the label 156."""
+def test_labels_of_unsigned_ids():
+    """-100 must not wrap around to 156."""
     ids = jnp.arange(10, 30, dtype=jnp.uint8)[None]
-    x, labels = hide(KEY, ids)
+    x, labels = mask_tokens(KEY, ids)
     assert x.dtype == labels.dtype == jnp.int32
     assert int((labels == -100).sum()) == 17 and int(labels.max()) < 30
 
 
-def test_another_key_hides_others():
+def test_another_key_masks_other_tokens():
     ids = jax.random.randint(KEY, (4, 40), 10, VOCABULARY)
-    one, same, other = (hide(jax.random.key(seed), ids)[1] for seed in (0, 0, 1))
+    one, same, other = (mask_tokens(jax.random.key(seed), ids)[1] for seed in (0, 0, 1))
     assert (one == same).all() and (one != other).any()
 
 
-# Pairs of sentences. Token 100 * d + n is the n-th of document d, so that all can be traced back.
+# Pairs of sentences. Token 100 * d + n is the n-th token of document d.
 
 
 def corpus(documents=30, sentences=8, seed=0):
@@ -74,19 +75,19 @@ def corpus(documents=30, sentences=8, seed=0):
 
 
 def parts(pairs, i):
-    """The two parts of a pair, without the ids around them."""
+    """The two parts of a pair, without special tokens."""
     x, types, mask = (pairs[name][i] for name in ("x", "token_types", "mask"))
-    real = x[mask]
-    assert real[0] == 1 and real[-1] == 2 and (real == 2).sum() == 2
-    first = real[1 : list(real).index(2)]
-    second = real[len(first) + 2 : -1]
+    valid = x[mask]
+    assert valid[0] == 1 and valid[-1] == 2 and (valid == 2).sum() == 2
+    first = valid[1 : list(valid).index(2)]
+    second = valid[len(first) + 2 : -1]
     assert types[mask].tolist() == [0] * (len(first) + 2) + [1] * (len(second) + 1)
     assert not types[~mask].any() and not x[~mask].any()
     return first, second
 
 
 @pytest.mark.parametrize("length", [5, 16, 64])
-def test_pairs_follow_or_do_not(length):
+def test_pairs_follow_in_about_half_of_the_cases(length):
     pairs = dp.text.sentence_pairs(corpus(), length, start_token=1, separator_token=2, seed=0)
     assert {name: a.shape[1:] for name, a in pairs.items()} == {
         "x": (length,), "token_types": (length,), "mask": (length,), "follows": ()}
@@ -101,7 +102,7 @@ def test_pairs_follow_or_do_not(length):
             assert second[0] > first[-1]
     if length > 5:
         assert 0.3 < count[0] / sum(count.values()) < 0.6
-    if length == 64:  # nothing was cut: what follows, follows at once
+    if length == 64:  # nothing was truncated: B begins right after A
         follows = [parts(pairs, i) for i in np.flatnonzero(pairs["follows"] == 0)]
         assert all(second[0] == first[-1] + 1 for first, second in follows)
 
@@ -122,10 +123,10 @@ def test_seeds_and_short_pairs():
     assert make(0, 0.9)["mask"].sum(1).mean() < make(0, 0.0)["mask"].sum(1).mean()
 
 
-def test_what_pairs_refuse():
+def test_sentence_pairs_refuse_too_few_documents_and_empty_sentences():
     ask = lambda documents, length=8: dp.text.sentence_pairs(  # noqa: E731
         documents, length, start_token=1, separator_token=2, seed=0)
-    two = "at least two documents, of sentences that are not empty"
+    two = "at least two documents without empty sentences"
     assert refused(ask, [[[1], [2]]]).wants == two
     assert refused(ask, [[[1], [2]], []]).wants == two
     assert refused(ask, [[[1], []], [[2]]]).wants == two

@@ -1,5 +1,5 @@
-"""What writing is told: where to end, by which key each row draws, what the scores become, whom to
-tell; and how likely given texts are.
+"""Options of generation: stop tokens, keys, temperatures, `adjust`, callbacks; and
+log-probabilities of given texts.
 """
 
 import jax
@@ -11,23 +11,22 @@ from writing_nets import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
 
 import diffprog as dp
 from diffprog.text import generation
-from diffprog.text.prompts import begun
+from diffprog.text.prompts import prepare
 
 GPT = NETS["gpt"]
-# A net of which nothing is asked but scores that are all alike, so that what is written is said by
-# a script.
-SILENT = dp.serial(table=dp.embedding(9, 9))
-MUTE = {"table": {"embedding": jnp.zeros((9, 9))}}
+# A net with uniform logits: `scripted` decides what is generated.
+UNIFORM = dp.serial(table=dp.embedding(9, 9))
+UNIFORM_PARAMS = {"table": {"embedding": jnp.zeros((9, 9))}}
 SCRIPT = jnp.array([1, 1, 1, 2, 3, 1, 2])
 
 
 def scripted(logits, text):
-    """The next token of the script, by how many stand behind a prompt of two."""
+    """Logits of the next token of the script, after a prompt of two tokens."""
     written = (text >= 0).sum(-1) - 2
     return logits + 9.0 * jax.nn.one_hot(SCRIPT[written], 9)
 
 
-# A net that takes prompts of all lengths and costs nothing: the next token is said by the last.
+# A cheap net for prompts of all lengths: the next token depends on the last one alone.
 TABLE = np.random.default_rng(7).normal(0, 2.0, (7, 7)).astype(np.float32)
 
 
@@ -37,9 +36,8 @@ def last_alone(layers, x, *, mask=None):
 
 
 def write(prompts=PROMPTS, steps=5, **options):
-    return dp.text.generate(last_alone, {"table": {"embedding": jnp.asarray(TABLE)}}, prompts,
-        steps,
-                       **options)
+    params = {"table": {"embedding": jnp.asarray(TABLE)}}
+    return dp.text.generate(last_alone, params, prompts, steps, **options)
 
 
 def likeliest(prompt, steps=5):
@@ -49,32 +47,33 @@ def likeliest(prompt, steps=5):
     return row[len(prompt):]
 
 
-def test_steps_may_be_a_number_of_numpy():
-    """What a net is known to take does not overflow."""
+def test_max_tokens_may_be_a_numpy_int():
+    """The arithmetic of the width does not overflow."""
     nets = [dp.program(table=dp.embedding(7, 7))(lambda layers, x, *, mask=None: layers.table(x))
             for _ in range(2)]
     params = {"table": {"embedding": jnp.asarray(TABLE)}}
-    one, other = (begun(net, params, None, PROMPTS, steps, {})
-                    for net, steps in zip(nets, (5, np.int64(5)), strict=True))
+    one, other = (prepare(net, params, None, PROMPTS, steps, {})
+                  for net, steps in zip(nets, (5, np.int64(5)), strict=True))
     np.testing.assert_array_equal(one.mask, other.mask)
 
 
-# Where to end.
+# Stop tokens.
 
 
 @pytest.mark.parametrize(("stop", "length"), [
     ([[1, 1, 2]], 4), ([[2, 3], 3], 5), ([[1, 2, 3, 1]], 6), ([[3, 3], [8]], 7), ([[1, 1]], 2),
     ([[0, 1]], 7), ([[1] * 8], 7), ([2], 4), ([[1, 3], [1, 1, 1]], 3), (np.array([[1, 2]]), 4)],
     ids=str)
-def test_texts_end_with_several_tokens(stop, length):
-    """A sequence is found wherever it begins, but not in the prompt, which ends with 0."""
+def test_texts_end_at_a_stop_sequence(stop, length):
+    """It may begin at any generated token, but not in the prompt, which ends with 0."""
     for prompts in ([[5, 0]], [[4, 0], [5, 0]]):
-        written = dp.text.generate(SILENT, MUTE, prompts, 7, stop_tokens=stop, adjust=scripted)
+        written = dp.text.generate(
+            UNIFORM, UNIFORM_PARAMS, prompts, 7, stop_tokens=stop, adjust=scripted)
         assert written.lengths.tolist() == [length] * len(prompts)
         assert written.tokens[0].tolist() == [*SCRIPT[:length].tolist(), *[-1] * (7 - length)]
 
 
-def test_each_text_ends_by_itself():
+def test_texts_end_independently():
     plain = list(map(likeliest, PROMPTS))
     stop = [plain[0][1:3], plain[1][:4]]
     written = write(stop_tokens=stop)
@@ -86,20 +85,20 @@ def test_each_text_ends_by_itself():
 
 
 @pytest.mark.parametrize("beams", [1, 3, 81])
-def test_beams_end_with_several_tokens(beams):
-    """On a table: the search over lists, in which a text ends by what its last tokens are."""
+def test_beams_end_at_a_stop_sequence(beams):
+    """Against beam search over lists, by the logits of a table."""
     table = np.random.default_rng(0).normal(0, 1.5, (3, 3)).astype(np.float32)
     likely = table - np.log(np.exp(table).sum(-1, keepdims=True))
     stop = [(0, 1), (2,), (1, 1)]
     score = lambda text: sum(  # noqa: E731
         likely[a, b] for a, b in zip((0, *text), text, strict=False))
-    live, ended = [()], []
+    live, finished = [()], []
     for _ in range(4):
         texts = [(*text, token) for text in live for token in range(3)]
         over = [text for text in texts if any(text[-len(end):] == end for end in stop)]
-        ended += over
+        finished += over
         live = sorted(set(texts) - set(over), key=score, reverse=True)[:beams]
-    wanted = sorted(ended + live, key=score, reverse=True)[:beams]
+    wanted = sorted(finished + live, key=score, reverse=True)[:beams]
     found = dp.text.beam_search(dp.embedding(3, 3), {"embedding": jnp.asarray(table)}, [[0]], 4,
                            beams=beams, stop_tokens=[[0, 1], 2, [1, 1], [2, 2]])
     texts = [tuple(row[:n]) for row, n in zip(
@@ -109,13 +108,13 @@ def test_beams_end_with_several_tokens(beams):
         rtol=1e-4)
 
 
-# By which key, at which temperature.
+# Keys and temperatures.
 
 
 @pytest.mark.parametrize("options", [
     {}, pytest.param({"top_k": 3}, marks=pytest.mark.slow),
     pytest.param({"top_p": 0.8, "temperature": 2.0}, marks=pytest.mark.slow)], ids=str)
-def test_rows_draw_by_keys_of_their_own_as_alone(options):
+def test_rows_with_keys_of_their_own_sample_as_alone(options):
     logits = jax.random.normal(KEY, (2, 3, 7))
     keys = jax.random.split(KEY, (2, 3))
     for each in (keys, jax.random.key_data(keys)):
@@ -126,7 +125,7 @@ def test_rows_draw_by_keys_of_their_own_as_alone(options):
 
 
 @pytest.mark.slow
-def test_prompts_write_with_keys_what_they_write_alone():
+def test_prompts_with_keys_of_their_own_generate_as_alone():
     keys = jax.random.split(jax.random.key(3), 3)
     together = write(key=keys, temperature=1.5, top_k=4).tokens
     for i, key in ((0, keys[0]), (2, keys[2:])):
@@ -135,15 +134,15 @@ def test_prompts_write_with_keys_what_they_write_alone():
     assert together.tolist() != write(key=KEY, temperature=1.5, top_k=4).tokens.tolist()
 
 
-def test_each_row_has_a_temperature():
+def test_each_row_may_have_a_temperature():
     logits = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3])), (30_000, 4))
     drawn = dp.text.sample(KEY, logits, temperature=np.repeat([0.0, 0.5, 1.0], 10_000))
     cold, warm, plain = np.bincount(drawn[:10_000], minlength=4), *(
         np.bincount(part, minlength=4) for part in np.split(np.asarray(drawn[10_000:]), 2))
     assert cold.tolist() == [0, 10_000, 0, 0]
-    for counts, shares in ((warm, [1 / 30, 16 / 30, 4 / 30, 9 / 30]), (plain, [.1, .4, .2, .3])):
-        sigma = np.sqrt(10_000 * np.array(shares) * (1 - np.array(shares)))
-        assert (abs(counts - 10_000 * np.array(shares)) <= 4.5 * sigma).all(), counts
+    for counts, probs in ((warm, [1 / 30, 16 / 30, 4 / 30, 9 / 30]), (plain, [.1, .4, .2, .3])):
+        sigma = np.sqrt(10_000 * np.array(probs) * (1 - np.array(probs)))
+        assert (abs(counts - 10_000 * np.array(probs)) <= 4.5 * sigma).all(), counts
     same = [dp.text.sample(KEY, logits[:9], temperature=t, top_k=3)
         for t in (jnp.full(9, 0.7), 0.7)]
     assert same[0].tolist() == same[1].tolist()
@@ -151,7 +150,7 @@ def test_each_row_has_a_temperature():
     assert (traced(0.0) == 1).all() and (traced(50.0) != 1).any()
 
 
-def test_each_prompt_has_a_temperature():
+def test_each_prompt_may_have_a_temperature():
     keys = jax.random.split(KEY, 3)
     found = write(key=keys, temperature=jnp.array([0.0, 2.0, 0.0])).tokens.tolist()
     plain = write().tokens.tolist()
@@ -159,8 +158,8 @@ def test_each_prompt_has_a_temperature():
     assert found == [plain[0], warm, plain[2]] and warm != plain[1]
 
 
-def test_nothing_is_promoted():
-    """Neither a rank nor a dtype, of all that may be asked for; it is traced alone."""
+def test_no_rank_or_dtype_is_promoted():
+    """With all options; the programs are traced, not run."""
     net = dp.stateless(None, lambda params, x: jax.nn.one_hot(x, 7, dtype=jnp.float32))
     options = {"stop_tokens": [1, [2, 3]], "adjust": lambda logits, text: logits}
     drawn = {"key": jax.random.split(KEY, 1), "temperature": jnp.ones(1), "top_k": 3, "top_p": 0.5}
@@ -171,11 +170,11 @@ def test_nothing_is_promoted():
         jax.eval_shape(lambda: dp.text.beam_search(net, {}, [[1, 2]], 3, beams=2, **options))
 
 
-# What the scores become.
+# Adjusted logits.
 
 
-def test_what_was_read_and_written_is_repeated_less():
-    """The penalty, against reading all anew in NumPy."""
+def test_adjust_sees_prompt_and_generated_tokens():
+    """The repetition penalty, against NumPy."""
 
     def repeat_less(logits, text):
         seen = jax.nn.one_hot(text, logits.shape[-1], dtype=bool).any(1)
@@ -198,8 +197,8 @@ def test_what_was_read_and_written_is_repeated_less():
 
 
 @pytest.mark.slow
-def test_beams_are_searched_by_what_the_scores_become():
-    """A function of the last token alone is another table; padding of the prompt is no token."""
+def test_beams_use_the_adjusted_logits():
+    """An adjustment by the last token alone equals another table."""
     table, other = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 5)), jnp.float32)
     seen = []
 
@@ -210,19 +209,18 @@ def test_beams_are_searched_by_what_the_scores_become():
 
     net = dp.embedding(5, 5)
     found = dp.text.beam_search(net, {"embedding": table}, [[2], [4]], 4, beams=3, stop_tokens=[1],
-                           length_penalty=0.5, adjust=change)
+                                length_penalty=0.5, adjust=change)
     wanted = dp.text.beam_search(net, {"embedding": table + other}, [[2], [4]], 4, beams=3,
-        stop_tokens=[1],
-                            length_penalty=0.5)
+                                 stop_tokens=[1], length_penalty=0.5)
     assert found.tokens.tolist() == wanted.tokens.tolist()
     np.testing.assert_allclose(found.log_probs, wanted.log_probs, rtol=1e-4)
     assert set(seen) == {(6, 5)}
 
 
-# Whom to tell.
+# Callbacks.
 
 
-def test_tokens_are_handed_on_as_they_come():
+def test_the_callback_receives_the_tokens_of_each_step():
     told = []
     written = write(stop_tokens=[likeliest(PROMPTS[0])[2]], callback=lambda step, tokens: (
         told.append((step, tokens.tolist()))))
@@ -230,15 +228,15 @@ def test_tokens_are_handed_on_as_they_come():
     assert [tokens for _, tokens in told] == written.tokens.T[: len(told)].tolist()
 
 
-def test_one_program_tells_everybody():
-    before, told = generation._generated._cache_size(), []
+def test_one_program_serves_all_callbacks():
+    before, told = generation._generate._cache_size(), []
     for name in range(3):
         write(steps=2, callback=lambda step, tokens, name=name: told.append((name, step)))
-    assert generation._generated._cache_size() - before == 1
+    assert generation._generate._cache_size() - before == 1
     assert told == [(name, step) for name in range(3) for step in range(2)]
 
 
-def test_what_a_callback_raises_is_raised_and_nothing_is_left():
+def test_an_error_of_the_callback_is_raised_and_its_listener_removed():
     from diffprog.text import listening
 
     told = []
@@ -255,7 +253,7 @@ def test_what_a_callback_raises_is_raised_and_nothing_is_left():
     assert not listening._listeners
 
 
-def test_tokens_of_a_jitted_program_are_handed_on_at_every_run():
+def test_the_callback_of_a_jitted_program_is_called_at_every_run():
     told = []
     run = jax.jit(lambda params: dp.text.generate(
         last_alone, params, PROMPTS, 2, callback=lambda step, tokens: told.append(step)).tokens)
@@ -265,22 +263,22 @@ def test_tokens_of_a_jitted_program_are_handed_on_at_every_run():
     assert told == [0, 1, 0, 1]
 
 
-def test_steps_are_told_in_their_order_whatever_order_they_come_in():
+def test_steps_are_delivered_in_order():
     from diffprog.text.listening import _Listener
 
     told = []
     listener = _Listener(lambda step, tokens: told.append((step, tokens)))
     for step in (1, 0, 2, 0, 2, 1):
-        listener.hear(step, step)
+        listener.receive(step, step)
     assert told == [(step, step) for step in (0, 1, 2, 0, 1, 2)]
 
 
-# How likely given texts are.
+# Log-probabilities of given texts.
 
 
-@pytest.mark.slow  # that what was written has its scores, the next test, is seen in no time
+@pytest.mark.slow  # the next test is the fast one
 @pytest.mark.parametrize("name", ["gpt", "gru", "seq2seq"])
-def test_texts_have_the_log_probabilities_of_reading_them(name):
+def test_log_probabilities_are_those_of_the_net(name):
     texts = [[3, 1, 4, 1, 5], [5, 2], [6, 6, 6, 0]]
     params, state = trees(name)
     found = dp.text.log_probabilities(NETS[name], params, texts, state=state, **memory(name))
@@ -292,7 +290,7 @@ def test_texts_have_the_log_probabilities_of_reading_them(name):
         assert (found[i, len(wanted):] == 0).all()
 
 
-def test_what_was_written_has_its_scores():
+def test_log_probabilities_of_generated_texts_are_their_log_probs():
     params = {"table": {"embedding": jnp.asarray(TABLE)}}
     written = write(key=KEY, temperature=2.0)
     texts = [prompt + row for prompt, row in zip(PROMPTS, written.tokens.tolist(), strict=True)]
@@ -305,12 +303,12 @@ def test_what_was_written_has_its_scores():
     assert dp.text.log_probabilities(last_alone, params, [[1]]).shape == (1, 0)
 
 
-# Repeats that are written out.
+# Unrolled repeats.
 
 
 @pytest.mark.slow
-def test_a_program_that_reads_the_parameters_of_a_repeat_writes_as_it_reads():
-    """By level, of a repeat in a repeat, and in beams."""
+def test_a_program_that_reads_the_parameters_of_a_repeat_generates():
+    """It indexes the levels of a repeat in a repeat; also with beam search."""
 
     @dp.program(embed=dp.embedding(7, 4), head=dp.linear(7),
                 body=dp.serial(deep=dp.repeat(2, dp.repeat(3, dp.linear(4)))))
@@ -323,14 +321,14 @@ def test_a_program_that_reads_the_parameters_of_a_repeat_writes_as_it_reads():
     params, _ = net.init(KEY, jnp.ones((1, 2), int))
     params = jax.tree.map(lambda a: a + jax.random.normal(KEY, a.shape), params)
     run, row = jax.jit(net), [1]
-    for _ in range(4):  # the next token is said by the last one alone
+    for _ in range(4):  # the next token depends on the last one alone
         row.append(int(run(params, jnp.array([row[-1:]]))[0, -1].argmax()))
     assert dp.text.generate(net, params, [[1]], 4).tokens[0].tolist() == row[1:]
     assert dp.text.beam_search(net, params, [[1]], 4, beams=1).tokens[0, 0].tolist() == row[1:]
 
 
-def test_a_layer_of_ones_own_that_takes_levels_itself_writes():
-    """It is made of a repeat, and hands each level its own part: nothing is written out there."""
+def test_a_custom_layer_that_indexes_levels_itself_generates():
+    """Its child is a repeat, which must not be unrolled."""
     block = dp.linear(7)
     body = dp.repeat(2, block)
 
@@ -353,10 +351,10 @@ def test_a_layer_of_ones_own_that_takes_levels_itself_writes():
     assert dp.text.generate(net, params, [[1]], 3).tokens.shape == (1, 3)
 
 
-# What it refuses.
+# Errors.
 
 
-def test_keys_and_temperatures_of_other_shapes():
+def test_keys_and_temperatures_of_other_shapes_are_refused():
     expect("", "wants a key, or one for each row, (3,), got key<fry>[2]; pass "
            "jax.random.key(seed), or jax.random.split(key, rows)",
            write, key=jax.random.split(KEY, 2), temperature=1.0)

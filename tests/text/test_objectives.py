@@ -1,4 +1,4 @@
-"""The objectives of text against sums written by hand, and the loss that makes no logits."""
+"""Objectives of language models against NumPy, and the loss without logits in memory."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ import diffprog as dp
 KEY = jax.random.key(0)
 IDS = jax.random.randint(KEY, (2, 6), 0, 7)
 NET = dp.models.gpt(7, length=5, width=4, depth=1, heads=2, hidden=4)
-shown = jax.jit(NET)
+apply = jax.jit(NET)
 
 
 @functools.cache
@@ -31,22 +31,22 @@ def measured(objective, batch, net=NET, trees=None):
 
 
 def scores(ids):
-    return shown(drawn()[0], ids)
+    return apply(drawn()[0], ids)
 
 
-def surprises(logits, labels):
+def nlls(logits, labels):
     """``-log softmax(logits)[label]`` of each entry, in float64."""
     logits = np.asarray(logits, np.float64)
     own = np.take_along_axis(logits, np.asarray(labels)[..., None], -1)[..., 0]
     return np.log(np.exp(logits).sum(-1)) - own
 
 
-# The next token.
+# Next token.
 
 
-def test_each_token_but_the_first_is_asked_for():
+def test_the_loss_is_the_mean_over_all_tokens_but_the_first():
     logits = scores(IDS[:, :-1])
-    wanted = surprises(logits, IDS[:, 1:])
+    wanted = nlls(logits, IDS[:, 1:])
     for batch in (IDS, {"x": IDS}):
         loss, metrics = measured(dp.text.next_token(), batch)
         np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
@@ -58,26 +58,26 @@ def test_each_token_but_the_first_is_asked_for():
 
 @pytest.mark.parametrize("mask", [
     [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]]])
-def test_padding_is_neither_asked_for_nor_asked(mask):
+def test_padding_is_neither_target_nor_input(mask):
     mask = np.array(mask, bool)
-    real = mask[:, 1:] & mask[:, :-1]  # padding does not know what begins after it
-    wanted = [surprises(scores(IDS[i : i + 1, row][:, :-1]), IDS[i : i + 1, row][:, 1:])
+    valid = mask[:, 1:] & mask[:, :-1]  # padding predicts nothing
+    wanted = [nlls(scores(IDS[i : i + 1, row][:, :-1]), IDS[i : i + 1, row][:, 1:])
               for i, row in enumerate(mask) if row.sum() > 1]
     for filler in (0, 6):
         batch = {"x": jnp.where(mask, IDS, filler), "mask": jnp.asarray(mask)}
         loss, metrics = measured(dp.text.next_token(), batch)
         np.testing.assert_allclose(loss, np.concatenate(wanted, 1).mean(), rtol=1e-5)
-        assert metrics["count"] == real.sum()
+        assert metrics["count"] == valid.sum()
 
 
-def test_a_mask_of_whole_texts():
+def test_the_mask_may_be_one_of_texts():
     loss, metrics = measured(dp.text.next_token(), {"x": IDS, "mask": jnp.array([True, False])})
     np.testing.assert_allclose(loss, measured(dp.text.next_token(), IDS[:1])[0], rtol=1e-5)
     assert metrics["count"] == 5
 
 
-def test_texts_in_one_row_do_not_ask_each_other():
-    """Two texts packed into a row give the losses that they have alone."""
+def test_packed_texts_do_not_mix():
+    """Two texts packed into a row have the losses that they have alone."""
     row = {"x": IDS[:1], "segments": jnp.array([[0, 0, 1, 1, 1, 1]]),
            "positions": jnp.array([[0, 1, 0, 1, 2, 3]])}
     loss, metrics = measured(dp.text.next_token(), row)
@@ -87,18 +87,18 @@ def test_texts_in_one_row_do_not_ask_each_other():
     assert metrics["count"] == 4
 
 
-def test_others_than_the_asked_are_shown_alone():
-    """The answer is asked for, and the question is read."""
+def test_asked_restricts_the_loss():
+    """The answer has a loss, the question is input only."""
     asked = jnp.arange(6) >= 3
     loss, metrics = measured(dp.text.next_token(), {"x": IDS, "asked": jnp.tile(asked, (2, 1))})
-    wanted = surprises(scores(IDS[:, :-1]), IDS[:, 1:])[:, 2:]
+    wanted = nlls(scores(IDS[:, :-1]), IDS[:, 1:])[:, 2:]
     np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
     assert metrics["count"] == 6
 
 
-def test_a_target_mask_is_of_the_targets():
+def test_the_target_mask_is_one_of_targets():
     asked = np.array([[0, 0, 1, 1, 1], [0, 1, 0, 0, 1]], bool)
-    wanted = surprises(scores(IDS[:, :-1]), IDS[:, 1:])
+    wanted = nlls(scores(IDS[:, :-1]), IDS[:, 1:])
     loss, metrics = measured(dp.text.next_token(), {"x": IDS, "target_mask": jnp.asarray(asked)})
     np.testing.assert_allclose(loss, wanted[asked].mean(), rtol=1e-5)
     assert metrics["count"] == 5
@@ -107,7 +107,7 @@ def test_a_target_mask_is_of_the_targets():
 
 
 @pytest.mark.parametrize("filler", [-1, -100, 7])
-def test_what_stands_in_the_padding_has_no_gradient(filler):
+def test_padding_has_no_gradient(filler):
     mask = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
     params, state = drawn()
 
@@ -122,38 +122,35 @@ def test_what_stands_in_the_padding_has_no_gradient(filler):
 
 
 @pytest.mark.slow
-def test_a_translation_sees_the_true_beginning():
-    """Teacher forcing: the loss is that of the net on all but the last, source and all."""
+def test_translation_is_trained_by_teacher_forcing():
+    """The inputs are source and target prefix."""
     net = dp.models.seq2seq(5, 7, width=4)
     source, mask = jnp.array([[1, 2, 3], [4, 4, 0]]), jnp.array([[1, 1, 1], [1, 1, 0]], bool)
     params, state = net.init(KEY, IDS[:, :-1], source=source)
     batch = {"x": IDS, "source": source, "source_mask": mask}
     loss, _ = measured(dp.text.next_token(), batch, net, (params, state))
     logits = jax.jit(net)(params, IDS[:, :-1], source=source, source_mask=mask)
-    np.testing.assert_allclose(loss, surprises(logits, IDS[:, 1:]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, nlls(logits, IDS[:, 1:]).mean(), rtol=1e-5)
 
 
-def test_smoothing():
-    """The loss is that of smoothed targets; what is said in words is the surprise of the true."""
+def test_label_smoothing_changes_the_loss_but_not_bits():
     loss, metrics = measured(dp.text.next_token(label_smoothing=0.1), IDS)
     logits = scores(IDS[:, :-1])
-    np.testing.assert_allclose(loss,
-        dp.losses.cross_entropy(logits, IDS[:, 1:], label_smoothing=0.1),
-        rtol=1e-6)
-    surprise = surprises(logits, IDS[:, 1:]).mean()
-    np.testing.assert_allclose(metrics["cross_entropy"], surprise, rtol=1e-5)
-    np.testing.assert_allclose(metrics["bits"], surprise / math.log(2), rtol=1e-5)
-    assert abs(metrics["loss"] - surprise) > 1e-3
+    wanted = dp.losses.cross_entropy(logits, IDS[:, 1:], label_smoothing=0.1)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    nll = nlls(logits, IDS[:, 1:]).mean()
+    np.testing.assert_allclose(metrics["cross_entropy"], nll, rtol=1e-5)
+    np.testing.assert_allclose(metrics["bits"], nll / math.log(2), rtol=1e-5)
+    assert abs(metrics["loss"] - nll) > 1e-3
 
 
-def test_the_perplexity_of_a_net_that_is_trained_with_smoothing():
-    """Logits (4, 0, 0) of the true class: its surprise is log(1 + 2 exp(-4)), whatever is smoothed.
-    """
+def test_perplexity_is_that_without_label_smoothing():
+    """Logits are 4 for the true class, 0 for two others: the nll is log(1 + 2 exp(-4))."""
     net = dp.embedding(3, 3)
-    state = dp.make_step(net, dp.text.next_token(label_smoothing=0.3), optax.sgd(0.1)).init(KEY,
-        IDS % 3)
+    step = dp.make_step(net, dp.text.next_token(label_smoothing=0.3), optax.sgd(0.1))
+    state = step.init(KEY, IDS % 3)
     state = state._replace(params={"embedding": 4.0 * jnp.roll(jnp.eye(3), 1, axis=1)})
-    ids = jnp.arange(8).reshape(1, 8) % 3  # each is followed by the next
+    ids = jnp.arange(8).reshape(1, 8) % 3  # 0, 1, 2, 0, ...
     for objective in (dp.text.next_token(label_smoothing=0.3), dp.text.next_token()):
         found = dp.evaluate(dp.make_step(net, objective, optax.sgd(0.1)), state, [ids])
         wanted = 1 + 2 * math.exp(-4)
@@ -162,7 +159,7 @@ def test_the_perplexity_of_a_net_that_is_trained_with_smoothing():
         assert 2 ** found["bits"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_averages_over_batches_are_over_tokens():
+def test_evaluate_averages_over_tokens():
     step = dp.make_step(NET, dp.text.next_token(), optax.sgd(0.1))
     state = step.init(KEY, IDS[:, :-1])
     mask = jnp.array([[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
@@ -177,8 +174,8 @@ def test_averages_over_batches_are_over_tokens():
 @pytest.mark.parametrize("objective", [
     dp.text.next_token(),
     dp.training.penalized(dp.text.next_token(), lambda params: 1e-3 * dp.losses.l2(params))])
-def test_parameters_are_made_for_what_the_net_is_shown(objective):
-    """One token more than there are positions is no token too many: the last is only asked for."""
+def test_init_sees_the_inputs_without_the_last_token(objective):
+    """So a text may have one token more than there are positions."""
     step = dp.make_step(NET, objective, optax.sgd(0.1))
     assert IDS.shape[1] == NET.children["positions"].settings["length"] + 1
     fit = dp.fit(step, [{"x": np.asarray(IDS), "mask": np.ones(2, bool)}], key=KEY, steps=2,
@@ -186,31 +183,31 @@ def test_parameters_are_made_for_what_the_net_is_shown(objective):
     assert len(fit.history) == 1
 
 
-def test_what_next_token_refuses():
+def test_invalid_batches_of_next_token_are_refused():
     params, state = drawn()
     ask = lambda batch, net=NET: dp.text.next_token()(  # noqa: E731
         net, params, state, batch, key=None, train=True)
     two = "wants ids as ints (batch, time + 1), at least two tokens, got {}; give at least two " \
-          "to each row: all but the first are asked for"
+          "tokens to each row: the targets are all but the first"
     expect("", two.format("int32[2,1]"), ask, IDS[:, :1])
     expect("", two.format("float32[2,3]"), ask, jnp.ones((2, 3)))
     error = refused(ask, {"x": IDS, "y": IDS})
     assert "x holds inputs and targets" in error.remedy
-    deaf = dp.embedding(7, 4) >> dp.linear(7)
-    assert "segments" in refused(ask, {"x": IDS, "segments": IDS}, deaf).got
+    unsegmented = dp.embedding(7, 4) >> dp.linear(7)
+    assert "segments" in refused(ask, {"x": IDS, "segments": IDS}, unsegmented).got
     error = refused(ask, {"x": IDS, "positions": IDS[:, 1:]})
     assert error.wants == "positions of the shape of x, (2, 6)"
     last = dp.stateless(None, lambda params, x: jnp.ones((len(x), 7)), name="last")
     error = refused(lambda: dp.text.next_token()(last, {}, {}, IDS, key=None, train=True))
-    assert error.wants.startswith("a net that gives (batch, time, vocabulary)")
+    assert error.wants.startswith("a net that returns logits (batch, time, vocabulary)")
 
 
-# The same without logits.
+# Next token without logits in memory.
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_loss_without_logits_is_the_loss(chunk, bias):
+def test_linear_cross_entropy_equals_cross_entropy(chunk, bias):
     draw = np.random.default_rng(0)
     x, kernel = draw.normal(size=(2, 5, 4)), draw.normal(0, 2, size=(4, 7))
     labels = draw.integers(0, 7, (2, 5))
@@ -220,11 +217,11 @@ def test_a_loss_without_logits_is_the_loss(chunk, bias):
     loss, best = jax.jit(functools.partial(dp.losses.linear_cross_entropy, chunk=chunk))(
         jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(labels),
         bias=None if b is None else jnp.asarray(b), mask=jnp.asarray(mask))
-    np.testing.assert_allclose(loss, surprises(logits, labels)[mask].mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, nlls(logits, labels)[mask].mean(), rtol=1e-5)
     assert (np.asarray(best)[mask] == logits.argmax(-1)[mask]).all()
 
 
-def test_the_gradient_of_a_loss_without_logits():
+def test_gradients_of_linear_cross_entropy():
     draw = np.random.default_rng(1)
     with jax.enable_x64(True):
         given = [jnp.asarray(draw.normal(size=shape)) for shape in ((6, 4), (4, 7), (7,))]
@@ -244,7 +241,7 @@ def test_the_gradient_of_a_loss_without_logits():
         assert dp.gradients.check_gradients(lambda x: chunked(x, *given[1:]), given[0])
 
 
-def test_labels_that_are_none_and_entries_that_are_not_real():
+def test_labels_outside_the_classes_are_nan_and_ignored_entries_are_not():
     x, kernel = jnp.ones((3, 2)), jnp.ones((2, 5))
     loss, _ = dp.losses.linear_cross_entropy(x, kernel, jnp.array([1, 5, 2]), chunk=2,
         reduction="none")
@@ -262,7 +259,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_next_token_in_chunks(name):
+def test_chunked_next_token_equals_next_token(name):
     net, table = TABLES[name]
     params, state = net.init(KEY, IDS[:, :-1])
     params = jax.tree.map(lambda a: a + 0.1, params)  # biases too
@@ -283,8 +280,8 @@ def test_the_next_token_in_chunks(name):
 
 
 @pytest.mark.slow
-def test_no_logits_of_a_batch_are_made(optimized):
-    """Nowhere in the compiled step is there an array of all tokens and the whole vocabulary."""
+def test_chunked_next_token_keeps_no_logits_in_memory(optimized):
+    """The compiled step has no array (tokens, vocabulary)."""
     net = dp.models.gpt(640, length=16, width=8, depth=1, heads=2)
     ids = jnp.zeros((4, 17), jnp.int32)
     tokens, vocabulary = 64, 640
@@ -299,18 +296,18 @@ def test_no_logits_of_a_batch_are_made(optimized):
     assert whole > 4 * tokens * vocabulary > chunked, (whole, chunked)
 
 
-# Hidden tokens and what follows.
+# Masked tokens and next-sentence prediction.
 
 
-def test_masked_language_is_the_sum_of_two_losses():
+def test_the_loss_of_masked_language_is_a_sum_of_two():
     draw = np.random.default_rng(0)
     scores = jnp.asarray(draw.normal(size=(2, 3, 5))), jnp.asarray(draw.normal(size=(2, 2)))
     net = dp.stateless(None, lambda params, x: scores, name="fixed")
     labels, follows = jnp.array([[-100, 2, -100], [4, 0, -100]]), jnp.array([1, 0])
     batch = {"x": jnp.zeros((2, 3), int), "y": (labels, follows)}
     loss, metrics = measured(dp.text.masked_language(), batch, net, ({}, {}))
-    asked = surprises(scores[0], jnp.maximum(labels, 0))[np.asarray(labels) >= 0]
-    other = surprises(scores[1], follows)
+    asked = nlls(scores[0], jnp.maximum(labels, 0))[np.asarray(labels) >= 0]
+    other = nlls(scores[1], follows)
     np.testing.assert_allclose(loss, asked.mean() + other.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["token_loss"], asked.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["follows_loss"], other.mean(), rtol=1e-5)
@@ -322,28 +319,29 @@ def test_masked_language_is_the_sum_of_two_losses():
     assert metrics["count"] == 2
 
 
-def test_the_masks_of_hidden_tokens_and_of_what_follows():
+def test_masks_of_masked_language():
     draw = np.random.default_rng(0)
     scores = jnp.asarray(draw.normal(size=(3, 2, 5))), jnp.asarray(draw.normal(size=(3, 2)))
     net = dp.stateless(None, lambda params, x, *, mask=None: (
         scores[0] if x.shape[1] == 2 else jnp.zeros((3, x.shape[1], 5)), scores[1]), name="fixed")
     labels, follows = draw.integers(0, 5, (3, 2)), np.array([1, 0, 1])
     batch = {"x": jnp.zeros((3, 2), int), "y": (jnp.asarray(labels), jnp.asarray(follows))}
-    tokens, pairs = surprises(scores[0], labels), surprises(scores[1], follows)
+    tokens, pairs = nlls(scores[0], labels), nlls(scores[1], follows)
     steps = np.array([[1, 0], [1, 1], [1, 0]], bool)
     rows = np.array([True, False, True])
-    for masks, real, known in (
+    for masks, valid, valid_pairs in (
             (dict(mask=steps), steps, rows | True),
             (dict(target_mask=rows), rows[:, None] & np.ones_like(steps), rows),
             (dict(target_mask=(steps, None)), steps, rows | True),
             (dict(target_mask=(None, rows), mask=steps), steps, rows)):
         _, metrics = measured(dp.text.masked_language(), batch | masks, net, ({}, {}))
-        np.testing.assert_allclose(metrics["token_loss"], tokens[real].mean(), rtol=1e-5)
-        np.testing.assert_allclose(metrics["follows_loss"], pairs[known].mean(), rtol=1e-5)
-        assert metrics["count/token_loss"] == real.sum() and metrics["count"] == known.sum()
+        np.testing.assert_allclose(metrics["token_loss"], tokens[valid].mean(), rtol=1e-5)
+        np.testing.assert_allclose(metrics["follows_loss"], pairs[valid_pairs].mean(), rtol=1e-5)
+        assert metrics["count/token_loss"] == valid.sum()
+        assert metrics["count"] == valid_pairs.sum()
 
 
-# In words that people use.
+# Metrics.
 
 
 def test_perplexity_and_bits():
