@@ -132,7 +132,7 @@ _MEANT = {
                     "dp.program(name=layer) over a function"),
     **dict.fromkeys(["nograd", "detach"], "jax.lax.stop_gradient"),
     **dict.fromkeys(["eval", "evalmode", "inferencemode"],
-                    "net.apply without train=True: a net is at rest by itself"),
+                    "net.apply without train=True: inference is the default"),
     **dict.fromkeys(["prngkey", "rngs", "manualseed", "seed"], "jax.random.key(seed)"),
     # transformations
     **dict.fromkeys(["exponentialmovingaverage", "polyakaverage"], "dp.ema(layer)"),

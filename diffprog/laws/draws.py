@@ -47,7 +47,7 @@ def draws(t: Trial) -> str | None:
     """Each draw has its own key, and equal examples get different noise."""
     if not t.layer.random:
         return NOT_RANDOM
-    if any(layer.name == "fixed_point" for layer in _layers(t.layer)):
+    if any(layer.wraps and layer.wraps.order == "fixed point" for layer in _layers(t.layer)):
         return "the iterations of a solver share their noise"
     _, keys = t.recorded
     if not keys:

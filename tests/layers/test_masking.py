@@ -67,14 +67,14 @@ def test_wrong_masks_raise():
     leading = f"{path} a mask of the leading axes of (2, 3, 4), got"
     for mask, message in (
         (jnp.ones((2, 3)), f"{path} a mask of booleans, got float32[2,3]; make it boolean: "
-         "True marks what is real"),
+         "True marks valid entries"),
         (jnp.ones((2, 3), jnp.int32), f"{path} a mask of booleans, got int32[2,3]"),
         (jnp.ones((), bool), f"{leading} bool[]"),
         (jnp.ones(3, bool), f"{leading} bool[3]"),
         (jnp.ones((2, 1), bool), f"{leading} bool[2,1]; name mask in a program where the time "
          "axis changes length, and pass on the new one"),
-        (jnp.ones((2, 3, 4, 1), bool), f"{leading} bool[2,3,4,1]; give it an entry for each "
-         "position: who sees whom is attention_mask, and which targets are real target_mask"),
+        (jnp.ones((2, 3, 4, 1), bool), f"{leading} bool[2,3,4,1]; give it one entry per "
+         "position: attention_mask masks pairs of query and key, target_mask masks targets"),
     ):
         expect("hide", message, net, {}, x, mask=mask)
         expect("hide", message, net.init, KEY, x, mask=mask)

@@ -166,7 +166,7 @@ def test_a_layer_pinned_to_inference_does_not_mix_examples():
     assert dp.predict(kept, params, X, state=state, batch_size=2).shape == (3, 3)
     mixing = dp.serial(dp.linear(4), dp.pin(dp.batch_norm(), train=True), dp.linear(3))
     params, state = trees(mixing)
-    with pytest.raises(dp.LayerError, match="examples along axis 0, which it does not mix"):
+    with pytest.raises(dp.LayerError, match="examples along axis 0, unmixed in inference"):
         dp.predict(mixing, params, X, state=state, batch_size=2)
 
 

@@ -46,7 +46,7 @@ def test_a_bias_of_one_feature_raises(name):
     params, _ = OWN.init(KEY, X)
     params[name]["bias"] = jnp.zeros(1)
     expect("", "self_attention(3): wants params of 12 features, got {kernel: float32[12,12], bias: "
-           "float32[1]}; pass what init gave", OWN.apply, params, {}, X)
+           "float32[1]}; pass what init returned", OWN.apply, params, {}, X)
 
 
 def test_an_equal_head_continues_a_stream_without_memory():
