@@ -16,9 +16,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
 from cases import CASES, NET, floats
-from comparing import close
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from support.comparing import close
 
 import diffprog as dp
 from diffprog.core.dtypes import is_float

@@ -12,7 +12,7 @@ import optax
 import pytest
 from cases import CASES
 from flax import linen, nnx
-from refusing import KEY, X, refused
+from support.refusing import KEY, X, refused
 
 import diffprog as dp
 from diffprog.core.layer import as_layer

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, equations
+from support.comparing import KEY, equations
 
 import diffprog as dp
 

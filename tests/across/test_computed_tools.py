@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import KEY, X, close, gradient, moved, names
-from refusing import refused
+from support.comparing import KEY, X, close, gradient, moved, names
+from support.refusing import refused
 
 import diffprog as dp
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, floats
-from comparing import KEY
 from jax import export
+from support.comparing import KEY
 
 import diffprog as dp
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 from cases import CASES, FIXED, floats
-from comparing import KEY, close
 from jax import export
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from refusing import refused
+from support.comparing import KEY, close
+from support.refusing import refused
 
 import diffprog as dp
 from diffprog.core.layer import as_layer

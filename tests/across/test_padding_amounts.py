@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn, params_of
-from refusing import refused
+from support.comparing import KEY, close, drawn, params_of
+from support.refusing import refused
 
 import diffprog as dp
 

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import TIMELESS, Case
-from comparing import KEY, same
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import given as drawing
 from names import makers
-from random_combinators import NESTED
-from random_nets import KINDS, floats, nested, nets
-from random_pieces import PROGRAMS, both, namespace
-from tracing import PRECISIONS, given, trace
+from support.comparing import KEY, same
+from support.random_combinators import NESTED
+from support.random_nets import KINDS, floats, nested, nets
+from support.random_pieces import PROGRAMS, both, namespace
+from support.tracing import PRECISIONS, given, trace
 
 import diffprog as dp
 

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, equal
-from refusing import refused
+from support.comparing import KEY, equal
+from support.refusing import refused
 
 import diffprog as dp
 

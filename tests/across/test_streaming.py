@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import CASES
-from comparing import KEY, close, equal, same
+from support.comparing import KEY, close, equal, same
 
 import diffprog as dp
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
-from comparing import KEY, spy
+from support.comparing import KEY, spy
 
 import diffprog as dp
 from diffprog.layers.embedding import leading_token

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, floats
-from comparing import KEY, close
 from jax.interpreters.partial_eval import dce_jaxpr
+from support.comparing import KEY, close
 
 import diffprog as dp
 from diffprog.core.layer import as_layer
@@ -93,7 +93,8 @@ UNCOUNTED = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [
+    pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.slow) for case in CASES])
 def test_summary_counts_the_operations(case):
     reason = counts(as_layer(case.layer), *shapes((case.x, case.side)))
     assert reason == UNCOUNTED.get(case.name) or reason == LEAF

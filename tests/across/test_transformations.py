@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 from cases import CASES
-from comparing import same
-from tracing import KEY, PRECISIONS, given, gradient, shapes, trace, trace_forward, training
+from support.comparing import same
+from support.tracing import KEY, PRECISIONS, given, gradient, shapes, trace, trace_forward, training
 
 import diffprog as dp
 from diffprog.core.dtypes import cast

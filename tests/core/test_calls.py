@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
-from comparing import KEY, X, identity, same
-from refusing import expect, halve, refused
+from support.comparing import KEY, X, identity, same
+from support.refusing import expect, halve, refused
 
 import diffprog as dp
 from diffprog.core.calls import compared

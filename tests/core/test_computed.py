@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import KEY, X, close, same
+from support.comparing import KEY, X, close, same
 
 import diffprog as dp
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import KEY, X, refused
+from support.refusing import KEY, X, refused
 
 import diffprog as dp
 

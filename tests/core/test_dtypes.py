@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import same
+from support.comparing import same
 
 from diffprog.core.dtypes import along, cast, is_short, joint, outside, standard_promotion
 

@@ -5,7 +5,7 @@ import re
 import jax.numpy as jnp
 import pytest
 from errors import aloud
-from refusing import GRAMMAR
+from support.refusing import GRAMMAR
 
 import diffprog as dp
 

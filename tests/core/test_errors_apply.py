@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from refusing import (
+from support.refusing import (
     ANOTHER,
     GRAMMAR,
     INIT_RETURNED,

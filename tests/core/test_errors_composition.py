@@ -1,7 +1,7 @@
 """What is refused when it is composed, with its whole message."""
 
 import pytest
-from refusing import LIST, NAMES, expect, refused
+from support.refusing import LIST, NAMES, expect, refused
 
 import diffprog as dp
 

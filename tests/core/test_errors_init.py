@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import KEY, X, expect, once, program, refused
+from support.refusing import KEY, X, expect, once, program, refused
 
 import diffprog as dp
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, X, close, equal, same
+from support.comparing import KEY, X, close, equal, same
 
 import diffprog as dp
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from cases import CASES, Case, floats
-from comparing import KEY, close
+from support.comparing import KEY, close
 
 import diffprog as dp
 from diffprog.core.loops import convolves, scan

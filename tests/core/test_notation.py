@@ -6,8 +6,8 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, X, identity, names, same
 from names import by_name, makers
+from support.comparing import KEY, X, identity, names, same
 
 import diffprog as dp
 

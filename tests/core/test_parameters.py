@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, equal, same
 from names import by_name
+from support.comparing import KEY, equal, same
 
 import diffprog as dp
 from diffprog.core.parameters import INITIALIZERS, fold, parameter

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, X
+from support.comparing import KEY, X
 
 import diffprog as dp
 from diffprog.core.plans import remember

@@ -5,8 +5,8 @@ import concurrent.futures
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, close, same
-from refusing import refused
+from support.comparing import KEY, close, same
+from support.refusing import refused
 
 import diffprog as dp
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from refusing import expect, refused
-from training_nets import KEY, assert_same, examples, sgd, train
+from support.refusing import expect, refused
+from support.training_nets import KEY, assert_same, examples, sgd, train
 
 import diffprog as dp
 

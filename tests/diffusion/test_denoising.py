@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import KEY, drawn
+from support.comparing import KEY, drawn
 
 import diffprog as dp
 from diffprog.diffusion.process import image_and_noise, scales

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close
+from support.comparing import KEY, close
 
 import diffprog as dp
 from diffprog.diffusion.process import scales

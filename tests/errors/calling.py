@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from refusing import (
+from support.refusing import (
     KEY,
     X,
     early,

@@ -6,7 +6,7 @@ import pickle
 
 import jax
 import jax.numpy as jnp
-from refusing import KEY, X, program, twice
+from support.refusing import KEY, X, program, twice
 
 import diffprog as dp
 

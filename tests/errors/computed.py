@@ -3,7 +3,7 @@
 
 import jax.numpy as jnp
 import optax
-from refusing import KEY, X
+from support.refusing import KEY, X
 
 import diffprog as dp
 

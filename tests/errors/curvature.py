@@ -3,8 +3,8 @@
 import functools
 
 import jax.numpy as jnp
-from refusing import KEY, X
-from training_nets import NET, examples
+from support.refusing import KEY, X
+from support.training_nets import NET, examples
 
 import diffprog as dp
 from errors.given import at, params, zeros

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from refusing import KEY
+from support.refusing import KEY
 
 import diffprog as dp
 from errors.given import floats, ints, traced

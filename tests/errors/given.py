@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from refusing import KEY
+from support.refusing import KEY
 
 import diffprog as dp
 

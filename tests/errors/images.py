@@ -1,7 +1,7 @@
 """What layers with a window refuse: convolution, pooling, resizing, reshaping."""
 
 import jax.numpy as jnp
-from refusing import X
+from support.refusing import X
 
 import diffprog as dp
 from errors.given import at, bools, floats, ints, params, zeros

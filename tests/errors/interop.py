@@ -7,7 +7,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 from jax.example_libraries import stax
-from refusing import KEY, X
+from support.refusing import KEY, X
 
 import diffprog as dp
 from diffprog import interop

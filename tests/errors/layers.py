@@ -3,7 +3,7 @@
 import functools
 
 import jax.numpy as jnp
-from refusing import KEY, X, halve
+from support.refusing import KEY, X, halve
 
 import diffprog as dp
 from errors.given import at, bools, floats, ints, params, traced

@@ -1,6 +1,6 @@
 """Errors of models."""
 
-from refusing import KEY
+from support.refusing import KEY
 
 import diffprog as dp
 from errors.given import at, floats, ints

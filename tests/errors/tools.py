@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from refusing import KEY, X
+from support.refusing import KEY, X
 
 import diffprog as dp
 from diffprog.laws.laws import LAWS

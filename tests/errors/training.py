@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from refusing import X
-from training_nets import KEY, NET, examples, sgd, train
+from support.refusing import X
+from support.training_nets import KEY, NET, examples, sgd, train
 
 import diffprog as dp
 from diffprog.training.objectives import checked

@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import mermaid
 import pytest
+from support import mermaid
 
 import diffprog as dp
 

@@ -1,7 +1,7 @@
 """`Flowchart`: what is drawn is valid Mermaid text, whatever the labels hold."""
 
-import mermaid
 import pytest
+from support import mermaid
 
 from diffprog.inspection.flowcharts import Flowchart
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
-from neighbours import AFFINE, NEIGHBOURS
+from support.neighbours import AFFINE, NEIGHBOURS
 
 import diffprog as dp
 from diffprog import interop

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, floats
-from comparing import same
 from names import makers
+from support.comparing import same
 
 import diffprog as dp
 from diffprog.core.layer import as_layer

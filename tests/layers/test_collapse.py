@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import close, drawn, params_of, same
+from support.comparing import close, drawn, params_of, same
 
 import diffprog as dp
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import expect
+from support.refusing import expect
 
 import diffprog as dp
 

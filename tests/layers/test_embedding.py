@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn
 from jax.experimental import checkify
+from support.comparing import KEY, close, drawn
 
 import diffprog as dp
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import drawn, same
-from refusing import refused
+from support.comparing import drawn, same
+from support.refusing import refused
 
 import diffprog as dp
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import drawn
+from support.comparing import drawn
 
 import diffprog as dp
 

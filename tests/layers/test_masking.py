@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import KEY, expect
+from support.refusing import KEY, expect
 
 import diffprog as dp
 from diffprog.core.masks import cleared, widened

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
-from refusing import expect, refused
+from support.refusing import expect, refused
 
 import diffprog as dp
 

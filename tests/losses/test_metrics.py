@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import expect, refused
+from support.refusing import expect, refused
 
 import diffprog as dp
 

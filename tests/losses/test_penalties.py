@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from refusing import refused
-from training_nets import KEY, examples, train
+from support.refusing import refused
+from support.training_nets import KEY, examples, train
 
 import diffprog as dp
 

@@ -1,6 +1,6 @@
 """AlexNet: its parameters, counted by hand."""
 
-from counting import conv, count
+from support.counting import conv, count
 
 
 def test_the_parameters_of_alexnet():

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from comparing import close, computes, drawn, params_of
+from support.comparing import close, computes, drawn, params_of
 
 import diffprog as dp
 from diffprog.models.denoiser import sinusoids, time_and_class

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn, params_of
-from counting import attention, count, linear
-from learning import IMAGES, NET, differs, filled, learns
+from support.comparing import KEY, close, drawn, params_of
+from support.counting import attention, count, linear
+from support.learning import IMAGES, NET, differs, filled, learns
 
 import diffprog as dp
 from diffprog.models.dit import _block, _positions, _unpatchify

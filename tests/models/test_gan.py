@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counting import conv, count, linear, norm
+from support.counting import conv, count, linear, norm
 
 import diffprog as dp
 

@@ -1,8 +1,8 @@
 """GPT-2: its parameters, counted by hand; it learns."""
 
 import pytest
-from counting import block, count, norm
-from learning import IDS, NET, learns
+from support.counting import block, count, norm
+from support.learning import IDS, NET, learns
 
 import diffprog as dp
 

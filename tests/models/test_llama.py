@@ -1,8 +1,8 @@
 """LLaMA: its parameters, counted by hand; it learns."""
 
 import pytest
-from counting import count
-from learning import IDS, NET, learns
+from support.counting import count
+from support.learning import IDS, NET, learns
 
 import diffprog as dp
 

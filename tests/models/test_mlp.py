@@ -1,7 +1,7 @@
 """The multilayer perceptron: it learns; hidden must be a sequence."""
 
-from learning import drawn, learns
-from refusing import expect
+from support.learning import drawn, learns
+from support.refusing import expect
 
 import diffprog as dp
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, NET
-from comparing import KEY, close
+from support.comparing import KEY, close
 
 import diffprog as dp
 

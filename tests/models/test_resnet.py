@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counting import conv, count
 from golden import IMAGE
-from learning import drawn, learns
-from refusing import refused
+from support.counting import conv, count
+from support.learning import drawn, learns
+from support.refusing import refused
 
 import diffprog as dp
 from diffprog.models.resnet import basic, bottleneck, stages

@@ -1,8 +1,8 @@
 """Recurrent sequence to sequence: its parameters, counted by hand; it learns to translate."""
 
 import pytest
-from counting import attention, count, linear
-from learning import TRANSLATED, learns
+from support.counting import attention, count, linear
+from support.learning import TRANSLATED, learns
 
 import diffprog as dp
 

@@ -1,6 +1,6 @@
 """The sequence classifier learns."""
 
-from learning import LABELLED, learns
+from support.learning import LABELLED, learns
 
 import diffprog as dp
 

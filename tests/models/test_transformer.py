@@ -1,8 +1,8 @@
 """The Transformer: its parameters, counted by hand; it learns to translate."""
 
 import pytest
-from counting import attention, block, count, norm
-from learning import NET, TRANSLATED, learns
+from support.counting import attention, block, count, norm
+from support.learning import NET, TRANSLATED, learns
 
 import diffprog as dp
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, computes, drawn
-from counting import attention, conv, count, linear, norm
-from learning import IMAGES, differs, filled, learns
+from support.comparing import KEY, computes, drawn
+from support.counting import attention, conv, count, linear, norm
+from support.learning import IMAGES, differs, filled, learns
 
 import diffprog as dp
 from diffprog.models.unet import _block

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import drawn, same
-from counting import count, linear
 from golden import MODELS
+from support.comparing import drawn, same
+from support.counting import count, linear
 
 import diffprog as dp
 from diffprog.core.parameters import fold

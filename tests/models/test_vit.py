@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from counting import block, count, linear, norm
-from learning import IMAGES, NET, learns
+from support.counting import block, count, linear, norm
+from support.learning import IMAGES, NET, learns
 
 import diffprog as dp
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from writing_nets import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
+from support.writing_nets import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
 
 import diffprog as dp
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import refused
+from support.refusing import refused
 
 import diffprog as dp
 

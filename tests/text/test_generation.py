@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import expect, refused
-from writing_nets import (
+from support.refusing import expect, refused
+from support.writing_nets import (
     DECODERS,
     KEY,
     LONGEST,

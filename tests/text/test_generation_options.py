@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusing import expect, refused
-from writing_nets import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
+from support.refusing import expect, refused
+from support.writing_nets import KEY, NETS, PROMPTS, VOCABULARY, memory, scores, trees
 
 import diffprog as dp
 from diffprog.text import generation

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 from cases import CASES
-from comparing import KEY
-from refusing import refused
+from support.comparing import KEY
+from support.refusing import refused
 
 import diffprog as dp
 from diffprog.core.layer import as_layer

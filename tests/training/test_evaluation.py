@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_nets import KEY, NET, NOISY, examples, sgd
+from support.training_nets import KEY, NET, NOISY, examples, sgd
 
 import diffprog as dp
 from diffprog.training.averages import average_batches

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_nets import KEY, assert_same
+from support.training_nets import KEY, assert_same
 
 import diffprog as dp
 

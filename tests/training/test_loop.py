@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from refusing import expect, refused
 from sklearn.datasets import load_iris
-from training_nets import KEY, NET, assert_same, examples, noisy, numbers, sgd, train
+from support.refusing import expect, refused
+from support.training_nets import KEY, NET, assert_same, examples, noisy, numbers, sgd, train
 
 import diffprog as dp
 

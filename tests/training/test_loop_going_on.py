@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from refusing import refused
-from training_nets import KEY, NET, assert_same, examples, noisy, numbers, sgd, train
+from support.refusing import refused
+from support.training_nets import KEY, NET, assert_same, examples, noisy, numbers, sgd, train
 
 import diffprog as dp
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY
+from support.comparing import KEY
 
 import diffprog as dp
 from diffprog.training.mixing import mixes

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from refusing import expect, refused
+from support.refusing import expect, refused
 
 import diffprog as dp
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from refusing import KEY, refused
+from support.refusing import KEY, refused
 
 import diffprog as dp
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from refusing import expect, refused
-from training_nets import KEY, NET, examples, train
+from support.refusing import expect, refused
+from support.training_nets import KEY, NET, examples, train
 
 import diffprog as dp
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import close
+from support.comparing import close
 
 import diffprog as dp
 

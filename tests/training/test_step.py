@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_nets import KEY, NET, NOISY, assert_same, examples, noisy, numbers, sgd, train
+from support.training_nets import KEY, NET, NOISY, assert_same, examples, noisy, numbers, sgd, train
 
 import diffprog as dp
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import KEY, drawn
+from support.comparing import KEY, drawn
 
 import diffprog as dp
 from diffprog.gradients.agreement import widened

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as orbax
 import pytest
-from comparing import KEY, same
+from support.comparing import KEY, same
 
 import diffprog as dp
 

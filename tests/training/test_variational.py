@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import drawn
-from refusing import refused
+from support.comparing import drawn
+from support.refusing import refused
 
 import diffprog as dp
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from comparing import KEY, X, close, gradient, same
+from support.comparing import KEY, X, close, gradient, same
 
 import diffprog as dp
 

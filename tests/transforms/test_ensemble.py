@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from comparing import KEY, X, close, equal, gradient, params_of, same
+from support.comparing import KEY, X, close, equal, gradient, params_of, same
 
 import diffprog as dp
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, X, close, drawn, gradient, identity, names, params_of, same
+from support.comparing import KEY, X, close, drawn, gradient, identity, names, params_of, same
 
 import diffprog as dp
 from diffprog.gradients.agreement import widened

@@ -1,7 +1,7 @@
 """`freeze`: no gradient, the same parameters, and statistics that still change."""
 
 import jax
-from comparing import KEY, X, gradient, params_of, same
+from support.comparing import KEY, X, gradient, params_of, same
 
 import diffprog as dp
 

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from comparing import X, close, gradient, params_of
+from support.comparing import X, close, gradient, params_of
 
 import diffprog as dp
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import KEY, close, computes, drawn, same, spy
+from support.comparing import KEY, close, computes, drawn, same, spy
 
 import diffprog as dp
 from diffprog.core.parameters import fold

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import KEY, X, close, gradient, names, same
-from refusing import expect, refused
+from support.comparing import KEY, X, close, gradient, names, same
+from support.refusing import expect, refused
 
 import diffprog as dp
 

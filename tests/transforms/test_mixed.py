@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparing import KEY, X, gradient, params_of, same, spy
+from support.comparing import KEY, X, gradient, params_of, same, spy
 
 import diffprog as dp
 from diffprog.core.plans import spec

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from comparing import close
+from support.comparing import close
 
 from diffprog.transforms.needed import needed
 

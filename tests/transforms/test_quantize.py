@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from comparing import X, close, gradient, params_of, same
+from support.comparing import X, close, gradient, params_of, same
 
 import diffprog as dp
 

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, X, close, gradient, names, params_of, same
-from refusing import expect
+from support.comparing import KEY, X, close, gradient, names, params_of, same
+from support.refusing import expect
 
 import diffprog as dp
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from comparing import KEY, X, close, gradient, names, params_of, same
+from support.comparing import KEY, X, close, gradient, names, params_of, same
 
 import diffprog as dp
 

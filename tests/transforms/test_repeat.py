@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, X, close, gradient, params_of
+from support.comparing import KEY, X, close, gradient, params_of
 
 import diffprog as dp
 

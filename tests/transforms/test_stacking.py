@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, X, equal, identity, same
+from support.comparing import KEY, X, equal, identity, same
 
 import diffprog as dp
 

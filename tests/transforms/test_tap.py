@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, X, close, equal, gradient, params_of, same
-from refusing import expect
+from support.comparing import KEY, X, close, equal, gradient, params_of, same
+from support.refusing import expect
 
 import diffprog as dp
 

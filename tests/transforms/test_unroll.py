@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from writing_nets import KEY, NETS, trees
+from support.writing_nets import KEY, NETS, trees
 
 import diffprog as dp
 from diffprog.transforms.unroll import unrolled

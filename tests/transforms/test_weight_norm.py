@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import X, close, drawn, gradient, params_of
+from support.comparing import X, close, drawn, gradient, params_of
 
 import diffprog as dp
 

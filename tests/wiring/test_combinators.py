@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, X, close, equal, identity, names, params_of, same, spy
+from support.comparing import KEY, X, close, equal, identity, names, params_of, same, spy
 
 import diffprog as dp
 from diffprog.core.parameters import fold

@@ -7,8 +7,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import KEY, X, same
-from refusing import refused
+from support.comparing import KEY, X, same
+from support.refusing import refused
 
 import diffprog as dp
 

@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, X, close, copies, equal, gradient, identity, names, params_of, same
+from support.comparing import (
+    KEY,
+    X,
+    close,
+    copies,
+    equal,
+    gradient,
+    identity,
+    names,
+    params_of,
+    same,
+)
 
 import diffprog as dp
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import close, drawn
-from in_numpy import affine, multihead, numbers, visible
+from support.comparing import close, drawn
+from support.in_numpy import affine, multihead, numbers, visible
 
 import diffprog as dp
 from diffprog.layers.attention import dot_product as module

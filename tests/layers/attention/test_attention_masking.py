@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn, same
-from in_numpy import numbers
+from support.comparing import KEY, close, drawn, same
+from support.in_numpy import numbers
 
 import diffprog as dp
 

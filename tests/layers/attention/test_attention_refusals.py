@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 import pytest
-from comparing import KEY
-from refusing import expect
+from support.comparing import KEY
+from support.refusing import expect
 
 import diffprog as dp
 from diffprog.core.notation import show

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn
-from in_numpy import attend, visible
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AxisType
-from refusing import expect
+from support.comparing import KEY, close, drawn
+from support.in_numpy import attend, visible
+from support.refusing import expect
 
 from diffprog.core.masks import real_before
 from diffprog.core.notation import show

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from support.comparing import KEY, close, drawn
 
 import diffprog as dp
 from diffprog.layers.attention import dot_product as module

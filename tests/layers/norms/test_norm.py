@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from in_numpy import EPS, standardized
-from in_numpy import off_centre as drawn
-from refusing import expect
+from support.in_numpy import EPS, standardized
+from support.in_numpy import off_centre as drawn
+from support.refusing import expect
 
 import diffprog as dp
 from diffprog.core.parameters import INITIALIZERS

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn, same
+from support.comparing import KEY, close, drawn, same
 
 import diffprog as dp
 from diffprog.layers.positions.absolute import follow

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import drawn
-from in_numpy import as_complex, speeds
-from refusing import expect
+from support.comparing import drawn
+from support.in_numpy import as_complex, speeds
+from support.refusing import expect
 
 import diffprog as dp
 

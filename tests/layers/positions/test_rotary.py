@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import drawn
-from in_numpy import as_complex, speeds
 from names import by_name
+from support.comparing import drawn
+from support.in_numpy import as_complex, speeds
 
 import diffprog as dp
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, drawn, equal, params_of
+from support.comparing import KEY, drawn, equal, params_of
 
 import diffprog as dp
 

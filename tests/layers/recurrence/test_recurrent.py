@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn, equal, equations, params_of, same
-from refusing import refused
+from support.comparing import KEY, close, drawn, equal, equations, params_of, same
+from support.refusing import refused
 
 import diffprog as dp
 from diffprog.inspection.costs import flops

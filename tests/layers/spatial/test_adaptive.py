@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import drawn
-from refusing import expect
+from support.comparing import drawn
+from support.refusing import expect
 
 import diffprog as dp
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close
+from support.comparing import KEY, close
 
 import diffprog as dp
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import drawn
 from jax.extend.core import jaxprs_in_params
+from support.comparing import drawn
 
 import diffprog as dp
 

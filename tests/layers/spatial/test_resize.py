@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import KEY, close, drawn
-from refusing import expect
+from support.comparing import KEY, close, drawn
+from support.refusing import expect
 
 import diffprog as dp
 

@@ -1,8 +1,8 @@
 """A hash of the programs and of the parameters of every case, to show that a change keeps them.
 
-``python tests/fingerprints.py --write`` before a change that only moves or renames things, and
-``python tests/fingerprints.py`` after it. Hashes are of one version of JAX, so that they are no
-test: another one writes other programs.
+Run ``python tests/support/fingerprints.py --write`` before a change that only moves or renames
+things, and without ``--write`` after it. The hashes hold for one version of JAX, since another one
+writes other programs; so they are no test.
 """
 
 import functools
@@ -15,7 +15,7 @@ import sys
 import jax
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from cases import CASES
 

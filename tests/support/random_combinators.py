@@ -5,7 +5,9 @@ Each takes the drawing d, the shape of its input x, and the depth that is left.
 
 import jax
 import jax.numpy as jnp
-from random_pieces import (
+
+import diffprog as dp
+from support.random_pieces import (
     anywhere,
     both,
     doubled,
@@ -24,8 +26,6 @@ from random_pieces import (
     trained,
     twice,
 )
-
-import diffprog as dp
 
 # Combinators: each draws one child of the depth that is left, and the others as leaves.
 

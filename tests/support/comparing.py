@@ -2,6 +2,7 @@
 
 import collections
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +18,9 @@ def names(net):
 
 
 def same(a, b):
-    """Assert that two trees are equal to the last bit."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert u.dtype == v.dtype
-        np.testing.assert_array_equal(np.asarray(u), np.asarray(v))
+    """Assert that two trees are equal to the last bit, in dtypes too."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def close(a, b):

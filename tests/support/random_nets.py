@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from hypothesis import strategies as st
-from random_combinators import COMBINATORS, SPECIAL, hyper_in_mixed, with_kernel
-from random_pieces import LEAVES, SPATIAL, WIDE, generic
 
 import diffprog as dp
+from support.random_combinators import COMBINATORS, SPECIAL, hyper_in_mixed, with_kernel
+from support.random_pieces import LEAVES, SPATIAL, WIDE, generic
 
 BATCH, TIME = 6, 5  # so many examples that two keys hardly ever drop the same ones
 KINDS = ("vector", "sequence", "stream", "image", "labels", "pair")
