@@ -91,7 +91,7 @@ def check_steps(length: Any) -> None:
         check_count("length", length)
 
 
-def check_share(name: str, value: Any) -> None:
+def check_fraction(name: str, value: Any) -> None:
     """Raise unless `value` is a number, of Python or NumPy, in [0, 1)."""
     if not is_number(value):
         raise LayerError(f"{name} in [0, 1)", show(value), "pass a number, a Python float")

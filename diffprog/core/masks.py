@@ -58,22 +58,22 @@ def over_steps(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
     return jnp.broadcast_to(widened(mask, x.shape)[..., 0], x.shape[:-1])
 
 
-def counted(real: jax.Array, each: int = 1) -> jax.Array:
+def counted(valid: jax.Array, each: int = 1) -> jax.Array:
     """The number of valid entries, where each entry of the mask counts for several.
 
     A float if int32 may overflow: it is exact up to rounding.
     """
-    kind = int if known(real.size * each) and real.size * each < 2**31 else float
-    number = real.sum(dtype=kind)
+    kind = int if known(valid.size * each) and valid.size * each < 2**31 else float
+    number = valid.sum(dtype=kind)
     return number if each == 1 else number * kind(each)
 
 
-def real_before(mask: jax.Array) -> jax.Array:
+def valid_before(mask: jax.Array) -> jax.Array:
     """The number of valid steps before each step."""
     return jnp.cumsum(mask, -1, dtype=jnp.int32) - mask.astype(jnp.int32)
 
 
-def last_real(values: jax.Array, mask: jax.Array | None, otherwise: jax.Array) -> jax.Array:
+def last_valid(values: jax.Array, mask: jax.Array | None, otherwise: jax.Array) -> jax.Array:
     """The value at each row's last valid step; `otherwise` if it has none."""
     if values.shape[-1] == 0:
         return otherwise

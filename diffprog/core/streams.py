@@ -61,7 +61,7 @@ def parted(layer: Record, state: State, at_rest: Callable[[], State]) -> tuple[S
 def miscounted(name: str, calls: int) -> LayerError:
     """The error for a streaming call whose number of calls of a child differs from `start`'s."""
     return LayerError(f"as many calls of {name} as start made", f"{calls}",
-                      "start anew with the same inputs")
+                      "start a new stream with the same inputs")
 
 
 def noted(layer: Record, state: State, side: dict[str, Any]) -> State:

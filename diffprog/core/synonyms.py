@@ -191,7 +191,7 @@ _INSTEAD = {
                      "inference"], "give train= to apply: it reaches every layer"),
     **dict.fromkeys(["affine", "elementwise_affine"], "write scale=, bias="),
     "return_sequences": "take the last step after it: net >> (lambda y: y[:, -1])",
-    "padding_idx": "leave it out: mask=, a side input of apply, says what is real",
+    "padding_idx": "leave it out: mask=, a side input of apply, marks valid steps",
     **dict.fromkeys(["inplace", "device", "batch_first"], "leave it out"),
 }
 

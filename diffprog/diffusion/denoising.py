@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.core.arguments import check_array, check_share
+from diffprog.core.arguments import check_array, check_fraction
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.meshes import beside, reshaped
@@ -20,7 +20,7 @@ from diffprog.core.notation import listed, show
 from diffprog.diffusion.process import Predict, add_noise, check_schedule, scales
 from diffprog.losses.entries import average, spread, total, wide
 from diffprog.losses.values import squared_error
-from diffprog.training.objectives import OF_TARGETS, Metrics, Objective, real_targets
+from diffprog.training.objectives import OF_TARGETS, Metrics, Objective, valid_targets
 
 __all__ = ["denoising"]
 
@@ -69,7 +69,7 @@ def denoising(
     """
     schedule = check_schedule(schedule)
     check_predict(predict)
-    check_share("rate", rate)
+    check_fraction("rate", rate)
     check_null(null_class, null)
 
     def objective(
@@ -92,7 +92,7 @@ def denoising(
         signal, sigma = scales(schedule, time, x)                     # (batch, 1, ...)
         target = noise if predict == "noise" else signal * noise - sigma * wide(x)
 
-        mask, weights = real_targets(net, batch, x, side | {"time": time}, x.shape)
+        mask, weights = valid_targets(net, batch, x, side | {"time": time}, x.shape)
         mask = spread(mask, x.shape)
         loss = average(squared_error(y, target, mask=mask, reduction="none"), mask, weights)
         return loss, (state, {"loss": loss, "count": total(x.shape, mask, weights)})

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array, check_count, check_share
+from diffprog.core.arguments import check_array, check_count, check_fraction
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
 from diffprog.core.meshes import beside
@@ -118,7 +118,7 @@ def stochastic_depth(rate: float) -> Layer:
 
 def _dropping(rate: float, mask_shape: Callable[[jax.Array], tuple[int, ...]]) -> Layer:
     """Drop entries of x by a random mask of shape ``mask_shape(x)``, which broadcasts to x."""
-    check_share("rate", rate)
+    check_fraction("rate", rate)
 
     def apply(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False

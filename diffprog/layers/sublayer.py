@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array, check_count, check_share
+from diffprog.core.arguments import check_array, check_count, check_fraction
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.guards import check_composable
@@ -61,7 +61,7 @@ def ffn(
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 2.
     """
     check_count("hidden", hidden)
-    check_share("dropout", dropout)
+    check_fraction("dropout", dropout)
     _check_activation(activation)
     drop = dropping(dropout)
 
@@ -166,7 +166,7 @@ def _block(
     dropout: float,
 ) -> Layer:
     """``formula(x, body, norm)`` as a layer with the children `body`, `norm`, and maybe `drop`."""
-    check_share("dropout", dropout)
+    check_fraction("dropout", dropout)
     drop = dropping(dropout)
     default_norm = layer_norm()
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffprog.core.arguments import as_int32, check_array, check_count, check_share
+from diffprog.core.arguments import as_int32, check_array, check_count, check_fraction
 from diffprog.core.dtypes import joint, outside, standard_promotion
 from diffprog.core.errors import LayerError
 from diffprog.core.meshes import beside, placed, settled
@@ -70,7 +70,7 @@ def cross_entropy(
 
     Source: Szegedy et al. 2016, arXiv:1512.00567, section 7 (smoothing).
     """
-    check_share("label_smoothing", label_smoothing)
+    check_fraction("label_smoothing", label_smoothing)
     if is_soft(labels):
         losses, valid = soft_label_losses(
             logits, labels, mask, ignore_index, label_smoothing, class_weights)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.core.arguments import as_int32, check_array, check_count, check_share
+from diffprog.core.arguments import as_int32, check_array, check_count, check_fraction
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
 from diffprog.losses.entries import Mask, spread
@@ -55,7 +55,7 @@ def mask_tokens(
 
     Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1 and appendix A.1.
     """
-    check_share("rate", rate)
+    check_fraction("rate", rate)
     check_count("vocabulary", vocabulary)
     check_array(ids, rank=2, axes="(batch, time)", floating=False)
     if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
@@ -124,7 +124,7 @@ def sentence_pairs(
     Source: Devlin et al. 2018, arXiv:1810.04805, appendix A.2, and the paper's code.
     """
     check_count("length", length, least=5)
-    check_share("short_rate", short_rate)
+    check_fraction("short_rate", short_rate)
     full = [list(map(list, document)) for document in documents if len(document)]
     if len(full) < 2 or not all(all(document) for document in full):
         empty = sum(not all(document) for document in full)

@@ -90,7 +90,7 @@ def generate(
             loop stops when all texts have ended.
         adjust: ``(logits, text) -> logits``, applied to the next-token logits (rows, vocabulary)
             before sampling; `text` is ints (rows, length), the prompt and the tokens generated so
-            far, padded with -1. Define the function once: each function object is compiled anew.
+            far, padded with -1. Define the function once: each function object compiles anew.
         callback: ``(step, tokens)``, called at each step with ints (batch,), -1 after the end of a
             text. `generate` returns after the last call and raises what the callback raises.
         side: `memory` and `memory_mask` of an encoder-decoder, ``memory =

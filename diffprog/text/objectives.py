@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core import arguments
-from diffprog.core.arguments import check_array, check_count, check_share
+from diffprog.core.arguments import check_array, check_count, check_fraction
 from diffprog.core.computed import Expanded
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
@@ -31,7 +31,7 @@ from diffprog.training.objectives import (
     check_logits,
     inputs,
     parts,
-    real_targets,
+    valid_targets,
 )
 from diffprog.transforms.tap import tap
 
@@ -74,7 +74,7 @@ def next_token(*, label_smoothing: float = 0.0) -> Objective:
     Source: Bengio et al. 2003, JMLR 3, section 2; teacher forcing: Williams and Zipser 1989,
     doi:10.1162/neco.1989.1.2.270.
     """
-    check_share("label_smoothing", label_smoothing)
+    check_fraction("label_smoothing", label_smoothing)
 
     def evaluate(
         net: Layer, params: Any, state: Any, shifted: _Shifted, given: dict[str, Any]
@@ -356,9 +356,9 @@ def _masked_metrics(
     """Metrics of the two parts: masked tokens, and pairs of sentences."""
     token_logits, follows_logits = logits
     labels, follows = y
-    token_mask, token_weights = real_targets(
+    token_mask, token_weights = valid_targets(
         net, _target_part(batch, 0), x, side, labels.shape, lambda pair: pair[0])
-    pair_mask, pair_weights = real_targets(
+    pair_mask, pair_weights = valid_targets(
         net, _target_part(batch, 1), x, side, follows.shape, lambda pair: pair[1])
     token_mask = known(labels, token_mask, IGNORED)
 

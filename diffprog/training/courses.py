@@ -76,7 +76,7 @@ class Course:
         new = jax.eval_shape(self.step.init, state.key, x, **side)
         if jax.tree.structure(new.opt_state) != jax.tree.structure(state.opt_state):
             raise LayerError(
-                "the state of this optimizer", "that of another one", "begin it anew: "
+                "the state of this optimizer", "that of another one", "begin again: "
                 "step.init(key, x)._replace(params=state.params, state=state.state)")
 
     @property
@@ -167,7 +167,7 @@ def _index_of_step(history: list[dict[str, float]], step: int) -> int:
             return i
     raise LayerError(f"a history with the reading of best, of step {step}",
                      f"one of steps {listed(str(row['step']) for row in history)}",
-                     "pass the Fit unchanged, or Fit(state, None, []) to find the best anew")
+                     "pass the Fit unchanged, or Fit(state, None, []) to search for the best again")
 
 
 def _without_skipped(seen: dict[str, float]) -> dict[str, float]:

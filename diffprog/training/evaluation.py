@@ -68,7 +68,7 @@ def evaluate(step: Step, state: TrainState, data: Iterable[Any]) -> dict[str, fl
         first += count
     if not metrics:
         raise LayerError("at least one batch", "none",
-                         "pass an iterable that can be begun anew, such as batches(...)")
+                         "pass an iterable that can be iterated again, such as batches(...)")
     return step.combine(average_batches(metrics))
 
 

@@ -145,5 +145,5 @@ def _endless(data: Iterable[Any], first: int) -> Iterator[Any]:
             yield as_batch(batch)
         if count == 0:
             raise LayerError("a batch for every step", "data that ended",
-                             "pass an iterable that can be begun anew, such as batches(...)")
+                             "pass an iterable that can be iterated again, such as batches(...)")
         stream = iter(data)

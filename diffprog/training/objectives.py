@@ -29,7 +29,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array, check_count, check_share, is_array
+from diffprog.core.arguments import check_array, check_count, check_fraction, is_array
 from diffprog.core.dtypes import joint
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
@@ -102,7 +102,7 @@ def classification(
         >>> sorted(metrics)
         ['accuracy', 'count', 'loss']
     """
-    check_share("label_smoothing", label_smoothing)
+    check_fraction("label_smoothing", label_smoothing)
     if top_k is not None:
         check_count("top_k", top_k)
     if reduction not in ("mean", "sum"):
@@ -397,7 +397,7 @@ def _objective(
             output, state = net.apply(params, state, x, key=key, train=train, **side)
         check_array(output, features)
         shape = output.shape[: output.ndim - features]
-        mask, weights = real_targets(net, batch, x, side, shape)
+        mask, weights = valid_targets(net, batch, x, side, shape)
         loss, metrics = score(output, y, mask, weights)
         return loss, (state, metrics)
 
@@ -436,7 +436,7 @@ def unreduced(
     return losses
 
 
-def real_targets(
+def valid_targets(
     net: Layer, batch: Any, x: Any, side: Mapping[str, Any], entries: tuple[int, ...],
     part: Callable[[Any], Any] = lambda y: y,
 ) -> tuple[Mask, Any]:

@@ -22,8 +22,8 @@ from diffprog.training.objectives import (
     check_target,
     inputs,
     parts,
-    real_targets,
     unreduced,
+    valid_targets,
 )
 
 __all__ = ["elbo"]
@@ -80,7 +80,7 @@ def elbo(
         output, state = net.apply(params, state, x, key=key, train=train, **side)
         prediction, latent = _pair(output, "a pair, the prediction and (mean, log_variance)")
         mean, log_variance = _pair(latent, "a pair (mean, log_variance) beside the prediction")
-        mask, weights = real_targets(net, batch, x, side, y.shape, lambda output: output[0])
+        mask, weights = valid_targets(net, batch, x, side, y.shape, lambda output: output[0])
         losses = _rows(unreduced(loss, prediction, y, mask, y.shape)).sum(1)     # (batch,)
         valid = None if mask is None else _rows(spread(mask, y.shape)).any(1)    # (batch,)
         if weights is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_share
+from diffprog.core.arguments import check_fraction
 from diffprog.core.computed import Computed, Patterns
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer, as_layer
@@ -44,7 +44,7 @@ def ema(layer: Any, decay: float = 0.999, pattern: Patterns = "**") -> Layer:
 
     Source: Polyak and Juditsky 1992, SIAM Journal on Control and Optimization 30(4).
     """
-    check_share("decay", decay)
+    check_fraction("decay", decay)
 
     def carry(leaf: jax.Array) -> dict[str, jax.Array]:
         # A copy, because a step that donates its state may donate each buffer only once.

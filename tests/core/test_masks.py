@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import diffprog as dp
-from diffprog.core.masks import cleared, counted, over_steps, real_before, widened
+from diffprog.core.masks import cleared, counted, over_steps, valid_before, widened
 
 MASK = np.array([[True, False, True], [False, False, True]])
 
@@ -33,7 +33,7 @@ def test_a_mask_of_rows_is_one_of_all_their_steps():
 
 
 def test_real_steps_are_counted():
-    assert real_before(jnp.asarray(MASK)).tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert valid_before(jnp.asarray(MASK)).tolist() == [[0, 1, 1], [0, 0, 0]]
 
 
 def test_more_entries_than_int32_holds_are_counted_in_floats():

@@ -238,22 +238,22 @@ EXAMPLES = {
     "larger length, or pass fewer steps at a time":
         go_on(CAUSAL, X),
     "self_attention(3, causal=True): wants a chunk with batch axes (2,) in float32, as start saw, "
-    "got float32[1,2,12]; start anew for another batch or dtype":
+    "got float32[1,2,12]; start a new stream for another batch or dtype":
         go_on(CAUSAL, X[:1, :2]),
     "self_attention(3, causal=True): wants a chunk with batch axes (2,) in float32, as start saw, "
-    "got bfloat16[2,2,12]; start anew for another batch or dtype":
+    "got bfloat16[2,2,12]; start a new stream for another batch or dtype":
         go_on(CAUSAL, X[:, :2].astype(jnp.bfloat16)),
     "self_attention(3, causal=True, window=2): wants a chunk with batch axes (2,) in float32, as "
-    "start saw, got float32[1,2,12]; start anew for another batch or dtype":
+    "start saw, got float32[1,2,12]; start a new stream for another batch or dtype":
         go_on(WINDOW, X[:1, :2]),
     "cross_attention(3): wants a chunk with batch axes (2,) in float32, as start saw, got "
-    "float32[1,2,12]; start anew for another batch or dtype":
+    "float32[1,2,12]; start a new stream for another batch or dtype":
         go_on(CROSS, X[:1, :2]),
     "self_attention(3, causal=True, window=2): wants a chunk with batch axes (2,) in float32, as "
-    "start saw, got bfloat16[2,2,12]; start anew for another batch or dtype":
+    "start saw, got bfloat16[2,2,12]; start a new stream for another batch or dtype":
         go_on(WINDOW, X[:, :2].astype(jnp.bfloat16)),
     "cross_attention(3): wants a chunk with batch axes (2,) in float32, as start saw, got "
-    "bfloat16[2,2,12]; start anew for another batch or dtype":
+    "bfloat16[2,2,12]; start a new stream for another batch or dtype":
         go_on(CROSS, X[:, :2].astype(jnp.bfloat16)),
     "cross_attention(3): wants a memory of the length with which the stream began, got "
     "float32[2,6,3]; start a new stream, or pad the memory":

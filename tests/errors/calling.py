@@ -359,11 +359,11 @@ EXAMPLES = {
     "as_often_as_long(run=recurrent(gru(4))): wants params of its children (run), got b":
         lambda: as_often_as_long.start({"b": {}}, {}, SERIES, length=6),
     # Streams.
-    "run (recurrent(gru(4))): wants as many calls of run as start made, got 3; start anew with "
-    "the same inputs":
+    "run (recurrent(gru(4))): wants as many calls of run as start made, got 3; start a new "
+    "stream with the same inputs":
         lambda: streamed(2, 3),
     "as_often_as_long(run=recurrent(gru(4))): wants as many calls of run as start made, got 2; "
-    "start anew with the same inputs":
+    "start a new stream with the same inputs":
         lambda: streamed(3, 2),
     # Meshes.
     "conv(2, 2, dims=1, padding='CAUSAL'): wants arrays on a mesh of automatic axes, got "

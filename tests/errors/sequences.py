@@ -59,10 +59,10 @@ EXAMPLES = {
     "at (gru(3)): wants floating-point input, got int32[2,4]; convert it: x.astype(jnp.float32)":
         at(dp.gru(3), ints(2, 4)),
     "lstm(3): wants a carry of hidden and cell of shape (5, 3), got {cell: float32[2,3], hidden: "
-    "float32[2,3]}; start anew on input of this shape":
+    "float32[2,3]}; start a new stream on input of this shape":
         lambda: carried(jnp.ones((5, 4))),
-    "lstm(3): wants a carry of hidden and cell of shape (2, 3), got {hidden: float32[2,3]}; start "
-    "anew on input of this shape":
+    "lstm(3): wants a carry of hidden and cell of shape (2, 3), got {hidden: float32[2,3]}; "
+    "start a new stream on input of this shape":
         lambda: carried(X, without="cell"),
     "simple_rnn(2): wants a chunk in bfloat16, as start saw, got float32[2,4]; start again for "
     "another dtype: the chunk would be rounded":
@@ -169,8 +169,8 @@ EXAMPLES = {
         at(LEARNED, X3[:, :4], positions=ints(2, 3)),
     "at (learned_positions(4)): wants a mask of booleans, got int32[2,4]":
         at(LEARNED, X3[:, :4], mask=ints(2, 4)),
-    "learned_positions(4): wants a chunk with batch axes (1,), as start saw, got (2,); start anew "
-    "for another batch":
+    "learned_positions(4): wants a chunk with batch axes (1,), as start saw, got (2,); start a "
+    "new stream for another batch":
         another_batch,
     "at (sinusoidal_positions()): wants an even number of features, got float32[2,5,3]; add or "
     "drop a feature":

@@ -257,8 +257,8 @@ EXAMPLES = {
     "wants a TrainState, got {bias: float32[3], kernel: float32[4,3]}; pass fit.state, or the "
     "result of step.init":
         lambda: train(sgd(), DATA, 1, state=state(sgd()).params),
-    "wants the state of this optimizer, got that of another one; begin it anew: "
-    "step.init(key, x)._replace(params=state.params, state=state.state)":
+    "wants the state of this optimizer, got that of another one; begin again: step.init(key, "
+    "x)._replace(params=state.params, state=state.state)":
         lambda: train(dp.make_step(NET, dp.classification(), optax.adam(0.1)), DATA, 1,
                       state=state(sgd())),
     "wants arrays of one length along the first axis, got (float64[3], float64[4]); cut them to "
@@ -282,11 +282,11 @@ EXAMPLES = {
         lambda: train(sgd(), DATA, 1, state=state(sgd())._replace(params={"other": X})),
     "wants state with batch_norm_0/mean, got none":
         lambda: train(NORMED, DATA, 1, state=state(NORMED)._replace(state={})),
-    "wants at least one batch, got none; pass an iterable that can be begun anew, such as "
+    "wants at least one batch, got none; pass an iterable that can be iterated again, such as "
     "batches(...)":
         lambda: dp.evaluate(sgd(), state(sgd()), []),
-    "wants a batch for every step, got data that ended; pass an iterable that can be begun anew, "
-    "such as batches(...)":
+    "wants a batch for every step, got data that ended; pass an iterable that can be iterated "
+    "again, such as batches(...)":
         lambda: train(sgd(), iter(DATA * 2), 3),
     "wants patience as an int of at least 1, got 0; pass 1 or more":
         lambda: train(sgd(), DATA, 1, patience=0, validation=DATA),
@@ -398,7 +398,7 @@ EXAMPLES = {
     "name another: metric=":
         lambda: train(sgd(), DATA, 1, validation=DATA, metric="f1"),
     "wants a history with the reading of best, of step 0, got one of steps none; pass the Fit "
-    "unchanged, or Fit(state, None, []) to find the best anew":
+    "unchanged, or Fit(state, None, []) to search for the best again":
         lambda: train(sgd(), DATA, 1, state=dp.training.Fit(state(sgd()), state(sgd()), [])),
     # Games.
     "wants at least one player, got none; name a child of the net and its Player":

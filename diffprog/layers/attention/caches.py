@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diffprog.core.arguments import at_most, known
 from diffprog.core.errors import LayerError
-from diffprog.core.masks import NONE, last_real, real_before
+from diffprog.core.masks import NONE, last_valid, valid_before
 from diffprog.core.meshes import beside
 from diffprog.core.plans import State
 from diffprog.layers.attention.dot_product import Pattern
@@ -70,7 +70,7 @@ def extended(
         last = state["segment"]
         segments = jnp.broadcast_to(last[..., None], (*key.shape[:-3], key.shape[-2]))
     else:
-        last = last_real(segments, mask, state["segment"])
+        last = last_valid(segments, mask, state["segment"])
     stored = segments if mask is None else jnp.where(mask, segments, NONE)
     chunk = {"key": key, "value": value, "segments": stored}
     if window is None:
@@ -120,7 +120,7 @@ def _slide(
         return pattern, whole, kept
 
     # The window counts valid steps alone, so that padding does not push any out of it.
-    ranks = real_before(mask)  # (..., steps)
+    ranks = valid_before(mask)  # (..., steps)
     past_ranks = jnp.broadcast_to(jnp.arange(-past, 0, dtype=jnp.int32), (*mask.shape[:-1], past))
     all_ranks = jnp.concatenate([beside(past_ranks, ranks), ranks], -1)  # (..., past + steps)
     pattern = dataclasses.replace(pattern, ranks=(ranks, all_ranks))

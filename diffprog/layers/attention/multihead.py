@@ -12,10 +12,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array, check_count, check_share
+from diffprog.core.arguments import check_array, check_count, check_fraction
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
-from diffprog.core.masks import check_segments, cleared, over_steps, real_before
+from diffprog.core.masks import check_segments, cleared, over_steps, valid_before
 from diffprog.core.notation import listed, show
 from diffprog.core.parameters import Initializer, fold
 from diffprog.core.plans import Params, State
@@ -196,7 +196,7 @@ class Multihead:
             self.causal, self.window, valid=mask, empty=mask is not None,
             segments=None if segments is None else (segments, segments))
         if self.window and mask is not None:
-            rank = real_before(mask)
+            rank = valid_before(mask)
             pattern = dataclasses.replace(pattern, ranks=(rank, rank))
         return query, Context(key, value, pattern, state)
 
@@ -296,7 +296,7 @@ class Multihead:
         for name in ("head_dim", "value_dim", "kv_heads", "window"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        check_share("dropout", self.dropout)
+        check_fraction("dropout", self.dropout)
         check_implementation(self.implementation)
         if self.heads % self._kv_heads:
             raise LayerError(f"kv_heads that divide heads={self.heads}", f"{self.kv_heads}",
@@ -362,7 +362,7 @@ def _check_state(state: State, x: Any, crosses: bool) -> None:
     key = state["key"]
     if key.shape[:-3] != x.shape[:-2] or key.dtype != x.dtype:
         raise LayerError(f"a chunk with batch axes {key.shape[:-3]} in {key.dtype}, as start saw",
-                         show(x), "start anew for another batch or dtype")
+                         show(x), "start a new stream for another batch or dtype")
 
 
 def _check_sequence(x: Any, *, crosses: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array, check_share, known
+from diffprog.core.arguments import check_array, check_fraction, known
 from diffprog.core.dtypes import along
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
@@ -80,7 +80,7 @@ def batch_norm(
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
     """
     check_eps(eps)
-    check_share("momentum", momentum)
+    check_fraction("momentum", momentum)
     inits = inits_of(scale, scale_init, bias, bias_init)
 
     def init(key: jax.Array, x: Any, **_: Any) -> tuple[Params, State]:

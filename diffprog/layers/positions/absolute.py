@@ -18,7 +18,7 @@ from diffprog.core.dtypes import joint
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
-from diffprog.core.masks import begins, check_segments, last_real, over_steps, real_before
+from diffprog.core.masks import begins, check_segments, last_valid, over_steps, valid_before
 from diffprog.core.notation import show
 from diffprog.core.parameters import Initializer, parameter
 from diffprog.core.plans import Params, State
@@ -50,14 +50,14 @@ def follow(
         positions = _checked(positions, shape)
     if following is not None and following.shape != shape[:-1]:
         raise LayerError(f"a chunk with batch axes {following.shape}, as start saw",
-                         f"{shape[:-1]}", "start anew for another batch")
+                         f"{shape[:-1]}", "start a new stream for another batch")
     if positions is None:
         positions = _counted(state, mask, shape, segments)
     if following is None or positions is None:
         return positions, state
-    state = state | {"next": last_real(positions, mask, following - 1) + 1}
+    state = state | {"next": last_valid(positions, mask, following - 1) + 1}
     if segments is not None:
-        state = state | {"segment": last_real(segments, mask, state["segment"])}
+        state = state | {"segment": last_valid(segments, mask, state["segment"])}
     return positions, state
 
 
@@ -76,7 +76,7 @@ def _counted(
     following = state.get("next")
     if mask is None and segments is None and following is None:
         return None
-    counts = jnp.arange(shape[-1], dtype=jnp.int32) if mask is None else real_before(mask)
+    counts = jnp.arange(shape[-1], dtype=jnp.int32) if mask is None else valid_before(mask)
     counts = jax.lax.broadcast_to_rank(counts, len(shape))  # (batch... or 1..., time)
     if segments is not None:
         # The count at the first step of each segment is subtracted.

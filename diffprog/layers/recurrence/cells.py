@@ -247,6 +247,6 @@ def _check_carry(state: State, names: list[str], shape: tuple[int, ...], x: Any)
     """Raise unless the state is empty or a carry that fits x: another one would be broadcast."""
     if state and (state.keys() != set(names) or any(a.shape != shape for a in state.values())):
         raise LayerError(f"a carry of {' and '.join(names)} of shape {shape}", show(state),
-                         "start anew on input of this shape")
+                         "start a new stream on input of this shape")
     for leaf in state.values():
         check_chunk(leaf, x)

@@ -19,7 +19,7 @@ from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer, around, as_layer
 from diffprog.core.loops import once
-from diffprog.core.masks import NONE, begins, check_segments, cleared, last_real, widened
+from diffprog.core.masks import NONE, begins, check_segments, cleared, last_valid, widened
 from diffprog.core.meshes import beside, settled
 from diffprog.core.notation import listed, show
 from diffprog.core.paths import paths
@@ -339,7 +339,7 @@ def _last_segment(last: jax.Array, segments: Any, valid: Any) -> jax.Array:
     """The segment of the last step, (batch,); 0 for a stream without segments so far."""
     if segments is None:
         return jnp.where(last == NONE, 0, last)
-    return last_real(segments, valid, last)
+    return last_valid(segments, valid, last)
 
 
 def _chosen(condition: jax.Array, these: State, those: State, axes: Any) -> State:

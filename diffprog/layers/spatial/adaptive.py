@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from diffprog.core.dtypes import joint
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
-from diffprog.core.masks import real_before
+from diffprog.core.masks import valid_before
 from diffprog.layers.spatial.pool import maximum, mean, pool
 from diffprog.layers.spatial.window import window
 
@@ -109,7 +109,7 @@ def _pooled_valid(
     reduce: Callable[..., jax.Array], x: jax.Array, valid: jax.Array, count: int
 ) -> jax.Array:
     """`count` windows of the valid steps of each row: x (..., T, C), valid (..., T, 1)."""
-    ranks = real_before(valid[..., 0])[..., None]  # index among the valid steps, (..., T, 1)
+    ranks = valid_before(valid[..., 0])[..., None]  # index among the valid steps, (..., T, 1)
     total = valid.sum(-2, keepdims=True, dtype=jnp.int32)  # (..., 1, 1)
     parts = []
     for i in range(count):

@@ -19,7 +19,7 @@ from diffprog.core.masks import (
     begins,
     check_segments,
     cleared,
-    last_real,
+    last_valid,
     over_steps,
     refuse_segments,
 )
@@ -373,7 +373,7 @@ class _Sliding:
             whole = whole.at[..., :before, :].set(past.astype(x.dtype))
             kept = cleared(whole[..., last:, :], runs[..., last:] == runs[..., -1:])
             state = {"past": kept.astype(past.dtype),
-                     "segment": last_real(segments, valid, state["segment"])}
+                     "segment": last_valid(segments, valid, state["segment"])}
         windows, _ = apart(whole, runs, size, self.dilation[0], back)  # (..., T * size, C)
         convolve = functools.partial(_convolved, stride=(size,), padding="VALID")
         return self.kernel.apply(params, windows, convolve), state

@@ -13,7 +13,7 @@ from support.comparing import KEY, close, drawn
 from support.in_numpy import attend, visible
 from support.refusing import expect
 
-from diffprog.core.masks import real_before
+from diffprog.core.masks import valid_before
 from diffprog.core.notation import show
 from diffprog.layers.attention import dot_product as module
 from diffprog.layers.attention.dot_product import Pattern, choose, dot_product
@@ -42,7 +42,7 @@ FORMULAS = {
                {"groups": 2}, {}),
     "valid": (Pattern(valid=MASK, empty=True), visible(STEPS, mask=MASK), {"groups": 2}, {}),
     "window of valid keys": (
-        Pattern(causal=True, window=2, valid=MASK, ranks=(real_before(MASK),) * 2, empty=True),
+        Pattern(causal=True, window=2, valid=MASK, ranks=(valid_before(MASK),) * 2, empty=True),
         visible(STEPS, causal=True, window=2, mask=MASK), {}, {}),
     "segments": (Pattern(causal=True, segments=(SEGMENTS, SEGMENTS)),
                  visible(STEPS, causal=True, segments=SEGMENTS), {}, {}),
@@ -93,7 +93,7 @@ def blocked(name, steps):
         "causal": (Pattern(causal=True), 4, None),
         "window and bias, shared": (Pattern(causal=True, window=7), 2, bias),
         "window of valid keys": (Pattern(causal=True, window=3, valid=valid, empty=True,
-                                       ranks=(real_before(valid),) * 2), 1, None),
+                                       ranks=(valid_before(valid),) * 2), 1, None),
         "neither causal nor all": (Pattern(mask=bias[:, :1] > 0, empty=True), 4, bias),
     }[name]
 
