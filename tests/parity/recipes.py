@@ -243,7 +243,7 @@ def cross_entropy(options):
         soft = jnp.issubdtype(y.dtype, jnp.floating)
         return dp.losses.cross_entropy(
             x, y, class_weights=w, label_smoothing=options.get("label_smoothing", 0.0),
-            ignore=None if soft else options.get("ignore_index", -100),
+            ignore_index=None if soft else options.get("ignore_index", -100),
             reduction=options.get("reduction", "mean"))
 
     return loss
