@@ -127,7 +127,7 @@ def guarded_apply(layer: Record, raw: Any) -> Any:
                     (params, state, x, side)):
                 y, after = _result(raw(params, state, x, key=key, train=train, **side))
             if jax.tree.structure(after) != jax.tree.structure(state):
-                raise LayerError(f"a state of one structure, {show(state)}", show(after),
+                raise LayerError(f"a state of unchanged structure, {show(state)}", show(after),
                                  "let apply return the given state, with new values")
             return y, after
 

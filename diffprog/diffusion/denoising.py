@@ -167,7 +167,7 @@ def null_inputs(
         value = jax.tree.map(jnp.asarray, value)
         if jax.tree.structure(value) != jax.tree.structure(example) or not all(
                 map(_fits, jax.tree.leaves(value), jax.tree.leaves(example))):
-            raise LayerError(f"null with {name} of one example, {show(example)}", show(value),
+            raise LayerError(f"null {name} for one example, {show(example)}", show(value),
                              "give it the shape and kind of dtype of one example")
         nulls[name] = jax.tree.map(
             lambda a, own: jnp.broadcast_to(a.astype(own.dtype), own.shape), value, side[name])

@@ -212,7 +212,7 @@ def _examples(
             raise LayerError("train=False for a net with batch statistics",
                              f"train=True and {listed(paths(mixing))}",
                              "leave train out: batch statistics mix the examples of a batch")
-        raise LayerError("a net with the statistics of inference",
+        raise LayerError("a net that uses running statistics",
                          f"{listed(paths(mixing))} pinned to training",
                          "leave pin out: batch statistics mix the examples of a batch")
     return batch, None if key is None else jax.random.split(key, n)

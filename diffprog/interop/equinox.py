@@ -21,19 +21,19 @@ def from_equinox(
 ) -> Layer:
     """An Equinox module, mapped over the batch axis: ``y = jax.vmap(module)(x)``.
 
-    Its floating-point arrays are parameters, named by their attributes. Its other arrays are state,
-    and so are the arrays of an `eqx.nn.State`; a module with such a state is called as
+    Its floating-point arrays are parameters, named by attribute path. Integer and boolean arrays
+    are state, and so are the arrays of an `eqx.nn.State`; a module with such a state is called as
     ``module(x, state)`` and returns ``(y, state)``. It is in inference mode if train=False.
 
     Args:
         make: ``(key) -> module``, or ``(key) -> (module, state)`` such as
-            ``eqx.nn.make_with_state(Model)``; every `init` calls it.
+            ``eqx.nn.make_with_state(Model)``; each `init` calls it.
         random: whether the module takes a ``key``; each example then receives its own.
-        axis_name: name of the batch axis, the first of x, over which the module is mapped; None
-            calls it once, on the whole of x.
+        axis_name: of the `jax.vmap` over the first axis of x, as `eqx.nn.BatchNorm` needs it; None
+            calls the module once, on the whole batch.
 
     Raises:
-        LayerError: a module in place of `make`.
+        LayerError: a module is passed instead of a function.
 
     Example:
         >>> import equinox as eqx

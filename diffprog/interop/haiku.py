@@ -22,19 +22,19 @@ def from_haiku(
 ) -> Layer:
     """A function transformed by Haiku: ``y = transformed.apply(params, state, key, x)``.
 
-    The ``/`` in module names becomes a level of the nested dicts. Haiku names submodules made in a
-    constructor ``~``, and those made in another method ``~method``; here they are ``init()`` and
-    ``method()``: ``mlp/~/linear_0`` becomes ``mlp/init()/linear_0``.
+    Each ``/`` in a module name becomes one level of nesting. Haiku inserts ``~`` into the path of
+    submodules made in a constructor, and ``~method`` for those made in another method; here they
+    are ``init()`` and ``method()``: ``mlp/~/linear_0`` becomes ``mlp/init()/linear_0``.
 
     Args:
         net: the result of `hk.transform` or `hk.transform_with_state`.
-        call: ``(f, x, train) -> y``, the call in each mode, for example
+        call: ``(f, x, train) -> y``, how to call it in training and at inference, for example
             ``lambda f, x, train: f(x, is_training=train)``; ``f(x)`` if None. `init` calls it with
-            train=True, because Haiku initializes statistics in training.
-        random: whether a call draws random numbers and thus receives a key.
+            train=True, because Haiku creates running statistics only then.
+        random: whether `apply` needs a key.
 
     Raises:
-        LayerError: a function that is not transformed; an array and a module of the same name.
+        LayerError: a function that is not transformed; a parameter and a module share a name.
 
     Example:
         >>> import haiku as hk

@@ -20,9 +20,9 @@ __all__ = ["dropout", "spatial_dropout", "stochastic_depth"]
 
 @factory
 def dropout(rate: float) -> Layer:
-    """Drop values at random in training: ``y = x * kept / (1 - rate)``; ``y = x`` in inference.
+    """Dropout during training: ``y = x * kept / (1 - rate)``; ``y = x`` at inference.
 
-    Each value is kept independently with probability 1 - rate and scaled up, so that the
+    ``kept`` is 1 with probability 1 - rate, independently for each value, and else 0, so that the
     expectation of y is x. Inference needs no key.
 
     Shapes:

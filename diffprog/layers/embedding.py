@@ -77,17 +77,16 @@ def embedding(
 
 
 def unembed(params: Params, x: jax.Array) -> jax.Array:
-    """Output scores with a tied embedding: ``y = x @ embedding.T``.
+    """Compute logits with a tied embedding: ``y = x @ embedding.T``.
 
-    Inside a program, after a call of its child ``embed``, it is
-    ``unembed(layers.embed.params, y)``.
+    In a program with a child ``embed``, call ``unembed(layers.embed.params, y)`` after the child.
 
     Shapes:
         params: those of an `embedding`, (vocabulary, features).
         x: (..., features) -> (..., vocabulary), in the dtype of x.
 
     Raises:
-        LayerError: params are not those of an embedding, or x has another number of features.
+        LayerError: params are not those of an embedding, or x has a different number of features.
 
     Example:
         >>> @dp.program(embed=dp.embedding(11, 4), body=dp.linear(4))

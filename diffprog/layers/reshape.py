@@ -24,16 +24,16 @@ __all__ = ["flatten", "one_hot", "reshape"]
 
 @factory
 def flatten(*, keep: int = 1) -> Layer:
-    """Flatten all axes but the first: ``y = x.reshape(*x.shape[:keep], -1)``.
+    """Flatten all axes after the first `keep`: ``y = x.reshape(*x.shape[:keep], -1)``.
 
     Shapes:
-        x: (K..., A...) -> (K..., prod(A)) with `keep` axes K.
+        x: (leading..., A...) -> (leading..., prod(A)), with `keep` leading axes.
 
     Args:
-        keep: number of leading axes to keep; at least 0. With 2 (batch, time) the layer can stream.
+        keep: number of leading axes to keep; at least 0. With keep=2 (batch, time) it can stream.
 
     Raises:
-        LayerError: x has fewer than `keep` axes; segments with `keep` below 2.
+        LayerError: x has fewer than `keep` axes; segments are given and keep < 2.
 
     Example:
         >>> dp.flatten()({}, jnp.ones((2, 3, 4))).shape

@@ -31,7 +31,7 @@ def alexnet(classes: int = 1000) -> Layer:
     Shapes:
         x: (..., 227, 227, 3) -> (..., classes). The paper says 224, which does not match the
             55 x 55 positions of its first layer.
-        params: 60,965,224 numbers for 1000 classes.
+        params: 60,965,224 parameters for 1000 classes.
 
     Args:
         classes: number of classes.

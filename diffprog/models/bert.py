@@ -48,7 +48,7 @@ def bert(
             `learned_positions`. Tokens attend across token_types, but not across `segments`; with
             segments the sequence vector is that of the first segment.
         params: ``embed``, ``types``, ``positions``, ``norm``, ``body`` and ``pool``; 109,482,240
-            numbers by default, which is BERT-base. Initial values are those of the layers, not
+            parameters by default, which is BERT-base. Initial values are those of the layers, not
             the paper's.
 
     Args:
@@ -110,8 +110,8 @@ def bert_pretraining(
         x, token_types, mask and others: as in `bert` -> a pair: logits of the tokens, (batch, time,
             vocabulary), and of the second sentence following the first, (batch, 2), with index 0
             for a sentence that follows, as in the published weights.
-        params: ``encoder`` (`bert`), ``transform``, ``bias`` and ``follows``; 110,106,428 numbers
-            by default.
+        params: ``encoder`` (`bert`), ``transform``, ``bias`` and ``follows``; 110,106,428
+            parameters by default.
 
     Args:
         vocabulary, length, types, width, depth, heads, hidden, dropout, eps: as in `bert`.

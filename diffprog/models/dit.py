@@ -51,9 +51,9 @@ def dit(
         time: ints (...), the noise step, from 0; required.
         condition: ints (...) in [0, classes]; the default is ``classes``, which stands for no
             class.
-        params: ``told``, ``patches``, ``blocks`` (stacked over depth) and ``head``; with
-            ``dit(8, classes=1000)`` on images of 4 channels 674,834,720 numbers, which is DiT-XL/2
-            with a variance output for each mean.
+        params: ``told``, ``patches``, ``blocks`` (stacked over depth) and ``head``; 674,834,720
+            parameters for ``dit(8, classes=1000)`` on images of 4 channels, which is DiT-XL/2 with
+            a variance output for each mean.
 
     Args:
         features: channels of y.

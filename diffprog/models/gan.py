@@ -32,23 +32,23 @@ def dcgan_generator(
 ) -> Layer:
     """Generate an image from noise: ``y = tanh(up(... up(relu(norm(linear(x))))))``.
 
-    Each ``up`` doubles the sides and halves the channels: a transposed 5 x 5 convolution, then
-    batch normalization and ReLU; the last one is the convolution alone, and returns the image.
+    Each ``up`` doubles height and width and halves the channels: a transposed 5 x 5 convolution,
+    then batch normalization and ReLU. The last has neither, and its output goes through tanh.
 
     Shapes:
         x: (..., latent), usually standard normal -> (..., image_size, image_size, features) in
             (-1, 1), the range to which real images are scaled.
-        params: ``project``, ``up_1``, ``up_2`` ... and ``image``; 18,855,043 numbers for 100
-            latent features.
+        params: ``project``, ``up_1``, ``up_2`` ... and ``image``; 18,855,043 parameters for a
+            latent size of 100.
 
     Args:
-        image_size: side of the image in pixels, `smallest` doubled at least once.
+        image_size: height and width in pixels, `smallest` times a power of two, at least 2.
         features: channels of the image.
-        width: channels before the last doubling; twice as many before each earlier one.
-        smallest: side in pixels of the first feature map, to which the noise is projected.
+        width: channels of the input to the last ``up``, doubled for each earlier one.
+        smallest: height and width of the first feature map, to which the noise is projected.
 
     Raises:
-        LayerError: image_size is not `smallest` times a power of two.
+        LayerError: image_size is not `smallest` times a power of two, at least 2.
 
     Example:
         >>> net = dp.models.dcgan_generator(8, 1, width=16)
@@ -79,7 +79,7 @@ def dcgan_discriminator(
 
     Shapes:
         x: (..., image_size, image_size, features) in [-1, 1] -> (..., 1).
-        params: ``down_1``, ``down_2`` ... and ``head``; 17,232,897 numbers for three channels.
+        params: ``down_1``, ``down_2`` ... and ``head``; 17,232,897 parameters for three channels.
 
     Args:
         image_size: side of the image in pixels, `smallest` doubled at least once.

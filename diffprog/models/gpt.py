@@ -39,7 +39,7 @@ def gpt(
             vocabulary).
         mask, positions, segments, attention_mask, attention_bias: as in `self_attention` and
             `learned_positions`.
-        params: ``embed``, ``positions`` and ``trunk``; 124,439,808 numbers by default, which is
+        params: ``embed``, ``positions`` and ``trunk``; 124,439,808 parameters by default, which is
             the smallest GPT-2. Initial values are those of the layers, not the paper's.
 
     Args:

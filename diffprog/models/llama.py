@@ -44,8 +44,8 @@ def llama(
     Shapes:
         x: ints (batch, time) in [0, vocabulary) -> (batch, time, vocabulary).
         mask, positions, segments, attention_mask, attention_bias: as in `self_attention`.
-        params: ``embed``, ``trunk`` and, unless tied, ``head``; 6,738,415,616 numbers by default,
-            which is the smallest of 2023.
+        params: ``embed``, ``trunk`` and, unless tied, ``head``; 6,738,415,616 parameters by
+            default, which is the smallest of 2023.
 
     Args:
         vocabulary: number of tokens.

@@ -23,16 +23,16 @@ def mlp(
     hidden: Sequence[int], features: int, *,
     activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, dropout: float = 0.0,
 ) -> Layer:
-    """Linear maps with an activation between: ``y = W_n a(... a(W_1 x + b_1) ...) + b_n``.
+    """Multilayer perceptron: ``y = W_n a(... a(W_1 x + b_1) ...) + b_n``.
 
     Shapes:
         x: (..., D) -> (..., features).
         params: ``body/linear_<i>`` for each hidden size, ``head``.
 
     Args:
-        hidden: sizes of the hidden layers, in order; an empty sequence makes a linear map.
+        hidden: sizes of the hidden layers, in order; an empty sequence makes a single linear layer.
         features: size of the last axis of y.
-        activation: a function of arrays, or a layer.
+        activation: a JAX function of arrays, or a layer.
         dropout: dropout rate of the hidden layers, in [0, 1).
 
     Raises:

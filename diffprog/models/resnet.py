@@ -38,7 +38,7 @@ def resnet(
         x: (..., H, W, C) -> (..., classes); the stem divides sides by 4, the
             stages by 8.
         params: ``stem``, ``stage_1`` to ``stage_4`` with ``first`` and the stacked ``rest``,
-            ``head``; 11,689,512 numbers at depth 18, 25,557,032 at depth 50.
+            ``head``; 11,689,512 parameters at depth 18, 25,557,032 at depth 50.
 
     Args:
         depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).

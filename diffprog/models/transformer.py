@@ -144,10 +144,10 @@ def transformer(
     heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
     norm_first: bool = False, dropout: float = 0.0,
 ) -> Layer:
-    """Translate: ``y = decoder(embed(x), encoder(embed(source))) @ embed.T``.
+    """Encoder-decoder Transformer: ``y = decoder(embed(x), encoder(embed(source))) @ embed.T``.
 
     y[t] are the logits of the token after x[:t + 1]. Positions are sinusoidal, and the target
-    embedding is also the output matrix. Other than in the paper, source and target have separate
+    embedding is tied to the output projection. Unlike in the paper, source and target have separate
     embeddings.
 
     Shapes:
@@ -155,19 +155,19 @@ def transformer(
         source: ints (batch, S) in [0, source_vocabulary); source_mask: booleans (batch, S), True
             for valid tokens.
         memory, memory_mask: the output of ``net.children["encoder"]`` in place of source; inside
-            `ema` and similar wrappers, read it by `tap`. Streams start with memory, because the
+            `ema` and similar wrappers, get it with `tap`. For streaming, pass memory, because the
             encoder needs the whole source.
         mask: booleans (batch, time), True for valid tokens.
 
     Args:
         source_vocabulary, target_vocabulary: number of tokens of source and target.
-        width: size of the vectors; even, and a multiple of heads.
+        width: model dimension; even, and a multiple of heads.
         depth: number of blocks of the encoder, and of the decoder.
         heads, hidden, activation, norm_first, dropout: as in `transformer_encoder`; dropout also
             acts on the embeddings; 0.1 in the paper.
 
     Raises:
-        LayerError: source and memory are both given; or as `transformer_decoder`.
+        LayerError: source and memory are both given; whatever `transformer_decoder` raises.
 
     Example:
         >>> net = dp.models.transformer(11, 13, width=16, depth=2, heads=4, hidden=32)

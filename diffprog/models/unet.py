@@ -40,20 +40,21 @@ def unet(
     attention: Sequence[int] = (2,), heads: int = 1, groups: int = 32,
     classes: int | None = None, dropout: float = 0.0, eps: float = 1e-6,
 ) -> Layer:
-    """Denoise by convolutions on several grids: ``y = up(middle(down(x)), down(x))``.
+    """A U-Net denoiser for diffusion: ``y = up(middle(h), skips)`` with ``h, skips = down(x)``.
 
     A block is ``x + conv(silu(N(conv(silu(N(x))) + linear(silu(c)))))``, with `group_norm` N and a
-    vector c from `time` and `condition`. Each level has half the sides of the one before. The last
-    convolution of each block and of the net starts at zero.
+    vector c from `time` and `condition`. Each level halves height and width. The last convolution
+    of each block and of the net is initialized with zeros.
 
     Shapes:
         x: (..., H, W, C) -> (..., H, W, features), usually with C = features; H and W are multiples
             of ``2**(len(widths) - 1)``.
-        time: ints (...), the noise step, from 0; required.
-        condition: ints (...) in [0, classes]; the default is ``classes``, which stands for no
-            class.
+        time: ints (...), the diffusion step, counted from 0; required.
+        condition: ints (...) in [0, classes]; the default is ``classes``, the null class of
+            classifier-free guidance.
         params: ``told``, ``stem``, ``down_<i>``, ``middle``, ``up_<i>`` and ``head``; 35,746,307
-            numbers by default on images of 3 channels, which is the paper's net for CIFAR-10.
+            parameters by default on images of 3 channels, which is the net of Ho, Jain, Abbeel 2020
+            for CIFAR-10.
 
     Args:
         features: channels of y.
@@ -63,14 +64,14 @@ def unet(
             attention.
         heads: number of attention heads.
         groups: groups of channels in the norms.
-        classes: number of classes of `condition`; None makes a net without condition.
+        classes: number of classes of `condition`; None makes an unconditional net.
         dropout: rate inside each block, in [0, 1); 0.1 in the paper.
         eps: epsilon of the norms; positive.
 
     Raises:
         LayerError: at composition, for attention at a level that does not exist; at ``init``, for
-            sides that cannot be halved so often, without time, and for a condition without
-            classes.
+            height or width that cannot be halved so often, without time, and for a condition
+            without classes.
 
     Example:
         >>> net = dp.models.unet(1, widths=(8, 16), depth=1, groups=4, classes=10)

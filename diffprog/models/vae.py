@@ -20,24 +20,25 @@ __all__ = ["vae"]
 
 @known
 def vae(encoder: Layer, decoder: Layer) -> Layer:
-    """``y = decoder(z), (m, v)`` with ``(m, v) = encoder(x); z = m + exp(v / 2) * e, e ~ N(0, 1)``.
+    """Variational autoencoder: ``decoder(z), (m, v)`` with ``z = m + exp(v / 2) * e, e ~ N(0, 1)``.
 
-    With a key z is sampled, also in inference; without one it is the mean m.
+    ``(m, v) = encoder(x)`` are the mean and the natural log of the variance. With a key, z is
+    sampled, even at inference; without one it is the mean.
 
     Shapes:
         x: input of the encoder -> a pair: the output of the decoder, and the pair (m, v).
         side inputs: those of encoder and decoder; one that both take, such as `condition`, goes to
             both.
-        params: ``encoder`` and ``decoder``. Each is a layer on its own:
-            ``net.children["decoder"](params["decoder"], z)`` decodes any z.
+        params: ``encoder`` and ``decoder``. To decode any z:
+            ``net.children["decoder"](params["decoder"], z)``.
 
     Args:
-        encoder: returns a pair (mean, log_variance) of arrays of one shape, with the natural
-            logarithm; it ends in ``branch(mean=linear(n), log_variance=linear(n))``, for example.
+        encoder: returns a pair (mean, log_variance) of arrays of one shape; it ends in
+            ``branch(mean=linear(n), log_variance=linear(n))``, for example.
         decoder: takes an array of that shape.
 
     Raises:
-        LayerError: the encoder returns no such pair; ``train=True`` without a key.
+        LayerError: the encoder does not return such a pair; ``train=True`` without a key.
 
     Example:
         >>> halves = dp.branch(mean=dp.linear(2), log_variance=dp.linear(2))

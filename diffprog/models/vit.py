@@ -37,7 +37,7 @@ def vit(
 
     Shapes:
         x: (..., image_size, image_size, C) -> (..., classes).
-        params: ``patches``, ``token``, ``positions``, ``body`` and ``head``; 86,567,656 numbers
+        params: ``patches``, ``token``, ``positions``, ``body`` and ``head``; 86,567,656 parameters
             by default, which is ViT-B/16. Initial values are those of the layers.
 
     Args:

@@ -99,11 +99,11 @@ def next_token(*, label_smoothing: float = 0.0) -> Objective:
 
 
 def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objective:
-    """`next_token` without logits in memory: ``linear_cross_entropy(y, table)``, y from the trunk.
+    """`next_token` without materializing the logits: ``linear_cross_entropy(y, table)``.
 
-    The logits of the net are not computed. They must equal the output of the layer at `trunk` times
-    the parameters at `table`. Only shapes are checked: wrong paths train another net, so compare
-    the loss with that of `next_token` once.
+    y is the output of the layer at `trunk`, and the logits of the net must be y times the
+    parameters at `table`. Only shapes are checked: wrong paths silently train a different model, so
+    compare the loss with that of `next_token` once.
 
     Args:
         trunk: path of the last layer before the logits: "trunk" in `gpt` and `llama`.
@@ -113,7 +113,7 @@ def chunked_next_token(trunk: str, table: str, *, chunk: int = 8192) -> Objectiv
 
     Raises:
         LayerError: a path without a layer or parameters; a trunk and a table that do not match the
-            logits, or lie in one `linearize`; a batch that `next_token` does not take.
+            logits, or lie inside a `dp.linearize`; a batch that `next_token` does not accept.
 
     Example:
         >>> net = dp.models.gpt(11, length=8, width=16, depth=1, heads=2)

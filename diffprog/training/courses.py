@@ -17,8 +17,8 @@ from diffprog.training.averages import average_batches, check_numbers
 from diffprog.training.evaluation import evaluate
 from diffprog.training.step import Step, TrainState, without_stream
 
-_DIVERGED = ("lower the learning rate, look for NaN and ids out of range in the data, or ask "
-           "tree.nonfinite(gradients) which leaves broke first")
+_DIVERGED = ("lower the learning rate, check the data for NaN and ids out of range, or list the "
+           "leaves that broke by tree.nonfinite(gradients)")
 
 
 class Fit(NamedTuple):

@@ -202,7 +202,7 @@ class _Game:
                 key=jax.random.fold_in(key, number), train=True)
             state = state.get(name, {})
             if spec(state) != spec(own.state):
-                raise LayerError(f"the state of {name} in one structure, {show(own.state)}",
+                raise LayerError(f"a state of unchanged structure for {name}, {show(own.state)}",
                                  show(state), "return the same structure with new values")
             return value, (state, metrics)
 

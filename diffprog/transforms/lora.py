@@ -24,11 +24,12 @@ def lora(layer: Any, rank: int, pattern: Patterns = "**/kernel") -> Layer:
     """Learn a low-rank update of frozen kernels: ``y = f(x; base + down @ up)``.
 
     A kernel (in, out) becomes `base`, which is frozen, `down` (in, rank) and `up` (rank, out).
-    `up` starts at zero, so that the output is unchanged at first. All other parameters still train;
-    ``freeze(lora(net, 8), exclude=("**/down", "**/up"))`` trains the factors only. Start from
-    pretrained parameters by `unmerge`, and end with `merge`, which adds the product to the kernel.
+    `up` starts at zero, so that the output initially equals that of `layer`; there is no further
+    scale. All other parameters still train; ``freeze(lora(net, 8), exclude=("**/down", "**/up"))``
+    trains the factors only. `dp.tree.unmerge` converts pretrained parameters, and `dp.tree.merge`
+    adds the update to the kernels after training.
 
-    Kernels with leading axes, such as those of a convolution, have factors for each position.
+    Kernels with leading axes, such as those of a convolution, get factors for each position.
 
     Args:
         layer: any layer.
@@ -36,8 +37,8 @@ def lora(layer: Any, rank: int, pattern: Patterns = "**/kernel") -> Layer:
         pattern: paths of the kernels, or a tuple of several patterns.
 
     Raises:
-        LayerError: at ``init``, for a pattern that matches nothing, a leaf that is not a matrix, or
-            a rank larger than the matrix.
+        LayerError: at ``init``, for a pattern that matches nothing, a leaf with fewer than two
+            axes, or a rank larger than the matrix.
 
     Example:
         >>> net = dp.repeat(3, dp.lora(dp.residual(dp.linear(8)), rank=2))

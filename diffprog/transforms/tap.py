@@ -32,20 +32,21 @@ _COUNT = itertools.count()
 
 @factory
 def tap(layer: Any, pattern: str) -> Layer:
-    """Return activations beside the output: ``y`` becomes ``(y, {path: activation})``.
+    """Return intermediate activations with the output: ``(y, {path: activation})``.
 
-    Gradients flow through the activations, so that a loss may use them. Inside `repeat`, `heads`
-    and `ensemble` an activation has their leading axis. The kind and the names of the layer stay,
-    and so do parameters and state. To tap a value inside a program, pass it through a child that is
-    the identity, ``mark=lambda x: x``.
+    An activation is the output of a matched layer. Gradients flow through it, so that a loss may
+    use it. Inside `repeat`, `heads` and `ensemble` it gets their leading axis of copies. Names,
+    parameters and state of the net are unchanged. To tap a value inside a program, call a named
+    identity child on it, ``mark=lambda x: x``.
 
     Args:
-        layer: a layer made of layers.
+        layer: a layer with children.
         pattern: paths of layers; ``*`` matches one level and ``**`` any number of levels.
 
     Raises:
         LayerError: at composition, if the pattern matches no layer; at ``init``, unless every
-            matched layer is called exactly once; at ``apply``, if one is not called in this mode.
+            matched layer is called exactly once; at ``apply``, if one is not called in training, or
+            at inference.
 
     Example:
         >>> net = dp.tap(dp.repeat(3, dp.linear(4) >> jnp.tanh), "tanh~0")

@@ -30,21 +30,21 @@ __all__ = ["program"]
 
 
 def program(**children: Any) -> Callable[[Callable[..., Any]], Layer]:
-    """Make a layer of a function over layers: ``y = f(layers, x, *, side inputs)``.
+    """A decorator that makes a layer of a function over layers: ``y = f(layers, x, **side)``.
 
-    Calling a child twice shares its parameters. The function passes on the side inputs that it
-    names; all others go to exactly the children that take them. A function with an argument
-    ``train`` receives the flag. Any JAX code may stand between the calls. Inside a `jax.vmap`,
-    `jax.lax.scan`, `jax.checkpoint` or the like that the function opens, it may call only children
-    without state and randomness; others raise.
+    Calling a child twice shares its parameters. Side inputs (keyword inputs such as ``mask``) in
+    the function's signature go to the function, which passes them on itself; all others go to every
+    child that accepts them. A function with an argument ``train`` receives the training flag. Any
+    JAX code may stand between the calls. Inside a `jax.vmap`, `jax.lax.scan`, `jax.checkpoint` or
+    the like inside the function, it may call only stateless, deterministic children; others raise.
 
     Args:
         children: the layers, or plain functions, under the names used in the function.
 
     Raises:
-        LayerError: at composition, another signature or a reserved name; at ``init``, a child that
-            is never called, is shared between inputs of different width, or has state and is called
-            inside a transformation; at ``apply``, a child that draws inside one.
+        LayerError: at composition, a wrong signature or a reserved name; at ``init``, a child that
+            is never called, is called on inputs of different width, or has state and is called
+            inside a transformation; at ``apply``, a random child called inside one.
 
     Example:
         >>> @dp.program(norm=dp.layer_norm(), feed=dp.linear(4))

@@ -276,7 +276,7 @@ EXAMPLES = {
     "tap(noisy(f=linear(3), noise=linear(3)), '*'): wants a call of noise, got none with "
     "train=False; tap a layer that is called in both modes":
         tapped_in_inference,
-    "grows: wants a state of one structure, {some: float32[]}, got {some: float32[], more: "
-    "float32[]}; let apply return the given state, with new values":
+    "grows: wants a state of unchanged structure, {some: float32[]}, got {some: float32[], "
+    "more: float32[]}; let apply return the given state, with new values":
         growing,
 }

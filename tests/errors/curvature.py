@@ -99,7 +99,7 @@ EXAMPLES = {
     "wants train=False for a net with batch statistics, got train=True and batch_norm_0/mean, "
     "batch_norm_0/var; leave train out: batch statistics mix the examples of a batch":
         each(NORMED, train=True),
-    "wants a net with the statistics of inference, got batch_norm_0/mean, batch_norm_0/var pinned "
+    "wants a net that uses running statistics, got batch_norm_0/mean, batch_norm_0/var pinned "
     "to training; leave pin out: batch statistics mix the examples of a batch":
         each(dp.pin(NORMED, train=True)),
     "wants batch_size as an int of at least 1, got 0; pass 1 or more":

@@ -91,10 +91,10 @@ EXAMPLES = {
     "wants memory in each batch with null, got condition; add it to the batch, or remove it from "
     "null":
         asked(plain, {"x": X, "condition": TIME}, null={"memory": 0.0}),
-    "wants null with condition of one example, float32[2], got float32[3]; give it the shape and "
+    "wants null condition for one example, float32[2], got float32[3]; give it the shape and "
     "kind of dtype of one example":
         asked(plain, {"x": X, "condition": floats(2, 2)}, null={"condition": jnp.zeros(3)}),
-    "wants null with condition of one example, int32[], got float32[]; give it the shape and kind "
+    "wants null condition for one example, int32[], got float32[]; give it the shape and kind "
     "of dtype of one example":
         asked(plain, {"x": X, "condition": TIME}, null={"condition": 0.5}),
     # Samplers.

@@ -94,11 +94,11 @@ EXAMPLES = {
     "at (upsample(size=8, dims=1)): wants a factor with a mask, got size=8; pass upsample(2), for "
     "example: a size stretches x by the length of its padding":
         at(dp.upsample(size=8, dims=1), SERIES, mask=bools(2, 4)),
-    "conv(4, 3, groups=3): wants features in 3 equal groups, got 4; choose groups that divide the "
-    "features":
+    "conv(4, 3, groups=3): wants features divisible by groups=3, got 4; choose groups that "
+    "divide the features":
         lambda: dp.conv(4, 3, groups=3),
-    "at (conv(4, 3, groups=2)): wants channels in 2 equal groups, got 3 in float32[2,8,8,3]; "
-    "choose groups that divide the channels":
+    "at (conv(4, 3, groups=2)): wants channels divisible by groups=2, got 3 in "
+    "float32[2,8,8,3]; choose groups that divide the channels":
         at(dp.conv(4, 3, groups=2), IMAGE),
     "conv(3, 1, dims=1): wants params of 3 features, got {bias: float32[1], kernel: "
     "float32[1,4,3]}; pass what init returned":
@@ -116,8 +116,8 @@ EXAMPLES = {
     "conv(3, 2, dims=1, stride=2, padding='CAUSAL'): wants chunks whose length is a multiple of "
     "the stride 2, got float32[2,3,3]; pass chunks of such a length":
         three_steps,
-    "conv_transpose(3, 3, groups=2): wants features in 2 equal groups, got 3; choose groups that "
-    "divide the features":
+    "conv_transpose(3, 3, groups=2): wants features divisible by groups=2, got 3; choose "
+    "groups that divide the features":
         lambda: dp.conv_transpose(3, 3, groups=2),
     "conv_transpose(4, 3, stride=2, padding=1, output_padding=2): wants output_padding below the "
     "stride (2, 2) or the dilation (1, 1), got 2; lower it: more positions would hold the bias "
@@ -188,11 +188,11 @@ EXAMPLES = {
     "x.astype(jnp.float32)":
         at(dp.adaptive_avg_pool(2, dims=1), ints(3, 1)),
     # Resizing, reshaping.
-    "upsample(): wants either a factor or a size, got factor=None and size=None; write "
+    "upsample(): wants exactly one of factor and size, got factor=None and size=None; write "
     "upsample(2), for example":
         lambda: dp.upsample(),
-    "upsample(factor=2, size=3): wants either a factor or a size, got factor=2 and size=3; write "
-    "upsample(2), for example":
+    "upsample(factor=2, size=3): wants exactly one of factor and size, got factor=2 and "
+    "size=3; write upsample(2), for example":
         lambda: dp.upsample(2, size=3),
     "upsample(factor=2, method='bilinear'): wants method out of cubic, linear, nearest, got "
     "'bilinear'; choose 'nearest' for exact copies":

@@ -101,8 +101,8 @@ EXAMPLES = {
         lambda: dp.group_norm(2, dims=4),
     "instance_norm(dims=0): wants dims as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.instance_norm(dims=0),
-    "at (group_norm(4)): wants channels in 4 equal groups, got 6 in float32[2,3,3,6]; choose "
-    "groups that divide the channels":
+    "at (group_norm(4)): wants channels divisible by groups=4, got 6 in float32[2,3,3,6]; "
+    "choose groups that divide the channels":
         at(dp.group_norm(4), floats(2, 3, 3, 6)),
     "at (group_norm(2)): wants at least 3 axes (..., height, width, channels), got float32[3,4]; "
     "add the missing axes":

@@ -114,8 +114,8 @@ EXAMPLES = {
     "got past, segment without a batch axis; put layers that mix positions before or after the "
     "recurrence: the first axis of a cell is the batch axis":
         at(dp.recurrent(dp.conv(4, 2, dims=1, padding="CAUSAL")), X3),
-    "recurrent(gru(2)): wants the state of a stream, as start returns it, got hidden; pass that "
-    "with another carry in it: it holds the last segment":
+    "recurrent(gru(2)): wants the state of a stream, as start returns it, got hidden; replace "
+    "only its carry: it also holds the last segment":
         lambda: GRU.apply(params(GRU, X3), {"hidden": jnp.zeros((2, 2))}, X3,
                           segments=jnp.zeros((2, 5), int)),
     "at (collapse('mean')): wants no segments, got int32[2,5]; give each sequence a row: it mixes "

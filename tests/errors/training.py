@@ -301,11 +301,11 @@ EXAMPLES = {
     "outside their range in the data":
         lambda: train(sgd(), [(XS, YS + 1)], 1),
     "wants a finite loss, got nan by step 2, at first in step 1, with non-finite bias, kernel; "
-    "lower the learning rate, look for NaN and ids out of range in the data, or ask "
-    "tree.nonfinite(gradients) which leaves broke first":
+    "lower the learning rate, check the data for NaN and ids out of range, or list the leaves "
+    "that broke by tree.nonfinite(gradients)":
         infinite,
-    "grows_0 (grows): wants a state of one structure, {some: float32[]}, got {some: float32[], "
-    "more: float32[]}; let apply return the given state, with new values":
+    "grows_0 (grows): wants a state of unchanged structure, {some: float32[]}, got {some: "
+    "float32[], more: float32[]}; let apply return the given state, with new values":
         growing,
     "wants an optax transformation as optimizer, got adam; pass optax.adam(1e-3), for example":
         lambda: dp.make_step(NET, dp.classification(), optax.adam),
@@ -387,9 +387,9 @@ EXAMPLES = {
         lambda: train(sgd(), [(XS, Tensor())], 1),
     "wants data of batches(...) to begin within, got [...": lambda: train(
         sgd(), [(XS[:1, :1], YS[:1])], 1, data_from=3),
-    "wants finite parameters, got non-finite bias after step 9; lower the learning rate, look for "
-    "NaN and ids out of range in the data, or ask tree.nonfinite(gradients) which leaves broke "
-    "first":
+    "wants finite parameters, got non-finite bias after step 9; lower the learning rate, check "
+    "the data for NaN and ids out of range, or list the leaves that broke by "
+    "tree.nonfinite(gradients)":
         breaking(9, 10),
     "wants a finite loss, got nan by step 5, at first in step 3, with finite parameters; look for "
     "NaN and for labels outside their range in the data":
@@ -420,7 +420,7 @@ EXAMPLES = {
     "wants a batch of 5 equal parts, the largest steps= of a player, got float32[12,4]; choose "
     "another batch_size":
         played({"one": PLAYER._replace(steps=5), "other": PLAYER}),
-    "wants the state of other in one structure, {mean: float32[3], var: float32[3]}, got {}; "
-    "return the same structure with new values":
+    "wants a state of unchanged structure for other, {mean: float32[3], var: float32[3]}, got "
+    "{}; return the same structure with new values":
         played({"one": PLAYER, "other": dp.training.Player(forgetful, optax.sgd(0.1))}),
 }

@@ -66,7 +66,7 @@ def batch_norm(
 
     Raises:
         LayerError: training with one value per channel, whose variance is undefined; no state; x
-            has another number of channels than in `init`; the mask does not fit x.
+            has a different number of channels than in `init`; the mask does not fit x.
 
     Example:
         >>> norm, x = dp.batch_norm(), jnp.array([[1.0], [3.0]])

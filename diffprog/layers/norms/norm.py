@@ -59,7 +59,7 @@ def layer_norm(
 
     Raises:
         LayerError: x is no floating-point array of at least one axis, has a single feature, or
-            another number of features than in `init`.
+            a different number of features than in `init`.
 
     Example:
         >>> norm, x = dp.layer_norm(), jnp.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
@@ -106,7 +106,7 @@ def rms_norm(
         scale_init: initializer.
 
     Raises:
-        LayerError: x is no floating-point array of at least one axis, or has another number of
+        LayerError: x is no floating-point array of at least one axis, or has a different number of
             features than in `init`.
 
     Example:
@@ -195,8 +195,8 @@ def instance_norm(
         eps, scale, bias, scale_init, bias_init: as in `group_norm`.
 
     Raises:
-        LayerError: x has fewer than dims + 1 axes, or another number of channels than in `init`;
-            a channel is a single number; streaming and segments.
+        LayerError: x has fewer than dims + 1 axes, or a different number of channels than in
+            `init`; a channel is a single number; streaming and segments.
 
     Example:
         >>> norm, x = dp.instance_norm(dims=1), jnp.array([[[1.0, 5.0], [3.0, 5.0]]])
@@ -257,7 +257,7 @@ def _number_of_groups(x: Any, groups: int | None, dims: int) -> int:
     channels = x.shape[-1]
     count = groups or channels
     if channels % count:
-        raise LayerError(f"channels in {groups} equal groups", f"{channels} in {show(x)}",
+        raise LayerError(f"channels divisible by groups={groups}", f"{channels} in {show(x)}",
                          "choose groups that divide the channels")
     if channels == count and math.prod(x.shape[-dims - 1 : -1]) == 1:
         raise LayerError("several numbers in a group", show(x), "choose fewer groups, or leave "

@@ -101,13 +101,14 @@ def sinusoidal_positions(*, base: float = 10000.0, first: int = 0) -> Layer:
         mask: booleans (batch..., time) or (batch,), True = valid; masked steps are not counted.
         segments: ints (batch..., time); counting restarts from 0 in each segment.
         streaming state: ``next`` (batch...,), the position of the next step, and ``segment``
-            (batch...,), that of the last step, initially 0. A chunk without positions continues
-            after the last valid step; a chunk without segments continues the last segment.
+            (batch...,), the segment of the last step, initially 0. A chunk without positions
+            continues after the last valid step; a chunk without segments continues the last
+            segment.
 
     Args:
-        base: wavelengths grow from 2 pi steps towards 2 pi * base steps; above 1.
-        first: the i of the first pair. The paper counts i = 0 ... D/2 - 1; with first=1 it is
-            i = 1 ... D/2, as in some lecture notes.
+        base: greater than 1; wavelengths range from 2 pi to 2 pi * base steps.
+        first: the i of the first pair in the exponent: 0 as in the paper, or 1 as in some lecture
+            notes.
 
     Raises:
         LayerError: D is odd, or positions are not ints of shape (batch..., time).

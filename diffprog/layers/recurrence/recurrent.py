@@ -152,7 +152,7 @@ class _Loop:
         if segments is not None:
             if state and last is None:
                 raise LayerError("the state of a stream, as start returns it", listed(state),
-                                 "pass that with another carry in it: it holds the last segment")
+                                 "replace only its carry: it also holds the last segment")
             segments = check_segments(segments, (batch, time))
             reset = _resets(segments, valid, last, self.reverse)  # (batch, time)
             length = self.length_of(params, carry, one, side) if state else max(time, 1)

@@ -469,12 +469,13 @@ def _equal_groups(features: int, groups: int) -> Split:
     check_count("features", features)
     check_count("groups", groups)
     if features % groups:
-        raise LayerError(f"features in {groups} equal groups", f"{features}",
+        raise LayerError(f"features divisible by groups={groups}", f"{features}",
                          "choose groups that divide the features")
 
     def split(x: Any) -> tuple[int, int]:
         if x.shape[-1] % groups:
-            raise LayerError(f"channels in {groups} equal groups", f"{x.shape[-1]} in {show(x)}",
+            raise LayerError(f"channels divisible by groups={groups}",
+                             f"{x.shape[-1]} in {show(x)}",
                              "choose groups that divide the channels")
         return features, groups
 

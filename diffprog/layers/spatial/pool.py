@@ -55,10 +55,10 @@ def max_pool(
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
-        mask, for one dim: booleans over leading axes of x, True = valid; masked steps count as
-            padding, and a window without valid steps returns 0.
-        segments, for one dim, if each step has a window: ints (..., T); steps of other segments
-            count as padding. A segment begins wherever the number changes.
+        mask, with dims=1 only: booleans over leading axes of x, True = valid; masked steps count
+            as padding, and a window without valid steps returns 0.
+        segments, with dims=1 and an output for each time step: ints (..., T); steps of other
+            segments count as padding. A segment begins wherever the number changes.
 
     Args:
         size: window size, or one for each axis; a tuple sets `dims`.
@@ -98,8 +98,8 @@ def avg_pool(
 ) -> Layer:
     """The mean of each window: ``y[p] = mean_q x[stride * p + q]``.
 
-    Padding does not count: at the border the mean is that of the positions inside x. Sums are taken
-    in float32 or wider.
+    By default padding does not count: at the border the mean is that of the positions inside x.
+    Sums are accumulated in float32 or wider.
 
     Shapes:
         x: (..., H, W, C) -> (..., H', W', C) for two dims.
@@ -111,13 +111,13 @@ def avg_pool(
     Args:
         size: window size, or one for each axis; a tuple sets `dims`.
         dims: number of spatial axes, 1 to 3.
-        stride: distance of two windows; the size of the window if None.
+        stride: step between windows; the size of the window if None.
         padding: "VALID" (none), "SAME", an int, or a pair (before, after) for each axis.
         count_padding: True counts padding as zeros: the divisor is always the size of the window.
 
     Raises:
-        LayerError: x has too few axes, is smaller than the window, or holds no floats; for a mask
-            and segments as in `max_pool`.
+        LayerError: x has too few axes, is smaller than the window, or is not floating point; mask
+            and segments do not fit, as in `max_pool`.
 
     Example:
         >>> net = dp.avg_pool(2)

@@ -61,7 +61,7 @@ def upsample(
     Source: Keys 1981, IEEE Transactions on Acoustics, Speech, and Signal Processing 29, eq. 15.
     """
     if (factor is None) == (size is None):
-        raise LayerError("either a factor or a size", f"factor={factor} and size={size}",
+        raise LayerError("exactly one of factor and size", f"factor={factor} and size={size}",
                          "write upsample(2), for example")
     if method not in ("nearest", "linear", "cubic"):
         raise LayerError("method out of cubic, linear, nearest", repr(method),

@@ -183,12 +183,12 @@ def test_bfloat16_input_has_float32_parameters_and_bfloat16_output():
 
 
 def test_features_that_no_groups_divide_raise():
-    with pytest.raises(dp.LayerError, match="2 equal groups"):
+    with pytest.raises(dp.LayerError, match="divisible by groups=2"):
         dp.conv(3, 3, groups=2)
 
 
 @pytest.mark.parametrize(("options", "x", "message"), [
-    ({"groups": 2}, jnp.ones((5, 5, 3)), "2 equal groups"),
+    ({"groups": 2}, jnp.ones((5, 5, 3)), "divisible by groups=2"),
     ({}, jnp.ones((5, 5)), "at least 3 axes"),
     ({}, jnp.ones((5, 5, 1), jnp.int32), "floating-point"),
 ], ids=["groups", "axes", "dtype"])
