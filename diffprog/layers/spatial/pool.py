@@ -332,11 +332,10 @@ class _Windows:
         combine = _larger if combine is jax.lax.max else combine
         # The last axis comes first: of equal values, the first in the first row has the gradient.
         for i in reversed(range(len(self.size))):
-            axis = i + 1
-            positions = max(x.shape[axis] - self.extent[i] + 1, 0)
-            entries = [
-                jax.lax.slice_in_dim(x, q, q + positions, self.stride[i], axis)
-                for q in range(0, self.extent[i], self.dilation[i])]
+            before = (slice(None),) * (i + 1)  # the batch axis, and spatial axes before this one
+            positions = max(x.shape[i + 1] - self.extent[i] + 1, 0)
+            entries = [x[(*before, slice(q, q + positions, self.stride[i]))]
+                       for q in range(0, self.extent[i], self.dilation[i])]
             x = functools.reduce(combine, entries)
         return x
 
