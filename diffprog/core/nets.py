@@ -76,7 +76,12 @@ _TRANSPOSED = "diffprog.layers.spatial.conv.conv_transpose"
 
 
 def is_window(layer: Layer, *, transposed: bool = False) -> bool:
-    """Is it a convolution or a pool with a window, or a transposed one, if these count?"""
+    """Is it a convolution or a pool with a window, or a transposed one, if these count?
+
+    Also in wrappers, except in those that run it on other axes, as over time.
+    """
+    while layer.wraps and layer.wraps.order != "time":
+        layer = layer.wraps.layer
     made_by = layer.factory
     name = made_by and f"{made_by.__module__}.{made_by.__qualname__}"
     return name in _WINDOWS or (transposed and name == _TRANSPOSED)

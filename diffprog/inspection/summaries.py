@@ -174,67 +174,93 @@ class _Reader:
         reach: Reach | None, times: int,
     ) -> tuple[list[Row], Reach | None]:
         """`trees` have the axes of each `repeat` around the layer, `times` is their product."""
-        inner, narrow, beside, runs, depth, timed, around = _core(layer, x, side)
-        own = times * around
-        times *= runs
-        one = inner.plan(narrow, **beside)
-        ways = Ways(reach)
-        below: list[list[Row]] = []
-        called: list[str] = []
-
-        def alike(name: str, x: Any) -> int:
-            """The number of copies that run at once: `hyper` runs its target for each example."""
-            if name != "target" or Mapped not in map(type, inner.computed):
-                return 1
-            whole, part = (jax.tree.leaves(given)[0].size for given in (narrow, x))
-            return whole // max(part, 1)
-
-        def silent(name: str, child: Layer) -> Layer:
-            def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
-                      **side: Any) -> tuple[Any, Any]:
-                own, carried = ({} if name in called else t.get(name, {}) for t in trees)
-                called.append(name)
-                rows, after = self.read(
-                    (*calls, (name, called.count(name))), child, spec(x), spec(side),
-                    (own, carried), ways.get(x), times * alike(name, x))
-                below.append(rows)
-                # Without it, XLA would remove operations on zeros, and those that only compute the
-                # input.
-                y, _ = jax.lax.optimization_barrier((blank(rows[0].output), (params, x, side)))
-                ways.put(y, after)
-                return y, state
-
-            return dataclasses.replace(
-                child, apply=apply, planner=lambda x, side: child.plan(x, **side))
-
-        def run(params: Any, state: Any, x: Any, side: Any) -> Any:
-            nonlocal reach
-            ways.put(x, reach)
-            y, state = quiet.apply(params, state, x, **side)
-            if inner.children:
-                reach = repeated(reach, ways.get(y), depth)
-            return y, state
-
-        children = {name: silent(name, child) for name, child in inner.children.items()
-                    if inner.rebuild}
-        quiet = inner.rebuilt(children) if children else inner
-        own += times * flops(run, one.params, one.state, narrow, beside)
-        if not children:
-            reach = repeated(reach, behind(inner, narrow, one.y, reach), depth)
-        self._count(inner.name, 0 if children else count(trees[0]), own)
+        core = _core(layer, x, side)
+        inside = _Inside(self, calls, core, trees, reach, times * core.runs)
+        own = times * core.around + inside.flops()
+        made_of_layers = bool(inside.children)
+        self._count(core.layer.name, 0 if made_of_layers else count(trees[0]), own)
+        after = inside.after()
         row = Row(
             "/".join(name for name, _ in calls), layer, x, layer.plan(x, **side).y,
             count(trees[0]),
             sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees)),
-            own + sum(rows[0].flops for rows in below),
-            reach.field if reach and is_window(inner) else None,
-            inner.choice(narrow, beside) if inner.choice else "")
-        behind_all_time = None if timed and layer.start else reach
-        return [row, *itertools.chain(*below)], behind_all_time
+            own + sum(rows[0].flops for rows in inside.below),
+            after.field if after and is_window(core.layer) else None,
+            core.layer.choice(core.x, core.side) if core.layer.choice else "")
+        beyond_time = None if core.timed and layer.start else after
+        return [row, *itertools.chain(*inside.below)], beyond_time
 
     def _count(self, name: str, parameters: int, own: float) -> None:
         kind = self.kinds.get(name, Kind(0, 0, 0.0))
         self.kinds[name] = Kind(kind.calls + 1, kind.parameters + parameters, kind.flops + own)
+
+
+class _Inside:
+    """One run of the innermost layer of wrappers, whose children add their rows to `below`."""
+
+    def __init__(
+        self, reader: _Reader, calls: _Calls, core: _Core, trees: tuple[Any, Any],
+        reach: Reach | None, times: int,
+    ) -> None:
+        self.reader, self.calls, self.core, self.trees = reader, calls, core, trees
+        self.before, self.times = reach, times
+        self.plan = core.layer.plan(core.x, **core.side)
+        self.children = core.layer.children if core.layer.rebuild else {}
+        self.ways = Ways(reach)
+        self.below: list[list[Row]] = []
+        self.called: list[str] = []
+        self.through: Reach | None = reach  # the reach of the output of one run
+
+    def flops(self) -> float:
+        """The layer's own operations, over all its runs, without those of its children."""
+        quiet = self.core.layer
+        if self.children:
+            quiet = quiet.rebuilt({name: self._quiet(name, child)
+                                   for name, child in self.children.items()})
+
+        def run(params: Any, state: Any, x: Any, side: Any) -> Any:
+            self.ways.put(x, self.before)
+            y, state = quiet.apply(params, state, x, **side)
+            self.through = self.ways.get(y)
+            return y, state
+
+        return self.times * flops(
+            run, self.plan.params, self.plan.state, self.core.x, self.core.side)
+
+    def after(self) -> Reach | None:
+        """The reach after the layer; call `flops` first."""
+        layer, depth = self.core.layer, self.core.depth
+        if layer.children:
+            return repeated(self.before, self.through, depth)
+        return repeated(self.before, behind(layer, self.core.x, self.plan.y, self.before), depth)
+
+    def _quiet(self, name: str, child: Layer) -> Layer:
+        """The child, whose call returns zeros and adds its rows."""
+
+        def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
+                  **side: Any) -> tuple[Any, Any]:
+            own = ({}, {}) if name in self.called else tuple(
+                tree.get(name, {}) for tree in self.trees)
+            self.called.append(name)
+            rows, after = self.reader.read(
+                (*self.calls, (name, self.called.count(name))), child, spec(x), spec(side),
+                own, self.ways.get(x), self.times * self._at_once(name, x))
+            self.below.append(rows)
+            # Without it, XLA would remove operations on zeros, and those that only compute the
+            # input.
+            y, _ = jax.lax.optimization_barrier((blank(rows[0].output), (params, x, side)))
+            self.ways.put(y, after)
+            return y, state
+
+        return dataclasses.replace(
+            child, apply=apply, planner=lambda x, side: child.plan(x, **side))
+
+    def _at_once(self, name: str, x: Any) -> int:
+        """The number of copies that run at once: `hyper` runs its target for each example."""
+        if name != "target" or Mapped not in map(type, self.core.layer.computed):
+            return 1
+        whole, part = (jax.tree.leaves(given)[0].size for given in (self.core.x, x))
+        return whole // max(part, 1)
 
 
 class _Core(NamedTuple):

@@ -109,6 +109,7 @@ def _keys(t: Trial, count: int) -> Iterator[Any]:
 
 
 def _layers(layer: Layer) -> Iterator[Layer]:
+    """The layer, the layers that its wrappers wrap, and all layers inside."""
     yield layer
-    for child in layer.children.values():
-        yield from _layers(child)
+    for inside in [layer.wraps.layer] if layer.wraps else layer.children.values():
+        yield from _layers(inside)

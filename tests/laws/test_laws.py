@@ -424,3 +424,12 @@ def test_a_fault_that_was_once_missed_is_caught(fault, variant):
     side = {name: value for name, value in given.items() if name in layer.side}
     for law in EIGHT[fault]:
         breaks(law, layer, floats(*shape), side)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda f: f, dp.remat, lambda f: dp.pin(f, train=True), lambda f: dp.repeat(1, f)])
+def test_a_random_solver_is_recognized_in_wrappers(wrap):
+    net = wrap(dp.fixed_point(dp.add >> dp.dropout(0.5)))
+    with jax.enable_x64(True):
+        trial = Trial.of(net, floats(2, 4), jax.random.key(0), {})
+        assert "solver" in LAWS["no two draws share a key"](trial)

@@ -161,7 +161,9 @@ def test_common_side_inputs_are_no_examples():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("net", [
     head(dp.conv(4, 3)), head(lambda x: x / 255, dp.conv(4, 3)), head(dp.avg_pool((1, 2))),
-    head(dp.batch_norm() >> dp.repeat(1, dp.residual(dp.depthwise_conv(3))))], ids=repr)
+    head(dp.batch_norm() >> dp.repeat(1, dp.residual(dp.depthwise_conv(3)))),
+    head(dp.remat(dp.conv(4, 3))), head(dp.lora(dp.conv(4, 3), 1)), head(dp.conv_transpose(4, 3)),
+    head(dp.pin(dp.mixed(dp.conv(4, 3), jnp.bfloat16), train=True))], ids=repr)
 def test_channels_first_are_refused(net, channels):
     x = FIRST[:, :channels]
     step = step_of(net, donate=False)
