@@ -22,11 +22,11 @@ def test_without_a_seed_batches_are_one_epoch_in_order():
         [[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]], [[12, 13]]]
 
 
-def test_iterating_again_yields_the_same_batches():
-    for seed in (None, 3):
-        data = dp.batches(np.arange(7), 3, seed=seed)
-        again = [first(data, 3), first(data, 3)]
-        assert [b.tolist() for b in again[0]] == [b.tolist() for b in again[1]]
+@pytest.mark.parametrize("seed", [None, 3])
+def test_iterating_again_yields_the_same_batches(seed):
+    data = dp.batches(np.arange(7), 3, seed=seed)
+    again = [first(data, 3), first(data, 3)]
+    assert [b.tolist() for b in again[0]] == [b.tolist() for b in again[1]]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10, 16])
@@ -60,21 +60,26 @@ def test_leaves_of_a_pytree_stay_together(seed):
     assert isinstance(pair, tuple) and len(pair) == 2
 
 
-def test_dtypes_are_kept():
+@pytest.mark.parametrize("seed", [None, 0])
+def test_dtypes_are_kept(seed):
     data = (np.ones((4, 2), np.uint8), jnp.ones(4, jnp.bfloat16))
-    for seed in (None, 0):
-        a, b = next(iter(dp.batches(data, 2, seed=seed)))
-        assert (a.dtype, b.dtype) == (np.uint8, jnp.bfloat16)
+    a, b = next(iter(dp.batches(data, 2, seed=seed)))
+    assert (a.dtype, b.dtype) == (np.uint8, jnp.bfloat16)
 
 
-def test_arrays_of_different_lengths_are_refused():
-    for data in ((np.ones(3), np.ones(4)), np.ones(0), np.float32(1), (np.ones(3), np.ones(())),
-                 {}, {"x": np.ones((0, 3))}):
-        with pytest.raises(dp.LayerError, match="one length"):
-            dp.batches(data, 2)
-    for size in (0, -1, 2.0, True):
-        with pytest.raises(dp.LayerError, match="batch_size"):
-            dp.batches(np.ones(3), size)
+@pytest.mark.parametrize("data", [
+    (np.ones(3), np.ones(4)), np.ones(0), np.float32(1), (np.ones(3), np.ones(())), {},
+    {"x": np.ones((0, 3))},
+], ids=["two lengths", "no entries", "a scalar", "one scalar", "no arrays", "no entries, by name"])
+def test_arrays_of_different_lengths_are_refused(data):
+    with pytest.raises(dp.LayerError, match="one length"):
+        dp.batches(data, 2)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+def test_a_batch_size_is_a_positive_int(size):
+    with pytest.raises(dp.LayerError, match="batch_size"):
+        dp.batches(np.ones(3), size)
 
 
 def test_nested_lists_are_refused():

@@ -1,5 +1,6 @@
 """Evaluation and prediction: results do not depend on how the data is cut into batches."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -360,7 +361,7 @@ def test_outputs_are_concatenated_along_their_batch_axis(name, size):
     params, state = net.init(KEY, x)
     whole = net(params, x, state=state)
     found = dp.predict(net, params, x, state=state, batch_size=size)
-    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, whole)
+    chex.assert_trees_all_equal_shapes(found, whole)
     equal(found, whole)
 
 
@@ -397,11 +398,13 @@ def test_a_common_side_input_may_be_as_long_as_the_batch(count):
         equal(dp.predict(net, params, x, batch_size=size, **side), net(params, x, **side))
 
 
-def test_predict_requires_a_batch_axis():
+@pytest.mark.parametrize("x", [
+    np.float32(1), (np.ones((2, 4)), np.ones((3, 4))),
+], ids=["scalar", "two lengths"])
+def test_predict_requires_a_batch_axis(x):
     params, _ = NET.init(KEY, jnp.ones((1, 4)))
-    for x in (jnp.float32(1), (jnp.ones((2, 4)), jnp.ones((3, 4)))):
-        with pytest.raises(dp.LayerError, match="arrays of one length"):
-            dp.predict(NET, params, x)
+    with pytest.raises(dp.LayerError, match="arrays of one length"):
+        dp.predict(NET, params, x)
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(np.float16, 0.7), (np.float32, 0.7)])

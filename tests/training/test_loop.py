@@ -159,11 +159,14 @@ def test_a_validation_loss_that_is_not_finite_is_an_error(broken, patience):
            readings, [1.0, broken, 0.0], patience=patience)
 
 
-def test_patience_requires_validation_data():
+@pytest.mark.parametrize("wrong", [0, 1.0, True])
+def test_patience_is_a_positive_int(wrong):
+    data = [examples()]
+    assert "patience" in refused(train, sgd(), data, 1, patience=wrong, validation=data).wants
+
+
+def test_without_a_loss_no_state_is_the_best():
     x, y = examples()
-    for wrong in (0, 1.0, True):
-        assert "patience" in refused(
-            train, sgd(), [(x, y)], 1, patience=wrong, validation=[(x, y)]).wants
     game = dp.training.make_game(dp.serial(one=NET), {"one": dp.training.Player(
         lambda net, params, state, batch, *, key, train: (
             params["one"]["bias"].sum(), (state, {"error": params["one"]["bias"].sum()})),
@@ -259,11 +262,13 @@ def test_infinite_inputs_name_the_parameters():
         train(step, [(x, y)], 2)
 
 
-def test_fit_requires_positive_counts():
+@pytest.mark.parametrize("wrong", [
+    dict(steps=0), dict(steps=2.0), dict(steps=2, log_every=0),
+], ids=str)
+def test_fit_requires_positive_counts(wrong):
     x, y = examples()
-    for wrong in (dict(steps=0), dict(steps=2.0), dict(steps=2, log_every=0)):
-        with pytest.raises(dp.LayerError, match="at least 1"):
-            dp.fit(sgd(), [(x, y)], key=KEY, progress=False, **wrong)
+    with pytest.raises(dp.LayerError, match="at least 1"):
+        dp.fit(sgd(), [(x, y)], key=KEY, progress=False, **wrong)
 
 
 def test_a_bar_shows_progress(capsys):

@@ -124,13 +124,21 @@ def test_classification_of_soft_targets():
                    train=True).remedy
 
 
-def test_classification_is_checked_when_it_is_made():
-    for wrong in ({"reduction": "none"}, {"label_smoothing": 1.0}, {"top_k": 0}, {"top_k": 1.0}):
-        assert refused(dp.classification, **wrong).remedy
+@pytest.mark.parametrize("wrong", [
+    {"reduction": "none"}, {"label_smoothing": 1.0}, {"top_k": 0}, {"top_k": 1.0}], ids=str)
+def test_classification_is_checked_when_it_is_made(wrong):
+    assert refused(dp.classification, **wrong).remedy
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": 4}, {"class_weights": np.ones(2)}], ids=str)
+def test_options_of_more_or_fewer_classes_are_refused(wrong):
     net, params, state, x, y, _ = classifier()
-    for wrong in ({"top_k": 4}, {"class_weights": jnp.ones(2)}):
-        assert "3" in refused(dp.classification(**wrong), net, params, state, (x, y), key=None,
-                              train=True).wants
+    assert "3" in refused(dp.classification(**wrong), net, params, state, (x, y), key=None,
+                          train=True).wants
+
+
+def test_classification_requires_one_array():
+    net, _, _, x, y, _ = classifier()
     two = dp.branch(net, net)
     params, state = two.init(jax.random.key(0), x)
     error = refused(dp.classification(), two, params, state, (x, y), key=None, train=True)

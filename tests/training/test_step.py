@@ -63,14 +63,14 @@ def test_every_step_has_its_own_key():
     assert float(metrics["loss"]) == losses[0]
 
 
-def test_donation_is_a_choice():
+@pytest.mark.parametrize("donate", [False, True])
+def test_donation_is_a_choice(donate):
     x, y = examples()
-    for donate in (False, True):
-        step = sgd(donate=donate)
-        old = step.init(KEY, x)
-        new, _ = step.apply(old, (x, y))
-        assert {leaf.is_deleted() for leaf in jax.tree.leaves(old)} == {donate}
-        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+    step = sgd(donate=donate)
+    old = step.init(KEY, x)
+    new, _ = step.apply(old, (x, y))
+    assert {leaf.is_deleted() for leaf in jax.tree.leaves(old)} == {donate}
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 
 
 @pytest.mark.parametrize("make", [optax.contrib.prodigy, optax.contrib.dog])
