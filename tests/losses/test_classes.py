@@ -116,12 +116,12 @@ def test_cross_entropy_is_the_negative_log_likelihood(leading, smoothing, weight
         jnp.asarray(logits))
 
 
-def test_one_hot_soft_targets_equal_labels():
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_one_hot_soft_targets_equal_labels(smoothing):
     logits, labels = drawn(4, 3), np.array([0, 2, 1, 2])
-    for smoothing in (0.0, 0.3):
-        loss = jax.jit(functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing))
-        hard, soft = (loss(logits, target) for target in (labels, np.eye(3)[labels]))
-        np.testing.assert_allclose(hard, soft, rtol=1e-6)
+    loss = jax.jit(functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing))
+    hard, soft = (loss(logits, target) for target in (labels, np.eye(3)[labels]))
+    np.testing.assert_allclose(hard, soft, rtol=1e-6)
 
 
 def test_soft_targets_have_a_gradient():
@@ -145,16 +145,18 @@ def test_large_logits_do_not_overflow():
     assert losses.tolist() == [2e4, 0.0, 0.0]
 
 
-def test_bfloat16_logits_are_reduced_in_float32():
+@pytest.mark.parametrize("labels", [
+    np.arange(8), probabilities(8, 50).astype(jnp.bfloat16),
+], ids=["labels", "soft"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_bfloat16_logits_are_reduced_in_float32(labels, smoothing):
     logits = jnp.asarray(drawn(8, 50), jnp.bfloat16)
-    for labels in (jnp.arange(8), jnp.asarray(probabilities(8, 50), jnp.bfloat16)):
-        for smoothing in (0.0, 0.1):
-            loss = functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing)
-            each, _, mean = reductions(loss, logits, labels)
-            assert each.dtype == mean.dtype == jnp.float32
-            wide = labels if labels.ndim == 1 else labels.astype(jnp.float32)
-            wanted, _, _ = reductions(loss, logits.astype(jnp.float32), wide)
-            np.testing.assert_allclose(each, wanted, rtol=1e-6)
+    loss = functools.partial(dp.losses.cross_entropy, label_smoothing=smoothing)
+    each, _, mean = reductions(loss, logits, labels)
+    assert each.dtype == mean.dtype == jnp.float32
+    wide = labels if labels.ndim == 1 else labels.astype(jnp.float32)
+    wanted, _, _ = reductions(loss, logits.astype(jnp.float32), wide)
+    np.testing.assert_allclose(each, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [
@@ -201,15 +203,20 @@ def test_a_mask_may_have_only_leading_axes():
     np.testing.assert_allclose(found, loss(logits[1], labels[1]), rtol=1e-6)
 
 
-def test_a_loss_without_valid_entries_is_zero():
+@pytest.mark.parametrize("labels", [
+    np.array([0, 1]), np.full((2, 3), np.nan, np.float32),
+], ids=["labels", "soft"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loss_without_valid_entries_is_zero(labels, reduction):
     logits, mask = jnp.full((2, 3), jnp.nan), jnp.zeros(2, bool)
-    for labels in (jnp.array([0, 1]), jnp.full((2, 3), jnp.nan)):
-        for reduction in ("mean", "sum"):
-            loss = lambda x, y=labels, r=reduction: dp.losses.cross_entropy(  # noqa: E731
-                x, y, mask=mask, reduction=r)
-            value, grads = jax.jit(jax.value_and_grad(loss))(logits)
-            assert float(value) == 0.0
-            np.testing.assert_array_equal(grads, np.zeros((2, 3)))
+    loss = lambda x: dp.losses.cross_entropy(  # noqa: E731
+        x, labels, mask=mask, reduction=reduction)
+    value, grads = jax.jit(jax.value_and_grad(loss))(logits)
+    assert float(value) == 0.0
+    np.testing.assert_array_equal(grads, np.zeros((2, 3)))
+
+
+def test_a_loss_without_weight_or_examples_is_zero():
     labels, free = jnp.array([0, 1]), jnp.array([0.0, 0.0, 1.0])
     assert float(dp.losses.cross_entropy(jnp.zeros((2, 3)), labels, class_weights=free)) == 0.0
     assert float(
@@ -228,13 +235,14 @@ def test_labels_out_of_range_give_nan(options):
 @pytest.mark.parametrize(
     ("dtype", "classes"),
     [("uint8", 10), ("uint8", 256), ("int8", 128), ("int8", 1000), ("uint8", 300), ("int64", 5)])
-def test_labels_of_any_integer_dtype(dtype, classes):
+@pytest.mark.parametrize("library", [np, jnp])
+def test_labels_of_any_integer_dtype(dtype, classes, library):
     labels = np.array([0, 1, min(classes, 128) - 1]).astype(dtype)
     logits = drawn(3, classes)
     wanted = -log_softmax(logits)[range(3), labels.astype(int)]
-    for given in (labels, jnp.asarray(labels)):
-        losses = dp.losses.cross_entropy(jnp.asarray(logits), given, reduction="none")
-        np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    losses = dp.losses.cross_entropy(
+        jnp.asarray(logits), library.asarray(labels), reduction="none")
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
 
 
 def primitives(jaxpr, shape):
@@ -260,33 +268,53 @@ def test_no_one_hot_vector_is_made():
     assert not made(lambda labels: dp.losses.cross_entropy(logits, labels)) & {"eq", "iota"}
 
 
-def test_what_cross_entropy_refuses():
+SCORES, CHOSEN = np.zeros((2, 3), np.float32), np.array([0, 1])
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 3), (2, 1)], ids=str)
+def test_probabilities_of_another_shape_are_refused(shape):
+    error = refused(dp.losses.cross_entropy, SCORES, np.zeros(shape, np.float32))
+    assert error.wants == "integer labels, or probabilities as float32[2,3] without ignore_index"
+    assert "integers" in error.remedy
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), ()], ids=str)
+def test_labels_of_another_shape_are_refused(shape):
+    error = refused(dp.losses.cross_entropy, SCORES, np.zeros(shape, np.int32))
+    assert error.wants == "labels of the logits' leading shape (2,)" and error.remedy
+
+
+@pytest.mark.parametrize("mask", [
+    np.ones(2), np.ones(2, np.int32), np.ones(3, bool), np.ones((2, 1), bool),
+], ids=["floats", "ints", "too long", "two axes"])
+def test_wrong_masks_are_refused(mask):
+    error = refused(dp.losses.cross_entropy, SCORES, CHOSEN, mask=mask)
+    kind = "booleans" if mask.dtype != bool else "the leading axes of (2,)"
+    assert error.wants == f"a mask of {kind}" and error.remedy
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 10, None])
+def test_label_smoothing_is_a_fraction(smoothing):
+    error = refused(dp.losses.cross_entropy, SCORES, CHOSEN, label_smoothing=smoothing)
+    assert "label_smoothing in [0, 1)" in error.wants
+
+
+@pytest.mark.parametrize("target", [CHOSEN, SCORES], ids=["labels", "soft"])
+@pytest.mark.parametrize("weights", [np.ones(2), np.ones((1, 3)), 2.0],
+                         ids=["too few", "two axes", "a number"])
+def test_class_weights_are_one_for_each_class(target, weights):
+    error = refused(dp.losses.cross_entropy, SCORES, target, class_weights=weights)
+    assert error.wants == "one weight for each of 3 classes" and error.remedy
+
+
+def test_cross_entropy_refuses_other_shapes_and_dtypes():
     logits, labels = jnp.zeros((2, 3)), jnp.array([0, 1])
     loss = dp.losses.cross_entropy
-    for wrong in (jnp.zeros(2), jnp.zeros((3, 3)), jnp.zeros((2, 1))):
-        error = refused(loss, logits, wrong)
-        assert error.wants == (
-            "integer labels, or probabilities as float32[2,3] without ignore_index")
-        assert "integers" in error.remedy
     error = refused(loss, logits, jnp.zeros((2, 3)), ignore_index=-100)
     assert "ignore_index=-100" in error.got and "mask" in error.remedy
     expect("", "wants integer labels, got bool[2]", loss, logits, jnp.zeros(2, bool))
-    for wrong in ((3,), (2, 1), ()):
-        error = refused(loss, logits, jnp.zeros(wrong, jnp.int32))
-        assert error.wants == "labels of the logits' leading shape (2,)" and error.remedy
     assert refused(loss, jnp.zeros(()), jnp.zeros((), jnp.int32)).remedy == "add the missing axes"
     assert refused(loss, jnp.zeros((2, 3), jnp.int32), labels).wants == "floating-point input"
-    for mask in (jnp.ones(2), jnp.ones(2, jnp.int32), jnp.ones(3, bool), jnp.ones((2, 1), bool)):
-        error = refused(loss, logits, labels, mask=mask)
-        kind = "booleans" if mask.dtype != bool else "the leading axes of (2,)"
-        assert error.wants == f"a mask of {kind}" and error.remedy
-    for smoothing in (-0.1, 1.0, 10, None):
-        assert "label_smoothing in [0, 1)" in refused(loss, logits, labels,
-            label_smoothing=smoothing).wants
-    for target in (labels, jnp.zeros((2, 3))):
-        for weights in (jnp.ones(2), jnp.ones((1, 3)), 2.0):
-            error = refused(loss, logits, target, class_weights=weights)
-            assert error.wants == "one weight for each of 3 classes" and error.remedy
 
 
 # losses of elements
@@ -341,16 +369,18 @@ def test_elementwise_losses_share_dtype_and_shape_rules(name):
     assert refused(loss, half, ones, reduction="average").remedy == "choose one of them"
 
 
-def test_gradients_at_no_error_are_zero():
+@pytest.mark.parametrize("loss", [
+    dp.losses.squared_error, dp.losses.absolute_error, dp.losses.huber,
+])
+def test_gradients_at_no_error_are_zero(loss):
     zeros = jnp.zeros(3)
-    for loss in (dp.losses.squared_error, dp.losses.absolute_error, dp.losses.huber):
-        assert jax.grad(loss)(zeros, zeros).tolist() == [0.0] * 3
+    assert jax.grad(loss)(zeros, zeros).tolist() == [0.0] * 3
 
 
-def test_huber_wants_a_positive_delta():
-    for delta in (0, -1.0, float("nan")):
-        error = refused(dp.losses.huber, jnp.ones(2), jnp.ones(2), delta=delta)
-        assert error.wants == "delta as a positive number" and error.remedy
+@pytest.mark.parametrize("delta", [0, -1.0, float("nan")])
+def test_huber_wants_a_positive_delta(delta):
+    error = refused(dp.losses.huber, jnp.ones(2), jnp.ones(2), delta=delta)
+    assert error.wants == "delta as a positive number" and error.remedy
 
 
 def test_large_log_odds_do_not_overflow():
@@ -408,13 +438,13 @@ def test_padding_of_distributions_has_no_effect():
 
 @pytest.mark.parametrize("dtype", [
     jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
-def test_the_gradient_of_linear_cross_entropy_is_summed_over_chunks_in_float32(dtype):
+@pytest.mark.parametrize("chunk", [4, 6, 4096])
+def test_the_gradient_of_linear_cross_entropy_is_summed_over_chunks_in_float32(dtype, chunk):
     """Each of 4096 equal logits contributes 1 / 4096; a sum in bfloat16 would stagnate."""
     x, labels = jnp.zeros((2, 3), dtype), jnp.zeros(2, jnp.int32)
     kernel = jnp.ones((3, 4096)).at[:, 0].set(0)
     total = lambda x, chunk: dp.losses.linear_cross_entropy(  # noqa: E731
         x, kernel, labels, chunk=chunk, reduction="sum")[0]
-    for chunk in (4, 6, 4096):
-        grads = jax.grad(total)(x, chunk)
-        assert grads.dtype == dtype
-        np.testing.assert_allclose(grads.astype(jnp.float32), 4095 / 4096, rtol=4e-3)
+    grads = jax.grad(total)(x, chunk)
+    assert grads.dtype == dtype
+    np.testing.assert_allclose(grads.astype(jnp.float32), 4095 / 4096, rtol=4e-3)

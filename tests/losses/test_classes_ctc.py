@@ -108,16 +108,26 @@ def test_labels_that_need_more_frames_give_a_large_number():
     assert 1e5 < float(dp.losses.ctc(jnp.zeros((1, 2, 3)), np.array([[1, 1]]))) < 1.1e5
 
 
-def test_what_ctc_refuses():
-    x = jnp.zeros((2, 4, 3))
-    fine = jnp.ones((2, 2), jnp.int32)
-    for a, b in ((x[0], fine), (x, fine[0]), (x, fine[:1]), (x, jnp.ones((2, 2)))):
-        error = refused(dp.losses.ctc, a, b)
-        assert error.wants == "logits (batch, time, classes) and integer labels (batch, n)"
-        assert error.remedy
-    for blank in (-1, 3):
-        assert refused(dp.losses.ctc, x, fine, blank=blank).wants == "blank in [0, 3)"
-    for wrong in ({"mask": jnp.ones((2, 2), bool)}, {"label_mask": jnp.ones((2, 4), bool)},
-                  {"mask": jnp.ones((2, 4))}):
-        assert refused(dp.losses.ctc, x, fine, **wrong).wants.startswith("a mask of ")
-    assert refused(dp.losses.ctc, x.astype(int), fine).wants == "floating-point input"
+SCORES, ONES = np.zeros((2, 4, 3), np.float32), np.ones((2, 2), np.int32)
+
+
+@pytest.mark.parametrize(("x", "labels"), [
+    (SCORES[0], ONES), (SCORES, ONES[0]), (SCORES, ONES[:1]), (SCORES, np.ones((2, 2))),
+], ids=["two axes of logits", "one axis of labels", "fewer labels", "floats"])
+def test_ctc_refuses_other_shapes_and_labels(x, labels):
+    error = refused(dp.losses.ctc, x, labels)
+    assert error.wants == "logits (batch, time, classes) and integer labels (batch, n)"
+    assert error.remedy
+
+
+@pytest.mark.parametrize(("options", "wants"), [
+    ({"blank": -1}, "blank in [0, 3)"), ({"blank": 3}, "blank in [0, 3)"),
+    ({"mask": np.ones((2, 2), bool)}, "a mask of "), ({"mask": np.ones((2, 4))}, "a mask of "),
+    ({"label_mask": np.ones((2, 4), bool)}, "a mask of "),
+], ids=["negative blank", "large blank", "short mask", "mask of floats", "long mask of labels"])
+def test_ctc_refuses_invalid_options(options, wants):
+    assert refused(dp.losses.ctc, SCORES, ONES, **options).wants.startswith(wants)
+
+
+def test_ctc_refuses_logits_of_integers():
+    assert refused(dp.losses.ctc, SCORES.astype(int), ONES).wants == "floating-point input"

@@ -95,10 +95,12 @@ def test_a_label_beyond_32_bits_is_out_of_range(labels, wide):
         assert np.isnan(losses).tolist() == none.tolist()
 
 
-def test_the_ignored_label_is_not_matched_modulo_two_to_the_32():
-    for labels in (np.array([1, 2**32 - 100]), np.array([1, 2**32 - 100], np.uint32),
-                   jnp.array([1, 2**32 - 100], jnp.uint32)):
-        assert np.isnan(dp.losses.cross_entropy(LOGITS[:2], labels, ignore_index=-100))
+@pytest.mark.parametrize("labels", [
+    np.array([1, 2**32 - 100]), np.array([1, 2**32 - 100], np.uint32),
+    jnp.array([1, 2**32 - 100], jnp.uint32),
+], ids=["int64", "uint32", "uint32 of jax"])
+def test_the_ignored_label_is_not_matched_modulo_two_to_the_32(labels):
+    assert np.isnan(dp.losses.cross_entropy(LOGITS[:2], labels, ignore_index=-100))
 
 
 @pytest.mark.parametrize("net", [

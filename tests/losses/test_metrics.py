@@ -53,13 +53,14 @@ def test_constant_logits_score_as_chance():
     np.testing.assert_allclose(dp.metrics.top_k_accuracy(broken, labels, k=2), 2 / 6, rtol=1e-6)
 
 
-def test_the_signs_of_zero_and_nan_do_not_affect_the_order():
+@pytest.mark.parametrize("label", range(3))
+def test_the_signs_of_zero_and_nan_do_not_affect_the_order(label):
     nan = -np.float32("nan")
     logits = jnp.array([[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0], [-1.0, -0.0, 0.0], [nan, 1.0, 2.0],
                         [1.0, nan, -nan]])
-    for labels in (jnp.full(5, label) for label in range(3)):
-        hits = dp.metrics.top_k_accuracy(logits, labels, k=1, reduction="none")
-        assert hits.tolist() == dp.metrics.accuracy(logits, labels, reduction="none").tolist()
+    labels = jnp.full(5, label)
+    hits = dp.metrics.top_k_accuracy(logits, labels, k=1, reduction="none")
+    assert hits.tolist() == dp.metrics.accuracy(logits, labels, reduction="none").tolist()
     assert float(dp.metrics.top_k_accuracy(jnp.array([[-0.0, 0.0]]), jnp.array([0]), k=1)) == 1
 
 
@@ -79,14 +80,14 @@ def test_confusion_counts_pairs():
         dp.metrics.accuracy(logits, labels, ignore_index=-100, mask=mask))
 
 
-def test_a_label_out_of_range_is_not_counted_in_silence():
+@pytest.mark.parametrize("wrong", [3, -1, -100])
+def test_a_label_out_of_range_returns_nan(wrong):
     logits = jnp.eye(3)
-    for wrong in (3, -1, -100):
-        labels = jnp.array([0, wrong, 2])
-        assert np.isnan(dp.metrics.confusion_matrix(logits, labels)).all()
-        assert dp.metrics.confusion_matrix(logits, labels, ignore_index=wrong).sum() == 2
-        assert dp.metrics.confusion_matrix(logits, labels, mask=labels != wrong).sum() == 2
-        assert dp.metrics.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
+    labels = jnp.array([0, wrong, 2])
+    assert np.isnan(dp.metrics.confusion_matrix(logits, labels)).all()
+    assert dp.metrics.confusion_matrix(logits, labels, ignore_index=wrong).sum() == 2
+    assert dp.metrics.confusion_matrix(logits, labels, mask=labels != wrong).sum() == 2
+    assert dp.metrics.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
 
 
 def test_metrics_without_valid_entries_are_zero():
@@ -98,33 +99,53 @@ def test_metrics_without_valid_entries_are_zero():
         np.zeros((3, 3)))
 
 
-def test_metrics_take_bfloat16_and_narrow_labels():
+@pytest.mark.parametrize("metric", [dp.metrics.accuracy, dp.metrics.top_k_accuracy])
+def test_accuracies_take_bfloat16_and_narrow_labels(metric):
     logits = jax.nn.one_hot(jnp.arange(200), 300, dtype=jnp.bfloat16)
     labels = jnp.arange(200, dtype=jnp.uint8)
-    for metric in (dp.metrics.accuracy, dp.metrics.top_k_accuracy):
-        assert metric(logits, labels).dtype == jnp.float32
-        assert float(metric(logits, labels)) == 1.0
+    assert metric(logits, labels).dtype == jnp.float32
+    assert float(metric(logits, labels)) == 1.0
+
+
+def test_a_confusion_matrix_takes_bfloat16_and_narrow_labels():
+    logits = jax.nn.one_hot(jnp.arange(200), 300, dtype=jnp.bfloat16)
+    labels = jnp.arange(200, dtype=jnp.uint8)
     assert dp.metrics.confusion_matrix(logits, labels).trace() == 200
 
 
-@pytest.mark.parametrize("metric",
-    [dp.metrics.accuracy, dp.metrics.top_k_accuracy, dp.metrics.confusion_matrix])
-def test_what_metrics_refuse(metric):
-    logits, labels = jnp.zeros((2, 6)), jnp.array([0, 1])
-    for wrong in (jnp.zeros(2), jnp.zeros((2, 6))):
-        assert refused(metric, logits, wrong).wants == "integer labels"
-    for wrong in (jnp.zeros(3, int), jnp.zeros((2, 1), int)):
-        assert "leading shape (2,)" in refused(metric, logits, wrong).wants
-    for mask in (jnp.ones(2), jnp.ones(3, bool), jnp.ones((2, 6), bool)):
-        assert refused(metric, logits, labels, mask=mask).wants.startswith("a mask of ")
-    if metric is not dp.metrics.confusion_matrix:
-        assert "reduction" in refused(metric, logits, labels, reduction="average").wants
+SCORES, CHOSEN = np.zeros((2, 6), np.float32), np.array([0, 1])
+METRICS = [dp.metrics.accuracy, dp.metrics.top_k_accuracy, dp.metrics.confusion_matrix]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("labels", "wants"), [
+    (np.zeros(2), "integer labels"), (np.zeros((2, 6)), "integer labels"),
+    (np.zeros(3, int), "leading shape (2,)"), (np.zeros((2, 1), int), "leading shape (2,)"),
+], ids=["floats", "soft", "too many", "two axes"])
+def test_metrics_refuse_other_labels(metric, labels, wants):
+    assert wants in refused(metric, SCORES, labels).wants
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("mask", [np.ones(2), np.ones(3, bool), np.ones((2, 6), bool)],
+                         ids=["floats", "too long", "two axes"])
+def test_metrics_refuse_other_masks(metric, mask):
+    assert refused(metric, SCORES, CHOSEN, mask=mask).wants.startswith("a mask of ")
+
+
+@pytest.mark.parametrize("metric", METRICS[:2])
+def test_metrics_refuse_other_reductions(metric):
+    assert "reduction" in refused(metric, SCORES, CHOSEN, reduction="average").wants
 
 
 def test_more_guesses_than_classes_are_refused():
     logits, labels = jnp.zeros((2, 3)), jnp.array([0, 1])
     expect("", "wants k of at most 3, the number of classes, got 5", dp.metrics.top_k_accuracy,
            logits, labels)
-    for k in (0, 1.0):
-        assert "k as an int of at least 1" in refused(dp.metrics.top_k_accuracy, logits, labels,
-            k=k).wants
+
+
+@pytest.mark.parametrize("k", [0, 1.0])
+def test_the_number_of_guesses_is_a_positive_int(k):
+    logits, labels = jnp.zeros((2, 3)), jnp.array([0, 1])
+    assert "k as an int of at least 1" in refused(dp.metrics.top_k_accuracy, logits, labels,
+        k=k).wants

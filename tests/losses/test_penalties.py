@@ -40,9 +40,9 @@ def test_penalties_are_their_formulas(penalty, formula):
     np.testing.assert_allclose(penalty(half), penalty(tree), rtol=0.01)
 
 
-def test_penalties_have_zero_gradient_at_zero():
-    for penalty in (dp.losses.l1, dp.losses.l2):
-        assert jax.grad(penalty)({"kernel": jnp.zeros(2)})["kernel"].tolist() == [0.0, 0.0]
+@pytest.mark.parametrize("penalty", [dp.losses.l1, dp.losses.l2])
+def test_penalties_have_zero_gradient_at_zero(penalty):
+    assert jax.grad(penalty)({"kernel": jnp.zeros(2)})["kernel"].tolist() == [0.0, 0.0]
 
 
 def test_a_penalty_is_trained_and_reported_beside_the_loss():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,9 +94,8 @@ def test_the_chunks_of_linear_cross_entropy_may_be_impossible(impossible):
 
     given = [jnp.asarray(a, jnp.float32) for a in (bias, x, kernel)]
     found, wanted = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*given) for f in (chunked, whole))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        assert np.isfinite(b).all()
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    chex.assert_tree_all_finite(wanted)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_first_classes_may_be_impossible():
