@@ -53,14 +53,14 @@ def test_activations_equal_their_formulas_and_derivatives(f):
 
 
 @pytest.mark.parametrize("f", TABLE, ids=lambda f: f.__name__)
-def test_activations_hold_in_float32_and_bfloat16(f):
-    for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)):
-        x = jnp.array(POINTS, dtype)
-        y = dp.serial(f)({}, x)
-        assert y.dtype == dtype
-        wanted = [TABLE[f][0](v) for v in np.asarray(x, np.float64)]
-        np.testing.assert_allclose(
-            np.asarray(y, np.float64), wanted, rtol=tolerance, atol=tolerance)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+def test_activations_hold_in_float32_and_bfloat16(f, dtype, tolerance):
+    x = jnp.array(POINTS, dtype)
+    y = dp.serial(f)({}, x)
+    assert y.dtype == dtype
+    wanted = [TABLE[f][0](v) for v in np.asarray(x, np.float64)]
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64), wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_binary_step_has_the_straight_through_gradient():
@@ -107,14 +107,19 @@ def test_prelu_keeps_bfloat16():
 
 def test_prelu_with_another_number_of_channels_raises():
     narrow, wide = jnp.ones((2, 1)), jnp.ones((2, 4))
-    for net, seen, given in ((dp.prelu(), narrow, wide), (dp.prelu(), wide, narrow)):
+    for seen, given in ((narrow, wide), (wide, narrow)):
         with pytest.raises(dp.LayerError, match="params of"):
-            net(net.init(KEY, seen)[0], given)
+            dp.prelu()(dp.prelu().init(KEY, seen)[0], given)
     with pytest.raises(dp.LayerError, match="params of 1 feature,"):
         dp.prelu(shared=True)(dp.prelu().init(KEY, wide)[0], wide)
-    for x in (jnp.ones(()), jnp.ones((2, 3), jnp.int32)):
-        with pytest.raises(dp.LayerError):
-            dp.prelu().init(KEY, x)
+
+
+@pytest.mark.parametrize("x", [
+    np.ones((), np.float32), np.ones((2, 3), np.int32),
+], ids=["scalar", "integers"])
+def test_prelu_of_scalars_and_integers_raises(x):
+    with pytest.raises(dp.LayerError):
+        dp.prelu().init(KEY, x)
 
 
 # Gates.
@@ -164,10 +169,14 @@ def test_repr_is_the_call_until_a_child_is_replaced():
 
 
 @pytest.mark.parametrize("make", [dp.glu, dp.swiglu])
-def test_gated_units_raise_as_linear_does(make):
-    for features in (0, 2.0, True):
-        with pytest.raises(dp.LayerError, match="features as an int of at least 1"):
-            make(features)
+@pytest.mark.parametrize("features", [0, 2.0, True])
+def test_gated_units_require_a_positive_number_of_features(make, features):
+    with pytest.raises(dp.LayerError, match="features as an int of at least 1"):
+        make(features)
+
+
+@pytest.mark.parametrize("make", [dp.glu, dp.swiglu])
+def test_gated_units_require_floats_and_keep_their_dtype(make):
     with pytest.raises(dp.LayerError, match="floating-point") as caught:
         make(3).init(KEY, jnp.ones((2, 4), jnp.int32))
     assert caught.value.path == "gate"

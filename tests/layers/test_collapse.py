@@ -1,5 +1,6 @@
 """`collapse` against NumPy, row by row over the valid steps."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def test_padding_has_no_gradient(how):
     x = jnp.where(MASK[..., None], jnp.asarray(X, jnp.float32), jnp.nan)
     slope = jax.jit(jax.grad(total, (0, 1)))
     own, slopes = slope(params(how), x)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((own, slopes)))
+    chex.assert_tree_all_finite((own, slopes))
     assert not slopes[~MASK].any() and slopes[MASK].any()
     if how == "attention":  # rows with one valid step or none do not depend on the kernel
         wanted, _ = slope(params(how), x.at[1].set(7.0))

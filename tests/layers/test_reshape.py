@@ -73,21 +73,28 @@ def test_invalid_shapes_raise(shape):
 
 @pytest.mark.parametrize("make", [dp.flatten, lambda keep: dp.reshape(-1, keep=keep)],
                          ids=["flatten", "reshape"])
-def test_too_few_axes_and_invalid_keep_raise(make):
+def test_too_few_axes_raise(make):
     with pytest.raises(dp.LayerError, match="at least 3 axes"):
         make(keep=3)({}, jnp.ones((2, 3)))
-    for keep in (-1, 1.0, True):
-        with pytest.raises(dp.LayerError, match="keep"):
-            make(keep=keep)
 
 
-def test_layers_that_keep_batch_and_time_stream():
-    x = jnp.ones((2, 3, 4))
-    for net in (dp.flatten(keep=2), dp.reshape((2, 2), keep=2)):
-        assert net.start is None and net.bare
-    for net in (dp.flatten(), dp.reshape(12), dp.flatten(keep=0)):
-        with pytest.raises(dp.LayerError, match="the whole input at once"):
-            net.start({}, {}, x, length=3)
+@pytest.mark.parametrize("make", [dp.flatten, lambda keep: dp.reshape(-1, keep=keep)],
+                         ids=["flatten", "reshape"])
+@pytest.mark.parametrize("keep", [-1, 1.0, True])
+def test_an_invalid_keep_raises(make, keep):
+    with pytest.raises(dp.LayerError, match="keep"):
+        make(keep=keep)
+
+
+@pytest.mark.parametrize("net", [dp.flatten(keep=2), dp.reshape((2, 2), keep=2)], ids=repr)
+def test_layers_that_keep_batch_and_time_stream(net):
+    assert net.start is None and net.bare
+
+
+@pytest.mark.parametrize("net", [dp.flatten(), dp.reshape(12), dp.flatten(keep=0)], ids=repr)
+def test_layers_that_join_time_with_other_axes_cannot_stream(net):
+    with pytest.raises(dp.LayerError, match="the whole input at once"):
+        net.start({}, {}, jnp.ones((2, 3, 4)), length=3)
 
 
 # One-hot.

@@ -147,17 +147,21 @@ def test_residual_blocks_drop_the_output_of_the_body_alone(rate):
         assert not np.array_equal(trained(net, {}), trained(net, {}, jax.random.key(1)))
 
 
-def test_a_rate_of_zero_needs_no_key():
-    for net in (dp.ffn(7), dp.add_norm(dp.ffn(7)), dp.pre_norm(dp.ffn(7))):
-        params, _ = net.init(KEY, ROWS)
-        same(net.apply(params, {}, ROWS, train=True)[0], net(params, ROWS))
+@pytest.mark.parametrize("net", [
+    dp.ffn(7), dp.add_norm(dp.ffn(7)), dp.pre_norm(dp.ffn(7)),
+], ids=repr)
+def test_a_rate_of_zero_needs_no_key(net):
+    params, _ = net.init(KEY, ROWS)
+    same(net.apply(params, {}, ROWS, train=True)[0], net(params, ROWS))
 
 
 # Errors.
 
-def test_training_with_dropout_and_without_a_key_raises():
-    for net, path in ((dp.ffn(4, dropout=0.1), ""), (dp.add_norm(dp.ffn(4), dropout=0.1), "drop")):
-        params, _ = net.init(KEY, ROWS)
-        with pytest.raises(dp.LayerError, match="wants a key when train=True, got none") as caught:
-            net.apply(params, {}, ROWS, train=True)
-        assert caught.value.path == path
+@pytest.mark.parametrize(("net", "path"), [
+    (dp.ffn(4, dropout=0.1), ""), (dp.add_norm(dp.ffn(4), dropout=0.1), "drop"),
+], ids=["ffn", "add_norm"])
+def test_training_with_dropout_and_without_a_key_raises(net, path):
+    params, _ = net.init(KEY, ROWS)
+    with pytest.raises(dp.LayerError, match="wants a key when train=True, got none") as caught:
+        net.apply(params, {}, ROWS, train=True)
+    assert caught.value.path == path

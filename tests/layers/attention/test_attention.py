@@ -93,26 +93,30 @@ def test_output_equals_loops_in_numpy(name):
 
 
 @pytest.mark.parametrize("alike", [(0,), (2,), (1, 3), (0, 1, 2, 3)])
-def test_axes_of_size_1_broadcast(alike):
+@pytest.mark.parametrize(("name", "full"), [
+    ("attention_mask", PAIRS), ("attention_bias", np.float32(BIAS)),
+], ids=["mask", "bias"])
+def test_axes_of_size_1_broadcast(alike, name, full):
     net, index = own(causal=True), tuple(slice(0, 1 if i in alike else None) for i in range(4))
     params = numbers(net, X)
-    for name, full in (("attention_mask", PAIRS), ("attention_bias", np.float32(BIAS))):
-        part = full[index]
-        one, all_of_it = (jax.jit(net)(params, np.float32(X), **{name: given}) for given in (
-            part, np.broadcast_to(part, full.shape)))
-        close(one, all_of_it)
+    part = full[index]
+    one, all_of_it = (jax.jit(net)(params, np.float32(X), **{name: given}) for given in (
+        part, np.broadcast_to(part, full.shape)))
+    close(one, all_of_it)
 
 
-def test_any_number_of_batch_axes():
-    for net, side in ((own(causal=True, rotary=dp.rotary(features=2)),
-                       {"mask": MASK, "segments": SEGMENTS, "positions": POSITIONS}),
-                      (asking(), {"memory": np.float32(MEMORY), "memory_mask": REMEMBERED})):
-        params = numbers(net, np.float32(X), **side)
-        run = jax.jit(net)
-        wanted = run(params, np.float32(X), **side)
-        alone, apart = ({name: a[f] for name, a in side.items()} for f in (1, (slice(None), None)))
-        close(run(params, np.float32(X[1]), **alone), wanted[1])
-        close(run(params, np.float32(X[:, None]), **apart), wanted[:, None])
+@pytest.mark.parametrize(("net", "side"), [
+    (own(causal=True, rotary=dp.rotary(features=2)),
+     {"mask": MASK, "segments": SEGMENTS, "positions": POSITIONS}),
+    (asking(), {"memory": np.float32(MEMORY), "memory_mask": REMEMBERED}),
+], ids=["self", "cross"])
+def test_any_number_of_batch_axes(net, side):
+    params = numbers(net, np.float32(X), **side)
+    run = jax.jit(net)
+    wanted = run(params, np.float32(X), **side)
+    alone, apart = ({name: a[f] for name, a in side.items()} for f in (1, (slice(None), None)))
+    close(run(params, np.float32(X[1]), **alone), wanted[1])
+    close(run(params, np.float32(X[:, None]), **apart), wanted[:, None])
 
 
 # Equal compositions.

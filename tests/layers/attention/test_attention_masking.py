@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def test_a_query_without_keys_returns_zeros_and_has_no_gradient(name):
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(grads))
     _, grads = run(params, X, ~nothing, MEMORY)  # the other queries have a gradient
     assert np.asarray(y)[~nothing].all() and grads[1].any() and grads[0]["value"]["kernel"].any()
-    assert dp.tree.nonfinite(grads) == []
+    chex.assert_tree_all_finite(grads)
 
 
 def test_a_query_without_keys_is_the_bias_after_the_output_map():
@@ -87,16 +88,18 @@ def test_values_in_the_padding_do_not_spread(name):
         same(run(broken), wanted)
 
 
-def test_masks_without_False_change_nothing():
+@pytest.mark.parametrize("net", [
+    CAUSAL, dp.self_attention(2, causal=True, window=2, rotary=dp.rotary()),
+], ids=["causal", "window"])
+def test_masks_without_False_change_nothing(net):
     full = np.ones((3, STEPS), bool)
-    for net in (CAUSAL, dp.self_attention(2, causal=True, window=2, rotary=dp.rotary())):
-        params = numbers(net, X)
-        run = jax.jit(net)
-        wanted = run(params, X)
-        close(run(params, X, mask=full), wanted)
-        close(run(params, X, attention_mask=np.ones((1, 1, STEPS, STEPS), bool)), wanted)
-        close(run(params, X, segments=np.full((3, STEPS), 7)), wanted)
-        close(run(params, X, attention_bias=np.full((1, 1, 1, 1), 2.0, np.float32)), wanted)
+    params = numbers(net, X)
+    run = jax.jit(net)
+    wanted = run(params, X)
+    close(run(params, X, mask=full), wanted)
+    close(run(params, X, attention_mask=np.ones((1, 1, STEPS, STEPS), bool)), wanted)
+    close(run(params, X, segments=np.full((3, STEPS), 7)), wanted)
+    close(run(params, X, attention_bias=np.full((1, 1, 1, 1), 2.0, np.float32)), wanted)
 
 
 def test_packed_segments_equal_separate_sequences():

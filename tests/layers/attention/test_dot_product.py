@@ -70,14 +70,14 @@ def test_output_equals_loops_in_numpy(name):
             np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
 
 
-def test_other_numbers_of_keys_and_any_batch_axes():
+@pytest.mark.parametrize("lead", [(), (1,), (1, 1)], ids=str)
+def test_other_numbers_of_keys_and_any_batch_axes(lead):
     query, key, value = drawn(1, 3, 4, 2), drawn(1, 3, 7, 2, seed=1), drawn(1, 3, 7, 1, seed=2)
     wanted = attend(query, key, value)
     with jax.enable_x64(True):
-        for lead in ((), (1,), (1, 1)):
-            given = [a.reshape(*lead, *a.shape[1:]) for a in (query, key, value)]
-            y = jax.jit(dot_product)(*given)
-            np.testing.assert_allclose(y, wanted.reshape(*lead, *wanted.shape[1:]), atol=1e-12)
+        given = [a.reshape(*lead, *a.shape[1:]) for a in (query, key, value)]
+        y = jax.jit(dot_product)(*given)
+        np.testing.assert_allclose(y, wanted.reshape(*lead, *wanted.shape[1:]), atol=1e-12)
 
 
 # The implementations.

@@ -1,5 +1,6 @@
 """`batch_norm` against NumPy in float64: axes, divisors, running statistics, masks."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,17 +107,17 @@ def test_a_large_mean_costs_no_accuracy():
     np.testing.assert_allclose(state["var"], wide.var(0, ddof=1), rtol=1e-3)
 
 
-def test_bfloat16_keeps_its_statistics_in_float32():
+@pytest.mark.parametrize("side", [{}, {"mask": np.ones(64, bool)}], ids=["all", "masked"])
+def test_bfloat16_keeps_its_statistics_in_float32(side):
     x = jnp.asarray(drawn(64, 8), jnp.bfloat16)
     wide = np.asarray(x, np.float64)
     norm = dp.batch_norm()
     params, state = norm.init(KEY, x)
-    for side in ({}, {"mask": jnp.ones(64, bool)}):
-        y, new = norm.apply(params, state, x, train=True, **side)
-        assert (y.dtype, new["mean"].dtype, new["var"].dtype) == (
-            jnp.bfloat16, jnp.float32, jnp.float32)
-        np.testing.assert_allclose(new["mean"], 0.1 * wide.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(new["var"], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-5)
+    y, new = norm.apply(params, state, x, train=True, **side)
+    assert (y.dtype, new["mean"].dtype, new["var"].dtype) == (
+        jnp.bfloat16, jnp.float32, jnp.float32)
+    np.testing.assert_allclose(new["mean"], 0.1 * wide.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(new["var"], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-5)
 
 
 def test_initial_values_and_the_output_of_a_constant_channel():
@@ -177,8 +178,7 @@ def test_a_masked_batch_is_the_batch_without_the_padding(mask, padding):
 def test_a_mask_of_true_equals_no_mask():
     x = jnp.asarray(drawn(4, 3, 2), jnp.float32)
     got, wanted = (trained(x, mask, jnp.float32) for mask in (jnp.ones((4, 3), bool), None))
-    for u, v in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(u, v, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(got, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("valid", [0, 1])
@@ -189,12 +189,11 @@ def test_fewer_than_two_valid_entries_keep_the_statistics(valid):
     params, _ = norm.init(KEY, x)
     state = {"mean": jnp.array([1.0, 2.0]), "var": jnp.array([3.0, 4.0])}
     y, new = jax.jit(lambda x: norm.apply(params, state, x, train=True, mask=mask))(x)
-    assert np.isfinite(y).all()
     np.testing.assert_array_equal(y[:valid], 0)  # the bias
     for name in state:
         np.testing.assert_array_equal(new[name], state[name])
     grads = jax.grad(lambda p, x: norm.apply(p, state, x, train=True, mask=mask)[0].sum(), (0, 1))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(grads)(params, x)))
+    chex.assert_tree_all_finite((y, jax.jit(grads)(params, x)))
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -223,26 +222,32 @@ def test_in_inference_masked_entries_reach_no_gradient():
 
 # Errors.
 
-def test_parameters_of_one_feature_are_not_broadcast():
+@pytest.mark.parametrize("norm", [
+    dp.batch_norm(), dp.batch_norm(scale=False, bias=False),
+], ids=repr)
+def test_parameters_of_one_feature_are_not_broadcast(norm):
     narrow, wide = jnp.ones((2, 1)), jnp.ones((2, 4))
-    for norm in (dp.batch_norm(), dp.batch_norm(scale=False, bias=False)):
-        params, state = norm.init(KEY, narrow)
-        for train in (False, True):
-            with pytest.raises(dp.LayerError, match="1 feature "):
-                norm.apply(params, state, wide, train=train)
+    params, state = norm.init(KEY, narrow)
+    for train in (False, True):
+        with pytest.raises(dp.LayerError, match="1 feature "):
+            norm.apply(params, state, wide, train=train)
+
+
+def test_parameters_of_one_feature_with_statistics_of_several_raise():
+    narrow, wide = jnp.ones((2, 1)), jnp.ones((2, 4))
     params, _ = dp.batch_norm().init(KEY, narrow)
     _, state = dp.batch_norm().init(KEY, wide)
     with pytest.raises(dp.LayerError, match="1 feature "):
         dp.batch_norm()(params, wide, state=state)
 
 
-def test_statistics_of_one_feature_are_not_broadcast():
+@pytest.mark.parametrize("train", [False, True])
+def test_statistics_of_one_feature_are_not_broadcast(train):
     norm, wide = dp.batch_norm(), jnp.ones((2, 4))
     params, _ = norm.init(KEY, wide)
     _, state = norm.init(KEY, jnp.ones((2, 1)))
-    for train in (False, True):
-        with pytest.raises(dp.LayerError, match="1 feature "):
-            norm.apply(params, state, wide, train=train)
+    with pytest.raises(dp.LayerError, match="1 feature "):
+        norm.apply(params, state, wide, train=train)
 
 
 def test_a_missing_state_raises():
@@ -263,11 +268,17 @@ def test_a_wrong_eps_raises(eps):
         dp.batch_norm(eps=eps)
 
 
-def test_wrong_input_raises():
+@pytest.mark.parametrize("x", [
+    np.ones((), np.float32), np.ones((2, 3), np.int32),
+], ids=["scalar", "integers"])
+def test_scalars_and_integers_raise_at_init(x):
     norm = dp.batch_norm()
-    for x in (jnp.ones(()), jnp.ones((2, 3), jnp.int32)):
-        with pytest.raises(dp.LayerError):
-            norm.init(KEY, x)
+    with pytest.raises(dp.LayerError):
+        norm.init(KEY, x)
+
+
+def test_integers_raise_at_inference():
+    norm = dp.batch_norm()
     params, state = norm.init(KEY, jnp.ones((2, 3)))
     with pytest.raises(dp.LayerError, match="floating-point"):
         norm(params, jnp.array([[1, 2, 3], [4, 0, 0]]), state=state)

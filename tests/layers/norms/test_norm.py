@@ -73,13 +73,15 @@ def test_rms_norm_keeps_the_direction_and_subtracts_no_mean():
     np.testing.assert_allclose(norm(params, 7 * x), y, rtol=1e-5)
 
 
-def test_initial_scale_is_one_and_bias_zero():
-    for norm, names in ((dp.layer_norm(), ["bias", "scale"]), (dp.rms_norm(), ["scale"])):
-        params, state = norm.init(KEY, jnp.ones((2, 3)))
-        begin = {"scale": [1.0] * 3, "bias": [0.0] * 3}
-        assert sorted(params) == names and state == {}
-        assert {name: leaf.tolist() for name, leaf in params.items()} == {
-            name: begin[name] for name in names}
+@pytest.mark.parametrize(("norm", "names"), [
+    (dp.layer_norm(), ["bias", "scale"]), (dp.rms_norm(), ["scale"]),
+], ids=["layer_norm", "rms_norm"])
+def test_initial_scale_is_one_and_bias_zero(norm, names):
+    params, state = norm.init(KEY, jnp.ones((2, 3)))
+    begin = {"scale": [1.0] * 3, "bias": [0.0] * 3}
+    assert sorted(params) == names and state == {}
+    assert {name: leaf.tolist() for name, leaf in params.items()} == {
+        name: begin[name] for name in names}
 
 
 def test_initializers_are_used():
@@ -143,13 +145,14 @@ def test_zero_stays_zero_and_has_a_gradient():
     np.testing.assert_allclose(grads, 1e5**0.5, rtol=1e-5)
 
 
-def test_parameters_of_one_feature_are_not_broadcast():
+@pytest.mark.parametrize("norm", [
+    dp.layer_norm(), dp.layer_norm(bias=False), dp.layer_norm(scale=False), dp.rms_norm(),
+], ids=repr)
+def test_parameters_of_one_feature_are_not_broadcast(norm):
     wide = jnp.ones((2, 4))
-    for norm in (dp.layer_norm(), dp.layer_norm(bias=False), dp.layer_norm(scale=False),
-                 dp.rms_norm()):
-        params = jax.tree.map(lambda leaf: leaf[:1], norm.init(KEY, wide)[0])
-        with pytest.raises(dp.LayerError, match="1 feature "):
-            norm(params, wide)
+    params = jax.tree.map(lambda leaf: leaf[:1], norm.init(KEY, wide)[0])
+    with pytest.raises(dp.LayerError, match="1 feature "):
+        norm(params, wide)
 
 
 @pytest.mark.parametrize("make", [dp.layer_norm, dp.rms_norm])
@@ -160,11 +163,18 @@ def test_a_wrong_eps_raises(make, eps):
 
 
 @pytest.mark.parametrize("make", [dp.layer_norm, dp.rms_norm])
-def test_wrong_input_raises(make):
+@pytest.mark.parametrize("x", [
+    np.ones((), np.float32), np.ones((2, 3), np.int32),
+], ids=["scalar", "integers"])
+def test_scalars_and_integers_raise_at_init(make, x):
     norm = make()
-    for x in (jnp.ones(()), jnp.ones((2, 3), jnp.int32)):
-        with pytest.raises(dp.LayerError):
-            norm.init(KEY, x)
+    with pytest.raises(dp.LayerError):
+        norm.init(KEY, x)
+
+
+@pytest.mark.parametrize("make", [dp.layer_norm, dp.rms_norm])
+def test_integers_raise_at_inference(make):
+    norm = make()
     params, _ = norm.init(KEY, jnp.ones((2, 3)))
     with pytest.raises(dp.LayerError, match="floating-point"):
         norm(params, jnp.array([[1, 2, 3], [4, 0, 0]]))

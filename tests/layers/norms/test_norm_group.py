@@ -59,15 +59,21 @@ def test_one_group_with_dims_0_equals_layer_norm():
                                rtol=1e-6, atol=1e-6)
 
 
-def test_scale_and_bias_have_one_entry_per_channel_and_are_optional():
+@pytest.mark.parametrize(("options", "names"), [
+    ({}, ["bias", "scale"]), ({"scale": False}, ["bias"]), ({"bias": False}, ["scale"]),
+    ({"scale": False, "bias": False}, []),
+], ids=str)
+def test_scale_and_bias_have_one_entry_per_channel_and_are_optional(options, names):
     x = jnp.ones((2, 3, 3, 4))
-    for options, names in (({}, ["bias", "scale"]), ({"scale": False}, ["bias"]),
-                           ({"bias": False}, ["scale"]), ({"scale": False, "bias": False}, [])):
-        for norm in (dp.group_norm(2, **options), dp.instance_norm(**options)):
-            params, state = norm.init(KEY, x)
-            assert sorted(params) == names and state == {}
-            assert {leaf.shape for leaf in params.values()} <= {(4,)}
-            assert norm(params, x).shape == x.shape
+    for norm in (dp.group_norm(2, **options), dp.instance_norm(**options)):
+        params, state = norm.init(KEY, x)
+        assert sorted(params) == names and state == {}
+        assert {leaf.shape for leaf in params.values()} <= {(4,)}
+        assert norm(params, x).shape == x.shape
+
+
+def test_scale_and_bias_are_drawn_by_their_initializers():
+    x = jnp.ones((2, 3, 3, 4))
     params, _ = dp.group_norm(2, scale_init="zeros", bias_init="ones").init(KEY, x)
     assert (params["scale"].tolist(), params["bias"].tolist()) == ([0.0] * 4, [1.0] * 4)
 
@@ -137,22 +143,26 @@ def test_a_fully_masked_row_is_finite_and_has_no_gradient(norm):
         np.testing.assert_array_equal(leaf, 0)
 
 
-def test_a_mask_of_true_equals_no_mask():
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_a_mask_of_true_equals_no_mask(norm):
     x = jnp.asarray(drawn(2, 4, 6), jnp.float32)
-    for norm in NORMS.values():
-        params, _ = norm.init(KEY, x)
-        np.testing.assert_allclose(norm(params, x, mask=jnp.ones((2, 4), bool)), norm(params, x),
-                                   rtol=1e-6, atol=1e-6)
+    params, _ = norm.init(KEY, x)
+    np.testing.assert_allclose(norm(params, x, mask=jnp.ones((2, 4), bool)), norm(params, x),
+                               rtol=1e-6, atol=1e-6)
 
 
-def test_only_dims_1_takes_a_mask():
-    x = jnp.ones((2, 3, 3, 4))
-    refused = {"segments"}  # only to raise: these layers mix positions
-    for norm, side in ((dp.group_norm(2), refused), (dp.instance_norm(), refused),
-                       (dp.group_norm(2, dims=0), frozenset())):
-        assert norm.side == side
-        expect("", f"{norm!r}: wants only side inputs that it takes ({''.join(side) or 'none'}), "
-               "got mask", norm.init, KEY, x, mask=jnp.ones(2, bool))
+@pytest.mark.parametrize(("norm", "side"), [
+    # They take segments only to raise: these layers mix positions.
+    (dp.group_norm(2), {"segments"}), (dp.instance_norm(), {"segments"}),
+    (dp.group_norm(2, dims=0), set()),
+], ids=repr)
+def test_only_dims_1_takes_a_mask(norm, side):
+    assert norm.side == side
+    expect("", f"{norm!r}: wants only side inputs that it takes ({''.join(side) or 'none'}), "
+           "got mask", norm.init, KEY, jnp.ones((2, 3, 3, 4)), mask=jnp.ones(2, bool))
+
+
+def test_wrong_masks_raise():
     norm, x = dp.group_norm(2, dims=1), jnp.ones((2, 3, 4))
     params, _ = norm.init(KEY, x)
     call = "group_norm(2, dims=1): wants"
@@ -165,32 +175,42 @@ def test_only_dims_1_takes_a_mask():
 # Errors.
 
 
-def test_wrong_options_and_integers_raise():
-    for groups in (0, -1, 2.0, True):
-        with pytest.raises(dp.LayerError, match="groups as an int of at least 1"):
-            dp.group_norm(groups)
-    for make, least in ((lambda **o: dp.group_norm(2, **o), 0), (dp.instance_norm, 1)):
-        with pytest.raises(dp.LayerError, match=f"dims as an int of at least {least}"):
-            make(dims=least - 1)
-        with pytest.raises(dp.LayerError, match="dims of at most 3, got 4"):
-            make(dims=4)
-        with pytest.raises(dp.LayerError, match="eps"):
-            make(eps=0)
-        with pytest.raises(dp.LayerError, match="floating-point"):
-            make().init(KEY, jnp.ones((2, 2, 2, 4), jnp.int32))
+@pytest.mark.parametrize("groups", [0, -1, 2.0, True])
+def test_groups_are_a_positive_int(groups):
+    with pytest.raises(dp.LayerError, match="groups as an int of at least 1"):
+        dp.group_norm(groups)
 
 
-def test_parameters_of_another_number_of_channels_raise():
-    for norm in (dp.group_norm(1), dp.instance_norm()):
-        params, _ = norm.init(KEY, jnp.ones((2, 2, 2, 1)))
-        with pytest.raises(dp.LayerError, match="1 feature "):
-            norm(params, jnp.ones((2, 2, 2, 4)))
+@pytest.mark.parametrize(("make", "least"), [
+    (lambda **o: dp.group_norm(2, **o), 0), (dp.instance_norm, 1),
+], ids=["group_norm", "instance_norm"])
+def test_wrong_options_and_integers_raise(make, least):
+    with pytest.raises(dp.LayerError, match=f"dims as an int of at least {least}"):
+        make(dims=least - 1)
+    with pytest.raises(dp.LayerError, match="dims of at most 3, got 4"):
+        make(dims=4)
+    with pytest.raises(dp.LayerError, match="eps"):
+        make(eps=0)
+    with pytest.raises(dp.LayerError, match="floating-point"):
+        make().init(KEY, jnp.ones((2, 2, 2, 4), jnp.int32))
 
 
-def test_statistics_over_time_cannot_stream():
+@pytest.mark.parametrize("norm", [
+    dp.group_norm(1), dp.instance_norm(),
+], ids=["group_norm", "instance_norm"])
+def test_parameters_of_another_number_of_channels_raise(norm):
+    params, _ = norm.init(KEY, jnp.ones((2, 2, 2, 1)))
+    with pytest.raises(dp.LayerError, match="1 feature "):
+        norm(params, jnp.ones((2, 2, 2, 4)))
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_statistics_over_time_cannot_stream(norm):
     x = jnp.ones((2, 3, 4))
-    for norm in NORMS.values():
-        params, state = norm.init(KEY, x)
-        with pytest.raises(dp.LayerError, match="the whole input at once"):
-            norm.start(params, state, x, length=3)
+    params, state = norm.init(KEY, x)
+    with pytest.raises(dp.LayerError, match="the whole input at once"):
+        norm.start(params, state, x, length=3)
+
+
+def test_statistics_of_a_step_stream():
     assert dp.group_norm(2, dims=0).start is None

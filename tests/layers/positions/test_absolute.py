@@ -1,5 +1,6 @@
 """Absolute position embeddings: formulas in NumPy, and positions in a stream."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,20 +36,23 @@ def table(net, first, time, features=16, dtype=jnp.float32):
     return net({}, jnp.zeros((time, features), dtype), positions=at)
 
 
-def test_products_of_sinusoids_depend_on_the_distance_alone():
+@pytest.mark.parametrize("far", [0, 50, 10_000, 1_000_000])
+def test_products_of_sinusoids_depend_on_the_distance_alone(far):
     net = dp.sinusoidal_positions()
     wanted = [sum(np.cos(k / 10000.0 ** (2 * i / 16)) for i in range(8)) for k in range(9)]
-    for far in (0, 50, 10_000, 1_000_000):
-        p = np.asarray(table(net, far, 9))
-        for k in range(9):
-            products = (p[: 9 - k] * p[k:]).sum(-1) / 8
-            np.testing.assert_allclose(products, wanted[k] / 8, rtol=0, atol=1e-6)
+    p = np.asarray(table(net, far, 9))
+    for k in range(9):
+        products = (p[: 9 - k] * p[k:]).sum(-1) / 8
+        np.testing.assert_allclose(products, wanted[k] / 8, rtol=0, atol=1e-6)
 
 
-def test_sinusoids_in_float32_are_accurate_at_large_positions():
-    for far, error in ((0, 4e-7), (100_000, 1e-4)):
-        p = table(dp.sinusoidal_positions(), far, 3, 4)
-        np.testing.assert_allclose(p, sinusoids(3, 4, begin=far), rtol=0, atol=error)
+@pytest.mark.parametrize(("far", "error"), [(0, 4e-7), (100_000, 1e-4)])
+def test_sinusoids_in_float32_are_accurate_at_large_positions(far, error):
+    p = table(dp.sinusoidal_positions(), far, 3, 4)
+    np.testing.assert_allclose(p, sinusoids(3, 4, begin=far), rtol=0, atol=error)
+
+
+def test_sinusoids_in_float64_are_accurate_at_large_positions():
     with jax.enable_x64(True):
         p = table(dp.sinusoidal_positions(), 100_000, 3, 4, jnp.float64)
         np.testing.assert_allclose(p, sinusoids(3, 4, begin=100_000), rtol=0, atol=1e-9)
@@ -178,18 +182,19 @@ def test_a_ragged_prompt_and_single_steps_equal_one_sequence(name):
 
 
 def test_chunks_of_one_size_compile_once():
-    net, x, traces = NETS["in a net"], jnp.ones((2, 1, 4)), []
+    net, x = NETS["in a net"], jnp.ones((2, 1, 4))
     params, _ = net.init(KEY, x)
     state = net.start(params, {}, x, length=5)
 
+    chex.clear_trace_counter()
+
     @jax.jit
+    @chex.assert_max_traces(1)
     def step(state, x):
-        traces.append(x.shape)
         return net.apply(params, state, x)
 
     for _ in range(3):
         _, state = step(state, x)
-    assert len(traces) == 1
 
 
 def test_a_stream_past_its_length_returns_NaN():

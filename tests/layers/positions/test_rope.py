@@ -75,20 +75,23 @@ def test_llama3_scaling_pair_by_pair():
     assert len({round(w / f, 6) for w, f in zip(wanted, speeds(128, 500000.0), strict=True)}) > 5
 
 
-def test_yarn_scaling_pair_by_pair():
+@pytest.mark.parametrize(("dims", "base", "length", "factor", "fast", "slow"), [
+    (64, 1e4, 4096, 16.0, 32, 1), (16, 5e5, 256, 2.0, 8, 2)])
+def test_yarn_scaling_pair_by_pair(dims, base, length, factor, fast, slow):
     def pair(turns, dims, base, length):
         return dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    for dims, base, length, factor, fast, slow in ((64, 1e4, 4096, 16.0, 32, 1),
-                                                   (16, 5e5, 256, 2.0, 8, 2)):
-        low = max(math.floor(pair(fast, dims, base, length)), 0)
-        high = min(math.ceil(pair(slow, dims, base, length)), dims - 1)
-        wanted = []
-        for i, f in enumerate(speeds(dims, base)):
-            kept = 1 - min(max((i - low) / (high - low), 0), 1)
-            wanted.append(f / factor * (1 - kept) + f * kept)
-        rule = dp.rope.yarn_scaling(factor, length, beta_fast=fast, beta_slow=slow)
-        np.testing.assert_allclose(of(rule, base, dims)[0], wanted, rtol=1e-12)
+    low = max(math.floor(pair(fast, dims, base, length)), 0)
+    high = min(math.ceil(pair(slow, dims, base, length)), dims - 1)
+    wanted = []
+    for i, f in enumerate(speeds(dims, base)):
+        kept = 1 - min(max((i - low) / (high - low), 0), 1)
+        wanted.append(f / factor * (1 - kept) + f * kept)
+    rule = dp.rope.yarn_scaling(factor, length, beta_fast=fast, beta_slow=slow)
+    np.testing.assert_allclose(of(rule, base, dims)[0], wanted, rtol=1e-12)
+
+
+def test_yarn_scaling_at_its_limits():
     assert of(dp.rope.yarn_scaling(4.0, 64, attention_factor=0.5), 1e4, 8)[1] == 0.5
     assert of(dp.rope.yarn_scaling(0.5, 64), 1e4, 8)[1] == 1
     step, _ = of(dp.rope.yarn_scaling(4.0, 2, beta_fast=1.0), 1e4, 4)  # first == last

@@ -224,16 +224,20 @@ def test_the_program_is_that_of_a_plain_scan():
 
 
 @pytest.mark.slow
-def test_the_summary_counts_every_step():
-    for cell in (dp.lstm(3), CELLS["chain"], dp.residual(dp.gru(4))):
-        for ways in ({}, {"bidirectional": True}, {"reverse": True}):
-            net = dp.recurrent(cell, **ways)
-            params = net.plan(SERIES).params
-            seen = dp.summary(net, SERIES, mask=PACKED)
-            assert seen.flops == pytest.approx(flops(net, params, SERIES), rel=0.3)
-            step = dp.summary(cell, SERIES[:, 0])
-            assert seen.flops == 5 * (2 if "bidirectional" in ways else 1) * step.flops
-            assert seen.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+@pytest.mark.parametrize("cell", [dp.lstm(3), CELLS["chain"], dp.residual(dp.gru(4))], ids=repr)
+@pytest.mark.parametrize("ways", [{}, {"bidirectional": True}, {"reverse": True}], ids=str)
+def test_the_summary_counts_every_step(cell, ways):
+    net = dp.recurrent(cell, **ways)
+    params = net.plan(SERIES).params
+    seen = dp.summary(net, SERIES, mask=PACKED)
+    assert seen.flops == pytest.approx(flops(net, params, SERIES), rel=0.3)
+    step = dp.summary(cell, SERIES[:, 0])
+    assert seen.flops == 5 * (2 if "bidirectional" in ways else 1) * step.flops
+    assert seen.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.slow
+def test_the_summary_has_a_row_for_each_part_of_a_cell():
     rows = {row.path: row for row in dp.summary(dp.recurrent(CELLS["chain"]), SERIES).rows}
     assert list(rows) == ["", "linear_0", "lstm_0", "tanh~0", "gru_0"]
     assert rows[""].output.shape == (3, 5, 4) and rows["gru_0"].output.shape == (3, 4)

@@ -49,11 +49,12 @@ def test_batch_axes_are_free_and_an_int_stands_for_all_axes(kind):
                                atol=1e-6)
 
 
-def test_one_window_is_the_global_pool():
+@pytest.mark.parametrize(("pool", "whole"), [
+    (dp.adaptive_avg_pool, dp.global_avg_pool), (dp.adaptive_max_pool, dp.global_max_pool),
+], ids=["avg", "max"])
+def test_one_window_is_the_global_pool(pool, whole):
     x = jnp.asarray(drawn(2, 5, 4, 3))
-    for pool, whole in ((dp.adaptive_avg_pool, dp.global_avg_pool),
-                        (dp.adaptive_max_pool, dp.global_max_pool)):
-        np.testing.assert_allclose(pool(1)({}, x)[:, 0, 0], whole()({}, x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pool(1)({}, x)[:, 0, 0], whole()({}, x), rtol=1e-5, atol=1e-6)
 
 
 def test_infinity_does_not_reach_other_windows():
@@ -76,11 +77,11 @@ def test_integers_have_maxima_and_no_mean():
            dp.adaptive_avg_pool(2, dims=1).plan, x)
 
 
-def test_wrong_sizes_and_streams_raise():
-    for pool in (dp.adaptive_avg_pool, dp.adaptive_max_pool):
-        expect("", f"{pool.__name__}(0): wants size as a positive int or a tuple of 2, got 0",
-               pool, 0)
-        expect("", f"{pool.__name__}(2): wants at least 3 axes (..., height, width, channels), "
-               "got float32[4,4]", pool(2).plan, jnp.ones((4, 4)))
-        with pytest.raises(dp.LayerError, match="the whole input at once"):
-            pool(2, dims=1).start({}, {}, jnp.ones((2, 4, 1)), length=4)
+@pytest.mark.parametrize("pool", [dp.adaptive_avg_pool, dp.adaptive_max_pool])
+def test_wrong_sizes_and_streams_raise(pool):
+    expect("", f"{pool.__name__}(0): wants size as a positive int or a tuple of 2, got 0",
+           pool, 0)
+    expect("", f"{pool.__name__}(2): wants at least 3 axes (..., height, width, channels), "
+           "got float32[4,4]", pool(2).plan, jnp.ones((4, 4)))
+    with pytest.raises(dp.LayerError, match="the whole input at once"):
+        pool(2, dims=1).start({}, {}, jnp.ones((2, 4, 1)), length=4)

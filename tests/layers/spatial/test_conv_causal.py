@@ -1,5 +1,6 @@
 """Causal convolution: outputs depend on the past alone, and a stream equals the whole sequence."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,13 +58,12 @@ def test_causal_conv_equals_loops(size, stride, dilation):
 def streamed(net, params, x, sizes, mask=None):
     """The outputs of x in chunks of the given sizes; the state keeps its shapes and dtypes."""
     state = net.start(params, {}, x[:, : sizes[0]], length=x.shape[1])
-    structure = jax.tree.map(lambda a: (a.shape, a.dtype), state)
-    chunks, at, apply = [], 0, jax.jit(net.apply)
+    first, chunks, at, apply = state, [], 0, jax.jit(net.apply)
     for size in sizes:
         part = slice(at, at + size)
         y, state = apply(
             params, state, x[:, part], mask=None if mask is None else mask[:, part])
-        assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == structure
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
         chunks.append(y)
         at += size
     assert at == x.shape[1]
@@ -114,12 +114,14 @@ def test_batch_axes_are_free():
         close(jnp.concatenate([first, second], -2), net(params, x))
 
 
-def test_other_padding_than_causal_cannot_stream():
-    for layer in (dp.conv(3, 3, dims=1), dp.conv(3, 3, dims=1, padding="VALID"),
-                  dp.depthwise_conv(3, dims=1, padding=((2, 0),))):
-        params, _ = layer.init(KEY, SERIES)
-        with pytest.raises(dp.LayerError, match="the whole input at once"):
-            layer.start(params, {}, SERIES, length=12)
+@pytest.mark.parametrize("layer", [
+    dp.conv(3, 3, dims=1), dp.conv(3, 3, dims=1, padding="VALID"),
+    dp.depthwise_conv(3, dims=1, padding=((2, 0),)),
+], ids=["same", "valid", "numbers"])
+def test_other_padding_than_causal_cannot_stream(layer):
+    params, _ = layer.init(KEY, SERIES)
+    with pytest.raises(dp.LayerError, match="the whole input at once"):
+        layer.start(params, {}, SERIES, length=12)
 
 
 def test_a_stream_keeps_the_dtypes_of_its_chunks_and_of_its_past():

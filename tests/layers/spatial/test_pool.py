@@ -54,17 +54,16 @@ def test_pools_equal_loops(kind, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_int_sets_all_axes(kind):
-    pool, reduce = KINDS[kind]
-    flat, cube = drawn(1, 6, 2), drawn(1, 4, 4, 2, 1)
-    for dims, x in ((1, flat), (3, cube)):
-        wanted = naive(reduce, x, (2,) * dims, (2,) * dims, ((0, 0),) * dims)
-        y = pool(2, dims=dims)({}, jnp.asarray(x))
-        np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize("space", [(6,), (4, 4, 2)], ids=str)
+def test_an_int_sets_all_axes(kind, space):
+    (pool, reduce), dims, x = KINDS[kind], len(space), drawn(1, *space, 2)
+    wanted = naive(reduce, x, (2,) * dims, (2,) * dims, ((0, 0),) * dims)
+    y = pool(2, dims=dims)({}, jnp.asarray(x))
+    np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8])
-def test_the_largest_integer_wins(dtype):
+def test_the_maximum_of_integers_is_exact(dtype):
     x = np.random.default_rng(0).integers(0, 100, (2, 5, 4, 1)).astype(np.dtype(dtype))
     if np.dtype(dtype).kind == "i":
         x = x - 200  # below zero, so that a padded zero would win
@@ -109,12 +108,18 @@ def test_a_global_pool_of_a_sequence():
     np.testing.assert_allclose(y, x.mean(1), rtol=1e-5, atol=1e-6)
 
 
-def test_integers_have_a_global_maximum_and_no_mean():
+@pytest.mark.parametrize("pool", [
+    dp.avg_pool(2), dp.global_avg_pool(),
+], ids=["avg_pool", "global_avg_pool"])
+def test_integers_have_no_mean(pool):
+    x = jnp.array([[-3, -1], [-2, -7]])[..., None]
+    with pytest.raises(dp.LayerError, match="floating-point"):
+        pool({}, x)
+
+
+def test_integers_have_a_global_maximum():
     x = jnp.array([[-3, -1], [-2, -7]])[..., None]
     assert dp.global_max_pool()({}, x).tolist() == [-1]
-    for pool in (dp.avg_pool(2), dp.global_avg_pool()):
-        with pytest.raises(dp.LayerError, match="floating-point"):
-            pool({}, x)
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
@@ -128,7 +133,7 @@ def test_bfloat16_is_averaged_in_float32(padding):
     assert whole.dtype == jnp.bfloat16 and float(whole[0]) == 1.0
 
 
-def test_the_largest_bfloat16_is_exact():
+def test_the_maximum_in_bfloat16_is_exact():
     x = jnp.asarray(drawn(1, 4, 4, 2), jnp.bfloat16)
     for pool in (dp.max_pool(2), dp.global_max_pool()):
         assert pool({}, x).dtype == jnp.bfloat16
@@ -215,13 +220,14 @@ def test_dilated_integers_and_nan():
     np.testing.assert_array_equal(y, [np.nan, 3, np.nan, 3])
 
 
-def test_count_padding_counts_padding_as_zeros():
+@pytest.mark.parametrize(("padding", "pads"), [
+    (1, ((1, 1), (1, 1))), ("SAME", ((1, 1), (0, 1))), ("VALID", ((0, 0), (0, 0))),
+], ids=["int", "same", "valid"])
+def test_count_padding_counts_padding_as_zeros(padding, pads):
     x = drawn(2, 5, 4, 3)
-    for padding, pads in ((1, ((1, 1), (1, 1))), ("SAME", ((1, 1), (0, 1))),
-                          ("VALID", ((0, 0), (0, 0)))):
-        wanted = naive(np.mean, np.pad(x, [(0, 0), *pads, (0, 0)]), (3, 2), (1, 1), ((0, 0),) * 2)
-        y = dp.avg_pool((3, 2), stride=1, padding=padding, count_padding=True)({}, jnp.asarray(x))
-        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+    wanted = naive(np.mean, np.pad(x, [(0, 0), *pads, (0, 0)]), (3, 2), (1, 1), ((0, 0),) * 2)
+    y = dp.avg_pool((3, 2), stride=1, padding=padding, count_padding=True)({}, jnp.asarray(x))
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
 
 
 # Masks: the first row ends early, the second has a masked window, the third no valid step.

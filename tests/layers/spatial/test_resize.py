@@ -45,24 +45,26 @@ def test_upsample_equals_a_matrix_for_each_axis(method, before, after):
 
 
 @pytest.mark.parametrize("method", WEIGHTS)
-def test_a_factor_equals_the_size_that_it_implies(method):
-    for factor, dims, space in ((2, 1, (5,)), ((2, 1), 2, (3, 4)), (2, 3, (2, 1, 3))):
-        x = jnp.asarray(drawn(2, *space, 2))
-        factors = factor if isinstance(factor, tuple) else (factor,) * dims
-        size = tuple(f * length for f, length in zip(factors, space, strict=True))
-        y = dp.upsample(factor, dims=dims, method=method)({}, x)
-        assert y.shape == (2, *size, 2)
-        np.testing.assert_array_equal(y, dp.upsample(size=size, method=method)({}, x))
-        close(y[1], dp.upsample(factor, dims=dims, method=method)({}, x[1]))
+@pytest.mark.parametrize(("factor", "dims", "space"), [
+    (2, 1, (5,)), ((2, 1), 2, (3, 4)), (2, 3, (2, 1, 3)),
+], ids=str)
+def test_a_factor_equals_the_size_that_it_implies(method, factor, dims, space):
+    x = jnp.asarray(drawn(2, *space, 2))
+    factors = factor if isinstance(factor, tuple) else (factor,) * dims
+    size = tuple(f * length for f, length in zip(factors, space, strict=True))
+    y = dp.upsample(factor, dims=dims, method=method)({}, x)
+    assert y.shape == (2, *size, 2)
+    np.testing.assert_array_equal(y, dp.upsample(size=size, method=method)({}, x))
+    close(y[1], dp.upsample(factor, dims=dims, method=method)({}, x[1]))
 
 
-def test_the_nearest_position_is_exact():
-    for old, new in ((3, 7), (49, 64), (5, 10), (7, 7)):
-        x = np.arange(old, dtype=np.int32) + 2**24  # float32 does not hold them all
-        y = jax.jit(lambda x, new=new: dp.upsample(size=new, dims=1)({}, x))(x[:, None])
-        wanted = x[[(2 * i + 1) * old // (2 * new) for i in range(new)]]
-        assert y.dtype == jnp.int32
-        np.testing.assert_array_equal(y[:, 0], wanted)
+@pytest.mark.parametrize(("old", "new"), [(3, 7), (49, 64), (5, 10), (7, 7)])
+def test_the_nearest_position_is_exact(old, new):
+    x = np.arange(old, dtype=np.int32) + 2**24  # float32 does not hold them all
+    y = jax.jit(lambda x: dp.upsample(size=new, dims=1)({}, x))(x[:, None])
+    wanted = x[[(2 * i + 1) * old // (2 * new) for i in range(new)]]
+    assert y.dtype == jnp.int32
+    np.testing.assert_array_equal(y[:, 0], wanted)
 
 
 @pytest.mark.parametrize("method", ["linear", "cubic"])
@@ -110,19 +112,21 @@ def test_linear_on_patches_is_a_convolution(size, space):
     close(net(flat, x), conv(params, x).reshape(2, -1, 5))
 
 
-def test_integers_and_batch_axes_are_kept():
+@pytest.mark.parametrize(("net", "shape"), [
+    (dp.patches(2), (2, 3, 2, 16)), (dp.pixel_shuffle(2), (2, 3, 8, 4, 1)),
+    (dp.upsample(2), (2, 3, 8, 4, 4)),
+], ids=str)
+def test_integers_and_batch_axes_are_kept(net, shape):
     x = jnp.arange(2 * 3 * 4 * 2 * 4, dtype=jnp.int8).reshape(2, 3, 4, 2, 4)
-    for net, shape in ((dp.patches(2), (2, 3, 2, 16)), (dp.pixel_shuffle(2), (2, 3, 8, 4, 1)),
-                       (dp.upsample(2), (2, 3, 8, 4, 4))):
-        y = net({}, x)
-        assert y.dtype == jnp.int8 and y.shape == shape
-        np.testing.assert_array_equal(y[1, 2], net({}, x[1, 2]))
+    y = net({}, x)
+    assert y.dtype == jnp.int8 and y.shape == shape
+    np.testing.assert_array_equal(y[1, 2], net({}, x[1, 2]))
 
 
-def test_too_few_axes_and_streams_raise():
+@pytest.mark.parametrize("net", [dp.upsample(2), dp.pixel_shuffle(1), dp.patches(2)], ids=repr)
+def test_too_few_axes_and_streams_raise(net):
     x = jnp.ones((2, 4, 6, 3))
-    for net in (dp.upsample(2), dp.pixel_shuffle(1), dp.patches(2)):
-        expect("", f"{net!r}: wants at least 3 axes (..., height, width, channels), got "
-               "float32[4,4]", net.plan, jnp.ones((4, 4)))
-        with pytest.raises(dp.LayerError, match="the whole input at once"):
-            net.start({}, {}, x, length=4)
+    expect("", f"{net!r}: wants at least 3 axes (..., height, width, channels), got "
+           "float32[4,4]", net.plan, jnp.ones((4, 4)))
+    with pytest.raises(dp.LayerError, match="the whole input at once"):
+        net.start({}, {}, x, length=4)
