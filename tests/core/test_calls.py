@@ -113,7 +113,7 @@ def test_nets_of_equal_calls_are_equal_and_hash_alike(name):
     (counting([]), counting([])), (jax.jit(identity), jax.jit(identity)),
     (functools.partial(identity, 1), functools.partial(identity, 2)), (halve, identity),
 ], ids=lambda value: type(value).__name__)
-def test_what_differs_in_one_thing_is_not_equal(one, other):
+def test_nets_that_differ_in_one_argument_are_unequal(one, other):
     assert compared(one) != compared(other) and compared(one) == compared(one)
 
 
@@ -125,7 +125,7 @@ def test_what_differs_in_one_thing_is_not_equal(one, other):
     lambda: dp.program(up=dp.linear(8), down=dp.linear(4))(functools.partial(feed)),
     lambda: dp.rotary(scaling=dp.rope.linear_scaling(2.0)), lambda: frozenset({1, 2}),
 ])
-def test_what_is_made_alike_is_equal(make):
+def test_nets_made_by_the_same_calls_are_equal(make):
     assert compared(make()) == compared(make()) and hash(compared(make())) == hash(compared(make()))
 
 
@@ -208,7 +208,7 @@ def test_models_and_defaults_are_pickled_by_their_call(make):
     assert again == net == make() and repr(again) == repr(net)
 
 
-def test_what_no_module_has_by_name_is_refused_and_told_what_takes_it():
+def test_functions_without_a_name_in_a_module_are_not_pickled():
     local = scaling_by(2)
     shown = f"<scale test_calls.py:{local.__code__.co_firstlineno}>"
     expect("", f"serial({shown}): wants functions that a module has by name, to be pickled, got "

@@ -41,7 +41,7 @@ def alone(f):
     "around repeat", "around copies of copies", "in a fixed point", "in a recurrence")))
     for name in PLACES])
 @pytest.mark.parametrize("way", NEUTRAL)
-def test_merge_gives_what_the_plain_net_takes_and_unmerge_turns_it_round(way, place):
+def test_merge_returns_the_plain_parameters_and_unmerge_inverts_it(way, place):
     if place == "in a recurrence" and way != "lora":
         return  # GRU kernels have other names to most; a cell holds no averages
     if place == "in a fixed point" and way == "ema":
@@ -69,20 +69,22 @@ def test_each_copy_is_reparametrized_by_itself():
     np.testing.assert_allclose(params["body"]["linear_0"]["kernel"]["scale"], wanted, rtol=1e-6)
 
 
-def test_a_program_reads_the_plain_parameters_of_a_child():
+@pytest.mark.parametrize("wrap", [
+    lambda f: dp.lora(f, 2), dp.weight_norm, dp.spectral_norm, dp.ema,
+], ids=["lora", "weight_norm", "spectral_norm", "ema"])
+def test_a_program_reads_the_plain_parameters_of_a_child(wrap):
     def tied(layers, x):
         y = layers.code(x)
         return y @ layers.code.params["kernel"].T
 
-    for wrap in (lambda f: dp.lora(f, 2), dp.weight_norm, dp.spectral_norm, dp.ema):
-        net = dp.program(code=wrap(dp.linear(3)))(tied)
-        params, state = net.init(KEY, X)
-        for train in (False, True):
-            y, _ = net.apply(params, state, X, train=train)
-            assert y.shape == X.shape
-        plain = dp.program(code=dp.linear(3))(tied)
-        merged, _ = dp.tree.merge(net, params, state)
-        close(plain(merged, X), net(params, X, state=state))
+    net = dp.program(code=wrap(dp.linear(3)))(tied)
+    params, state = net.init(KEY, X)
+    for train in (False, True):
+        y, _ = net.apply(params, state, X, train=train)
+        assert y.shape == X.shape
+    plain = dp.program(code=dp.linear(3))(tied)
+    merged, _ = dp.tree.merge(net, params, state)
+    close(plain(merged, X), net(params, X, state=state))
 
 
 def test_what_is_frozen_costs_the_optimizer_nothing_and_is_not_moved_by_decay():
@@ -185,7 +187,7 @@ def test_small_trees_are_found_where_names_are_misleading():
     assert held == {"kernel/kernel/base", "base/down/kernel/base"}
 
 
-def test_what_hyper_writes_by_affine_maps_is_known_inside_of_it():
+def test_affine_maps_of_hyper_are_trainable_where_the_target_is():
     """A ``kernel`` of a map is none of the target's."""
     net = dp.repeat(2, dp.hyper(dp.lora(dp.linear(2) >> jnp.tanh, 1), dp.linear(2)))
     params = net.plan(jnp.ones((3, 2)), condition=jnp.ones((3, 2))).params

@@ -40,7 +40,7 @@ def test_a_layer_that_draws_says_so(apply, wrap):
 
 
 @pytest.mark.parametrize("wrap", AROUND, ids=range(4))
-def test_a_layer_needs_no_key_at_rest(wrap):
+def test_a_layer_that_needs_a_key_in_inference_raises(wrap):
     net = wrap(drawing(always, random=True))
     for call in (lambda: net.init(KEY, X), lambda: net({}, X), lambda: net.plan(X),
                  lambda: jax.jit(net)({}, X)):
@@ -52,7 +52,10 @@ def test_a_layer_needs_no_key_at_rest(wrap):
     assert (right({}, X, key=KEY) != X).any()
 
 
-def test_a_cell_runs_without_its_carry_too():
+@pytest.mark.parametrize("wrap", [
+    lambda cell: cell, lambda cell: dp.serial(at=cell), dp.recurrent,
+], ids=["alone", "serial", "recurrent"])
+def test_a_cell_runs_without_its_carry_too(wrap):
     def apply(params, state, x, **side):
         h = state["h"] + x
         return h, {"h": h}
@@ -61,27 +64,28 @@ def test_a_cell_runs_without_its_carry_too():
         return {"h": jnp.zeros(x.shape)}
 
     cell = dp.Layer(lambda key, x, **side: ({}, {}), apply, start, name="own")
-    for net in (cell, dp.serial(at=cell), dp.recurrent(cell)):
-        error = refused(net.init, KEY, jnp.ones((2, 3, 4)))
-        assert error.wants == "an apply that also runs without a carry"
-        assert "carry = state or start(" in error.remedy
+    error = refused(wrap(cell).init, KEY, jnp.ones((2, 3, 4)))
+    assert error.wants == "an apply that also runs without a carry"
+    assert "carry = state or start(" in error.remedy
 
 
-def test_a_start_gives_a_carry_by_names():
+def test_a_start_that_returns_no_dict_raises():
     cell = dp.Layer(lambda key, x, **side: ({}, {}), lambda params, state, x, **side: (x, state),
                     lambda params, state, x, **side: jnp.zeros_like(x), name="own")
     error = refused(dp.recurrent(cell).init, KEY, jnp.ones((2, 3, 4)))
     assert error.wants == "a start that returns a dict" and "{'carry': h}" in error.remedy
 
 
-def test_another_mistake_is_told_as_it_is():
+@pytest.mark.parametrize("random", [False, True])
+def test_an_error_of_apply_is_raised_as_it_is(random):
     def wrong(params, state, x, *, key=None, train=False):
         return x + undefined, state  # noqa: F821
 
-    for random in (False, True):
-        with pytest.raises(NameError, match="undefined"):
-            drawing(wrong, random=random).apply({}, {}, X, key=KEY, train=True)
+    with pytest.raises(NameError, match="undefined"):
+        drawing(wrong, random=random).apply({}, {}, X, key=KEY, train=True)
 
+
+def test_an_error_of_init_is_raised_as_it_is():
     def broken(key, x):
         return {"w": 1 / 0}
 

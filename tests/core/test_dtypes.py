@@ -14,7 +14,7 @@ BF16 = jnp.bfloat16
 @pytest.mark.parametrize(("leaf", "short"), [
     (jnp.ones(2, BF16), True), (np.ones(2, np.float16), True), (jnp.ones(2), False),
     (jnp.ones(2, int), False), (jax.random.key(0), False), (1.0, False)], ids=str)
-def test_what_is_short(leaf, short):
+def test_is_short_is_true_of_16_bit_floats_alone(leaf, short):
     assert is_short(leaf) == short
 
 
@@ -67,7 +67,7 @@ def test_xla_computes_nothing_for_the_choice():
     assert "select" not in program
 
 
-def test_what_a_loop_reads_is_wide_outside_and_as_it_was_inside():
+def test_loop_constants_are_wide_outside_and_keep_their_dtype_inside():
     tree = {"a": jnp.ones(2, BF16), "b": jnp.ones(2), "c": jnp.arange(2), "d": jax.random.key(0)}
     wide, inside = outside(tree)
     assert wide["a"].dtype == jnp.float32 and wide["b"] is tree["b"]

@@ -43,7 +43,7 @@ NOT_LAYERS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bad", NOT_LAYERS)
-def test_what_is_no_layer(bad, way):
+def test_other_values_than_a_layer_are_refused(bad, way):
     value, shown, message = NOT_LAYERS[bad]
     compose, by = WAYS[way]
     expect("", f"{by.format(shown)}{': ' if by else ''}wants {message}", compose, value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ def test_vmap(trees):
 
 def test_abstract_evaluation(trees):
     shapes = jax.eval_shape(DEEP.init, KEY, X)
-    assert jax.tree.map(jnp.shape, trees) == jax.tree.map(lambda a: a.shape, shapes)
+    chex.assert_trees_all_equal_shapes_and_dtypes(trees, shapes)
     spec = jax.ShapeDtypeStruct(X.shape, X.dtype)
     same(DEEP.init(KEY, spec), trees)
     assert DEEP.plan(spec).y == jax.ShapeDtypeStruct((3, 2), jnp.float32)
@@ -78,7 +79,7 @@ def test_a_layer_is_a_pair():
     same((y, after), net.apply(params, state, X, train=True))
 
 
-def test_what_is_said_of_an_apply_is_not_said_of_another():
+def test_a_replaced_apply_loses_the_fields_that_describe_the_old_one():
     """`dataclasses.replace` hands on what it is not told to replace, and the layer forgets it."""
     net = dp.repeat(2, dp.linear(4))
     named = dataclasses.replace(net, name="other")

@@ -135,7 +135,7 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_what_loops_by_its_nature_is_listed(name):
+def test_loops_that_cannot_be_unrolled_are_found(name):
     assert loops_around_convolutions(LOOPS[name]()) > 0
 
 
@@ -197,7 +197,10 @@ def test_convolutions_are_compiled_as_those_of_blocks_written_out(ours, theirs, 
     (1, 1), (3, 2), *(pytest.param(*given, marks=pytest.mark.slow)
                       for given in [(3, 1), (3, 3), (2, 5)])])
 @pytest.mark.parametrize("convolving", [False, True])
-def test_scan_is_that_of_jax(length, unroll, convolving):
+@pytest.mark.parametrize("wrap", [
+    lambda f: f, jax.jit, lambda f: jax.vmap(f, in_axes=(0, None)), jax.jacrev, jax.jacfwd,
+], ids=["eager", "jit", "vmap", "jacrev", "jacfwd"])
+def test_scan_is_that_of_jax(length, unroll, convolving, wrap):
     xs = {"x": jnp.arange(length) + 2.0, "none": None}
     step = lambda carry, at: (carry * at["x"], (carry, None))  # noqa: E731
 
@@ -205,17 +208,16 @@ def test_scan_is_that_of_jax(length, unroll, convolving):
         return scan(step, carry, xs, length=length, unroll=unroll, convolving=lambda: convolving)
 
     theirs = functools.partial(jax.lax.scan, step)
-    for wrap in (lambda f: f, jax.jit, lambda f: jax.vmap(f, in_axes=(0, None)), jax.jacrev,
-                 jax.jacfwd):
-        carry = jnp.array([1.5, 2.0])
-        close(wrap(ours)(carry, xs), wrap(theirs)(carry, xs))
+    carry = jnp.array([1.5, 2.0])
+    close(wrap(ours)(carry, xs), wrap(theirs)(carry, xs))
 
 
-def test_convolutions_are_found_wherever_they_are():
-    conv = lambda x: jnp.convolve(x, x)  # noqa: E731
-    for f in (conv, jax.jit(conv), jax.checkpoint(conv)):
-        assert convolves(f, jnp.ones(3)) and convolves(jax.vmap(f), jnp.ones((2, 3)))
-    assert not convolves(jnp.sin, jnp.ones(3))
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint],
+                         ids=["alone", "jit", "checkpoint"])
+def test_convolutions_are_found_wherever_they_are(wrap):
+    f = wrap(lambda x: jnp.convolve(x, x))
+    assert convolves(f, jnp.ones(3)) and convolves(jax.vmap(f), jnp.ones((2, 3)))
+    assert not convolves(wrap(jnp.sin), jnp.ones(3))
 
 
 @pytest.mark.slow

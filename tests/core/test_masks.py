@@ -12,7 +12,7 @@ MASK = np.array([[True, False, True], [False, False, True]])
 
 
 @pytest.mark.parametrize("leading", [1, 2])
-def test_what_is_not_real_is_zero_even_nan(leading):
+def test_invalid_entries_are_cleared_even_nan(leading):
     x = np.arange(1.0, 13).reshape(2, 3, 2).astype(np.float32)
     mask = MASK if leading == 2 else MASK[:, 0]
     broken = x.copy()
@@ -32,7 +32,7 @@ def test_a_mask_of_rows_is_one_of_all_their_steps():
     assert over_steps(None, x) is None
 
 
-def test_real_steps_are_counted():
+def test_valid_steps_before_each_step_are_counted():
     assert valid_before(jnp.asarray(MASK)).tolist() == [[0, 1, 1], [0, 0, 0]]
 
 
@@ -46,11 +46,14 @@ def test_more_entries_than_int32_holds_are_counted_in_floats():
     assert float(counted(mask, 2**31)) == 3 * 2**31
 
 
-def test_a_mask_speaks_of_leading_axes_and_never_of_features():
+def test_a_mask_has_leading_axes_alone():
     assert widened(jnp.asarray(MASK), (2, 3, 4, 5)).shape == (2, 3, 1, 1)
     assert widened(jnp.asarray(MASK), (2, 3), reach=2).shape == (2, 3)
-    for shape in ((2, 3), (3, 2, 4), (2,)):
-        with pytest.raises(dp.LayerError, match="leading axes"):
-            widened(jnp.asarray(MASK), shape)
     with pytest.raises(dp.LayerError, match="booleans"):
         widened(jnp.ones(2), (2, 3))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2, 4), (2,)], ids=str)
+def test_a_mask_of_other_axes_raises(shape):
+    with pytest.raises(dp.LayerError, match="leading axes"):
+        widened(jnp.asarray(MASK), shape)

@@ -146,7 +146,7 @@ def test_a_program_shows_its_children():
     assert repr(dp.repeat(2, block)) == "repeat(2, block(norm=layer_norm(), feed=linear(4)))"
 
 
-def test_a_wrong_argument_is_told_with_those_that_there_are():
+def test_an_unexpected_argument_is_named_with_those_that_exist():
     with pytest.raises(TypeError, match=r"^linear, which takes features, \*, bias, kernel_init, "
                        r"bias_init: got an unexpected keyword argument 'use_bias'; write bias=$"):
         dp.linear(3, use_bias=False)

@@ -84,12 +84,15 @@ def test_each_name_draws_what_the_docs_say(row, shape):
         assert row["Name"] in ("normal", "orthogonal", "delta_orthogonal")
 
 
-def test_orthogonal_kernels_are_orthogonal():
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (3, 3, 2, 4)], ids=str)
+def test_orthogonal_kernels_are_orthogonal(shape):
     draw = INITIALIZERS["orthogonal"]
-    for shape in ((6, 4), (4, 6), (3, 3, 2, 4)):
-        matrix = np.asarray(draw(KEY, shape, jnp.float32)).reshape(-1, shape[-1])
-        gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
-        np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5)
+    matrix = np.asarray(draw(KEY, shape, jnp.float32)).reshape(-1, shape[-1])
+    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5)
+
+
+def test_delta_orthogonal_kernels_are_orthogonal_at_the_centre_and_zero_elsewhere():
     kernel = np.array(INITIALIZERS["delta_orthogonal"](KEY, (3, 3, 4, 6), jnp.float32))
     centre = kernel[1, 1].copy()
     np.testing.assert_allclose(centre @ centre.T, np.eye(4), atol=1e-5)
@@ -97,13 +100,17 @@ def test_orthogonal_kernels_are_orthogonal():
     np.testing.assert_array_equal(kernel, 0)
 
 
-def test_a_name_is_the_function_and_other_names_are_refused():
+def test_the_name_of_an_initializer_stands_for_the_function():
     x = jnp.ones((2, 4))
     same(dp.linear(3, kernel_init="he_normal").init(KEY, x),
          dp.linear(3, kernel_init=jax.nn.initializers.he_normal()).init(KEY, x))
-    for wrong in ("he", None, 0.1):
-        with pytest.raises(dp.LayerError, match=r"kernel_init as a function .* or a name .*zeros"):
-            dp.linear(3, kernel_init=wrong).init(KEY, x)
+
+
+@pytest.mark.parametrize("wrong", ["he", None, 0.1])
+def test_unknown_initializers_raise(wrong):
+    x = jnp.ones((2, 4))
+    with pytest.raises(dp.LayerError, match=r"kernel_init as a function .* or a name .*zeros"):
+        dp.linear(3, kernel_init=wrong).init(KEY, x)
 
 
 # The leaves of every layer.

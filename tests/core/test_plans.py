@@ -104,7 +104,7 @@ def test_a_recipe_that_was_initialized_on_two_widths_takes_the_parameters_of_bot
             one(params, x)
 
 
-def test_what_a_call_asks_for_is_what_init_makes_and_no_more():
+def test_a_call_traces_a_leaf_once_for_its_parameters():
     """`apply` of a leaf is traced for its own sake alone."""
     log = []
     net = leaf(log)

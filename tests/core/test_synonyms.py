@@ -31,7 +31,7 @@ def resolved(text):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_is_named_exists(text):
+def test_suggested_names_exist(text):
     found = list(resolved(text))
     assert found or "function" in text or "of optax" in text
 
@@ -103,7 +103,7 @@ def test_the_size_of_the_input_is_no_argument(call, write):
     (lambda: dp.reshape(-1, 8), "reshape((-1, 8))"),
     (lambda: dp.conv(64, (3, 3), 2), "conv(64, (3, 3), stride=2)"),
 ])
-def test_what_stands_behind_the_star_is_named(call, write):
+def test_keyword_arguments_passed_by_position_are_named(call, write):
     with pytest.raises(TypeError) as caught:
         call()
     assert str(caught.value).endswith(f"; write {write}")

@@ -51,10 +51,10 @@ def test_kinds_of_functions_programs_and_wrappers():
                           "branch_0", "concatenate~0"]
 
 
-def test_branch_and_parallel_name_as_serial_does():
-    for combine in (dp.branch, dp.parallel):
-        net = combine(dp.linear(3), jax.nn.relu, dp.linear(2), other=dp.linear(1))
-        assert names(net) == ["linear_0", "relu~0", "linear_1", "other"]
+@pytest.mark.parametrize("combine", [dp.branch, dp.parallel])
+def test_branch_and_parallel_name_as_serial_does(combine):
+    net = combine(dp.linear(3), jax.nn.relu, dp.linear(2), other=dp.linear(1))
+    assert names(net) == ["linear_0", "relu~0", "linear_1", "other"]
 
 
 def test_residual_has_body_and_shortcut():
@@ -75,12 +75,17 @@ def test_grouping_makes_no_difference():
         same(net(params_of(net), X), nets[0](params_of(net), X))
 
 
-def test_a_function_on_either_side():
+@pytest.mark.parametrize(("net", "shown"), [
+    (jax.nn.relu >> dp.linear(3), "serial(jax.nn.relu, linear(3))"),
+    (dp.linear(3) >> jax.nn.relu, "serial(linear(3), jax.nn.relu)"),
+    (dp.gelu >> dp.linear(3) >> dp.gelu, "serial(gelu, linear(3), gelu)"),
+], ids=["before", "after", "both"])
+def test_a_chain_shows_functions_by_name(net, shown):
+    assert repr(net) == shown
+
+
+def test_a_chain_calls_functions_in_order():
     lin = dp.linear(3)
-    for net, shown in ((jax.nn.relu >> lin, "serial(jax.nn.relu, linear(3))"),
-                       (lin >> jax.nn.relu, "serial(linear(3), jax.nn.relu)"),
-                       (dp.gelu >> lin >> dp.gelu, "serial(gelu, linear(3), gelu)")):
-        assert repr(net) == shown
     params = params_of(jnp.abs >> lin)
     same((jnp.abs >> lin)(params, X), lin(params["linear_0"], jnp.abs(X)))
     same((lin >> jnp.abs)(params, X), jnp.abs(lin(params["linear_0"], X)))
@@ -211,7 +216,7 @@ def test_children_of_a_program_are_complete_layers():
     same(block(params, X), X + run["act"](run["feed"](run["norm"](X))))
 
 
-def test_what_is_empty_is_left_out():
+def test_children_without_parameters_have_no_entry():
     net = dp.serial(dp.linear(3), abs, dp.serial(jnp.tanh), dp.serial(dp.batch_norm()))
     params, state = net.init(KEY, X)
     assert sorted(params) == ["linear_0", "serial_0"]

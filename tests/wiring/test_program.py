@@ -114,16 +114,20 @@ OPENED = {
 IMAGES = jax.random.normal(KEY, (2, 3, 4))
 
 
+NORMED = dp.serial(dp.linear(4), norm=dp.batch_norm())
+
+
 @pytest.mark.parametrize("name", OPENED)
-def test_a_child_with_state_is_refused_where_its_program_transforms_it(name):
+@pytest.mark.parametrize("f", [
+    NORMED, dp.remat(NORMED), dp.repeat(2, NORMED), dp.ema(dp.linear(4)),
+], ids=["norm", "remat", "repeat", "ema"])
+def test_a_child_with_state_is_refused_where_its_program_transforms_it(name, f):
     def around(layers, x):
         return OPENED[name](layers.f)(x)
 
-    normed = dp.serial(dp.linear(4), norm=dp.batch_norm())
-    for f in (normed, dp.remat(normed), dp.repeat(2, normed), dp.ema(dp.linear(4))):
-        net = dp.serial(dp.linear(4), at=dp.program(f=f)(around))
-        with pytest.raises(dp.LayerError, match=r"^at/f \(.*ensemble, heads, repeat or remat"):
-            net.init(KEY, IMAGES)
+    net = dp.serial(dp.linear(4), at=dp.program(f=f)(around))
+    with pytest.raises(dp.LayerError, match=r"^at/f \(.*ensemble, heads, repeat or remat"):
+        net.init(KEY, IMAGES)
 
 
 @pytest.mark.parametrize("name", OPENED)
@@ -171,7 +175,7 @@ def test_a_stream_is_refused_where_its_program_transforms_it():
         net.start(params, {}, IMAGES, length=3)
 
 
-def test_what_opens_no_transformation_is_free():
+def test_a_program_may_use_what_transforms_none_of_its_children():
     @dp.program(norm=dp.batch_norm(), drop=dp.dropout(0.5))
     def inside(layers, x):
         with jax.named_scope("here"), jax.default_matmul_precision("highest"):
@@ -212,16 +216,19 @@ OUTER = {
 
 
 @pytest.mark.parametrize("name", OUTER)
-def test_a_program_as_a_whole_runs_in_any_transformation(name):
+@pytest.mark.parametrize("wrap", [
+    lambda f: f, lambda f: dp.repeat(2, dp.remat(f)),
+], ids=["alone", "repeat of remat"])
+def test_a_program_as_a_whole_runs_in_any_transformation(name, wrap):
     @dp.program(norm=dp.batch_norm(), drop=dp.dropout(0.5), lin=dp.linear(4))
     def f(layers, x):
         return layers.drop(layers.norm(jax.vmap(jnp.sin)(layers.lin(x))))
 
-    for net in (f, dp.repeat(2, dp.remat(f))):
-        plan = net.plan(X)
-        run = lambda p, s, x, net=net: net.apply(p, s, x, key=KEY, train=True)  # noqa: E731
-        with jax.checking_leaks():
-            jax.eval_shape(OUTER[name](run), plan.params, plan.state, X)
+    net = wrap(f)
+    plan = net.plan(X)
+    run = lambda p, s, x: net.apply(p, s, x, key=KEY, train=True)  # noqa: E731
+    with jax.checking_leaks():
+        jax.eval_shape(OUTER[name](run), plan.params, plan.state, X)
 
 
 # Side inputs.
@@ -386,7 +393,7 @@ def again(layers, x):
     return layers.mean(layers.mean(x))
 
 
-def test_a_stream_is_told_by_its_structure_also_by_a_net_that_never_began_one():
+def test_a_stream_is_recognized_by_its_structure_in_a_net_that_never_started_one():
     """As after a checkpoint: the state comes from a file, and `start` was another process's."""
     made = lambda f: dp.program(mean=dp.conv(4, 2, dims=1, padding="CAUSAL"))(f)  # noqa: E731
     x = jnp.ones((1, 6, 4))
