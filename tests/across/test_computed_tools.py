@@ -89,7 +89,7 @@ def test_children_are_shown_and_composed_anew_but_not_called_on_raw_parameters(w
         dp.self_attention(1, causal=True), dp.recurrent(dp.gru(4)),
         dp.conv(4, 2, dims=1, padding="CAUSAL"))),
 ], ids=lambda given: given if isinstance(given, str) else given.name)
-def test_it_streams_whatever_the_cache_is_called(way, layer):
+def test_a_stream_equals_the_whole_sequence_whatever_the_names_of_its_cache(way, layer):
     net = WAYS[way](layer)
     x = jax.random.normal(KEY, (2, 4, 4))
     params, state = trees(net, x)
@@ -116,7 +116,7 @@ def likeliest(net, params, state, text, steps, **side):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ema", "ema of spectral_norm", "quantize"])
-def test_it_writes_what_the_whole_net_says_next(way):
+def test_generated_tokens_are_the_likeliest_of_the_whole_net(way):
     net = dp.serial(dp.embedding(7, 4), WAYS[way](dp.self_attention(2, causal=True)),
                     WAYS[way](dp.recurrent(dp.gru(4))), dp.linear(7))
     params, state = trees(net, IDS)
@@ -239,7 +239,7 @@ def total(net, params, state, train, examples=slice(None)):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ema", "quantize of ema"])
-def test_what_has_no_gradient_at_rest_is_refused_there_and_given_in_training(way):
+def test_a_net_without_gradient_in_inference_is_differentiated_in_training_alone(way):
     net = WAYS[way](NET)
     params, state = trees(net)
     for f in (dp.gradients.per_example_gradients, dp.gradients.per_example_gradient_norms):
@@ -363,7 +363,7 @@ def replaced(layer, factor):
     return dataclasses.replace(layer, apply=apply)
 
 
-def test_what_was_replaced_is_not_what_the_factory_made():
+def test_a_layer_with_a_replaced_apply_is_not_absorbed_into_a_chain():
     pair = dp.serial(dp.linear(4), jnp.tanh)
     wrapped = replaced(pair, 5.0)
     for net in (wrapped >> dp.linear(3), dp.linear(4) >> wrapped, wrapped ** 2):
@@ -381,7 +381,7 @@ def test_what_was_replaced_is_not_what_the_factory_made():
 @pytest.mark.parametrize("wrap", [
     lambda f: replaced(f, -1.0), lambda f: replaced(dp.serial(f), -1.0),
     lambda f: dp.remat(replaced(f, -1.0))], ids=["repeat", "serial", "remat"])
-def test_what_was_replaced_writes_as_it_computes(wrap):
+def test_a_net_with_a_replaced_apply_generates_what_it_computes(wrap):
     wrapped = wrap(dp.repeat(2, dp.residual(dp.linear(4) >> jnp.tanh)))
     net = dp.serial(dp.embedding(7, 4), wrapped, dp.linear(7))
     params, state = trees(net, IDS)
@@ -389,14 +389,20 @@ def test_what_was_replaced_writes_as_it_computes(wrap):
     assert written.tokens.tolist() == likeliest(net, params, state, IDS, 4)
 
 
-def test_surgery_where_a_layer_cannot_be_made_anew_is_refused_by_name():
-    inner = dp.linear(4)
-    own = dp.Layer(inner.init, inner.apply, children={"inside": inner}, name="own")
-    for layer in (own, replaced(dp.serial(inside=inner), 2.0)):
-        for wrap in (lambda f: f, dp.remat, dp.ema, lambda f: dp.repeat(2, f)):
-            net = dp.serial(at=wrap(layer))
-            error = refused(dp.replace, net, "at/inside", dp.linear(4, bias=False))
-            assert error.path == "at" and "another inside" in error.wants
-            assert "another inside" in refused(dp.tap, net, "at/inside").wants
-            dp.replace(net, "at", dp.linear(4))  # as a whole it can be exchanged
-            assert "at" in str(dp.summary(net, X)) and dp.inspection.diagram(net, X)
+INNER = dp.linear(4)
+
+
+@pytest.mark.parametrize("layer", [
+    dp.Layer(INNER.init, INNER.apply, children={"inside": INNER}, name="own"),
+    replaced(dp.serial(inside=INNER), 2.0),
+], ids=["without rebuild", "with a replaced apply"])
+@pytest.mark.parametrize("wrap", [
+    lambda f: f, dp.remat, dp.ema, lambda f: dp.repeat(2, f),
+], ids=["alone", "remat", "ema", "repeat"])
+def test_surgery_in_a_layer_that_cannot_be_rebuilt_is_refused_by_name(layer, wrap):
+    net = dp.serial(at=wrap(layer))
+    error = refused(dp.replace, net, "at/inside", dp.linear(4, bias=False))
+    assert error.path == "at" and "another inside" in error.wants
+    assert "another inside" in refused(dp.tap, net, "at/inside").wants
+    dp.replace(net, "at", dp.linear(4))  # as a whole it can be exchanged
+    assert "at" in str(dp.summary(net, X)) and dp.inspection.diagram(net, X)

@@ -48,7 +48,7 @@ def test_the_networks_of_the_example_lower_for_all_platforms(model):
     assert lowered(make(), floats(4, 8, 8, 1)).platforms == PLATFORMS
 
 
-def test_what_one_platform_lacks_is_noticed():
+def test_an_operation_that_a_platform_lacks_raises():
     with pytest.raises(NotImplementedError, match="schur"):
         lowered(lambda x: jax.scipy.linalg.schur(x)[0] * jax.lax.stop_gradient(x), floats(3, 3))
 

@@ -241,7 +241,7 @@ def test_losses_and_metrics_are_traced_for_any_size():
     assert [a.shape for a in found] == [()] * 5 + [(b, t)]
 
 
-def test_what_an_open_size_leaves_unsaid_is_asked_for():
+def test_a_missing_constraint_on_a_symbolic_size_is_named():
     b, t = export.symbolic_shape("b, t")
     ids, net = jax.ShapeDtypeStruct((b, t), jnp.int32), dp.embedding(11, 4) >> dp.self_attention(
         2, causal=True) >> dp.linear(11)
@@ -336,14 +336,16 @@ def test_a_loop_keeps_a_carry_where_it_is():
             P(), P(), P("data")), out_specs=P("data")), plan.params, plan.state, floats(4, 3))
 
 
-def test_without_a_mesh_nothing_is_added():
+@pytest.mark.parametrize(("net", "x"), [
+    (dp.recurrent(dp.lstm(2)), floats(2, 3, 2)), (dp.dropout(0.5), floats(2, 3)),
+    (dp.repeat(2, dp.batch_norm()), floats(4, 3)),
+], ids=repr)
+def test_without_a_mesh_nothing_is_added(net, x):
     """The programs of all who have one device are what they were."""
-    for net, x in ((dp.recurrent(dp.lstm(2)), floats(2, 3, 2)), (dp.dropout(0.5), floats(2, 3)),
-                   (dp.repeat(2, dp.batch_norm()), floats(4, 3))):
-        plan = net.plan(x)
-        program = str(jax.make_jaxpr(lambda *given, net=net: net.apply(
-            *given, key=KEY, train=True))(plan.params, plan.state, x))
-        assert "pcast" not in program and "reshard" not in program and "pvary" not in program
+    plan = net.plan(x)
+    program = str(jax.make_jaxpr(lambda *given: net.apply(
+        *given, key=KEY, train=True))(plan.params, plan.state, x))
+    assert "pcast" not in program and "reshard" not in program and "pvary" not in program
 
 
 @pytest.mark.parametrize(("error", "refused"), [
@@ -351,12 +353,12 @@ def test_without_a_mesh_nothing_is_added():
     (ValueError("should be sharded the same"), True),
     (TypeError("unsupported operand"), False),
 ], ids=str)
-def test_only_what_is_of_an_explicit_mesh_is_refused_for_it(error, refused):
-    for kind in (AxisType.Explicit, AxisType.Auto):
-        mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
-        x = jax.device_put(jnp.ones((2, 2)), NamedSharding(mesh, P("data")))
-        found = unplaced(error, {"x": x})
-        assert bool(found) == (refused and kind == AxisType.Explicit)
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
+def test_only_what_is_of_an_explicit_mesh_is_refused_for_it(error, refused, kind):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
+    x = jax.device_put(jnp.ones((2, 2)), NamedSharding(mesh, P("data")))
+    found = unplaced(error, {"x": x})
+    assert bool(found) == (refused and kind == AxisType.Explicit)
 
 
 def test_two_exports_of_one_net_do_not_disturb_each_other():

@@ -79,7 +79,7 @@ def streamed(net, params, x, cuts, **side):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*STREAMS, *WHOLE])
-def test_each_is_as_if_it_were_alone_in_value_and_gradient(name):
+def test_each_segment_has_the_value_and_gradient_of_a_separate_sequence(name):
     net = (STREAMS | WHOLE)[name]
     with jax.enable_x64(True):
         x = jnp.asarray(drawn(2, 7, 4))
@@ -127,7 +127,7 @@ def test_episodes_begin_where_the_last_is_done():
 
 
 @pytest.mark.slow
-def test_a_chunk_without_segments_goes_on_with_the_last():
+def test_a_chunk_between_chunks_with_segments_continues_the_last_segment():
     net, x = STREAMS["all"], jnp.asarray(drawn(2, 6, 4), jnp.float32)
     params, state = net.init(KEY, x)
     apply = jax.jit(net.apply)
@@ -166,7 +166,7 @@ def test_the_first_segment_has_the_carry_that_is_given():
 
 
 @pytest.mark.parametrize("name", ["gru", "both ways", "conv", "conv, same", "max_pool", "avg_pool"])
-def test_not_even_nan_reaches_another_segment(name):
+def test_nan_does_not_reach_another_segment(name):
     net, x = (STREAMS | WHOLE)[name], jnp.asarray(drawn(2, 7, 4), jnp.float32)
     params, _ = net.init(KEY, x)
     run = jax.jit(net)
@@ -175,7 +175,7 @@ def test_not_even_nan_reaches_another_segment(name):
 
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal", "attention", "all"])
-def test_a_packed_stream_goes_on_after_the_last_real_step(name):
+def test_a_packed_stream_continues_after_the_last_valid_step(name):
     """Positions that are given rise and fall; the next one follows the last, not the largest."""
     net, x = STREAMS[name], jnp.asarray(drawn(2, 8, 4), jnp.float32)
     params, _ = net.init(KEY, x)
@@ -230,7 +230,7 @@ ON_IMAGES = {
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_what_cannot_keep_them_apart_refuses_them_by_name(name):
+def test_layers_that_mix_segments_refuse_them(name):
     net = dp.serial(dp.residual(dp.self_attention(1)), last=MIXING[name])
     x, segments = jax.ShapeDtypeStruct((2, 6, 4), jnp.float32), jnp.zeros((2, 6), int)
     assert net.plan(x).y.shape
@@ -241,7 +241,7 @@ def test_what_cannot_keep_them_apart_refuses_them_by_name(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ON_IMAGES)
-def test_images_refuse_them_too(name):
+def test_layers_of_images_refuse_segments(name):
     x = jax.ShapeDtypeStruct((2, 6, 4, 4), jnp.float32)
     error = refused(dp.serial(at=ON_IMAGES[name]).plan, x, segments=jnp.zeros((2, 6), int))
     assert error.wants == "no segments"

@@ -56,7 +56,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_every_combinator_hands_them_on(name):
+def test_every_combinator_passes_side_inputs_to_its_children(name):
     net = WAYS[name]
     assert net.side >= SIDE.keys()
     params, state = net.init(KEY, X, **SIDE)
@@ -69,7 +69,7 @@ def test_every_combinator_hands_them_on(name):
 
 @pytest.mark.parametrize("net", [dp.linear(4), dp.repeat(2, dp.ffn(3)), dp.add_norm(dp.ffn(3))],
                          ids=repr)
-def test_what_nobody_takes_is_refused(net):
-    for name, value in SIDE.items():
-        error = refused(net.init, KEY, X, **{name: value})
-        assert (error.wants, error.got) == ("only side inputs that it takes (none)", name)
+@pytest.mark.parametrize(("name", "value"), SIDE.items(), ids=SIDE)
+def test_side_inputs_that_no_layer_takes_are_refused(net, name, value):
+    error = refused(net.init, KEY, X, **{name: value})
+    assert (error.wants, error.got) == ("only side inputs that it takes (none)", name)

@@ -76,11 +76,13 @@ def test_chunk_by_chunk_equals_all_at_once(name):
         close(jnp.concatenate(chunks, 1), whole)
 
 
-def test_streaming_state_of_copies_is_stacked():
-    for net in (dp.repeat(3, running()), dp.heads(3, running())):
-        params, state = net.init(KEY, SERIES)
-        carried = net.start(params, state, SERIES, length=6)
-        assert carried["total"].shape == (3, 2, 3)
+@pytest.mark.parametrize("net", [
+    dp.repeat(3, running()), dp.heads(3, running()),
+], ids=["repeat", "heads"])
+def test_streaming_state_of_copies_is_stacked(net):
+    params, state = net.init(KEY, SERIES)
+    carried = net.start(params, state, SERIES, length=6)
+    assert carried["total"].shape == (3, 2, 3)
 
 
 def test_streaming_state_serves_an_equal_net():
@@ -160,7 +162,7 @@ STREAMED = [case for case in CASES if not case.slow and (case.options or {}).get
 
 
 @pytest.mark.parametrize("case", STREAMED, ids=lambda case: case.name)
-def test_a_stream_holds_no_array_that_was_given_and_none_twice(case):
+def test_the_arrays_of_a_stream_are_new_and_distinct(case):
     """So it can be donated; arrays that are the same are one variable of the traced program."""
     net, steps = case.layer, case.x.shape[1]
     plan = net.plan(case.x, **case.side)
@@ -196,10 +198,12 @@ def test_streaming_in_a_scan():
     close(y.swapaxes(0, 1), net(params, SERIES))
 
 
-def test_layers_that_do_not_mix_time_have_no_start():
-    for net in (dp.linear(3), dp.serial(dp.linear(3), abs), dp.repeat(2, dp.linear(3)),
-                dp.heads(2, dp.residual(dp.layer_norm())), dp.remat(abs), dp.batch_norm()):
-        assert net.start is None
+@pytest.mark.parametrize("net", [
+    dp.linear(3), dp.serial(dp.linear(3), abs), dp.repeat(2, dp.linear(3)),
+    dp.heads(2, dp.residual(dp.layer_norm())), dp.remat(abs), dp.batch_norm(),
+], ids=repr)
+def test_layers_that_do_not_mix_time_have_no_start(net):
+    assert net.start is None
 
 
 @pytest.mark.parametrize(("layer", "path"), [
@@ -209,7 +213,7 @@ def test_layers_that_do_not_mix_time_have_no_start():
     (dp.heads(2, dp.serial(c=dp.conv(3, 3, dims=1))), "a/b/c"),
     (dp.remat(dp.serial(c=dp.conv(3, 3, dims=1))), "a/b/c"),
 ], ids=repr)
-def test_what_cannot_stream_says_so_in_start(layer, path):
+def test_start_raises_for_layers_that_cannot_stream(layer, path):
     net = dp.serial(a=dp.serial(running(), b=layer))
     params, state = net.init(KEY, SERIES)
     with pytest.raises(dp.LayerError, match="wants the whole input at once, got a streaming call"
@@ -219,7 +223,7 @@ def test_what_cannot_stream_says_so_in_start(layer, path):
 
 
 @pytest.mark.parametrize("name", ["alone", "serial", "program", "repeat", "heads"])
-def test_start_begins_anew(name):
+def test_start_resets_a_used_stream(name):
     net, _ = STREAMS[name]
     params, state = net.init(KEY, SERIES)
     fresh = net.start(params, state, SERIES[:, :1], length=6)
@@ -227,14 +231,18 @@ def test_start_begins_anew(name):
     same(net.start(params, used, SERIES[:, :1], length=6), fresh)
 
 
-def test_start_checks_what_it_is_given():
+@pytest.mark.parametrize("length", [0, 2.5, True])
+def test_start_requires_a_positive_length(length):
     net = dp.serial(a=running())
     params, state = net.init(KEY, SERIES)
-    for length in (0, 2.5, True):
-        with pytest.raises(dp.LayerError, match="length as an int of at least 1"):
-            net.start(params, state, SERIES, length=length)
+    with pytest.raises(dp.LayerError, match="length as an int of at least 1"):
+        net.start(params, state, SERIES, length=length)
+
+
+def test_start_requires_the_parameters_of_its_children():
+    net = dp.serial(a=running())
     with pytest.raises(dp.LayerError, match="params of its children"):
-        net.start({"b": {}}, state, SERIES, length=6)
+        net.start({"b": {}}, {}, SERIES, length=6)
 
 
 @pytest.mark.parametrize(("started", "called"), [(2, 1), (3, 2), (1, 2), (2, 3)])

@@ -177,7 +177,7 @@ def reading(params, x, *, memory):
     (lambda f: dp.recurrent(f >> PASSING), TIME, 4096),
     (functools.partial(dp.repeat, 1024), ones(1, 2), 1024),
 ], ids=["recurrent", "repeat"])
-def test_what_all_steps_of_a_loop_read(around, x, times):
+def test_the_gradient_of_a_loop_constant_is_summed_in_float32(around, x, times):
     net, memory = dp.mixed(around(dp.stateless(None, reading)), BF16), jnp.zeros((1, 2))
     found = jax.jit(jax.grad(lambda memory: net({}, x, memory=memory).sum()))(memory)
     assert found.tolist() == [[times, times]]
@@ -283,11 +283,13 @@ def test_nothing_is_promoted_to_float32(case):
             assert jnp.float32 not in dtypes or case.name in WIDE, equation
 
 
-def test_what_is_made_of_integers_is_narrow_from_there_on():
-    for first, x in ((dp.embedding(5, 4), IDS), (dp.one_hot(5), IDS)):
-        seen = []
-        net = dp.mixed(dp.serial(first, spy(seen)), BF16)
-        params, _ = net.init(KEY, x)
-        seen.clear()
-        assert net(params, x).dtype == jnp.float32
-        assert {a.dtype for a in seen} == {jnp.dtype(BF16)}
+@pytest.mark.parametrize(("first", "x"), [
+    (dp.embedding(5, 4), IDS), (dp.one_hot(5), IDS),
+], ids=["embedding", "one_hot"])
+def test_outputs_of_layers_on_integers_are_narrow(first, x):
+    seen = []
+    net = dp.mixed(dp.serial(first, spy(seen)), BF16)
+    params, _ = net.init(KEY, x)
+    seen.clear()
+    assert net(params, x).dtype == jnp.float32
+    assert {a.dtype for a in seen} == {jnp.dtype(BF16)}

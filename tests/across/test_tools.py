@@ -120,7 +120,11 @@ def test_predict_does_not_depend_on_the_batch_size(case):
     close(got, wanted)
 
 
-def test_a_layer_with_hidden_operations_is_caught():
+@pytest.mark.parametrize("wrap", [
+    lambda f: f, lambda f: dp.repeat(2, f),
+    lambda f: dp.program(inner=f)(lambda layers, x: layers.inner(x)),
+], ids=["alone", "repeat", "program"])
+def test_a_layer_with_hidden_operations_is_caught(wrap):
     inner = dp.serial(dp.linear(3))
 
     def apply(params, state, x, *, key=None, train=False):
@@ -128,10 +132,8 @@ def test_a_layer_with_hidden_operations_is_caught():
         return y + x @ jnp.ones((3, 30), x.dtype) @ jnp.ones((30, 3), x.dtype), state
 
     hiding = dp.Layer(inner.init, apply, children=inner.children, rebuild=inner.rebuild)
-    for layer in (hiding, dp.repeat(2, hiding), dp.program(inner=hiding)(lambda layers, x: (
-            layers.inner(x)))):
-        with pytest.raises(AssertionError):
-            counts(layer, floats(3, 2, 3), {})
+    with pytest.raises(AssertionError):
+        counts(wrap(hiding), floats(3, 2, 3), {})
 
 
 def test_a_layer_whose_batch_cannot_be_split_is_caught():

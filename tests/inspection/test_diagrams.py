@@ -126,7 +126,7 @@ def test_wrappers_are_seen_by_dtypes_alone():
     assert "linear(4) in bfloat16" in boxes
 
 
-def test_a_tap_inside_a_net_gives_what_it_saw_from_the_end_of_what_it_wraps():
+def test_a_tap_inside_a_net_has_arrows_from_the_end_of_the_layer_it_wraps():
     @dp.program(body=dp.tap(dp.linear(4) >> jnp.tanh, "linear_0"))
     def net(layers, x):
         y, seen = layers.body(x)
@@ -209,7 +209,7 @@ def test_large_models_are_within_what_mermaid_draws_by_default():
     assert len(mermaid.edges(dp.inspection.diagram(dp.models.resnet(152), image, levels=1))) < 200
 
 
-def test_it_is_the_same_every_time():
+def test_diagrams_of_equal_nets_are_equal():
     make = lambda: dp.models.gpt(11, length=8, width=8, depth=2, heads=2)  # noqa: E731
     ids, mask = jnp.ones((2, 5), int), jnp.ones((2, 5), bool)
     text = dp.inspection.diagram(make(), shape(2, 5, dtype=jnp.int32), mask=shape(2, 5, dtype=bool))

@@ -20,7 +20,7 @@ def small():
     return chart
 
 
-def test_the_text():
+def test_the_text_of_a_flowchart_is_mermaid():
     assert str(small()) == """flowchart TD
     n0(["a"])
     subgraph b1["copies x 3"]

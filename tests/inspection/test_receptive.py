@@ -67,7 +67,7 @@ def test_fields_are_where_the_gradient_is(net, side):
     assert seen(soft, x) == list(fields(net, x).values())[-1].size[0]
 
 
-def test_ways_with_different_offsets_see_together():
+def test_branches_with_different_offsets_have_a_joint_receptive_field():
     """One looks two steps back, the other two ahead: five places in all."""
     ways = dp.branch(dp.conv(2, 3, dims=1, padding="CAUSAL"),
                      dp.conv(2, 3, dims=1, padding=((0, 2),)), merge=dp.add)
@@ -85,13 +85,13 @@ def test_windows_over_other_axes_have_no_field_in_common():
     assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]
 
 
-def test_what_changes_the_places_otherwise_ends_the_field():
+def test_a_change_of_positions_other_than_a_window_ends_the_receptive_field():
     net = dp.serial(dp.conv(1, 3), dp.upsample(2), dp.conv(1, 3))
     assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]
     net = dp.serial(dp.conv(1, 3), dp.global_avg_pool(), dp.linear(3))
     assert list(fields(net, shape(1, 4, 4, 1))) == ["conv_0"]
 
 
-def test_what_may_mix_the_places_ends_the_field():
+def test_a_layer_that_mixes_positions_ends_the_receptive_field():
     net = dp.serial(a=dp.conv(4, 3, dims=1), mix=dp.self_attention(2), b=dp.conv(4, 3, dims=1))
     assert fields(net, shape(1, 16, 2)) == {"a": Field((3,), (1,))}

@@ -226,13 +226,18 @@ def test_integer_arrays_of_an_equinox_module_are_state():
     close(net(params, X, state=state), 2 * params["kernel"][::-1] * X.sum(0))
 
 
-def test_the_error_of_a_missing_library_names_the_extra(monkeypatch, tmp_path):
-    for module, call in (("flax.linen", interop.from_linen), ("flax.nnx", interop.from_nnx),
-                         ("haiku", interop.from_haiku), ("equinox", interop.from_equinox)):
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ImportError, match=rf"needs {module.split('.')[0]} here: pip install "
-                                              r"'diffprog\[interop\]'"):
-            call(None)
+@pytest.mark.parametrize(("module", "call"), [
+    ("flax.linen", interop.from_linen), ("flax.nnx", interop.from_nnx),
+    ("haiku", interop.from_haiku), ("equinox", interop.from_equinox),
+], ids=["linen", "nnx", "haiku", "equinox"])
+def test_the_error_of_a_missing_library_names_the_extra(monkeypatch, module, call):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs {module.split('.')[0]} here: pip install "
+                                          r"'diffprog\[interop\]'"):
+        call(None)
+
+
+def test_the_error_of_an_incomplete_library_is_its_own(monkeypatch, tmp_path):
     (tmp_path / "incomplete.py").write_text("import not_there")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="No module named 'not_there'"):

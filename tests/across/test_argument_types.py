@@ -88,15 +88,18 @@ def test_a_layer_of_ones_own_sees_arrays_of_jax():
     assert all(isinstance(a, jax.Array) for a in seen)
 
 
-def test_parameters_may_begin_as_arrays_of_numpy():
+@pytest.mark.parametrize("wrap", [
+    lambda f: f, lambda f: dp.serial(own=f), lambda f: dp.repeat(2, f),
+], ids=["alone", "serial", "repeat"])
+def test_parameters_may_begin_as_arrays_of_numpy(wrap):
     """An init may give them; a state too, which equals its plan then."""
     own = dp.Layer(lambda key, x: ({"w": [np.ones(4)]}, {"seen": np.zeros(())}),
                    lambda params, state, x, *, key=None, train=False: (
                        x * params["w"][0], {"seen": state["seen"] + 1}))
-    for net in (own, dp.serial(own=own), dp.repeat(2, own)):
-        params, state = net.init(KEY, X)
-        assert all(isinstance(a, jax.Array) for a in jax.tree.leaves((params, state)))
-        dp.tree.verify(net, params, X, state=state)
+    net = wrap(own)
+    params, state = net.init(KEY, X)
+    assert all(isinstance(a, jax.Array) for a in jax.tree.leaves((params, state)))
+    dp.tree.verify(net, params, X, state=state)
 
 
 def test_parameters_that_begin_as_an_array_of_the_users_are_copied():
@@ -149,14 +152,16 @@ def test_numbers_of_numpy_are_options(name):
     assert "np." not in repr(kinds[0]) and "array" not in repr(kinds[0])
 
 
-def test_numbers_of_numpy_widen_nothing():
+@pytest.mark.parametrize("layer", [
+    dp.dropout(np.float32(0.5)), dp.batch_norm(momentum=np.float64(0.5)),
+], ids=repr)
+def test_numbers_of_numpy_widen_nothing(layer):
     x = jax.ShapeDtypeStruct((2, 8), jnp.bfloat16)
-    for layer in (dp.dropout(np.float32(0.5)), dp.batch_norm(momentum=np.float64(0.5))):
-        params, state = layer.init(KEY, x)
-        y, after = jax.eval_shape(lambda layer=layer, params=params, state=state: layer.apply(
-            params, state, jnp.ones((2, 8), jnp.bfloat16), key=KEY, train=True))
-        assert y.dtype == jnp.bfloat16
-        assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, state)
+    params, state = layer.init(KEY, x)
+    y, after = jax.eval_shape(lambda: layer.apply(
+        params, state, jnp.ones((2, 8), jnp.bfloat16), key=KEY, train=True))
+    assert y.dtype == jnp.bfloat16
+    assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, state)
 
 
 def test_numbers_of_numpy_are_options_of_tools():
@@ -247,13 +252,15 @@ def test_any_callable_is_a_program(f, name):
     (Forward(), "Forward"), (Forward().run, "run"), (functools.partial(scaled, by=1.0), "scaled"),
     (functools.partial(Forward().run), "run"),
 ], ids=lambda v: v if isinstance(v, str) else "")
-def test_any_callable_is_a_forward(f, name):
-    for init in (Forward().start, functools.partial(lambda key, x, by: {"w": by * jnp.ones(
-            x.shape[-1])}, by=2.0)):
-        net = dp.stateless(init, f)
-        assert net.name == name and net.side == {"extra"}
-        params, _ = net.init(KEY, X)
-        np.testing.assert_array_equal(net(params, X, extra=np.ones(4)), 2 * X + 1)
+@pytest.mark.parametrize("init", [
+    Forward().start,
+    functools.partial(lambda key, x, by: {"w": by * jnp.ones(x.shape[-1])}, by=2.0),
+], ids=["a method", "a partial"])
+def test_any_callable_is_a_forward(f, name, init):
+    net = dp.stateless(init, f)
+    assert net.name == name and net.side == {"extra"}
+    params, _ = net.init(KEY, X)
+    np.testing.assert_array_equal(net(params, X, extra=np.ones(4)), 2 * X + 1)
 
 
 def test_what_a_partial_has_filled_in_is_no_side_input():
@@ -307,10 +314,12 @@ def test_a_module_of_another_library_is_no_function(name, compose):
 
 
 @pytest.mark.parametrize("name", ["an nnx module of one's own", "equinox"])
-def test_a_module_of_another_library_is_no_activation(name):
+@pytest.mark.parametrize("compose", [
+    lambda f: dp.ffn(4, f), lambda f: dp.simple_rnn(4, activation=f),
+], ids=["ffn", "simple_rnn"])
+def test_a_module_of_another_library_is_no_activation(name, compose):
     make, by = FOREIGN[name]
-    for compose in (lambda f: dp.ffn(4, f), lambda f: dp.simple_rnn(4, activation=f)):
-        assert f"dp.interop.{by}" in refused(compose, make()).remedy
+    assert f"dp.interop.{by}" in refused(compose, make()).remedy
 
 
 def test_a_module_of_another_library_without_parameters_is_a_function():
@@ -402,7 +411,7 @@ def test_hyper_writes_parameters_in_any_tree(name):
     dp.max_pool(2), dp.max_pool(3, stride=1, padding="SAME"), dp.max_pool(2, padding=1),
     dp.max_pool(2, stride=1, dilation=2, padding=1), dp.global_max_pool(),
     dp.adaptive_max_pool(2)], ids=repr)
-def test_the_largest_of_booleans_is_whether_any_is_true(pool):
+def test_the_maximum_of_booleans_is_any(pool):
     x = np.random.default_rng(0).random((2, 5, 6, 2)) > 0.6
     y = pool({}, x)
     assert y.dtype == bool
@@ -412,7 +421,7 @@ def test_the_largest_of_booleans_is_whether_any_is_true(pool):
 @pytest.mark.parametrize("pool", [
     dp.max_pool(2, dims=1, stride=1), dp.max_pool(2, dims=1, stride=1, dilation=2, padding=1),
     dp.global_max_pool(dims=1), dp.adaptive_max_pool(2, dims=1), dp.collapse("max")], ids=repr)
-def test_the_largest_of_real_booleans(pool):
+def test_the_maximum_of_booleans_ignores_masked_entries(pool):
     x = np.random.default_rng(0).random((2, 5, 2)) > 0.6
     mask = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 1, 1]], bool)
     np.testing.assert_array_equal(

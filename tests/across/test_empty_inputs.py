@@ -1,5 +1,6 @@
 """No examples and no steps: shapes with 0, zeros, or an error of the library."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ def without(tree, axis, length):
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["examples", "steps"])
 @pytest.mark.parametrize("case", (FAST | MODELS).values(), ids=FAST | MODELS)
-def test_nothing_has_a_shape_or_an_error(case, axis):
+def test_an_empty_input_has_an_output_shape_or_an_error(case, axis):
     """Shapes alone: what raises does so while the call is traced, in the library's words."""
     first = jax.tree.leaves(case.x)[0]
     whole_numbers = not jnp.issubdtype(first.dtype, jnp.floating)
@@ -56,8 +57,8 @@ MEMORY = jnp.zeros((2, 0, 4))
     (dp.recurrent(dp.gru(3)), jnp.ones((2, 0, 4)), {}, (2, 0, 3)),
     (dp.conv(3, 3, dims=1, padding="CAUSAL"), jnp.ones((2, 0, 4)), {}, (2, 0, 3)),
     (dp.heads(2, dp.linear(3)), jnp.ones((0, 4)), {}, (0, 6)),
-], ids=str)
-def test_of_nothing_comes_nothing(net, x, side, wanted):
+], ids=lambda value: repr(value) if isinstance(value, dp.Layer) else "")
+def test_layers_over_no_entries_return_zeros_and_finite_gradients(net, x, side, wanted):
     """What sees nothing gives zeros before its bias, and no gradient is NaN."""
     seen = {name: jnp.ones((2, 1, *a.shape[2:]), a.dtype) for name, a in side.items()}
     whole = jnp.ones([max(n, 1) for n in x.shape])
@@ -66,7 +67,7 @@ def test_of_nothing_comes_nothing(net, x, side, wanted):
     y = run(params, x)
     assert y.shape == wanted and not y.any()
     grads = jax.grad(lambda *given: run(*given).sum(), (0, 1))(params, x)
-    assert not dp.tree.nonfinite(grads)
+    chex.assert_tree_all_finite(grads)
 
 
 @pytest.mark.parametrize("loss", [
