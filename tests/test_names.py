@@ -139,7 +139,7 @@ def test_the_first_line_of_a_layer_holds_its_formula(name):
 
 
 @each()
-def test_what_is_documented_are_the_arguments(name):
+def test_the_arguments_are_those_of_the_docstring(name):
     unknown = set(name.documented("Args")) - name.arguments.keys()
     assert not unknown, f"{unknown} are documented and not taken"
     said = {*name.documented("Args"), *name.documented("Attributes"), *name.documented("Shapes")}
@@ -161,7 +161,7 @@ def test_arguments_come_in_one_order():
 
 
 @each()
-def test_what_is_always_there_comes_first(name):
+def test_required_arguments_come_first(name):
     if inspect.isclass(name.value):
         return
     given = [argument for argument in positional(name) if argument in ORDER]
@@ -187,9 +187,9 @@ def test_one_argument_means_one_kind():
     assert several.keys() == KINDS.keys(), several
 
 
-def test_one_concept_has_one_word():
+@pytest.mark.parametrize(("ours", "theirs"), WORDS.items(), ids=WORDS)
+def test_one_concept_has_one_word(ours, theirs):
     given = {argument: name.path for name in NAMES for argument in name.arguments}
-    for ours, theirs in WORDS.items():
-        assert ours in given, f"{ours} is no argument any more"
-        for word in theirs.split():
-            assert word not in given, f"{given.get(word)} takes {word}: elsewhere it is {ours}"
+    assert ours in given, f"{ours} is no argument any more"
+    for word in theirs.split():
+        assert word not in given, f"{given.get(word)} takes {word}: elsewhere it is {ours}"

@@ -274,7 +274,7 @@ def test_unknown_names_raise():
     ("losses", "mse", "dp.losses.squared_error"), ("training", "fit", "dp.fit"),
     ("models", "GPT", "dp.models.gpt"), ("text", "gpt", "dp.models.gpt"),
 ])
-def test_a_name_of_elsewhere_is_told_with_its_place(space, name, use):
+def test_a_name_of_another_module_is_named_with_its_place(space, name, use):
     module = getattr(dp, space) if space else dp
     with pytest.raises(AttributeError, match=f"has no attribute '{name}'; use {use}"):
         getattr(module, name)

@@ -83,13 +83,12 @@ def knowing(predict, error=0.0):
 
 
 @pytest.mark.parametrize("predict", ["noise", "velocity"])
-def test_a_net_that_knows_the_noise_has_loss_0(predict):
+@pytest.mark.parametrize(("error", "wanted"), [(0.0, 0.0), (0.5, 0.25)])
+def test_the_loss_is_the_mean_squared_error_of_the_prediction(predict, error, wanted):
     x = jnp.broadcast_to(jnp.asarray(IMAGE, jnp.float32), (64, 3))
     objective = dp.diffusion.denoising(SCHEDULE, predict=predict)
-    for error, wanted in ((0.0, 0.0), (0.5, 0.25)):
-        loss, (state, metrics) = objective(
-            knowing(predict, error), {}, {}, x, key=KEY, train=True)
-        assert abs(loss - wanted) < 1e-4 and metrics["loss"] == loss
+    loss, (state, metrics) = objective(knowing(predict, error), {}, {}, x, key=KEY, train=True)
+    assert abs(loss - wanted) < 1e-4 and metrics["loss"] == loss
     assert state == {} and metrics["count"] == 64 * 3
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,11 +196,11 @@ def test_masked_entries_do_not_reach_a_product(distribution):
             distribution=distribution, mask=MASK)
 
     wanted, found = ravel_pytree(product(0.0))[0], ravel_pytree(product(jnp.nan))[0]
-    assert np.isfinite(found).all()
+    chex.assert_tree_all_finite(found)
     equal(found, wanted)
     loss = lambda p: dp.losses.cross_entropy(  # noqa: E731
         jnp.where(shown, forward(p), jnp.nan), LABELS, mask=MASK)
-    assert np.isfinite(ravel_pytree(dp.gradients.hessian_product(loss, params, vector))[0]).all()
+    chex.assert_tree_all_finite(dp.gradients.hessian_product(loss, params, vector))
 
 
 def test_conjugate_gradients_take_a_product():

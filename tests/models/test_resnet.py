@@ -52,13 +52,13 @@ def test_sides_of_a_resnet():
 
 
 @pytest.mark.parametrize("block", [basic, bottleneck])
-def test_a_block_starts_as_the_identity(block):
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_a_block_starts_as_the_identity(block, zero_init):
     x = jax.nn.relu(jax.random.normal(KEY, (2, 5, 5, 8)))
     width = 8 if block is basic else 2
-    for zero_init in (True, False):
-        net = block(width, zero_init=zero_init)
-        y, _ = net.apply(*net.init(KEY, x), x, train=True)
-        assert np.array_equal(y, x) == zero_init
+    net = block(width, zero_init=zero_init)
+    y, _ = net.apply(*net.init(KEY, x), x, train=True)
+    assert np.array_equal(y, x) == zero_init
 
 
 def test_stages_of_one_block():

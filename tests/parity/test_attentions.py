@@ -61,7 +61,7 @@ def test_their_layers_are_compositions_of_ours(case):
 @pytest.mark.parametrize("case", ["MHA_self_causal", "MHA_self_padding", "MHA_self_causal_padding",
                                   "MHA_cross_padding", "TransformerEncoderLayer_post",
                                   "TransformerEncoderLayer_pre"])
-def test_masks_by_name_say_the_same_of_real_positions(case):
+def test_masks_by_name_equal_explicit_patterns(case):
     """`causal=True`, `mask` and `memory_mask` in place of explicit patterns."""
     inputs, (wanted, *_) = arrays(case, "in", {}), arrays(case, "out", {}).values()
     blocked = inputs.get("key_padding_mask", inputs.get("kpm"))

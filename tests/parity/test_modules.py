@@ -30,7 +30,7 @@ def test_every_case_is_in_one_table():
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_no_pattern_is_idle(pattern):
+def test_every_pattern_matches_a_case(pattern):
     assert fnmatch.filter(CASES, pattern)
 
 

@@ -151,11 +151,11 @@ def test_frequencies_of_samples(options, probs):
     assert (abs(counts - 20_000 * probs) <= 4.5 * sigma).all(), counts
 
 
-def test_a_row_with_a_nan_logit_has_no_sample():
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}], ids=str)
+def test_a_row_with_a_nan_logit_has_no_sample(options):
     logits = jnp.stack([LOGITS, LOGITS.at[2].set(jnp.nan)])
-    for options in ({}, {"temperature": 0.0}, {"top_k": 2}):
-        assert dp.text.sample(KEY, logits, **options)[1] == -1
-        assert dp.text.sample(KEY, logits, **options)[0] >= 0
+    assert dp.text.sample(KEY, logits, **options)[1] == -1
+    assert dp.text.sample(KEY, logits, **options)[0] >= 0
 
 
 def test_other_side_inputs_are_passed_at_every_step():
@@ -183,7 +183,12 @@ def ask(prompts=PROMPTS, steps=5, net=GPT, params=None, **options):
         net, trees("gpt")[0] if params is None else params, prompts, steps, **options)
 
 
-def test_invalid_prompts_are_refused():
+@pytest.mark.parametrize("prompt", [[0.5], [-1], [2**32 + 1]], ids=str)
+def test_prompts_of_numbers_that_are_no_ids_are_refused(prompt):
+    assert refused(ask, [prompt]).wants == "prompts of ids, ints from 0 to 2**31 - 1"
+
+
+def test_empty_and_single_prompts_are_refused():
     begin = "begin with the id of the start token"
     expect("", f"wants at least one token in each prompt, got an empty prompt, number 1; {begin}",
            ask, [[1], []])
@@ -191,8 +196,6 @@ def test_invalid_prompts_are_refused():
     form = "prompts as ints (batch, time) or a list of lists of ints"
     assert refused(ask, [1, 2]).remedy == one
     assert refused(ask, []).wants == form
-    for prompt in ([0.5], [-1], [2**32 + 1]):
-        assert refused(ask, [prompt]).wants == "prompts of ids, ints from 0 to 2**31 - 1"
 
 
 def test_too_long_prompts_are_refused():

@@ -64,13 +64,13 @@ def test_max_tokens_may_be_a_numpy_int():
     ([[1, 1, 2]], 4), ([[2, 3], 3], 5), ([[1, 2, 3, 1]], 6), ([[3, 3], [8]], 7), ([[1, 1]], 2),
     ([[0, 1]], 7), ([[1] * 8], 7), ([2], 4), ([[1, 3], [1, 1, 1]], 3), (np.array([[1, 2]]), 4)],
     ids=str)
-def test_texts_end_at_a_stop_sequence(stop, length):
+@pytest.mark.parametrize("prompts", [[[5, 0]], [[4, 0], [5, 0]]], ids=["one prompt", "two"])
+def test_texts_end_at_a_stop_sequence(stop, length, prompts):
     """It may begin at any generated token, but not in the prompt, which ends with 0."""
-    for prompts in ([[5, 0]], [[4, 0], [5, 0]]):
-        written = dp.text.generate(
-            UNIFORM, UNIFORM_PARAMS, prompts, 7, stop_tokens=stop, adjust=scripted)
-        assert written.lengths.tolist() == [length] * len(prompts)
-        assert written.tokens[0].tolist() == [*SCRIPT[:length].tolist(), *[-1] * (7 - length)]
+    written = dp.text.generate(
+        UNIFORM, UNIFORM_PARAMS, prompts, 7, stop_tokens=stop, adjust=scripted)
+    assert written.lengths.tolist() == [length] * len(prompts)
+    assert written.tokens[0].tolist() == [*SCRIPT[:length].tolist(), *[-1] * (7 - length)]
 
 
 def test_texts_end_independently():

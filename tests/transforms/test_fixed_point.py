@@ -307,7 +307,7 @@ def test_a_tolerance_allows_f_to_be_less_precise_than_x():
     np.testing.assert_allclose(close_enough, NET(params, X), atol=0.1)
 
 
-def test_all_applications_share_one_key():
+def test_all_iterations_share_one_key():
     drop = dp.dropout(0.5)
     noisy = dp.parallel(dp.linear(4, kernel_init=SMALL) >> drop, dp.linear(4)) >> dp.add >> jnp.tanh
     net, x = dp.fixed_point(noisy), X

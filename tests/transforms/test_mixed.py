@@ -190,16 +190,18 @@ def test_a_layer_gets_parameters_in_dtype_unless_it_casts_them_itself(around, ca
     assert seen == {jnp.dtype(jnp.float32 if casts else BF16)}
 
 
-def test_a_layer_with_a_replaced_apply_keeps_it():
+@pytest.mark.parametrize("net", [
+    dp.serial(dp.linear(4)), dp.repeat(1, dp.linear(4)), dp.linear(4),
+], ids=repr)
+def test_a_layer_with_a_replaced_apply_keeps_it(net):
     """An apply from `dataclasses.replace` stays inside `mixed`."""
-    for net in (dp.serial(dp.linear(4)), dp.repeat(1, dp.linear(4)), dp.linear(4)):
-        def doubled(params, state, x, net=net, **given):
-            y, state = net.apply(params, state, x, **given)
-            return 2 * y, state
+    def doubled(params, state, x, **given):
+        y, state = net.apply(params, state, x, **given)
+        return 2 * y, state
 
-        other = dp.mixed(dataclasses.replace(net, apply=doubled), BF16)
-        params, _ = other.init(KEY, X)
-        np.testing.assert_allclose(other(params, X), 2 * net(params, X), rtol=0.02, atol=0.02)
+    other = dp.mixed(dataclasses.replace(net, apply=doubled), BF16)
+    params, _ = other.init(KEY, X)
+    np.testing.assert_allclose(other(params, X), 2 * net(params, X), rtol=0.02, atol=0.02)
 
 
 def test_a_program_reads_parameters_in_dtype():

@@ -65,11 +65,11 @@ def test_a_key_is_optional_in_inference_and_required_in_training():
         TRAINING.apply(params, state, X, train=True)
 
 
-def test_pinned_to_training_batch_norm_uses_batch_statistics():
+@pytest.mark.parametrize("train", [False, True])
+def test_pinned_to_training_batch_norm_uses_batch_statistics(train):
     net, (params, state) = dp.pin(dp.batch_norm(), train=True), trees(dp.batch_norm())
-    for train in (False, True):
-        same(net.apply(params, state, X, train=train),
-             dp.batch_norm().apply(params, state, X, train=True))
+    same(net.apply(params, state, X, train=train),
+         dp.batch_norm().apply(params, state, X, train=True))
 
 
 def test_the_inner_of_two_pins_applies():

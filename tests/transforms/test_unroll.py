@@ -1,6 +1,6 @@
 """Unrolling: the same output without a loop, with parameters under other paths."""
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 from support.writing_nets import KEY, NETS, trees
@@ -24,5 +24,5 @@ def test_unrolled_repeat_returns_the_same_output():
     params, state = nested.init(KEY, jnp.ones((4, 2)))
     net, split = unrolled(nested)
     wanted = net.plan(jnp.ones((4, 2)))
-    assert jax.tree.map(jnp.shape, (split(params), split(state))) == jax.tree.map(
-        jnp.shape, (wanted.params, wanted.state))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        (split(params), split(state)), (wanted.params, wanted.state))

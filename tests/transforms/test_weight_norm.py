@@ -1,5 +1,6 @@
 """`weight_norm`: the formula, and kernels that are zero at first."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,8 @@ def test_a_kernel_of_zeros_learns():
     params = params_of(net)
     assert not net(params, X).any()
     grads = gradient(lambda p, x: net(p, x) + 1, params)["kernel"]
-    assert jnp.isfinite(grads["direction"]).all() and (grads["scale"] != 0).all()
+    chex.assert_tree_all_finite(grads)
+    assert (grads["scale"] != 0).all()
 
 
 # Sizes of weights whose squares overflow or underflow in the dtype.
@@ -67,4 +69,4 @@ def test_the_norm_of_complex_weights():
     merged, _ = dp.tree.merge(net, params)
     np.testing.assert_allclose(merged["kernel"], begun(None, None, None), rtol=1e-6)
     grads = jax.grad(lambda p: net(p, x).sum())(params)
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
