@@ -255,7 +255,7 @@ def test_public_names_resolve_and_are_documented(space):
     assert len(set(module.__all__)) == len(module.__all__)
 
 
-def test_the_top_holds_what_is_used_daily():
+def test_the_top_level_has_about_90_names():
     assert 80 <= len(dp.__all__) <= 100
 
 

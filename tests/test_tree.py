@@ -157,18 +157,18 @@ def test_verify_finds_the_difference(path, leaf, message):
         dp.tree.verify(net, with_leaf(params, path, leaf), x, state=state)
 
 
-def test_verify_looks_at_the_state_if_it_is_given():
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda state: {}, "state with norm/mean"),
+    (lambda state: {"norm": {"mean": state["norm"]["mean"]}}, "state with norm/var"),
+    (lambda state: with_leaf(state, "norm/var", jnp.ones(5)), "state norm/var as"),
+    (lambda state: with_leaf(state, "norm/count", jnp.ones(())), "state without norm/count"),
+], ids=["empty", "without a leaf", "another shape", "another leaf"])
+def test_verify_compares_the_state_if_it_is_given(change, message):
     net, x = dp.serial(norm=dp.batch_norm(), head=dp.linear(3)), jnp.ones((2, 4))
     params, state = net.init(jax.random.key(0), x)
     dp.tree.verify(net, params, x)
-    for broken, message in (
-        ({}, "state with norm/mean"),
-        ({"norm": {"mean": jnp.ones(4)}}, "state with norm/var"),
-        (with_leaf(state, "norm/var", jnp.ones(5)), "state norm/var as"),
-        (with_leaf(state, "norm/count", jnp.ones(())), "state without norm/count"),
-    ):
-        with pytest.raises(dp.LayerError, match=message):
-            dp.tree.verify(net, params, x, state=broken)
+    with pytest.raises(dp.LayerError, match=message):
+        dp.tree.verify(net, params, x, state=change(state))
 
 
 def test_verify_compares_with_the_input_too():

@@ -96,6 +96,6 @@ def test_products_are_counted(name):
     (dp.serial(jax.nn.relu), floats(2, 4), 2 * 4),
     (dp.flatten(), floats(2, 4, 3), 0), (dp.patches(2), floats(2, 4, 4, 3), 0),
 ], ids=repr)
-def test_what_is_no_product_is_counted_too(layer, x, operations):
+def test_operations_other_than_products_are_counted(layer, x, operations):
     counted = dp.summary(layer, x).flops
     assert operations * 0.7 <= counted <= operations

@@ -105,7 +105,7 @@ def test_adaptive_pools_have_the_gradient_of_the_valid_steps(name, dtype):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_mask_of_steps_is_refused_where_they_would_count(name):
+def test_a_mask_of_steps_is_refused_where_padding_would_count(name):
     net, x = REFUSED[name], jnp.asarray(drawn(2, 6, 4), jnp.float32)
     assert "mask" in refused(dp.serial(at=net).plan, x, mask=jnp.ones((2, 6), bool)).wants
     params, _ = net.init(KEY, x)

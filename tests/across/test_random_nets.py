@@ -87,7 +87,7 @@ def test_every_law_holds_of_what_is_put_into_each_other(way):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_in_them_is_joined_that_is_not_written_down(kind):
+def test_random_nets_need_no_implicit_promotion(kind):
     def test(net):
         untried = () if net.options["causal"] else (TIMELESS,)
         case = Case("", net.layer, net.x, net.options | net.side, untried=untried)
@@ -99,7 +99,7 @@ def test_nothing_in_them_is_joined_that_is_not_written_down(kind):
     each(kind, range(20, 23), test)
 
 
-def test_the_nets_on_which_laws_are_run_hold_what_is_hard():
+def test_the_random_nets_contain_every_hard_part():
     met = collections.Counter()
 
     def look(net):

@@ -173,7 +173,7 @@ def test_the_arrays_of_a_stream_are_new_and_distinct(case):
     assert len(set(map(id, variables))) == len(variables)
 
 
-def test_a_donated_stream_leaves_what_it_began_from():
+def test_donating_a_stream_keeps_the_arrays_it_was_started_from():
     net = dp.serial(dp.batch_norm(), dp.residual(dp.cross_attention(1)), running())
     x, memory, real = SERIES, jnp.ones((2, 5, 3)), jnp.ones((2, 5), bool)
     params, state = net.init(KEY, x, memory=memory, memory_mask=real)

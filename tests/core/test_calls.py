@@ -161,10 +161,12 @@ def test_a_jitted_function_with_the_net_as_a_static_argument_is_traced_once():
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_copies_are_the_net(name):
+@pytest.mark.parametrize("copied", [
+    copy.copy, copy.deepcopy, lambda net: copy.deepcopy({"net": [net]})["net"][0],
+], ids=["copy", "deepcopy", "deepcopy of a tree"])
+def test_copies_are_the_net(name, copied):
     net = MAKE[name]()
-    for again in (copy.copy(net), copy.deepcopy(net), copy.deepcopy({"net": [net]})["net"][0]):
-        assert again == net and repr(again) == repr(net)
+    assert copied(net) == net and repr(copied(net)) == repr(net)
 
 
 BY_VALUE = {"initializer", "closure", "edited"}  # what holds a function that no module has by name

@@ -115,7 +115,7 @@ def test_what_is_frozen_is_not_moved_by_a_penalty():
     assert (after.params["head"]["kernel"] != before.params["head"]["kernel"]).any()
 
 
-def test_a_net_without_any_keeps_its_optimizer_as_it_is():
+def test_a_net_without_computed_parameters_keeps_the_state_of_its_optimizer():
     step = dp.make_step(dp.linear(3), dp.classification(), optax.adam(0.1))
     state = step.init(KEY, X)
     assert jax.tree.structure(state.opt_state) == jax.tree.structure(

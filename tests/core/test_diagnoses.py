@@ -31,7 +31,7 @@ AROUND = [lambda f: f, lambda f: dp.serial(at=f), lambda f: dp.serial(at=dp.repe
 
 @pytest.mark.parametrize("wrap", AROUND, ids=range(4))
 @pytest.mark.parametrize("apply", [always, in_training])
-def test_a_layer_that_draws_says_so(apply, wrap):
+def test_a_layer_that_draws_without_random_raises(apply, wrap):
     net = wrap(drawing(apply))
     error = refused(net.apply, {}, {}, X, key=KEY, train=True)
     assert "random=True" in error.remedy

@@ -221,7 +221,7 @@ def test_convolutions_are_found_wherever_they_are(wrap):
 
 
 @pytest.mark.slow
-def test_what_convolves_in_training_alone_is_found():
+def test_convolutions_in_training_alone_are_found():
     net = dp.repeat(2, dp.program(conv=dp.conv(2, 3))(
         lambda layers, x, *, train: layers.conv(x) if train else x))
     assert loops_around_convolutions(lowered(net, IMAGES)) == 0

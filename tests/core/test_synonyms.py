@@ -36,7 +36,7 @@ def test_suggested_names_exist(text):
     assert found or "function" in text or "of optax" in text
 
 
-def test_the_look_up_can_fail():
+def test_names_that_do_not_exist_are_found():
     with pytest.raises(AttributeError):
         list(resolved("dp.linear(features), or dp.lineal(features)"))
 

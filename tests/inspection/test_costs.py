@@ -16,7 +16,7 @@ def cost(net, x, **side):
     return dp.summary(net, x, **side).flops
 
 
-def test_a_product_and_a_sum_are_two():
+def test_a_multiplication_with_an_addition_counts_as_two_operations():
     assert cost(dp.linear(5, bias=False), shape(3, 4)) == 2 * 3 * 4 * 5
     assert cost(dp.linear(5), shape(3, 4)) - cost(dp.linear(5, bias=False), shape(3, 4)) == 15
 

@@ -34,7 +34,7 @@ def test_a_chain():
         ("a", ["x"]), ("b", ["a"]), ["b"]]
 
 
-def test_a_sum_takes_both_ways():
+def test_a_sum_has_both_of_its_inputs():
     def f(layers, x, _):
         return x + layers.b(x + layers.a(x))
 

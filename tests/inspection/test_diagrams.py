@@ -114,7 +114,7 @@ def test_inside_copies_shapes_are_those_of_one():
         "float32[2,5]", "float32[2,8]", "float32[2,32]", "float32[2,3]"]
 
 
-def test_wrappers_are_seen_by_dtypes_alone():
+def test_wrappers_change_a_diagram_by_dtypes_alone():
     plain = dp.linear(4) >> jnp.tanh
     same = dp.inspection.diagram(plain, shape(2, 4))
     assert dp.inspection.diagram(dp.remat(plain), shape(2, 4)) == same
@@ -235,7 +235,7 @@ def test_none_is_an_absent_side_input_and_faults_of_the_net_are_its_own():
         dp.inspection.diagram(net, shape(2, 3, 4), levels=0)
 
 
-def test_a_fixed_point_is_drawn_with_its_iterate_from_nowhere():
+def test_the_iterate_of_a_fixed_point_is_drawn_without_an_origin():
     net = dp.fixed_point(dp.parallel(dp.linear(4), dp.linear(4, bias=False)) >> dp.add >> jnp.tanh)
     edges, boxes = drawn(net, shape(2, 4))
     assert [edge[:2] for edge in edges] == [

@@ -191,7 +191,7 @@ def test_recurrence_state_randomness_masks_and_integers():
     assert list(flow(integers, batch)[0]) == ["embed", "pool", "head", ""]
 
 
-def test_a_layer_whose_parameters_another_writes_has_one_row():
+def test_the_target_of_a_hypernetwork_has_one_row():
     net = dp.linear(4) >> dp.hyper(dp.linear(5) >> dp.linear(3), dp.linear(2))
     batch = {"x": X, "y": Y, "condition": X[:, :3]}
     params, state = net.init(KEY, X, condition=X[:, :3])

@@ -34,7 +34,7 @@ def test_one_row_for_every_layer():
     ]
 
 
-def test_rows_tell_what_goes_in_and_out():
+def test_rows_have_the_shapes_of_input_and_output():
     rows = {row.path: row for row in dp.summary(nested(), shape(2, 3, 2)).rows}
     shapes = {path: (row.input.shape, row.output.shape) for path, row in rows.items()}
     assert shapes[""] == ((2, 3, 2), (2, 10))
@@ -47,7 +47,7 @@ def test_rows_tell_what_goes_in_and_out():
     assert repr(rows["blocks/body/linear_0"].layer) == "linear(8)"
 
 
-def test_totals_are_those_of_the_real_trees():
+def test_totals_are_those_of_the_initialized_trees():
     net = nested()
     seen = dp.summary(net, shape(2, 3, 2))
     params, state = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((2, 3, 2)))

@@ -136,15 +136,18 @@ def test_ffn_drops_hidden_features():
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_residual_blocks_drop_the_output_of_the_body_alone(rate):
-    for net, wanted in ((dp.add_norm(ones, jnp.negative, dropout=rate), lambda y: -y - ROWS),
-                        (dp.pre_norm(jnp.cosh, jnp.zeros_like, dropout=rate), lambda y: y - ROWS)):
-        close(wanted(net({}, ROWS)), np.ones_like(ROWS))
-        dropped = wanted(trained(net, {}))
-        np.testing.assert_allclose(
-            np.where(dropped > 0.5, dropped - 1 / (1 - rate), dropped), 0, atol=1e-5)
-        assert 0 < (dropped > 0.5).sum() < dropped.size
-        assert not np.array_equal(trained(net, {}), trained(net, {}, jax.random.key(1)))
+@pytest.mark.parametrize(("make", "wanted"), [
+    (lambda rate: dp.add_norm(ones, jnp.negative, dropout=rate), lambda y: -y - ROWS),
+    (lambda rate: dp.pre_norm(jnp.cosh, jnp.zeros_like, dropout=rate), lambda y: y - ROWS),
+], ids=["add_norm", "pre_norm"])
+def test_residual_blocks_drop_the_output_of_the_body_alone(rate, make, wanted):
+    net = make(rate)
+    close(wanted(net({}, ROWS)), np.ones_like(ROWS))
+    dropped = wanted(trained(net, {}))
+    np.testing.assert_allclose(
+        np.where(dropped > 0.5, dropped - 1 / (1 - rate), dropped), 0, atol=1e-5)
+    assert 0 < (dropped > 0.5).sum() < dropped.size
+    assert not np.array_equal(trained(net, {}), trained(net, {}, jax.random.key(1)))
 
 
 @pytest.mark.parametrize("net", [

@@ -51,7 +51,7 @@ def test_outputs_and_gradients_agree(case):
 
 
 @pytest.mark.parametrize("case", [case for case in ATTENTION if case.startswith("Transformer")])
-def test_their_layers_are_compositions_of_ours(case):
+def test_layers_of_pytorch_are_compositions_of_layers_here(case):
     inputs = arrays(case, "in", {})
     dp.tree.verify(transformer(case), read(case), inputs["x"], memory=inputs.get("mem"))
     if "mask" in inputs:  # True = blocked
@@ -82,7 +82,7 @@ def test_masks_by_name_equal_explicit_patterns(case):
     assert difference(y[real], wanted[real]) <= TOLERANCE
 
 
-def test_a_thousandth_more_is_seen():
+def test_parameters_off_by_a_thousandth_are_detected():
     case = "TransformerDecoderLayer_post"
     spoilt = jax.tree.map(lambda leaf: leaf * np.float32(1.001), read(case))
     assert {"out/y", "grad_in/x", "grad_in/mem"} <= far(case, spoilt).keys()

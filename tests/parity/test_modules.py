@@ -41,7 +41,7 @@ def test_a_module_agrees(pattern, case):
 
 
 @pytest.mark.parametrize(("pattern", "case"), cases(AGAIN))
-def test_a_second_way_agrees(pattern, case):
+def test_a_second_recipe_agrees(pattern, case):
     agree(differences(case, AGAIN[pattern]))
 
 
@@ -50,7 +50,7 @@ def test_a_second_way_agrees(pattern, case):
     ("Linear*", "Linear", "params", ["grad_in/x", "out/y"]),
     ("BatchNorm*_train*", "BatchNorm1d_train", "state", ["buffer_after/mean", "buffer_after/var"]),
 ])
-def test_a_thousandth_more_is_seen(pattern, case, tree, far):
+def test_parameters_off_by_a_thousandth_are_detected(pattern, case, tree, far):
     def change(trees):
         return trees | {tree: jax.tree.map(lambda leaf: leaf * np.float32(1.001), trees[tree])}
 

@@ -64,7 +64,7 @@ def test_one_layer_gives_the_same_outputs(case):
         assert not np.asarray(y)[~mask].any()  # exactly, as in a packed sequence
 
 
-def test_a_thousandth_more_is_seen():
+def test_parameters_off_by_a_thousandth_are_detected():
     given, case = read("GRU_packed_bi"), "GRU_packed_bi"
     spoilt = jax.tree.map(lambda leaf: leaf * np.float32(1.001), given.params)
     theirs = {"out": arrays(case, "out", {}), "grad_param": read(case, "grad_param").params,

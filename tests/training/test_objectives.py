@@ -372,12 +372,14 @@ def test_side_inputs_are_in_the_batch_by_name():
     np.testing.assert_allclose(loss, nll(logits, y).mean(), rtol=1e-5)
 
 
-def test_batches_of_another_form_are_refused():
+@pytest.mark.parametrize("batch_of", [
+    lambda x, y: {"x": x, "y": y, "weight": y}, lambda x, y: {"x": x},
+    lambda x, y: {"inputs": x, "y": y}, lambda x, y: x, lambda x, y: (x,), lambda x, y: (x, y, y),
+], ids=["another name", "no y", "no x", "an array", "one", "three"])
+def test_batches_of_another_form_are_refused(batch_of):
     net, params, state, x, y, _ = classifier()
-    for batch in ({"x": x, "y": y, "weight": y}, {"x": x}, {"inputs": x, "y": y}, x, (x,),
-                  (x, y, y)):
-        with pytest.raises(dp.LayerError, match="a batch"):
-            dp.classification()(net, params, state, batch, key=None, train=True)
+    with pytest.raises(dp.LayerError, match="a batch"):
+        dp.classification()(net, params, state, batch_of(x, y), key=None, train=True)
 
 
 def test_state_key_and_flag_reach_the_net():

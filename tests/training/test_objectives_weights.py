@@ -302,15 +302,15 @@ def test_other_objectives_of_logits_refuse_probabilities():
     assert "sigmoid" in refused(dp.training.elbo(), net, {}, {}, (X, X), key=None, train=True).got
 
 
-def test_probabilities_are_accepted_elsewhere():
-    inside = dp.serial(dp.linear(4), jax.nn.softmax, dp.linear(3))
-    logs = dp.linear(3) >> jax.nn.log_softmax  # log-probabilities are logits too
-    for net, objective, y in ((inside, dp.classification(), LABELS),
-                              (logs, dp.classification(), LABELS),
-                              (dp.linear(3) >> jax.nn.sigmoid, dp.regression(), NOT_SURE)):
-        params, _ = net.init(KEY, X)
-        loss, _ = objective(net, params, {}, (X, y), key=None, train=True)
-        assert np.isfinite(loss)
+@pytest.mark.parametrize(("net", "objective", "y"), [
+    (dp.serial(dp.linear(4), jax.nn.softmax, dp.linear(3)), dp.classification(), LABELS),
+    (dp.linear(3) >> jax.nn.log_softmax, dp.classification(), LABELS),
+    (dp.linear(3) >> jax.nn.sigmoid, dp.regression(), NOT_SURE),
+], ids=["inside", "log-probabilities", "regression"])
+def test_probabilities_inside_a_net_and_log_probabilities_are_accepted(net, objective, y):
+    params, _ = net.init(KEY, X)
+    loss, _ = objective(net, params, {}, (X, y), key=None, train=True)
+    assert np.isfinite(loss)
 
 
 # A mask of the targets that is named mask

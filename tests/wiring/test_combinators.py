@@ -27,7 +27,7 @@ def test_layers_without_parameters_take_no_number():
     assert sorted(params_of(net)) == ["linear_0", "linear_1"]
 
 
-def test_bare_and_not_bare_of_one_kind_are_counted_apart():
+def test_children_with_and_without_parameters_are_numbered_apart():
     net = dp.serial(dp.serial(abs), dp.serial(dp.linear(3)), dp.serial(jnp.tanh),
                     dp.serial(dp.linear(2)))
     assert names(net) == ["serial~0", "serial_0", "serial~1", "serial_1"]

@@ -84,10 +84,9 @@ def test_a_net_too_deep_is_refused_and_told_what_adds_no_depth(f):
     assert len(str(error)) < 400
 
 
-def test_a_net_too_deep_to_be_hashed_or_compared_is_refused_by_name():
-    net = nested(1000)
-    for f in (hash, lambda net: net == DEEP):
-        assert "repeat(n, layer)" in refused(f, net).remedy
+@pytest.mark.parametrize("f", [hash, lambda net: net == DEEP], ids=["hash", "equality"])
+def test_a_net_too_deep_to_be_hashed_or_compared_is_refused_by_name(f):
+    assert "repeat(n, layer)" in refused(f, nested(1000)).remedy
 
 
 def calls(f):

@@ -189,7 +189,7 @@ def test_a_program_may_use_what_transforms_none_of_its_children():
     assert jax.tree.leaves(after)[0].shape == (4,) and y.shape == X.shape
 
 
-def test_a_net_of_another_may_be_run_by_hand_inside_a_transformation():
+def test_a_net_that_is_no_child_may_be_called_inside_a_transformation():
     norm = dp.batch_norm()
     own, held = norm.init(KEY, X)
 
@@ -419,12 +419,19 @@ def test_any_name_reaches_a_child(name):
     assert net.plan(X).y.shape[-1] == 2
 
 
-def test_what_a_stream_keeps_is_known_from_its_children():
+DECODER = dp.models.transformer_decoder(1, heads=2, hidden=4)
+
+
+@pytest.mark.parametrize("net", [
+    DECODER, dp.mixed(DECODER, jnp.bfloat16), dp.repeat(2, DECODER), dp.remat(DECODER),
+    dp.models.encoder_decoder(dp.linear(4), DECODER),
+], ids=["decoder", "mixed", "repeat", "remat", "encoder_decoder"])
+def test_a_stream_keeps_the_encoder_output_that_its_children_keep(net):
+    assert net.kept == {"memory", "memory_mask"} <= net.side
+
+
+def test_a_stream_without_an_encoder_keeps_no_side_inputs():
     assert dp.models.gpt(5, length=4, width=4, depth=1, heads=1).kept == set()
-    decoder = dp.models.transformer_decoder(1, heads=2, hidden=4)
-    for net in (decoder, dp.mixed(decoder, jnp.bfloat16), dp.repeat(2, decoder), dp.remat(decoder),
-                dp.models.encoder_decoder(dp.linear(4), decoder)):
-        assert net.kept == {"memory", "memory_mask"} <= net.side
 
 
 def test_alone_a_layer_is_as_random_as_inside_a_net():

@@ -104,14 +104,14 @@ def test_the_past_has_the_dtype_of_x_and_zeros_at_masked_steps():
     np.testing.assert_array_equal(*(np.asarray(a, np.float32) for a in (state["past"], kept)))
 
 
-def test_batch_axes_are_free():
+@pytest.mark.parametrize("x", [SERIES[0], SERIES[:, None]], ids=["none", "two"])
+def test_batch_axes_are_free(x):
     net = LAYERS["conv"]
     params, _ = net.init(KEY, SERIES)
-    for x in (SERIES[0], SERIES.reshape(2, 1, 12, 4)):
-        state = net.start(params, {}, x, length=12)
-        first, state = net.apply(params, state, x[..., :5, :])
-        second, _ = net.apply(params, state, x[..., 5:, :])
-        close(jnp.concatenate([first, second], -2), net(params, x))
+    state = net.start(params, {}, x, length=12)
+    first, state = net.apply(params, state, x[..., :5, :])
+    second, _ = net.apply(params, state, x[..., 5:, :])
+    close(jnp.concatenate([first, second], -2), net(params, x))
 
 
 @pytest.mark.parametrize("layer", [
