@@ -162,13 +162,15 @@ def test_a_state_that_changes_its_structure_is_refused():
         step.apply(step.init(KEY, x), (x, y))
 
 
-@pytest.mark.parametrize("state", [{"kernel": 0}, ({}, {}), ()])
-def test_a_state_of_another_type_is_refused(state):
-    step, batch = sgd(), examples()
-    for call in (lambda: step.apply(state, batch), lambda: step.evaluate(state, batch),
-                 lambda: train(step, [batch], 1, state=state)):
-        with pytest.raises(dp.LayerError, match=r"a TrainState.*pass fit"):
-            call()
+@pytest.mark.parametrize("state", [{"kernel": 0}, ({}, {}), ()], ids=str)
+@pytest.mark.parametrize("call", [
+    lambda step, state, batch: step.apply(state, batch),
+    lambda step, state, batch: step.evaluate(state, batch),
+    lambda step, state, batch: train(step, [batch], 1, state=state),
+], ids=["apply", "evaluate", "fit"])
+def test_a_state_of_another_type_is_refused(state, call):
+    with pytest.raises(dp.LayerError, match=r"a TrainState.*pass fit"):
+        call(sgd(), state, examples())
 
 
 @pytest.mark.parametrize("ask", [

@@ -32,19 +32,16 @@ def test_layer_norm_standardizes_each_vector(leading):
         np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
 
 
-def test_layer_norm_without_scale_or_bias():
+@pytest.mark.parametrize("name", ["scale", "bias", None])
+def test_layer_norm_without_scale_or_bias(name):
     x, factor = drawn(3, 5), drawn(5, seed=1)
     plain = standardized(x, x.mean(-1, keepdims=True), x.var(-1, keepdims=True))
+    wanted = {"scale": plain * factor, "bias": plain + factor}.get(name, plain)
+    norm = dp.layer_norm(eps=EPS, scale=name == "scale", bias=name == "bias")
     with jax.enable_x64(True):
-        given = jnp.asarray(factor)
-        for options, params, wanted in (
-            (dict(bias=False), {"scale": given}, plain * factor),
-            (dict(scale=False), {"bias": given}, plain + factor),
-            (dict(scale=False, bias=False), {}, plain),
-        ):
-            norm = dp.layer_norm(eps=EPS, **options)
-            assert set(norm.init(KEY, jnp.asarray(x))[0]) == set(params)
-            np.testing.assert_allclose(norm(params, jnp.asarray(x)), wanted, rtol=0, atol=1e-12)
+        params = {name: jnp.asarray(factor)} if name else {}
+        assert set(norm.init(KEY, jnp.asarray(x))[0]) == set(params)
+        np.testing.assert_allclose(norm(params, jnp.asarray(x)), wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 1, 3)])
@@ -117,17 +114,17 @@ def test_a_large_mean_costs_no_accuracy():
     np.testing.assert_allclose(norm(params, jnp.asarray(x)), wanted, atol=5e-3)
 
 
-def test_bfloat16_keeps_its_statistics_in_float32():
+@pytest.mark.parametrize("norm", [dp.layer_norm(), dp.rms_norm()], ids=repr)
+def test_bfloat16_keeps_its_statistics_in_float32(norm):
     x = jnp.asarray(drawn(64, 8), jnp.bfloat16)
     wide = np.asarray(x, np.float64)
-    layer = standardized(wide, wide.mean(-1, keepdims=True), wide.var(-1, keepdims=True), eps=1e-5)
-    rms = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + 1e-5)
-    for norm, wanted in ((dp.layer_norm(), layer), (dp.rms_norm(), rms)):
-        params, _ = norm.init(KEY, x)
-        assert {leaf.dtype.name for leaf in params.values()} == {"float32"}
-        y = norm(params, x)
-        assert y.dtype == jnp.bfloat16
-        np.testing.assert_allclose(np.asarray(y, np.float64), wanted, rtol=0.004, atol=0.004)
+    mean = wide.mean(-1, keepdims=True) if norm == dp.layer_norm() else 0
+    wanted = standardized(wide, mean, np.square(wide - mean).mean(-1, keepdims=True), eps=1e-5)
+    params, _ = norm.init(KEY, x)
+    assert {leaf.dtype.name for leaf in params.values()} == {"float32"}
+    y = norm(params, x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float64), wanted, rtol=0.004, atol=0.004)
 
 
 def test_a_constant_vector_becomes_the_bias():
