@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from diffprog.core.dtypes import is_float, is_int
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
 
@@ -27,7 +28,7 @@ def check_array(x: Any, rank: int = 0, axes: str = "", *, floating: bool = True)
     if len(x.shape) < rank:
         wanted = "at least 1 axis" if rank == 1 else f"at least {rank} axes"
         raise LayerError(f"{wanted} {axes}".rstrip(), show(x), "add the missing axes")
-    if floating and not jnp.issubdtype(x.dtype, jnp.floating):
+    if floating and not is_float(x):
         raise LayerError("floating-point input", show(x), "convert it: x.astype(jnp.float32)")
 
 
@@ -37,6 +38,16 @@ def is_array(x: Any) -> bool:
         return hasattr(x, "shape") and jnp.issubdtype(x.dtype, np.generic)
     except (AttributeError, TypeError):
         return False
+
+
+def check_ints(
+    name: str, value: Any, remedy: str = "", *, shape: tuple[int, ...] | None = None
+) -> None:
+    """Raise unless `value` is an array of integers, and of `shape` if that is given."""
+    if not is_int(value) or shape not in (None, value.shape):
+        wanted = f"{name} as ints" if shape is None else f"{name} as ints of shape {shape}"
+        raise LayerError(wanted, "none" if value is None else show(value),
+                         remedy or f"convert them: {name}.astype(jnp.int32)")
 
 
 def check_features(wanted: int, x: Any) -> None:

@@ -25,6 +25,11 @@ def is_float(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def is_int(leaf: Any) -> bool:
+    """Is it an array of integers? Booleans are none."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.integer)
+
+
 def is_short(leaf: Any) -> bool:
     """Is it an array of floats of 16 bits or fewer?"""
     return is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32

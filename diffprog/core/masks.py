@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import known
+from diffprog.core.arguments import check_ints, known
 from diffprog.core.errors import LayerError
 from diffprog.core.meshes import beside
 from diffprog.core.notation import show
@@ -108,10 +108,7 @@ def begins(
 
 def check_segments(segments: Any, shape: tuple[int, ...]) -> jax.Array:
     """The segments as int32, after a check that each step of `shape` has one."""
-    ints = hasattr(segments, "dtype") and jnp.issubdtype(segments.dtype, jnp.integer)
-    if not ints or segments.shape != shape:
-        raise LayerError(f"segments as ints of shape {shape}", show(segments),
-                         "number the sequences that share a row")
+    check_ints("segments", segments, "number the sequences that share a row", shape=shape)
     return jnp.asarray(segments).astype(jnp.int32)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import check_array, check_fraction
+from diffprog.core.dtypes import is_int
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.meshes import beside, reshaped
@@ -190,7 +191,7 @@ def _check_classes(condition: Any) -> None:
     if condition is None:
         raise LayerError("a condition in each batch with null_class", "none",
                          'pass {"x": images, "condition": labels}')
-    if condition.ndim != 1 or not jnp.issubdtype(condition.dtype, jnp.integer):
+    if not is_int(condition) or condition.ndim != 1:
         raise LayerError("a condition of one class for each image, ints (batch,)", show(condition),
                          "pass labels, or null={...} in place of null_class")
 

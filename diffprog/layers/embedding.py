@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.core.arguments import as_int32, check_array, check_count, check_features
+from diffprog.core.arguments import as_int32, check_array, check_count, check_features, check_ints
 from diffprog.core.dtypes import along
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
@@ -115,8 +115,7 @@ def rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 def _check_ids(x: Any) -> None:
     check_array(x, floating=False)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise LayerError("integer input", show(x), "convert it: x.astype(jnp.int32)")
+    check_ints("ids", x)
 
 
 def scaled(width: int) -> Layer:

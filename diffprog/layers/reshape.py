@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array, check_count
+from diffprog.core.arguments import check_array, check_count, check_ints
 from diffprog.core.dtypes import joint
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
@@ -117,8 +117,7 @@ def one_hot(classes: int) -> Layer:
 
     def forward(params: Any, x: jax.Array) -> jax.Array:
         check_array(x, floating=False)
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise LayerError("integer input", show(x), "convert it: x.astype(jnp.int32)")
+        check_ints("labels", x)
         indices = jnp.arange(classes, dtype=joint(x.dtype, jnp.int32))  # (classes,)
         labels = x[..., None].astype(indices.dtype)  # (..., 1)
         hot = labels == jax.lax.broadcast_to_rank(indices, x.ndim + 1)  # (..., classes)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.core.arguments import as_int32, check_array, check_count, check_fraction
-from diffprog.core.dtypes import joint, outside, standard_promotion
+from diffprog.core.dtypes import is_int, joint, outside, standard_promotion
 from diffprog.core.errors import LayerError
 from diffprog.core.meshes import beside, placed, settled
 from diffprog.core.notation import show
@@ -329,8 +329,8 @@ def ctc(
     Source: Graves et al. 2006, doi:10.1145/1143844.1143891, eq. 3 and 8.
     """
     check_array(logits)
-    integers = jnp.issubdtype(labels.dtype, jnp.integer)
-    if logits.ndim != 3 or labels.ndim != 2 or labels.shape[0] != logits.shape[0] or not integers:
+    fits = is_int(labels) and (logits.ndim, labels.ndim) == (3, 2)
+    if not fits or labels.shape[0] != logits.shape[0]:
         raise LayerError("logits (batch, time, classes) and integer labels (batch, n)",
                          show((logits, labels)), "give each example one row of labels")
     classes = logits.shape[-1]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core import arguments
-from diffprog.core.arguments import as_int32, check_array, is_array
-from diffprog.core.dtypes import joint
+from diffprog.core.arguments import as_int32, check_array, check_ints, is_array
+from diffprog.core.dtypes import is_float, joint
 from diffprog.core.errors import LayerError
 from diffprog.core.masks import cleared, counted, widened
 from diffprog.core.notation import show
@@ -27,7 +27,7 @@ Reduction = Literal["mean", "sum", "none"]
 def is_soft(labels: jax.Array) -> bool:
     """Whether labels are class probabilities rather than class indices."""
     check_labels(labels)
-    return jnp.issubdtype(labels.dtype, jnp.floating)
+    return is_float(labels)
 
 
 def check_labels(labels: Any) -> None:
@@ -40,8 +40,7 @@ def class_numbers(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Integer labels as int32; raise unless their shape is the leading shape of the logits."""
     check_array(logits, 1, "(..., classes)")
     check_labels(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise LayerError("integer labels", show(labels), "convert them: labels.astype(jnp.int32)")
+    check_ints("labels", labels)
     if logits.shape[:-1] != labels.shape:
         raise LayerError(f"labels of the logits' leading shape {logits.shape[:-1]}", show(labels),
                          "pass one class index per entry")

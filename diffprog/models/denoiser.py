@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array, check_count
+from diffprog.core.arguments import check_array, check_count, check_ints
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.notation import show
@@ -47,7 +47,7 @@ def time_and_class(size: int, features: int, classes: int | None) -> Layer:
         layers: Children, x: jax.Array, *, time: Any = None, condition: Any = None
     ) -> jax.Array:
         batch = x.shape[:-3]
-        time = _one_per_image("time", time, batch)
+        check_ints("time", time, "pass one per image", shape=batch)
         waves = sinusoids(time[..., None], size, x.dtype)[..., 0, :]     # (..., size)
         y = layers.time(waves)                                           # (..., features)
         if classes is None:
@@ -56,7 +56,7 @@ def time_and_class(size: int, features: int, classes: int | None) -> Layer:
                                  "build the net with classes=10, for example")
             return y
         condition = jnp.full(batch, classes) if condition is None else condition
-        condition = _one_per_image("condition", condition, batch)
+        check_ints("condition", condition, "pass one per image", shape=batch)
         return y + layers.classes(condition).astype(y.dtype)
 
     return time_and_class
@@ -74,11 +74,3 @@ def check_images(x: Any, multiple: int) -> None:
     if any(side % multiple for side in x.shape[-3:-1]):
         raise LayerError(f"images with sides that are multiples of {multiple}", show(x),
                          "pad or crop them")
-
-
-def _one_per_image(name: str, given: Any, batch: tuple[int, ...]) -> jax.Array:
-    """The side input; raises unless it is one int per image."""
-    if given is None or given.shape != batch or not jnp.issubdtype(given.dtype, jnp.integer):
-        got = "none" if given is None else show(given)
-        raise LayerError(f"{name} as ints of shape {batch}", got, "pass one per image")
-    return given

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import as_int32, check_array, check_count, check_fraction
+from diffprog.core.dtypes import is_int
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
 from diffprog.losses.entries import Mask, spread
@@ -58,7 +59,7 @@ def mask_tokens(
     check_fraction("rate", rate)
     check_count("vocabulary", vocabulary)
     check_array(ids, rank=2, axes="(batch, time)", floating=False)
-    if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
+    if not is_int(ids) or ids.ndim != 2:
         raise LayerError("ids as ints (batch, time)", show(ids), "give one row to each text")
     ids = as_int32(ids)  # an unsigned dtype could not hold the label -100
     if any(not 0 <= token < vocabulary for token in (mask_token, *special_tokens)):

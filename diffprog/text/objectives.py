@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from diffprog.core import arguments
 from diffprog.core.arguments import check_array, check_count, check_fraction
 from diffprog.core.computed import Expanded
+from diffprog.core.dtypes import is_int
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.nets import plain
@@ -287,7 +288,7 @@ def _both(mask: Mask, other: Mask) -> Mask:
 def _check_ids(ids: Any) -> None:
     check_array(ids, rank=2, axes="(batch, time + 1)", floating=False)
     size = ids.shape[1] if ids.ndim == 2 else 0
-    if (arguments.known(size) and size < 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
+    if (arguments.known(size) and size < 2) or not is_int(ids):
         raise LayerError("ids as ints (batch, time + 1), at least two tokens", show(ids),
                          "give at least two tokens to each row: the targets are all but the first")
     if not (arguments.at_most(2, size) and arguments.at_most(0, ids.shape[0] * (size - 1))):

@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from diffprog.core.arguments import check_array, check_count
+from diffprog.core.dtypes import is_int
 from diffprog.core.errors import LayerError
 from diffprog.core.guards import taken
 from diffprog.core.layer import Layer, check_layer
@@ -123,8 +124,7 @@ def _padded(prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
     if empty := [i for i, row in enumerate(rows) if not row.size]:
         raise LayerError("at least one token in each prompt", f"an empty prompt, number {empty[0]}",
                          "begin with the id of the start token")
-    if any(not np.issubdtype(row.dtype, np.integer) or row.min() < 0 or row.max() >= 2**31
-           for row in rows):
+    if any(not is_int(row) or row.min() < 0 or row.max() >= 2**31 for row in rows):
         raise LayerError("prompts of ids, ints from 0 to 2**31 - 1", show(prompts),
                          "encode the text first")
     lengths = np.array([row.size for row in rows])

@@ -52,9 +52,10 @@ EXAMPLES = {
         lambda: dp.embedding(0, 3),
     "embedding(4, 2.0): wants features as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.embedding(4, 2.0),
-    "at (embedding(11, 3)): wants integer input, got float32[2,5]; convert it: x.astype(jnp.int32)":
+    "at (embedding(11, 3)): wants ids as ints, got float32[2,5]; convert them: "
+    "ids.astype(jnp.int32)":
         at(EMBED, floats(2, 5)),
-    "embedding(11, 3): wants integer input, got bool[2]; convert it: x.astype(jnp.int32)":
+    "embedding(11, 3): wants ids as ints, got bool[2]; convert them: ids.astype(jnp.int32)":
         lambda: EMBED(TABLE, jnp.ones(2, bool)),
     "embedding(11, 3): wants params of 11 ids and 3 features, got {embedding: float32[12,3]}; "
     "pass what init returned":
@@ -69,7 +70,7 @@ EXAMPLES = {
         lambda: dp.unembed(TABLE, jnp.ones((2, 3), int)),
     "one_hot(2.0): wants classes as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.one_hot(2.0),
-    "at (one_hot(2)): wants integer input, got float32[3]; convert it: x.astype(jnp.int32)":
+    "at (one_hot(2)): wants labels as ints, got float32[3]; convert them: labels.astype(jnp.int32)":
         at(dp.one_hot(2), floats(3)),
     # Normalization.
     "layer_norm(eps=0.0): wants eps as a positive float, got 0.0; pass 1e-5, for example":

@@ -82,7 +82,7 @@ EXAMPLES = {
     "float32[2,3] and ignore_index=-100; make class numbers integers, or leave soft labels out by "
     "a mask":
         traced(dp.losses.cross_entropy, LOGITS, LOGITS, ignore_index=-100),
-    "wants integer labels, got bool[2]; convert them: labels.astype(jnp.int32)":
+    "wants labels as ints, got bool[2]; convert them: labels.astype(jnp.int32)":
         traced(dp.losses.cross_entropy, LOGITS, bools(2)),
     "wants labels of the logits' leading shape (2,), got int32[2,1]; pass one class index "
     "per entry":
@@ -121,7 +121,7 @@ EXAMPLES = {
     "wants blank in [0, 3), got 3; pass the number of a class":
         traced(dp.losses.ctc, SERIES, ints(2, 2), blank=3),
     # Metrics.
-    "wants integer labels, got float32[2,6]; convert them: labels.astype(jnp.int32)":
+    "wants labels as ints, got float32[2,6]; convert them: labels.astype(jnp.int32)":
         traced(dp.metrics.accuracy, LOGITS, floats(2, 6)),
     "wants labels of the logits' leading shape (2,), got int32[3]; pass one class index per "
     "entry":

@@ -231,7 +231,7 @@ EXAMPLES = {
         lambda: dp.metrics.accuracy(jnp.ones((2, 3)), [0, 1]),
     "wants targets y as one array, got (int32[], int32[], int32[]); convert them: np.asarray(y)":
         asked(dp.classification(), (XS[:3], (0, 1, 2))),
-    "wants integer labels, got float32[12]; convert them: labels.astype(jnp.int32)":
+    "wants labels as ints, got float32[12]; convert them: labels.astype(jnp.int32)":
         asked(dp.classification(), (XS, YS.astype(jnp.float32))),
     'wants a loss that returns one number per entry, (12, 3), with reduction="none", got '
     'meaned; let it take reduction="mean", and return the values before the mean if it is "none"':

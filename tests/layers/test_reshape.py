@@ -121,7 +121,7 @@ def test_classes_out_of_range_return_nan():
 
 @pytest.mark.parametrize("x", [jnp.ones(3), jnp.ones(3, bool)], ids=["float", "bool"])
 def test_classes_that_are_not_ints_raise(x):
-    with pytest.raises(dp.LayerError, match=r"wants integer input, got .*\[3\]; convert it"):
+    with pytest.raises(dp.LayerError, match=r"wants labels as ints, got .*\[3\]; convert them"):
         dp.one_hot(2).init(KEY, x)
 
 

@@ -312,7 +312,7 @@ def test_cross_entropy_refuses_other_shapes_and_dtypes():
     loss = dp.losses.cross_entropy
     error = refused(loss, logits, jnp.zeros((2, 3)), ignore_index=-100)
     assert "ignore_index=-100" in error.got and "mask" in error.remedy
-    expect("", "wants integer labels, got bool[2]", loss, logits, jnp.zeros(2, bool))
+    expect("", "wants labels as ints, got bool[2]", loss, logits, jnp.zeros(2, bool))
     assert refused(loss, jnp.zeros(()), jnp.zeros((), jnp.int32)).remedy == "add the missing axes"
     assert refused(loss, jnp.zeros((2, 3), jnp.int32), labels).wants == "floating-point input"
 

@@ -119,7 +119,7 @@ METRICS = [dp.metrics.accuracy, dp.metrics.top_k_accuracy, dp.metrics.confusion_
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("labels", "wants"), [
-    (np.zeros(2), "integer labels"), (np.zeros((2, 6)), "integer labels"),
+    (np.zeros(2), "labels as ints"), (np.zeros((2, 6)), "labels as ints"),
     (np.zeros(3, int), "leading shape (2,)"), (np.zeros((2, 1), int), "leading shape (2,)"),
 ], ids=["floats", "soft", "too many", "two axes"])
 def test_metrics_refuse_other_labels(metric, labels, wants):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.core.arguments import as_int32, check_array, check_count, known
+from diffprog.core.arguments import as_int32, check_array, check_count, check_ints, known
 from diffprog.core.dtypes import joint
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
@@ -62,10 +62,8 @@ def follow(
 
 
 def _checked(positions: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    ints = hasattr(positions, "dtype") and jnp.issubdtype(positions.dtype, jnp.integer)
-    if not ints or positions.shape != shape:
-        raise LayerError(f"positions as ints of shape {shape}", show(positions),
-                         "pass one for each step: jnp.broadcast_to(positions, x.shape[:-1])")
+    check_ints("positions", positions, shape=shape,
+               remedy="pass one for each step: jnp.broadcast_to(positions, x.shape[:-1])")
     return as_int32(positions)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffprog.core import notation
 from diffprog.core.arguments import check_array, check_count, is_number
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import is_int, joint
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
 
@@ -168,9 +168,9 @@ def _check_pairs(features: int, got: str) -> None:
 
 
 def _check_positions(positions: Any, x: Any) -> None:
-    ints = hasattr(positions, "dtype") and jnp.issubdtype(positions.dtype, jnp.integer)
     try:
-        fits = ints and jnp.broadcast_shapes(positions.shape, x.shape[:-1]) == x.shape[:-1]
+        fits = is_int(positions) and (
+            jnp.broadcast_shapes(positions.shape, x.shape[:-1]) == x.shape[:-1])
     except ValueError:
         fits = False
     if not fits:
