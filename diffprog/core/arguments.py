@@ -110,6 +110,12 @@ def check_fraction(name: str, value: Any) -> None:
         raise LayerError(f"{name} in [0, 1)", repr(value), "pass a fraction, not a percentage")
 
 
+def check_positive(name: str, value: Any, remedy: str) -> None:
+    """Raise unless `value` is a positive number, of Python or NumPy."""
+    if not is_number(value) or not value > 0:
+        raise LayerError(f"{name} as a positive number", show(value), remedy)
+
+
 def is_number(value: Any) -> bool:
     """Is it a real number of Python or NumPy? An array of JAX is not, as it may be traced."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

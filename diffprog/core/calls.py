@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from diffprog.core.dtypes import is_key
 from diffprog.core.errors import LayerError, signed
 from diffprog.core.factories import factory
 from diffprog.core.notation import code
@@ -136,7 +136,7 @@ def _of_array(array: Any) -> Any:
     """Bytes, shape, dtype, and whether the dtype is weak, as that of a Python number."""
     weak = getattr(array, "weak_type", False)
     kind = type(array), array.shape, str(array.dtype), weak
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if is_key(array):
         array = jax.random.key_data(array)
     return kind, hashlib.blake2b(np.asarray(array).tobytes(), digest_size=16).digest()
 

@@ -30,6 +30,16 @@ def is_int(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
+def is_inexact(leaf: Any) -> bool:
+    """Is it an array of floats or of complex numbers?"""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def is_key(leaf: Any) -> bool:
+    """Is it an array of typed keys, as `jax.random.key` makes them?"""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def is_short(leaf: Any) -> bool:
     """Is it an array of floats of 16 bits or fewer?"""
     return is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
@@ -53,6 +63,24 @@ def joint(*given: Any) -> Any:
     """The common dtype of arrays or dtypes, whatever promotion the user allows."""
     with standard_promotion():
         return jnp.result_type(*given)
+
+
+def float_dtype(tree: Any) -> Any:
+    """The common dtype of the floats in a tree; None if it has none."""
+    floats = [leaf.dtype for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+    return joint(*floats) if floats else None
+
+
+def wide_dtype(x: Any) -> Any:
+    """The dtype of reductions, parameters and statistics for input x: float32, or its own if wider.
+    """
+    return joint(x.dtype, jnp.float32)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """x in float32, or in its own dtype if that is wider."""
+    x = jnp.asarray(x)  # NumPy's float64 is float32 in JAX
+    return x.astype(wide_dtype(x))
 
 
 def along(leaf: jax.Array, x: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from diffprog.core.arguments import (
     given_up,
     is_array,
 )
-from diffprog.core.dtypes import is_float
+from diffprog.core.dtypes import is_float, is_key
 from diffprog.core.errors import LayerError, signed
 from diffprog.core.notation import called, listed, name_of, show
 from diffprog.core.plans import Params, Plan, State, remember, spec
@@ -337,9 +337,9 @@ def _check_own(layer: Record) -> None:
 
 def check_key(key: Any) -> None:
     """Raise unless it is one key, typed or raw."""
-    dtype = getattr(key, "dtype", np.dtype(bool))
-    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
-    raw = dtype == np.uint32 and key.shape in ((2,), (4,))  # as jax.random.PRNGKey makes them
+    typed = is_key(key) and key.shape == ()
+    # Raw ones as jax.random.PRNGKey makes them.
+    raw = getattr(key, "dtype", None) == np.uint32 and key.shape in ((2,), (4,))
     if not typed and not raw:
         raise LayerError("a key", show(key),
                          "pass jax.random.key(seed), and map over several by vmap")

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import is_key, wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import listed, show
 
@@ -60,13 +59,8 @@ def parameter(
     try:
         alike = _Alike(_contents(draw), draw)
     except TypeError:  # the cache is per trace
-        return draw(fold(key, name), shape, parameter_dtype(x))
-    return _drawing(alike, shape, parameter_dtype(x))(fold(key, name))
-
-
-def parameter_dtype(x: Any) -> Any:
-    """The dtype of parameters and statistics for input x: float64 if x is, else float32."""
-    return joint(x.dtype, jnp.float32)
+        return draw(fold(key, name), shape, wide_dtype(x))
+    return _drawing(alike, shape, wide_dtype(x))(fold(key, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +99,7 @@ def _contents(value: Any, around: tuple[int, ...] = ()) -> Any:
         return types.MethodType, each(value.__func__), each(value.__self__)
     if isinstance(value, functools.partial):
         return functools.partial, each(value.func), each(value.args), each(value.keywords)
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and is_key(value):
         return str(value.dtype), each(jax.random.key_data(value))
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         digest = hashlib.blake2b(np.asarray(value).tobytes(), digest_size=16).digest()

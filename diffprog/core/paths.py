@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.core.dtypes import is_inexact
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import listed
 from diffprog.core.patterns import matches
@@ -95,7 +96,7 @@ def nonfinite(tree: Any) -> list[str]:
         >>> dp.tree.nonfinite({"body": {"kernel": jnp.array([1.0, jnp.nan])}, "bias": jnp.ones(2)})
         ['body/kernel']
     """
-    floats = {p: a for p, a in paths(tree).items() if jnp.issubdtype(a.dtype, jnp.inexact)}
+    floats = {p: a for p, a in paths(tree).items() if is_inexact(a)}
     finite = jax.device_get({path: jnp.isfinite(leaf).all() for path, leaf in floats.items()})
     return [path for path, fine in finite.items() if not fine]
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import check_array, check_fraction
-from diffprog.core.dtypes import is_int
+from diffprog.core.dtypes import is_inexact, is_int, wide
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.meshes import beside, reshaped
 from diffprog.core.notation import listed, show
 from diffprog.diffusion.process import Predict, add_noise, check_schedule, scales
-from diffprog.losses.entries import average, spread, total, wide
+from diffprog.losses.entries import average, spread, total
 from diffprog.losses.values import squared_error
 from diffprog.training.objectives import OF_TARGETS, Metrics, Objective, valid_targets
 
@@ -202,5 +202,4 @@ def _fits(null: jax.Array, example: Any) -> bool:
         shape = np.broadcast_shapes(null.shape, example.shape)
     except ValueError:
         return False
-    to_float = jnp.issubdtype(example.dtype, jnp.inexact)
-    return shape == example.shape and (to_float or not jnp.issubdtype(null.dtype, jnp.inexact))
+    return shape == example.shape and (is_inexact(example) or not is_inexact(null))

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import check_array, check_count
+from diffprog.core.dtypes import wide
 from diffprog.core.errors import LayerError
 from diffprog.core.meshes import placed, reshaped
 from diffprog.core.notation import show
-from diffprog.losses.entries import wide
 
 __all__ = ["add_noise", "cosine_noise", "linear_noise"]
 

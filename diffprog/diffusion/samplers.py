@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import check_array, check_count, held
-from diffprog.core.dtypes import outside
+from diffprog.core.dtypes import outside, wide
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.meshes import beside, settled
@@ -30,7 +30,6 @@ from diffprog.diffusion.denoising import (
     null_inputs,
 )
 from diffprog.diffusion.process import Predict, check_schedule, image_and_noise
-from diffprog.losses.entries import wide
 
 __all__ = ["ddim", "ddpm"]
 

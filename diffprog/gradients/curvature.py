@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import check_array
+from diffprog.core.dtypes import is_float, wide
 from diffprog.core.errors import LayerError
 from diffprog.core.guards import inputs
 from diffprog.core.notation import listed, show
 from diffprog.core.plans import difference, reaches
-from diffprog.losses.entries import Mask, clear, reduce, spread, wide
+from diffprog.losses.entries import Mask, clear, reduce, spread
 
 __all__ = ["fisher_product", "gauss_newton_product", "hessian_product"]
 
@@ -174,8 +175,7 @@ def _number(loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def checked(point: Any) -> Any:
         value = loss(point)
-        floating = jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating)
-        if not floating or value.shape != ():
+        if not is_float(value) or value.shape != ():
             raise LayerError("a loss that is one floating-point number", show(value),
                              "take its mean, or of a pair (loss, rest) the first: f(params)[0]")
         return value

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from diffprog.core.dtypes import is_inexact
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.plans import Params, State
@@ -112,7 +112,7 @@ class _Trees:
 
     def _split(self, module: Any, kept: Any) -> tuple[Any, tuple[Any, dict[Any, Any]], Any]:
         """Parameters, (other arrays, arrays of the state by marker), and static fields."""
-        params, others = self.eqx.partition(module, _is_float_array)
+        params, others = self.eqx.partition(module, is_inexact)
         arrays, static = self.eqx.partition(others, _is_array)
         values = {}
         if kept is not None:
@@ -134,7 +134,3 @@ class _Trees:
 def _is_array(leaf: Any) -> bool:
     """Is it an array, or the shape of one?"""
     return hasattr(leaf, "dtype")
-
-
-def _is_float_array(leaf: Any) -> bool:
-    return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import check_names
-from diffprog.core.dtypes import cast, is_float, joint
+from diffprog.core.dtypes import cast, float_dtype, joint
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.notation import show
@@ -49,7 +49,7 @@ def foreign(
 
     @remember
     def jitted_draw(x: Any, side: dict[str, Any]) -> Callable[[jax.Array], tuple[Params, State]]:
-        stored = joint(_dtype(x) or jnp.float32, jnp.float32)
+        stored = joint(float_dtype(x) or jnp.float32, jnp.float32)
         return jax.jit(lambda key: cast(draw(key, blank(x)), stored))
 
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:
@@ -58,13 +58,13 @@ def foreign(
     def apply(
         params: Params, state: State, x: Any, *, key: jax.Array | None = None, train: bool = False
     ) -> tuple[Any, State]:
-        y, new = call(cast(params, _dtype(x)), state, x, key, train)
+        y, new = call(cast(params, float_dtype(x)), state, x, key, train)
         if jax.tree.structure(new) != jax.tree.structure(state):
             raise LayerError(f"a state that keeps its structure, {show(state)}", show(new),
                              "leave out the variables that appear in a call")
         new = jax.tree.map(
             lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), new, state)
-        return cast(y, _dtype(x)), new
+        return cast(y, float_dtype(x)), new
 
     def start(params: Params, state: State, x: Any, *, length: int) -> State:
         raise LayerError("a layer that can stream", f"one of {origin}",
@@ -131,9 +131,3 @@ class _Shown:
 
 def _itself(net: Any) -> Any:
     return net
-
-
-def _dtype(x: Any) -> Any:
-    """The joint dtype of the floats in x, or None."""
-    floats = [a.dtype for a in jax.tree.leaves(x) if is_float(a)]
-    return joint(*floats) if floats else None

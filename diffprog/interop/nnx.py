@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffprog.core.dtypes import is_key
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.parameters import fold
@@ -78,11 +79,11 @@ def _restarted(streams: Any, key: jax.Array | None) -> Any:
     Without a key they get a constant one, since a module cannot be merged without its streams.
     """
     base = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(base.dtype, jax.dtypes.prng_key):
+    if not is_key(base):
         base = jax.random.wrap_key_data(base)  # nnx keeps typed keys
 
     def restart(path: Any, leaf: Any) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if not is_key(leaf):
             return jnp.zeros(leaf.shape, leaf.dtype)
         own = fold(base, "/".join(_names(path)))
         return jax.random.split(own, leaf.shape) if leaf.shape else own

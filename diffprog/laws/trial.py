@@ -317,7 +317,7 @@ def _drawn(key: jax.Array, leaf: Any) -> Any:
     """Random numbers in place of a shape, or zeros if it is one of integers."""
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
+    if is_float(leaf):
         return jax.random.normal(key, leaf.shape, leaf.dtype)
     return jnp.zeros(leaf.shape, leaf.dtype)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import check_array, check_features, check_leaves
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
@@ -116,7 +116,7 @@ def _max(x: jax.Array, valid: jax.Array | None) -> jax.Array:
 
 def _attention(kernel: jax.Array, x: jax.Array, valid: jax.Array | None) -> jax.Array:
     x = cleared(x, valid)
-    wide = joint(x.dtype, jnp.float32)
+    wide = wide_dtype(x)
     scores = (x @ kernel.astype(x.dtype))[..., 0].astype(wide)  # (..., time)
     if valid is not None:
         # Softmax of -inf alone is NaN. A row without valid steps, which is all zeros, is averaged.

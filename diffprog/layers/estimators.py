@@ -20,13 +20,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array
-from diffprog.core.dtypes import joint
+from diffprog.core.arguments import check_array, check_positive
+from diffprog.core.dtypes import wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
 from diffprog.core.notation import show
-from diffprog.core.parameters import parameter_dtype
 from diffprog.core.plans import Params, State
 
 __all__ = ["gaussian_sample", "gumbel_softmax", "score_function", "straight_through"]
@@ -69,7 +68,7 @@ def gaussian_sample() -> Layer:
         if key is None:
             return mean, state
         # Noise drawn in 16 bits would have no tails beyond three standard deviations.
-        noise = jax.random.normal(key, mean.shape, parameter_dtype(mean)).astype(mean.dtype)
+        noise = jax.random.normal(key, mean.shape, wide_dtype(mean)).astype(mean.dtype)
         return mean + jnp.exp(log_variance / 2) * noise, state
 
     return Layer(lambda key, x: ({}, {}), apply, bare=True, random=True)
@@ -105,15 +104,13 @@ def gumbel_softmax(*, temperature: float = 1.0, hard: bool = False) -> Layer:
     Source: Jang, Gu, Poole 2017, arXiv:1611.01144, eq. 2 and section 2.2; Maddison, Mnih, Teh 2017,
     arXiv:1611.00712.
     """
-    if not temperature > 0:
-        raise LayerError("temperature as a positive number", repr(temperature),
-                         "pass 1.0, for example")
+    check_positive("temperature", float(temperature), "pass 1.0, for example")
 
     def apply(
         params: Params, state: State, x: jax.Array, *, key: Any = None, train: bool = False
     ) -> tuple[jax.Array, State]:
         check_array(x, rank=1, axes="(..., classes)")
-        logits = x.astype(joint(x.dtype, jnp.float32))
+        logits = x.astype(wide_dtype(x))
         if key is not None:
             logits += jax.random.gumbel(key, x.shape, logits.dtype)
         soft = jax.nn.softmax(logits / temperature).astype(x.dtype)
@@ -226,5 +223,5 @@ def _leave_one_out(values: jax.Array, baseline: str) -> jax.Array:
     if values.ndim == 0 or len(values) < 2:
         raise LayerError("at least two samples for leave_one_out", show(values),
                          "draw more samples, or pass an array as baseline")
-    wide = values.astype(parameter_dtype(values))
+    wide = values.astype(wide_dtype(values))
     return ((wide.sum(0) - wide) / (len(values) - 1)).astype(values.dtype)

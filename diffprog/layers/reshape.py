@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import check_array, check_count, check_ints
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import joint, wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer, stateless
 from diffprog.core.masks import refuse_segments
 from diffprog.core.meshes import reshaped
 from diffprog.core.notation import show
-from diffprog.core.parameters import parameter_dtype
 from diffprog.layers.spatial.window import cannot_stream
 
 __all__ = ["flatten", "one_hot", "reshape"]
@@ -122,6 +121,6 @@ def one_hot(classes: int) -> Layer:
         labels = x[..., None].astype(indices.dtype)  # (..., 1)
         hot = labels == jax.lax.broadcast_to_rank(indices, x.ndim + 1)  # (..., classes)
         in_range = hot.any(-1, keepdims=True)  # (..., 1)
-        return jnp.where(in_range, hot.astype(parameter_dtype(x)), jnp.nan)
+        return jnp.where(in_range, hot.astype(wide_dtype(x)), jnp.nan)
 
     return stateless(None, forward, name="one_hot", casts=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from diffprog.core.arguments import as_int32, check_array, check_count, check_fraction
-from diffprog.core.dtypes import is_int, joint, outside, standard_promotion
+from diffprog.core.dtypes import is_int, outside, standard_promotion, wide, wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.meshes import beside, placed, settled
 from diffprog.core.notation import show
@@ -28,7 +28,6 @@ from diffprog.losses.entries import (
     paired,
     reduce,
     spread,
-    wide,
 )
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "ctc", "kl_divergence", "linear_cross_entropy"]
@@ -167,7 +166,7 @@ def linear_cross_entropy(
     valid = known(labels, mask, ignore_index)
     rows = clear(x, valid).reshape(-1, x.shape[-1])                          # (n, D)
     held, inside = outside(rows)  # the gradient of rows is summed over the chunks
-    dtype = joint(x.dtype, jnp.float32)
+    dtype = wide_dtype(x)
     with standard_promotion():  # kernel and bias may have different dtypes
         weights = kernel.T if bias is None else jnp.concatenate([kernel, bias[None]]).T
     step = functools.partial(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffprog.core import arguments
 from diffprog.core.arguments import as_int32, check_array, check_ints, is_array
-from diffprog.core.dtypes import is_float, joint
+from diffprog.core.dtypes import is_float, joint, wide
 from diffprog.core.errors import LayerError
 from diffprog.core.masks import cleared, counted, widened
 from diffprog.core.notation import show
@@ -94,12 +94,6 @@ def average(values: jax.Array, valid: Mask, weights: Any = None) -> jax.Array:
         return reduce(values, valid, "mean")
     weights = weights.astype(values.dtype)
     return reduce(weights * values, valid, "mean", weights)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """x in float32, or in its own dtype if that is wider."""
-    x = jnp.asarray(x)
-    return x.astype(joint(x.dtype, jnp.float32))
 
 
 def clear(x: jax.Array, valid: Mask) -> jax.Array:

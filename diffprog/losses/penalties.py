@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import is_number
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import wide
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
 from diffprog.core.paths import select
@@ -67,4 +67,4 @@ def _sum(f: Callable[[jax.Array], jax.Array], params: Params, patterns: tuple[st
                          "write lambda params: rate * dp.losses.l2(params) for a penalty with a "
                          "rate")
     leaves = select(params, *(patterns or ("**/kernel",))).values()
-    return sum(f(w.astype(joint(w.dtype, jnp.float32))).sum() for w in leaves)
+    return sum(f(wide(w)).sum() for w in leaves)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffprog.core.arguments import check_array
+from diffprog.core.arguments import check_array, check_positive
+from diffprog.core.dtypes import wide
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
-from diffprog.losses.entries import Mask, Reduction, clear, paired, reduce, spread, wide
+from diffprog.losses.entries import Mask, Reduction, clear, paired, reduce, spread
 
 __all__ = ["absolute_error", "gaussian_kl", "huber", "squared_error"]
 
@@ -82,9 +83,7 @@ def huber(
 
     Source: Huber 1964, doi:10.1214/aoms/1177703732.
     """
-    if not delta > 0:
-        raise LayerError("delta as a positive number", repr(delta),
-                         "pass an error in units of the target")
+    check_positive("delta", float(delta), "pass an error in units of the target")
     predictions, targets, valid = paired(predictions, targets, mask)
     return reduce(optax.losses.huber_loss(predictions, targets, delta=delta), valid, reduction)
 

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import check_count
+from diffprog.core.dtypes import wide
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.meshes import settled
 from diffprog.core.plans import Params, State, grown, spec
-from diffprog.losses.entries import wide
 from diffprog.text.generation import (
     Adjust,
     Generation,

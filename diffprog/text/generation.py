@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from diffprog.core.dtypes import wide
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.meshes import settled
 from diffprog.core.notation import code, show
 from diffprog.core.plans import Params, State
-from diffprog.losses.entries import wide
 from diffprog.text.listening import Callback, emit, with_callback
 from diffprog.text.prompts import (
     NO_TOKEN,

@@ -10,9 +10,9 @@ import numpy as np
 from jax.core import Tracer
 
 from diffprog.core.arguments import check_array, check_count
+from diffprog.core.dtypes import is_key, wide
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
-from diffprog.losses.entries import wide
 from diffprog.text.prompts import NO_TOKEN
 
 __all__ = ["sample"]
@@ -101,9 +101,8 @@ def log_prob(logits: jax.Array, token: jax.Array) -> jax.Array:
 
 def check_keys(key: Any, rows: tuple[int, ...]) -> None:
     """Raise unless it is one key, or one for each row."""
-    typed = jnp.issubdtype(getattr(key, "dtype", bool), jax.dtypes.prng_key)
     raw = getattr(key, "dtype", None) == np.uint32 and key.shape[-1:] in ((2,), (4,))
-    if not (typed or raw) or _key_shape(key) not in ((), rows):
+    if not (is_key(key) or raw) or _key_shape(key) not in ((), rows):
         raise LayerError(f"a key, or one for each row, {rows}", show(key),
                          "pass jax.random.key(seed), or jax.random.split(key, rows)")
 
@@ -138,4 +137,4 @@ def check_top_k(top_k: int | None, vocabulary: int) -> None:
 
 def _key_shape(key: Any) -> tuple[int, ...]:
     """The shape of an array of keys, without the last axis of raw uint32 keys."""
-    return key.shape if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape[:-1]
+    return key.shape if is_key(key) else key.shape[:-1]

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffprog.core.dtypes import wide
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.meshes import beside
 from diffprog.core.notation import show
 from diffprog.core.plans import Params, State
-from diffprog.losses.entries import wide
 from diffprog.training.axes import example_sides
 from diffprog.training.objectives import Metrics, Objective, parts
 

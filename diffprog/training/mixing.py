@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from diffprog.core.dtypes import is_inexact
 from diffprog.core.jaxprs import scan_sizes
 
 Tags = list[Any]
@@ -91,8 +91,7 @@ class _Reader:
             before = [tag(var) for var in equation.invars]
             after = self.step(equation, before)
             for var, found in zip(equation.outvars, after, strict=True):
-                floating = jnp.issubdtype(getattr(var.aval, "dtype", bool), jnp.inexact)
-                known[var] = UNKNOWN if found == MIXED and not floating else found
+                known[var] = UNKNOWN if found == MIXED and not is_inexact(var.aval) else found
         return [tag(var) for var in program.outvars]
 
     def step(self, equation: Any, given: Tags) -> Tags:

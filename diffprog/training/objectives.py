@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import check_array, check_count, check_fraction, is_array
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import joint, wide
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
 from diffprog.core.notation import called, code, listed, show
@@ -50,7 +50,6 @@ from diffprog.losses.entries import (
     total,
     weighed,
     weighing,
-    wide,
 )
 from diffprog.losses.metrics import hits, top_k_hits
 from diffprog.losses.values import squared_error

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.arguments import check_array, check_count, is_number
+from diffprog.core.arguments import check_array, check_count, check_positive
 from diffprog.core.dtypes import joint
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
@@ -84,9 +84,9 @@ def fixed_point(layer: Any, *, tolerance: float | None = None, steps: int = 200)
     """
     layer = as_layer(layer)
     check_count("steps", steps)
-    if tolerance is not None and (not is_number(tolerance) or not tolerance > 0):
-        raise LayerError("tolerance as a positive number", repr(tolerance),
-                         "pass 1e-4, for example, or None for the default of the dtype")
+    if tolerance is not None:
+        check_positive("tolerance", tolerance,
+                       "pass 1e-4, for example, or None for the default of the dtype")
     net = _FixedPoint(layer, tolerance, steps)
     return Layer(
         net.init, net.apply, layer.start and net.start, layer.children,

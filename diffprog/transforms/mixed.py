@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.dtypes import cast, is_float, joint
+from diffprog.core.dtypes import cast, float_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer, Wraps, as_layer
@@ -69,7 +69,7 @@ def mixed(layer: Any, dtype: Any) -> Layer:
         stored = layer.plan(x, **side)
         narrow_x, narrow_side = jax.eval_shape(lambda inputs: cast(inputs, dtype), (x, side))
         computed = inner.plan(narrow_x, **narrow_side)
-        y = jax.eval_shape(lambda y: cast(y, _dtype_of(x)), computed.y)
+        y = jax.eval_shape(lambda y: cast(y, float_dtype(x) or jnp.float32), computed.y)
         return Plan(stored.params, stored.state, y, computed.calls)
 
     def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
@@ -77,7 +77,7 @@ def mixed(layer: Any, dtype: Any) -> Layer:
         narrow_x, side = cast((x, side), dtype)
         y, new = inner.apply(params, state, narrow_x, key=key, train=train, **side)
         new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
-        return cast(y, _dtype_of(x)), new
+        return cast(y, float_dtype(x) or jnp.float32), new
 
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         x, side = cast((x, side), dtype)
@@ -132,9 +132,3 @@ def _floating(dtype: Any) -> bool:
         return dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
         return False
-
-
-def _dtype_of(x: Any) -> Any:
-    """The dtype of the floats in x; float32 if there are none."""
-    floats = [leaf.dtype for leaf in jax.tree.leaves(x) if is_float(leaf)]
-    return joint(*floats) if floats else jnp.dtype(jnp.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from diffprog.core.arguments import check_count
 from diffprog.core.computed import Computed, Patterns
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer, as_layer
@@ -52,7 +52,7 @@ def quantize(layer: Any, bits: int = 8, pattern: Patterns = "**/kernel") -> Laye
 
     def use(kernel: jax.Array) -> jax.Array:
         check_kernel(kernel)
-        wide = kernel.astype(joint(kernel.dtype, jnp.float32))
+        wide = kernel.astype(wide_dtype(kernel))
         largest = jnp.max(jnp.abs(wide), range(kernel.ndim - 1), keepdims=True)   # (1, ..., out)
         step = jnp.where(largest == 0, 1, largest) / (2 ** (bits - 1) - 1)
         rounded = wide + jax.lax.stop_gradient(jnp.round(wide / step) * step - wide)

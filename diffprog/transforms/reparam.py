@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.computed import Computed, Patterns
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import wide
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer, as_layer, computing
@@ -140,7 +140,7 @@ def _check_trainable(
 
 def length(w: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     """``sqrt(sum |w|**2)`` over axes, all if None, in float32 or wider, without overflow."""
-    w = w.astype(joint(w.dtype, jnp.float32))
+    w = wide(w)
     # Scaled to 1 first: squares of large or small numbers would overflow or underflow.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(w), axes, keepdims=True))
     largest = jnp.where(largest == 0, 1, largest)

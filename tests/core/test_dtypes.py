@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from support.comparing import same
 
-from diffprog.core.dtypes import along, cast, is_short, joint, outside, standard_promotion
+from diffprog.core.dtypes import (
+    along,
+    cast,
+    float_dtype,
+    is_float,
+    is_inexact,
+    is_int,
+    is_key,
+    is_short,
+    joint,
+    outside,
+    standard_promotion,
+    wide,
+)
 
 BF16 = jnp.bfloat16
 
@@ -16,6 +29,27 @@ BF16 = jnp.bfloat16
     (jnp.ones(2, int), False), (jax.random.key(0), False), (1.0, False)], ids=str)
 def test_is_short_is_true_of_16_bit_floats_alone(leaf, short):
     assert is_short(leaf) == short
+
+
+@pytest.mark.parametrize(("leaf", "kinds"), [
+    (jnp.ones(2, BF16), {is_float, is_inexact}), (np.ones(2, np.complex64), {is_inexact}),
+    (np.ones(2, np.uint8), {is_int}), (jax.ShapeDtypeStruct((2,), jnp.int32), {is_int}),
+    (np.ones(2, bool), set()), (jax.random.key(0), {is_key}), (1, set()), ([1.0], set())], ids=str)
+def test_the_kinds_of_arrays(leaf, kinds):
+    assert {kind for kind in (is_float, is_inexact, is_int, is_key) if kind(leaf)} == kinds
+
+
+def test_the_dtype_of_a_tree_is_that_of_its_floats():
+    tree = {"a": jnp.ones(2, BF16), "b": jnp.arange(2), "c": jax.random.key(0)}
+    assert float_dtype(tree) == BF16
+    assert float_dtype({**tree, "d": jnp.ones(2, jnp.float16)}) == jnp.float32
+    assert float_dtype(jnp.arange(2)) is None
+
+
+def test_wide_is_at_least_float32():
+    assert wide(jnp.ones(2, BF16)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert wide(jnp.ones(2, jnp.float64)).dtype == jnp.float64
 
 
 def test_cast_leaves_what_is_no_float():

@@ -14,7 +14,6 @@ from diffprog.losses.entries import (
     reduce,
     spread,
     total,
-    wide,
 )
 
 VALUES = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], np.float32)
@@ -62,12 +61,6 @@ def test_labels_must_be_ints_of_the_leading_shape():
     for wrong in (logits, jnp.zeros(3, int)):
         with pytest.raises(dp.LayerError, match="labels"):
             class_numbers(logits, wrong)
-
-
-def test_wide_is_at_least_float32():
-    assert wide(jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
-    with jax.enable_x64(True):
-        assert wide(jnp.ones(2, jnp.float64)).dtype == jnp.float64
 
 
 # 64-bit ints, as of NumPy: k + 2**32 is not k.

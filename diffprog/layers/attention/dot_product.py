@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import known
+from diffprog.core.dtypes import wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.meshes import beside, reshaped
 from diffprog.core.notation import listed, show
-from diffprog.core.parameters import parameter_dtype
 from diffprog.layers.attention.fused import Fused
 
 IMPLEMENTATIONS = ("xla", "blocks", "cudnn")
@@ -198,7 +198,7 @@ def _weighted_sum(
     comments K is the number of key heads, and G = H / K query heads share each of them. These G
     heads are joined along time, so that they are one product.
     """
-    wide = parameter_dtype(query)
+    wide = wide_dtype(query)
     group = query.shape[-3] // key.shape[-3]  # G
 
     scores = jnp.einsum("...td,...sd->...ts", _grouped(query, group), key,

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from diffprog.core.arguments import check_array, check_fraction, known
-from diffprog.core.dtypes import along
+from diffprog.core.dtypes import along, wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
 from diffprog.core.masks import cleared, counted, widened
 from diffprog.core.notation import show
-from diffprog.core.parameters import Initializer, parameter, parameter_dtype
+from diffprog.core.parameters import Initializer, parameter
 from diffprog.core.plans import Params, State
 from diffprog.layers.norms.statistics import (
     check_eps,
@@ -98,7 +98,7 @@ def batch_norm(
         check_array(x, rank=1, axes="(..., features)")
         check_width(state, x)
         check_width(params, x)
-        wide = cleared(x, mask).astype(parameter_dtype(x))
+        wide = cleared(x, mask).astype(wide_dtype(x))
         if train:
             y, mean, var, count = _by_batch(params, wide, mask, eps, x)
             batch = jax.lax.stop_gradient({"mean": mean, "var": var})

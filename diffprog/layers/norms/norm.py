@@ -12,12 +12,13 @@ from typing import Any
 import jax
 
 from diffprog.core.arguments import check_array, check_count
+from diffprog.core.dtypes import wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer, stateless
 from diffprog.core.masks import cleared, refuse_segments, widened
 from diffprog.core.notation import show
-from diffprog.core.parameters import Initializer, parameter_dtype
+from diffprog.core.parameters import Initializer
 from diffprog.core.plans import Params, State
 from diffprog.layers.norms.statistics import (
     check_eps,
@@ -81,7 +82,7 @@ def layer_norm(
         if x.shape[-1] == 1:
             raise LayerError("several features", show(x),
                              "leave it out: a single number minus its mean is always 0")
-        y = standardized(x.astype(parameter_dtype(x)), eps)  # (..., D)
+        y = standardized(x.astype(wide_dtype(x)), eps)  # (..., D)
         return scale_and_shift(params, y).astype(x.dtype)
 
     return stateless(init, forward, name="layer_norm", casts=True)
@@ -126,7 +127,7 @@ def rms_norm(
     def forward(params: Params, x: jax.Array) -> jax.Array:
         check_array(x, rank=1, axes="(..., features)")
         check_width(params, x)
-        wide, factor = tamed(x.astype(parameter_dtype(x)), -1)
+        wide, factor = tamed(x.astype(wide_dtype(x)), -1)
         square = mean_square(wide, -1)  # (..., 1)
         y = normalized(params, wide, square, scaled(eps, factor))  # (..., D)
         return y.astype(x.dtype)
@@ -236,7 +237,7 @@ def _grouped(
         def split(a: jax.Array) -> jax.Array:
             return a.reshape(*a.shape[:-1], count, a.shape[-1] // count)
 
-        wide = split(cleared(x, mask).astype(parameter_dtype(x)))  # (..., S..., groups, C / groups)
+        wide = split(cleared(x, mask).astype(wide_dtype(x)))  # (..., S..., groups, C / groups)
         wide, factor = tamed(wide, axes)
         valid = None
         if mask is not None:

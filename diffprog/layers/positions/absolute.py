@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import as_int32, check_array, check_count, check_ints, known
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
@@ -201,7 +201,7 @@ def _position_layer(
         shape = x.shape[:-1]
         segments = None if segments is None else check_segments(segments, shape)
         positions, state = follow(state, positions, over_steps(mask, x), shape, segments)
-        wide = joint(x.dtype, jnp.float32)
+        wide = wide_dtype(x)
         embedding = vectors(params, positions, x, wide)  # (..., time, D) or (time, D)
         y = x.astype(wide) + jax.lax.broadcast_to_rank(embedding, x.ndim)
         return y.astype(x.dtype), state

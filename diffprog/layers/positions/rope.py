@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffprog.core import notation
-from diffprog.core.arguments import check_count, is_number
+from diffprog.core.arguments import check_count, check_positive
 from diffprog.core.errors import LayerError
 from diffprog.layers.positions.rotary import frequencies
 
@@ -224,5 +224,4 @@ class longrope_scaling(_Scaling):
 
 def _check_positive(**numbers: Any) -> None:
     for name, number in numbers.items():
-        if not is_number(number) or not number > 0:
-            raise LayerError(f"{name} as a positive number", repr(number), "pass 8.0, for example")
+        check_positive(name, number, "pass 8.0, for example")

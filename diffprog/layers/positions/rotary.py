@@ -17,7 +17,7 @@ import numpy as np
 
 from diffprog.core import notation
 from diffprog.core.arguments import check_array, check_count, is_number
-from diffprog.core.dtypes import is_int, joint
+from diffprog.core.dtypes import is_int, wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import show
 
@@ -100,7 +100,7 @@ class Rotary:
 
         rule = self.scaling or _unscaled
         speeds, magnitude = rule(self.base, features)  # (features / 2,)
-        wide = joint(x.dtype, jnp.float32)
+        wide = wide_dtype(x)
         positions = jax.lax.broadcast_to_rank(positions, x.ndim - 1)  # (... or 1..., time)
         angle = angles(positions, speeds, wide)  # (... or 1..., time, features / 2)
         cos, sin = (_times(f(angle), magnitude) for f in (jnp.cos, jnp.sin))

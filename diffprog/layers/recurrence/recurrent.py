@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from diffprog.core.arguments import check_array, check_count, known
-from diffprog.core.dtypes import outside
+from diffprog.core.dtypes import is_float, outside
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer, around, as_layer
@@ -363,7 +363,7 @@ def _extent(x: Any) -> tuple[int, int]:
     leaves = jax.tree.leaves(x)
     for leaf in leaves or [x]:
         check_array(leaf, floating=False)
-        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+        floats = is_float(leaf)
         check_array(leaf, rank=2 + floats, floating=False,
                     axes=f"(batch, time{', features' if floats else ''})")
     if len({leaf.shape[:2] for leaf in leaves}) > 1:

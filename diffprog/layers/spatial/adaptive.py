@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import wide
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
 from diffprog.core.masks import valid_before
@@ -45,7 +45,7 @@ def adaptive_avg_pool(size: int | tuple[int, ...], *, dims: int = 2) -> Layer:
     """
 
     def average(x: jax.Array, axis: int, *valid: jax.Array) -> jax.Array:
-        return mean(x.astype(joint(x.dtype, jnp.float32)), axis, *valid)
+        return mean(wide(x), axis, *valid)
 
     return _adaptive(average, size, dims, floating=True)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import check_array
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import is_float, wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
@@ -130,7 +130,7 @@ def avg_pool(
 
     def means(reduce: Reduce, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
         check_array(x)
-        wide = x.astype(joint(x.dtype, jnp.float32))
+        wide = x.astype(wide_dtype(x))
         zero = np.zeros((), wide.dtype)
         kept = wide if valid is None else jnp.where(valid, wide, zero)
         total = reduce(kept, zero, jax.lax.add)  # (batch, H', W', C)
@@ -192,7 +192,7 @@ def mean(x: jax.Array, axis: Any, valid: jax.Array | None = None) -> jax.Array:
     """The mean of the valid entries along `axis`, 0 without any; reduced in float32 or wider."""
     if valid is None:
         return jnp.mean(x, axis=axis)  # reduces bfloat16 in float32 by itself
-    wide = jnp.where(valid, x, jnp.zeros_like(x)).astype(joint(x.dtype, jnp.float32))
+    wide = jnp.where(valid, x, jnp.zeros_like(x)).astype(wide_dtype(x))
     count = jnp.maximum(jnp.sum(valid, axis=axis), 1)
     return (jnp.sum(wide, axis=axis) / count.astype(wide.dtype)).astype(x.dtype)
 
@@ -232,7 +232,7 @@ def lowest(x: jax.Array) -> float | int | bool:
     """The smallest value of the dtype of x, minus infinity for floats."""
     if x.dtype == bool:
         return False
-    return -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else int(jnp.iinfo(x.dtype).min)
+    return -jnp.inf if is_float(x) else int(jnp.iinfo(x.dtype).min)
 
 
 def pool(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.arguments import check_array, check_count
-from diffprog.core.dtypes import joint
+from diffprog.core.dtypes import wide_dtype
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
@@ -181,7 +181,7 @@ def _interpolated(
 ) -> jax.Array:
     """The weighted mean of the nearest positions, with a mask of the valid ones among them."""
     check_array(x)
-    wide = x.astype(joint(x.dtype, jnp.float32))
+    wide = x.astype(wide_dtype(x))
     space = (*x.shape[: -len(new) - 1], *new)  # (..., H', W')
     y = jax.image.resize(wide, (*space, x.shape[-1]), method)
     if mask is not None:  # weights of valid steps sum to 1, as all do at a border
