@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from diffprog.core.jaxprs import primitives
 from diffprog.core.meshes import settled
 from diffprog.core.parameters import INLINE
 
@@ -95,7 +96,7 @@ def _is_staged(leaf: Any) -> bool:
 
 def convolves(f: Callable[..., Any], *given: Any, **named: Any) -> bool:
     """Does f, or a function that it calls, contain a convolution?"""
-    return "conv_general_dilated" in str(jax.make_jaxpr(f)(*given, **named))
+    return "conv_general_dilated" in primitives(jax.make_jaxpr(f)(*given, **named).jaxpr)
 
 
 def scan(

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from diffprog.core.jaxprs import programs
+
 
 def flops(f: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of ``f(*args)``; the body of a scan counts for each iteration.
@@ -47,8 +49,7 @@ def _unseen_in(equation: Any) -> float:
         if any(_unseen(branch.jaxpr) for branch in given["branches"]):
             return max(map(_counted, given["branches"])) - max(map(_seen, given["branches"]))
         return 0.0
-    parts = [getattr(part, "jaxpr", part) for part in jax.tree.leaves(list(given.values()))]
-    return sum((_unseen(part) for part in parts if hasattr(part, "eqns")), 0.0)
+    return sum(map(_unseen, programs(equation)), 0.0)
 
 
 def _branch_here(platforms: Sequence[Sequence[str] | None]) -> int:

@@ -7,12 +7,13 @@ layer itself computes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import Literal
 
+from diffprog.core.jaxprs import programs
 from diffprog.core.layer import Layer
 from diffprog.core.paths import paths
 from diffprog.core.plans import Call, blank, spec
@@ -118,7 +119,7 @@ def _steps(
     for equation in jaxpr.eqns:
         taken = [(read(v), jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype))
                  for v in equation.invars]
-        around = next((inner for inner in _inside(equation) if _calls(inner)), None)
+        around = next((inner for inner in programs(equation) if _calls(inner)), None)
         sources = {value.root for value, _ in taken if value}
         given: list[Value | None]
         if (at := _call(equation)) is not None:
@@ -171,18 +172,11 @@ def _operations(equation: Any) -> list[str]:
     name = equation.primitive.name
     if name in _MOVES:
         return []
-    if name in ("scan", "while", "cond") or not (inside := list(_inside(equation))):
+    if name in ("scan", "while", "cond") or not (inside := list(programs(equation))):
         return [_SYMBOLS.get(name, name)]
     found = [part for inner in inside for below in inner.eqns for part in _operations(below)]
     named = equation.params.get("name", "<").strip("_")
     return found if not found or named.startswith("<") else [named]
-
-
-def _inside(equation: Any) -> Iterator[Any]:
-    """The programs inside an equation."""
-    for part in jax.tree.leaves(list(equation.params.values())):
-        if hasattr(getattr(part, "jaxpr", part), "eqns"):
-            yield getattr(part, "jaxpr", part)
 
 
 def _call(equation: Any) -> int | None:
@@ -194,5 +188,5 @@ def _call(equation: Any) -> int | None:
 
 def _calls(jaxpr: Any) -> bool:
     """Does the program contain a call of a child?"""
-    return any(_call(equation) is not None or any(map(_calls, _inside(equation)))
+    return any(_call(equation) is not None or any(map(_calls, programs(equation)))
                for equation in jaxpr.eqns)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 
 from diffprog.core.dtypes import is_float
 from diffprog.core.errors import LayerError
+from diffprog.core.jaxprs import primitives
 from diffprog.core.nets import trainable
 from diffprog.core.notation import listed, show
 from diffprog.core.paths import nonfinite, paths
@@ -138,7 +138,7 @@ def sums(t: Trial) -> str | None:
         return "batched=False"
     inference = functools.partial(t.eager, key=None, train=False)
     program = jax.make_jaxpr(inference)(t.params, t.state, t.x, t.side).jaxpr
-    if _primitives(program) & _ROUNDED:
+    if primitives(program) & _ROUNDED:
         return _ROUNDED_OUTPUT
 
     rng = np.random.default_rng(0)
@@ -223,22 +223,6 @@ def _xla_sums_in_16_bits() -> bool:
     with jax.enable_x64(False):
         kernel = jnp.ones((4, 4), jnp.bfloat16)
         return bool((jax.jit(jax.grad(output))(kernel) != 2 * 2048).any())
-
-
-def _primitives(jaxpr: Any) -> set[str]:
-    """The names of the primitives in a program and in all programs inside."""
-    names = {eqn.primitive.name for eqn in jaxpr.eqns}
-    for inner in _inner_programs(jaxpr):
-        names |= _primitives(inner)
-    return names
-
-
-def _inner_programs(jaxpr: Any) -> Iterator[Any]:
-    for eqn in jaxpr.eqns:
-        for part in jax.tree.leaves(list(eqn.params.values())):
-            inner = getattr(part, "jaxpr", part)
-            if hasattr(inner, "eqns"):
-                yield inner
 
 
 def _cast(a: Any, dtype: Any) -> Any:

@@ -104,6 +104,7 @@ def gumbel_softmax(*, temperature: float = 1.0, hard: bool = False) -> Layer:
     Source: Jang, Gu, Poole 2017, arXiv:1611.01144, eq. 2 and section 2.2; Maddison, Mnih, Teh 2017,
     arXiv:1611.00712.
     """
+    # Schedules return arrays.
     check_positive("temperature", float(temperature), "pass 1.0, for example")
 
     def apply(

@@ -83,6 +83,7 @@ def huber(
 
     Source: Huber 1964, doi:10.1214/aoms/1177703732.
     """
+    # An array of one number, as a quantile of errors, is one too.
     check_positive("delta", float(delta), "pass an error in units of the target")
     predictions, targets, valid = paired(predictions, targets, mask)
     return reduce(optax.losses.huber_loss(predictions, targets, delta=delta), valid, reduction)

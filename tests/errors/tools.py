@@ -113,7 +113,7 @@ EXAMPLES = {
         traced(dp.losses.squared_error, floats(3, 2), floats(2, 3)),
     "wants one array, got (float32[2,4], float32[2,4]); pick one part of it with a lambda":
         traced(dp.losses.squared_error, (ROW, ROW), ROW),
-    "wants delta as a positive number, got 0; pass an error in units of the target":
+    "wants delta as a positive number, got 0.0; pass an error in units of the target":
         traced(dp.losses.huber, ROW, ROW, delta=0),
     "wants logits (batch, time, classes) and integer labels (batch, n), got (float32[4,3], "
     "int32[2,2]); give each example one row of labels":

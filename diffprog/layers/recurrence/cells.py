@@ -22,7 +22,7 @@ from diffprog.core.meshes import beside
 from diffprog.core.notation import show
 from diffprog.core.parameters import Initializer, fold, parameter
 from diffprog.core.plans import Params, State
-from diffprog.layers.linear import affine
+from diffprog.layers.linear import affine, affine_params
 
 __all__ = ["gru", "lstm", "simple_rnn"]
 
@@ -202,9 +202,7 @@ def _initializer(
         check_array(x, rank=1, axes="(..., features)")
         input_key, hidden_key = fold(key, "input"), fold(key, "hidden")
         shape = (x.shape[-1], width)
-        of_input = {"kernel": parameter(input_key, "kernel", kernel_init, shape, x)}
-        if bias:
-            of_input["bias"] = parameter(input_key, "bias", bias_init, (width,), x)
+        of_input = affine_params(input_key, shape, x, bias, kernel_init, bias_init)
         squares = [
             parameter(fold(hidden_key, gate), "hidden", hidden_init, (features, features), x)
             for gate in gates]

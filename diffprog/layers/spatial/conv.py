@@ -25,8 +25,9 @@ from diffprog.core.masks import (
 )
 from diffprog.core.meshes import beside
 from diffprog.core.notation import show
-from diffprog.core.parameters import Initializer, parameter
+from diffprog.core.parameters import Initializer
 from diffprog.core.plans import Params, State
+from diffprog.layers.linear import affine_params
 from diffprog.layers.spatial.window import (
     AXES,
     Edges,
@@ -250,10 +251,7 @@ class _Kernel:
         check_array(x, rank=dims + 1, axes=AXES[dims])
         features, groups = self.split(x)
         shape = (*self.size, x.shape[-1] // groups, features)
-        params = {"kernel": parameter(key, "kernel", self.kernel_init, shape, x)}
-        if self.bias:
-            params["bias"] = parameter(key, "bias", self.bias_init, (features,), x)
-        return params, {}
+        return affine_params(key, shape, x, self.bias, self.kernel_init, self.bias_init), {}
 
     def apply(
         self, params: Params, x: jax.Array, convolve: Callable[..., jax.Array]
