@@ -6,6 +6,7 @@ throughout a net, so that the trees of a net with reparametrizations become plai
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -69,10 +70,46 @@ def unwrapped(layer: Layer, x: Any, side: dict[str, Any]) -> Iterator[Run]:
         layer = wraps.layer
 
 
-# Factories of convolutions and pools with a window: a name alone may be that of a user's function.
-_WINDOWS = {f"diffprog.layers.spatial.{factory}" for factory in (
-    "conv.conv", "conv.depthwise_conv", "pool.max_pool", "pool.avg_pool")}
-_TRANSPOSED = "diffprog.layers.spatial.conv.conv_transpose"
+def silenced(layer: Layer, call: Callable[..., Any]) -> Layer:
+    """The layer with children that do not run: ``call(name, child, params, x, side)`` returns y."""
+
+    def silent(name: str, child: Layer) -> Layer:
+        def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+                  train: bool = False, **side: Any) -> tuple[Any, State]:
+            return call(name, child, params, x, side), state
+
+        return dataclasses.replace(
+            child, apply=apply, planner=lambda x, side: child.plan(x, **side))
+
+    return layer.rebuilt({name: silent(name, child) for name, child in layer.children.items()})
+
+
+def made_by(layer: Layer, *factories: str) -> bool:
+    """Is the layer a call of one of these functions, such as "wiring.combinators.serial"?
+
+    The kind alone may be that of a user's layer.
+    """
+    own = layer.factory
+    return own is not None and f"{own.__module__}.{own.__qualname__}" in {
+        f"diffprog.{name}" for name in factories}
+
+
+def ending(layer: Layer) -> Layer:
+    """The layer inside whose output is that of the net: the last of a `serial`, also in wrappers.
+    """
+    while True:
+        if layer.wraps and layer.wraps.order == "once":
+            layer = layer.wraps.layer
+        elif made_by(layer, "wiring.combinators.serial") and layer.children:
+            *_, layer = layer.children.values()
+        else:
+            return layer
+
+
+# Factories of convolutions and pools with a window.
+_WINDOWS = ("layers.spatial.conv.conv", "layers.spatial.conv.depthwise_conv",
+            "layers.spatial.pool.max_pool", "layers.spatial.pool.avg_pool")
+_TRANSPOSED = "layers.spatial.conv.conv_transpose"
 
 
 def is_window(layer: Layer, *, transposed: bool = False) -> bool:
@@ -82,9 +119,7 @@ def is_window(layer: Layer, *, transposed: bool = False) -> bool:
     """
     while layer.wraps and layer.wraps.order != "time":
         layer = layer.wraps.layer
-    made_by = layer.factory
-    name = made_by and f"{made_by.__module__}.{made_by.__qualname__}"
-    return name in _WINDOWS or (transposed and name == _TRANSPOSED)
+    return made_by(layer, *_WINDOWS) or (transposed and made_by(layer, _TRANSPOSED))
 
 
 def verify(net: Layer, params: Any, x: Any, *, state: Any = None, **side: Any) -> None:

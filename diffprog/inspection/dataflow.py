@@ -15,6 +15,7 @@ from jax.extend.core import Literal
 
 from diffprog.core.jaxprs import programs
 from diffprog.core.layer import Layer
+from diffprog.core.nets import silenced
 from diffprog.core.paths import paths
 from diffprog.core.plans import Call, blank, spec
 
@@ -80,25 +81,20 @@ def wiring(layer: Layer, x: Any, side: dict[str, Any]) -> Wiring:
     plan = layer.plan(x, **side)
     calls: list[Call] = []
 
-    def silent(name: str, child: Layer) -> Layer:
-        def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
-                  **side: Any) -> tuple[Any, Any]:
-            y = child.plan(x, **side).y
+    def call(name: str, child: Layer, params: Any, x: Any, side: dict[str, Any]) -> Any:
+        y = child.plan(x, **side).y
 
-            def called(x: Any, side: Any) -> Any:
-                return blank(y)
+        def called(x: Any, side: Any) -> Any:
+            return blank(y)
 
-            called.__name__ = f"{_MARK}{len(calls)}"
-            calls.append(Call(name, spec(x), spec(side)))
-            return jax.jit(called)(x, side), state
-
-        return dataclasses.replace(
-            child, apply=apply, planner=lambda x, side: child.plan(x, **side))
+        called.__name__ = f"{_MARK}{len(calls)}"
+        calls.append(Call(name, spec(x), spec(side)))
+        return jax.jit(called)(x, side)
 
     def run(params: Any, state: Any, x: Any, side: Any) -> Any:
         return quiet.apply(params, state, x, **side)[0]
 
-    quiet = layer.rebuilt({name: silent(name, child) for name, child in layer.children.items()})
+    quiet = silenced(layer, call)
     traced = jax.make_jaxpr(run)(plan.params, plan.state, x, side)
     own = [Value(path) for path in paths(plan.params)]
     state = [None for _ in jax.tree.leaves(plan.state)]

@@ -13,7 +13,7 @@ import jax
 
 from diffprog.core.computed import Mapped
 from diffprog.core.layer import Layer
-from diffprog.core.nets import is_window, unwrapped
+from diffprog.core.nets import is_window, silenced, unwrapped
 from diffprog.core.notation import show
 from diffprog.core.paths import count
 from diffprog.core.plans import blank, spec, step_by_step
@@ -213,10 +213,8 @@ class _Inside:
 
     def flops(self) -> float:
         """The layer's own operations, over all its runs, without those of its children."""
-        quiet = self.core.layer
-        if self.children:
-            quiet = quiet.rebuilt({name: self._quiet(name, child)
-                                   for name, child in self.children.items()})
+        layer = self.core.layer
+        quiet = silenced(layer, self._call) if self.children else layer
 
         def run(params: Any, state: Any, x: Any, side: Any) -> Any:
             self.ways.put(x, self.before)
@@ -234,26 +232,19 @@ class _Inside:
             return repeated(self.before, self.through, depth)
         return repeated(self.before, behind(layer, self.core.x, self.plan.y, self.before), depth)
 
-    def _quiet(self, name: str, child: Layer) -> Layer:
-        """The child, whose call returns zeros and adds its rows."""
-
-        def apply(params: Any, state: Any, x: Any, *, key: Any = None, train: bool = False,
-                  **side: Any) -> tuple[Any, Any]:
-            own = ({}, {}) if name in self.called else tuple(
-                tree.get(name, {}) for tree in self.trees)
-            self.called.append(name)
-            rows, after = self.reader.read(
-                (*self.calls, (name, self.called.count(name))), child, spec(x), spec(side),
-                own, self.ways.get(x), self.times * self._at_once(name, x))
-            self.below.append(rows)
-            # Without it, XLA would remove operations on zeros, and those that only compute the
-            # input.
-            y, _ = jax.lax.optimization_barrier((blank(rows[0].output), (params, x, side)))
-            self.ways.put(y, after)
-            return y, state
-
-        return dataclasses.replace(
-            child, apply=apply, planner=lambda x, side: child.plan(x, **side))
+    def _call(self, name: str, child: Layer, params: Any, x: Any, side: dict[str, Any]) -> Any:
+        """Zeros in place of the child's output; its rows are added."""
+        own = ({}, {}) if name in self.called else tuple(
+            tree.get(name, {}) for tree in self.trees)
+        self.called.append(name)
+        rows, after = self.reader.read(
+            (*self.calls, (name, self.called.count(name))), child, spec(x), spec(side),
+            own, self.ways.get(x), self.times * self._at_once(name, x))
+        self.below.append(rows)
+        # Without it, XLA would remove operations on zeros, and those that only compute the input.
+        y, _ = jax.lax.optimization_barrier((blank(rows[0].output), (params, x, side)))
+        self.ways.put(y, after)
+        return y
 
     def _at_once(self, name: str, x: Any) -> int:
         """The number of copies that run at once: `hyper` runs its target for each example."""

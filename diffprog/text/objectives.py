@@ -19,7 +19,7 @@ from diffprog.core.computed import Expanded
 from diffprog.core.dtypes import is_int
 from diffprog.core.errors import LayerError
 from diffprog.core.layer import Layer
-from diffprog.core.nets import plain
+from diffprog.core.nets import ending, made_by, plain
 from diffprog.core.notation import listed, show
 from diffprog.core.paths import paths
 from diffprog.losses.classes import cross_entropy, linear_cross_entropy
@@ -342,8 +342,8 @@ def _check_logit_pair(net: Layer, logits: Any) -> None:
     if not isinstance(logits, (tuple, list)) or len(logits) != 2:
         raise LayerError("a net that returns a pair of logits, of tokens and of follows",
                          show(logits), "use bert_pretraining, for example")
-    if net.name == "branch":
-        for part in net.children.values():
+    if made_by(end := ending(net), "wiring.combinators.branch"):
+        for part in end.children.values():
             check_logits(part)
 
 

@@ -32,7 +32,8 @@ import jax.numpy as jnp
 from diffprog.core.arguments import check_array, check_count, check_fraction, is_array
 from diffprog.core.dtypes import joint, wide
 from diffprog.core.errors import LayerError
-from diffprog.core.layer import Layer
+from diffprog.core.layer import Layer, as_layer
+from diffprog.core.nets import ending
 from diffprog.core.notation import called, code, listed, show
 from diffprog.core.plans import spec
 from diffprog.losses.classes import binary_cross_entropy, label_losses, soft_label_losses
@@ -343,10 +344,10 @@ def checked(objective: Objective) -> Any:
 
 def check_logits(net: Layer) -> None:
     """Raise for a net that ends in probabilities: the loss would take them for logits."""
-    last = net
-    while last.name == "serial" and last.children:
-        last = [*last.children.values()][-1]
-    function = inspect.unwrap(called(last.settings.get("f")))  # jax.jit wraps it
+    last = ending(net)
+    if last.factory is not as_layer:
+        return
+    function = inspect.unwrap(called(last.settings["f"]))  # jax.jit wraps it
     if any(function is inspect.unwrap(squash) for squash in _SQUASHES):
         raise LayerError("a net that returns logits", f"one that ends in {last!r}",
                          "leave it out: the loss applies it, and predictions are "

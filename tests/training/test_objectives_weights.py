@@ -274,7 +274,8 @@ def test_a_custom_loss_broadcasts_nothing(own):
     dp.serial(dp.linear(3), dp.serial(jnp.tanh, functools.partial(jax.nn.softmax, axis=-1))),
     dp.mixed(dp.linear(3) >> jax.nn.softmax, jnp.bfloat16), dp.freeze(
         dp.linear(3) >> jax.nn.softmax, "**/bias"), dp.remat(dp.linear(3) >> jax.nn.sigmoid),
-    dp.linear(3) >> jax.jit(jax.nn.softmax)],
+    dp.linear(3) >> jax.jit(jax.nn.softmax),
+    dp.linear(3) >> dp.mixed(jax.nn.softmax, jnp.bfloat16)],
     ids=repr)
 @pytest.mark.parametrize("objective", [dp.classification(), dp.training.binary_classification(),
                                        dp.training.penalized(dp.classification(), dp.losses.l2)])
@@ -283,6 +284,16 @@ def test_probabilities_are_no_logits(net, objective):
     assert error.wants == "a net that returns logits"
     assert any(name in error.got for name in (
         "jax.nn.softmax", "jax.nn.sigmoid", "ends in softmax"))  # the last one is jitted
+
+
+def test_a_layer_of_the_kind_serial_may_end_otherwise():
+    @dp.program(body=dp.linear(3), gate=jax.nn.softmax)
+    def serial(layers, x):
+        return layers.body(x) * layers.gate(x[:, :1])
+
+    params, state = serial.init(KEY, X)
+    loss, _ = dp.classification()(serial, params, state, (X, LABELS), key=None, train=True)
+    assert jnp.isfinite(loss)
 
 
 def test_other_objectives_of_logits_refuse_probabilities():
@@ -294,10 +305,11 @@ def test_other_objectives_of_logits_refuse_probabilities():
     chunked = dp.text.chunked_next_token("body", "head/kernel")
     assert "softmax" in refused(chunked, whole, params, {}, IDS, key=None, train=True).got
     pair = dp.branch(SCORES, dp.serial(SCORES, dp.collapse("mean"), jax.nn.softmax))
-    params, _ = pair.init(KEY, IDS)
     batch = {"x": IDS, "y": (HIDDEN, np.array([0, 1, 1, 0]))}
-    assert "softmax" in refused(
-        dp.text.masked_language(), pair, params, {}, batch, key=None, train=True).got
+    for net in (pair, dp.remat(pair)):
+        params, _ = net.init(KEY, IDS)
+        assert "softmax" in refused(
+            dp.text.masked_language(), net, params, {}, batch, key=None, train=True).got
     net = dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(5) >> jax.nn.sigmoid)
     assert "sigmoid" in refused(dp.training.elbo(), net, {}, {}, (X, X), key=None, train=True).got
 
