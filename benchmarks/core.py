@@ -1,8 +1,8 @@
-"""What the core costs over hand-written JAX: import, dispatch, tracing, depth, convolutions.
+"""Overhead of the core over hand-written JAX: import, dispatch, tracing, depth, convolutions.
 
     python benchmarks/core.py
 
-How times are taken is said in `measuring.py`.
+`measuring.py` describes how times are measured.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ def chain() -> tuple[Any, Any, Any, jax.Array]:
     x = jnp.ones((1, 8))
     net = dp.serial(*[f for _ in range(60) for f in (dp.linear(8), jax.nn.relu)])
 
-    def bare(params: Any, x: Any) -> Any:
+    def plain(params: Any, x: Any) -> Any:
         for i in range(60):
             layer = params[f"linear_{i}"]
             x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
         return x
 
-    return net, bare, net.init(KEY, x)[0], x
+    return net, plain, net.init(KEY, x)[0], x
 
 
 def dispatch() -> float:
-    """Jitted calls of the chain."""
-    net, bare, params, x = chain()
-    ours, theirs = jax.jit(net), jax.jit(bare)
-    many = lambda f: [f(params, x) for _ in range(300)][-1].block_until_ready()  # noqa: E731
+    """The time of jitted calls of the chain, over plain JAX."""
+    net, plain, params, x = chain()
+    ours, theirs = jax.jit(net), jax.jit(plain)
+    repeat_calls = lambda f: [f(params, x) for _ in range(300)][-1].block_until_ready()  # noqa: E731
     for f in (ours, theirs):
-        many(f)  # compiles
-    return ratio(lambda: many(ours), lambda: many(theirs), 41)
+        repeat_calls(f)  # compiles
+    return ratio(lambda: repeat_calls(ours), lambda: repeat_calls(theirs), 41)
 
 
 def trace() -> float:
-    """Tracing and lowering the chain."""
-    net, bare, params, x = chain()
+    """The time of tracing and lowering the chain, over plain JAX."""
+    net, plain, params, x = chain()
     lower = lambda f: jax.jit(lambda p, x: f(p, x)).lower(params, x)  # noqa: E731
-    return ratio(lambda: lower(net), lambda: lower(bare), 21)
+    return ratio(lambda: lower(net), lambda: lower(plain), 21)
 
 
 def depth() -> float:
-    """Tracing and compiling the gradient of 48 repeated layers against 6."""
+    """The time of tracing and compiling the gradient of 48 repeated layers, over that of 6."""
     x = jnp.ones((4, 64))
     block = dp.residual(dp.layer_norm() >> dp.linear(256) >> dp.gelu >> dp.linear(64))
 
@@ -63,27 +63,27 @@ def depth() -> float:
         plan = net.plan(x)
         jax.jit(jax.grad(lambda p: net(p, x).sum())).lower(plan.params).compile()
 
-    build(2)  # what is compiled once for all belongs to neither side
+    build(2)  # compiles what both sides have in common
     return ratio(lambda: build(48), lambda: build(6), 5)
 
 
 def convolutions() -> float:
-    """The gradient of 4 repeated convolutions against the same 4 written out, on this device."""
+    """The time of the gradient of 4 repeated convolutions, over that of 4 written out."""
     x = jax.random.normal(KEY, (16, 16, 16, 32))
     block = dp.residual(dp.conv(32, 3) >> jax.nn.relu)
 
-    def slope(net: dp.Layer) -> Callable[[], Any]:
+    def gradient(net: dp.Layer) -> Callable[[], Any]:
         params = net.init(KEY, x)[0]
         run = jax.jit(jax.grad(lambda p: jnp.square(net(p, x)).mean()))
         jax.block_until_ready(run(params))  # compiles
         return lambda: jax.block_until_ready([run(params) for _ in range(5)])
 
-    return ratio(slope(dp.repeat(4, block)), slope(block**4), 21)
+    return ratio(gradient(dp.repeat(4, block)), gradient(block**4), 21)
 
 
 def importing() -> float:
     """CPU seconds of `import diffprog` after `import jax, optax`, in fresh interpreters."""
-    # Collected before: else a collection of what jax has made may fall into this import.
+    # Garbage of jax is collected first, so that its collection does not count.
     code = ("import gc, jax, optax, time; gc.collect(); t = time.process_time(); import diffprog; "
             "print(time.process_time() - t)")
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -92,7 +92,7 @@ def importing() -> float:
 
 
 def main() -> None:
-    """Print each figure beside its goal."""
+    """Print each measurement beside its goal."""
     print(f"jax {jax.__version__} on {jax.default_backend()}, diffprog {dp.__version__}")
     for what, measured, goal in (
         ("import, CPU seconds over jax and optax", importing(), "0.05"),

@@ -1,7 +1,7 @@
-"""How the benchmarks measure: CPU time of sides that take turns, and counts that have no noise.
+"""Measurements of the benchmarks: CPU times of interleaved sides, and counts of instructions.
 
-Times are CPU seconds of this process, interleaved, so that a noisy machine disturbs all sides
-alike; a ratio is the median over rounds.
+Times are CPU seconds of this process. The sides to compare run in turn in each round, so noise of
+the machine affects all of them alike; a ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ def cpu(f: Callable[[], Any]) -> float:
 def interleaved(
     sides: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Of each side the median of what it returns, and of that / what the first side returns.
+    """For each side, the median of its values, and that of their ratios to those of the first side.
 
-    In every round the sides run one after the other; which is the first to run goes round.
+    Each round runs all sides; the side that runs first changes from round to round.
     """
     names = list(sides)
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
+    values: dict[str, list[float]] = {name: [] for name in names}
+    for round_index in range(rounds):
+        first = round_index % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(sides[name]())
-    ratios = {name: [a / b for a, b in zip(found[name], found[names[0]], strict=True)]
+            values[name].append(sides[name]())
+    ratios = {name: [a / b for a, b in zip(values[name], values[names[0]], strict=True)]
               for name in names}
-    return {name: (statistics.median(found[name]), statistics.median(ratios[name]))
+    return {name: (statistics.median(values[name]), statistics.median(ratios[name]))
             for name in names}
 
 
 def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> float:
-    """The median CPU time of ours / theirs over rounds that take turns in going first."""
+    """The median over rounds of the CPU time of `ours` over that of `theirs`."""
     sides = {"theirs": lambda: cpu(theirs), "ours": lambda: cpu(ours)}
     return interleaved(sides, rounds)["ours"][1]
 
 
 def instructions(compiled: Any) -> int:
-    """How many instructions an optimized program has, those inside fusions and loops too."""
+    """The number of instructions of an optimized program, with those inside fusions and loops."""
     return len(re.findall(r"^\s+(?:ROOT )?%?[\w.-]+ = ", compiled.as_text(), re.MULTILINE))

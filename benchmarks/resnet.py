@@ -3,10 +3,10 @@
     python benchmarks/resnet.py [--quick]
 
 The published net on images of 64 x 64, batch 8, and a step of SGD with momentum. The plain net is
-as one would write it at first: a loop over the blocks, batch normalization in the order of its
-formula. Both begin from the same parameters, and it is checked that their losses are the same.
-Beside it, the gradient of a basic block in `repeat`, `ensemble` and `heads` against that of the
-same blocks written out. How times are taken is said in `measuring.py`.
+written in the obvious way: a loop over the blocks, batch normalization as in its formula. Both have
+the same initial parameters, and the benchmark asserts that their losses are equal. A second part
+compares the gradient of a basic block in `repeat`, `ensemble` and `heads` with that of the same
+blocks written out. `measuring.py` describes how times are measured.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ CLASSES, SIDE, BATCH = 10, 64, 8
 KEY = jax.random.key(0)
 OPTIMIZER = optax.sgd(0.01, momentum=0.9)
 
-# The net by hand; its parameters and statistics are lists, in the order in which they are used.
+# The net in plain JAX; its parameters and statistics are lists in order of use.
 
 
 def conv_norm(p: Any, s: Any, x: jax.Array, stride: int = 1) -> tuple[jax.Array, Any]:
-    """A convolution and its batch normalization in training."""
+    """A convolution and batch normalization, in training."""
     pad = p["kernel"].shape[0] // 2
     x = jax.lax.conv_general_dilated(x, p["kernel"], (stride, stride), [(pad, pad)] * 2,
                                      dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -43,7 +43,7 @@ def conv_norm(p: Any, s: Any, x: jax.Array, stride: int = 1) -> tuple[jax.Array,
 
 
 def plain(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    def both(body: Any, x: jax.Array, stride: int) -> tuple[jax.Array, Any]:
+    def block(body: Any, x: jax.Array, stride: int) -> tuple[jax.Array, Any]:
         p, s = body
         y, first = conv_norm(p[0], s[0], x, stride)
         y, second = conv_norm(p[1], s[1], jax.nn.relu(y))
@@ -57,14 +57,14 @@ def plain(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
                               [(0, 0), (1, 1), (1, 1), (0, 0)])
     after = []
     for p, s in zip(params["blocks"], state["blocks"], strict=True):
-        x, moved = both((p, s), x, 2 if len(p) == 3 else 1)
+        x, moved = block((p, s), x, 2 if len(p) == 3 else 1)
         after.append(moved)
     y = x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
     return y, {"stem": new, "blocks": after}
 
 
 def by_hand(params: Any, state: Any) -> tuple[Any, Any]:
-    """The trees of the net in diffprog as those of the plain one."""
+    """The trees of the diffprog net in the structure of the plain net."""
 
     def units(tree: Any) -> Any:
         """A convolution and its normalization as one dict."""
@@ -134,11 +134,12 @@ def measure_blocks(rounds: int) -> None:
          dp.ensemble(2, block**2)),
         ("heads(2, repeat(1, block))", dp.heads(2, dp.repeat(1, block)), dp.heads(2, block)),
     ):
-        show(what, interleaved({"theirs": slope(theirs, x), "ours": slope(ours, x)}, rounds))
+        sides = {"theirs": gradient_time(theirs, x), "ours": gradient_time(ours, x)}
+        show(what, interleaved(sides, rounds))
 
 
-def slope(net: dp.Layer, x: jax.Array) -> Callable[[], float]:
-    """The time of one gradient in training."""
+def gradient_time(net: dp.Layer, x: jax.Array) -> Callable[[], float]:
+    """A function that returns the CPU time of one gradient in training."""
     params, state = net.init(KEY, x)
 
     def loss(params: Any) -> Any:
@@ -157,7 +158,7 @@ def show(what: str, found: dict[str, tuple[float, float]]) -> None:
 
 
 def main() -> None:
-    """Print each figure beside its goal."""
+    """Print each measurement beside its goal."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     rounds = 3 if parser.parse_args().quick else 9
