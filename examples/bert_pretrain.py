@@ -1,18 +1,18 @@
-"""Pretrain a small BERT on the standard library's help texts, and draw which words it holds near.
+"""Pretrain a small BERT on the standard library's help texts, and draw its word embeddings.
 
     python examples/bert_pretrain.py [--steps N] [--seed N] [--out bert_pretrain.png]
 
 Data: the topics of `pydoc_data.topics`, every tenth of which is held out; the vocabulary is the
-thousand commonest words of the others and all their characters, by which other words are spelled.
-Two sentences stand side by side, some tokens are hidden, and the net guesses these and whether the
-second follows the first. Prints guesses on held-out sentences, and draws a map of the commonest
-words, the learning curves, and the nearest words of eight.
+thousand most frequent words of the others and all their characters, which spell other words. An
+example is two sentences with some tokens masked; the net predicts these tokens, and whether the
+second sentence follows the first. Prints predictions on held-out sentences, and draws a map of the
+most frequent words, the learning curves, and the nearest neighbours of eight words.
 
-Takes about three minutes on two cores (four of CPU time). Expected: 35.3 % of the hidden
-tokens of held-out documents, where always guessing the commonest gets 7.3 %, and a perplexity of
-22.3 where frequencies alone have 129.6; whether the second sentence follows is harder to learn from
-so little text: 61.8 %, where chance is 50 %. Sizes, rate and steps were chosen on every tenth of
-the training documents.
+Takes about three minutes on two cores (four of CPU time). Expected: 35.3 % of the masked tokens of
+held-out documents are predicted correctly (the most frequent token: 7.3 %), with a perplexity of
+22.3 (unigram frequencies: 129.6). Next-sentence prediction is harder to learn from so little text:
+61.8 % are correct, where chance is 50 %. Sizes, learning rate and steps were chosen on every tenth
+of the training documents.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ import matplotlib.pyplot as plt
 LENGTH, BATCH, WIDTH, DEPTH, HEADS = 64, 16, 96, 2, 4
 WORDS = 1000
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
-PADDING, START, SEPARATOR, HIDDEN = range(4)
+PAD, CLS, SEP, MASK = range(4)
 Words = list[list[str]]  # the sentences of a document
 Ids = list[list[int]]
 Batch = dict[str, Any]
 
 
 def documents() -> list[Words]:
-    """The topics as sentences of words; a paragraph that several topics share comes once."""
+    """The topics as sentences of words; a paragraph of several topics is kept in the first."""
     seen, found = set[str](), []
     for _, text in sorted(pydoc_data.topics.topics.items()):
         sentences: list[str] = []
         for paragraph in re.split(r"\n\s*\n", text.lower()):
-            # Underlines and tables are no language.
+            # Underlines and rows of tables are dropped.
             lines = [line for line in paragraph.split("\n") if not re.match(r"[|+]|\W*$", line)]
             content = " ".join(" ".join(lines).split())
             if content and content not in seen:
@@ -68,7 +68,7 @@ def documents() -> list[Words]:
 
 
 def vocabulary(text: Sequence[Words]) -> list[str]:
-    """The tokens: special ones, every character, and the commonest words, common ones first."""
+    """The special tokens, every character, and the most frequent words by falling frequency."""
     count = collections.Counter(word for document in text for line in document for word in line)
     characters = sorted({character for word in count for character in word})
     words = [word for word, _ in count.most_common() if len(word) > 1]
@@ -76,124 +76,131 @@ def vocabulary(text: Sequence[Words]) -> list[str]:
 
 
 def encode(document: Words, tokens: Sequence[str]) -> Ids:
-    """Numbers of words. Other words are spelled; characters never seen in training are dropped."""
-    number = {token: i for i, token in enumerate(tokens)}
-    parts = [[part for word in line for part in ([word] if word in number else word)]
+    """Token ids of the sentences of a document.
+
+    Words outside the vocabulary are spelled; characters outside it are dropped.
+    """
+    index = {token: i for i, token in enumerate(tokens)}
+    parts = [[part for word in line for part in ([word] if word in index else word)]
              for line in document]
-    lines = [[number[part] for part in line if part in number] for line in parts]
+    lines = [[index[part] for part in line if part in index] for line in parts]
     return [line for line in lines if line]
 
 
-def evened(pairs: Batch) -> Batch:
-    """Pairs that follow and pairs that do not, in turn; those of one kind left over are dropped."""
+def balanced(pairs: Batch) -> Batch:
+    """Pairs that follow and pairs that do not, in turn; the surplus of one kind is dropped."""
     kinds = [np.flatnonzero(pairs["follows"] == kind) for kind in (0, 1)]
     rows = np.array(list(zip(*kinds, strict=False))).ravel()
     return {name: values[rows] for name, values in pairs.items()}
 
 
-def batches(text: Sequence[Ids], size: int, seed: int, *, even: bool = False) -> Iterator[Batch]:
-    """Endless pairs with hidden tokens; each epoch cuts the text elsewhere and hides others."""
-    hide = jax.jit(functools.partial(
-        dp.text.mask_tokens, vocabulary=size, mask_token=HIDDEN,
+def batches(text: Sequence[Ids], size: int, seed: int, *, balance: bool = False) -> Iterator[Batch]:
+    """Endless batches of sentence pairs with masked tokens; each epoch draws other pairs."""
+    mask_tokens = jax.jit(functools.partial(
+        dp.text.mask_tokens, vocabulary=size, mask_token=MASK,
         special_tokens=range(len(SPECIAL))))
     key = jax.random.key(seed)
     for epoch in itertools.count():
-        pairs = dp.text.sentence_pairs(text, LENGTH, start_token=START, separator_token=SEPARATOR,
-                                  padding_token=PADDING, seed=1000 * seed + epoch)
-        pairs = evened(pairs) if even else pairs
+        pairs = dp.text.sentence_pairs(text, LENGTH, start_token=CLS, separator_token=SEP,
+                                  padding_token=PAD, seed=1000 * seed + epoch)
+        pairs = balanced(pairs) if balance else pairs
         follows = pairs.pop("follows")
         for batch, order in dp.batches((pairs, follows), BATCH):
-            if len(order) == BATCH:  # the few pairs left over come elsewhere in the next epoch
+            if len(order) == BATCH:  # a smaller last batch is dropped
                 key, now = jax.random.split(key)
-                x, labels = hide(now, batch["x"], mask=batch["mask"])
+                x, labels = mask_tokens(now, batch["x"], mask=batch["mask"])
                 yield batch | {"x": x, "y": (labels, order)}
 
 
-def waves(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Positions begin as sines and cosines, as far apart as words begin: neighbours are alike."""
+def sinusoids(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Initial positions: sines and cosines of the scale of the initial word embeddings."""
     steps, features = shape
     angles = jnp.arange(steps)[:, None] / 200 ** jnp.linspace(0, 1, features // 2)
     return (jnp.hstack([jnp.sin(angles), jnp.cos(angles)]) * (2 / features) ** 0.5).astype(dtype)
 
 
-def reader(size: int) -> dp.Layer:
-    """A BERT, but for the values that its positions begin with: it learns sooner from little."""
+def bert(size: int) -> dp.Layer:
+    """A BERT with sinusoids as initial positions, with which it learns faster from little text."""
     net = dp.models.bert_pretraining(size, length=LENGTH, width=WIDTH, depth=DEPTH, heads=HEADS)
-    positions = dp.learned_positions(LENGTH, embedding_init=waves)
+    positions = dp.learned_positions(LENGTH, embedding_init=sinusoids)
     return dp.replace(net, "encoder/positions", positions)
 
 
-def unigram(learn: Sequence[Ids], held: Sequence[Batch], size: int) -> tuple[float, float]:
-    """What frequencies alone reach on the hidden tokens: share of the commonest, and loss."""
-    seen = [i for document in learn for line in document for i in line]
-    count = np.bincount(seen, minlength=size) + 1
-    labels = np.concatenate([batch["y"][0][batch["y"][0] != -100] for batch in held])
+def unigram_scores(
+    training: Sequence[Ids], held_out: Sequence[Batch], size: int
+) -> tuple[float, float]:
+    """On the masked tokens, accuracy of the most frequent token and loss of token frequencies."""
+    ids = [i for document in training for line in document for i in line]
+    count = np.bincount(ids, minlength=size) + 1
+    labels = np.concatenate([batch["y"][0][batch["y"][0] != -100] for batch in held_out])
     loss = -np.log(count / count.sum())[labels].mean()
     return float((labels == count.argmax()).mean()), float(loss)
 
 
-def show_guesses(net: dp.Layer, fit: dp.training.Fit, held: Sequence[Ids],
-    tokens: list[str]) -> None:
-    """Print some held-out sentences with a hidden word, and what the net makes of them."""
-    draw = np.random.default_rng(0)
-    long = {i for i, token in enumerate(tokens) if i > HIDDEN and len(token) > 2}
-    lines = [line for document in held for line in document
+def show_predictions(
+    net: dp.Layer, fit: dp.training.Fit, held_out: Sequence[Ids], tokens: list[str]
+) -> None:
+    """Print some held-out sentences with one masked word, and predictions for it."""
+    rng = np.random.default_rng(0)
+    long = {i for i, token in enumerate(tokens) if i > MASK and len(token) > 2}
+    lines = [line for document in held_out for line in document
              if len(line) <= 24 and sum(i in long for i in line) >= 8]
-    for at in draw.choice(len(lines), min(6, len(lines)), replace=False):
-        ids = np.array([START, *lines[at], SEPARATOR])
-        place = int(draw.choice([i for i, token in enumerate(ids) if token in long]))
-        true, ids[place] = tokens[ids[place]], HIDDEN
+    for row in rng.choice(len(lines), min(6, len(lines)), replace=False):
+        ids = np.array([CLS, *lines[row], SEP])
+        position = int(rng.choice([i for i, token in enumerate(ids) if token in long]))
+        target, ids[position] = tokens[ids[position]], MASK
         scores, _ = dp.predict(net, fit.state.params, ids[None], state=fit.state.state)
-        chances = np.asarray(jax.nn.softmax(scores[0, place]))
-        best = [f"{tokens[i]} {chances[i]:.0%}" for i in (-chances).argsort()[:4]]
+        probabilities = np.asarray(jax.nn.softmax(scores[0, position]))
+        best = [f"{tokens[i]} {probabilities[i]:.0%}" for i in (-probabilities).argsort()[:4]]
         print(" ".join(tokens[i] for i in ids[1:-1]))
-        print(f"    guesses: {', '.join(best)}   true: {true}")
+        print(f"    predictions: {', '.join(best)}   target: {target}")
 
 
-def apart(places: np.ndarray, words: Sequence[str]) -> np.ndarray:
+def separated(positions: np.ndarray, words: Sequence[str]) -> np.ndarray:
     """Move labels up and down until no two overlap."""
     half = np.array([(0.0068 * len(word) + 0.004, 0.0105) for word in words])
     for _ in range(500):
-        gap = places[:, None] - places
+        gap = positions[:, None] - positions
         room = half[:, None] + half - abs(gap)
         hit = (room > 0).all(-1) & ~np.eye(len(words), dtype=bool)
         side = np.sign(np.arange(len(words))[:, None] - np.arange(len(words)))
         push = np.where(gap[..., 1] == 0, side, np.sign(gap[..., 1])) * room[..., 1]
-        places = places + np.stack([0 * places[:, 0], 0.25 * (push * hit).sum(1)], 1)
-    return places
+        positions = positions + np.stack([0 * positions[:, 0], 0.25 * (push * hit).sum(1)], 1)
+    return positions
 
 
 def draw_map(axes: Any, vectors: np.ndarray, words: Sequence[str]) -> None:
-    """Words in the plane, near where their vectors are; colours are eight clusters."""
-    places = TSNE(metric="cosine", init="pca", perplexity=10, random_state=0).fit_transform(vectors)
-    places = (places - places.min(0)) / np.ptp(places, axis=0)
+    """Words in the plane, placed by t-SNE of their embeddings and coloured by cluster."""
+    tsne = TSNE(metric="cosine", init="pca", perplexity=10, random_state=0)
+    positions = tsne.fit_transform(vectors)
+    positions = (positions - positions.min(0)) / np.ptp(positions, axis=0)
     groups = KMeans(8, random_state=0).fit_predict(vectors)
-    for word, (x, y), group in zip(words, apart(places, words), groups, strict=True):
+    for word, (x, y), group in zip(words, separated(positions, words), groups, strict=True):
         axes.text(x, y, word, ha="center", va="center", size=8.5, weight="bold",
                   color=plt.get_cmap("Dark2")(group))
-    axes.set(title=f"The {len(words)} commonest words, by their vectors", xlim=(-0.05, 1.05),
-             ylim=(-0.05, 1.05), xticks=[], yticks=[])
+    axes.set(title=f"Embeddings of the {len(words)} most frequent words (t-SNE)",
+             xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xticks=[], yticks=[])
 
 
-def draw_curves(places: Any, history: Sequence[dict[str, float]], base: Any) -> None:
-    """Accuracy and loss on hidden tokens, beside what frequencies alone reach."""
+def draw_curves(grid: Any, history: Sequence[dict[str, float]], baseline: Any) -> None:
+    """Accuracy and loss on masked tokens, beside those of token frequencies."""
     steps = [row["step"] for row in history]
-    for axes, name, line in zip(places, ("token_accuracy", "token_loss"), base, strict=True):
+    for axes, name, line in zip(grid, ("token_accuracy", "token_loss"), baseline, strict=True):
         axes.plot(steps, [row[name] for row in history], label="training")
         axes.plot(steps, [row[f"validation/{name}"] for row in history], label="held out")
-        axes.axhline(line, color="gray", linestyle="--", label="unigram guess")
-        axes.set(title=f"Hidden tokens: {name[6:]}", xlabel="step")
-    places[0].legend()
+        axes.axhline(line, color="gray", linestyle="--", label="unigram frequencies")
+        axes.set(title=f"Masked tokens: {name[6:]}", xlabel="step")
+    grid[0].legend()
 
 
-def draw_neighbours(places: Any, vectors: np.ndarray, words: Sequence[str]) -> None:
-    """Five nearest words of each of the commonest words with content, by cosine."""
-    near = vectors @ vectors.T
+def draw_neighbours(grid: Any, vectors: np.ndarray, words: Sequence[str]) -> None:
+    """The five nearest words of each of the most frequent content words, by cosine similarity."""
+    similarity = vectors @ vectors.T
     content = [i for i, word in enumerate(words)
                if len(word) > 3 and word not in ENGLISH_STOP_WORDS]
-    for axes, i in zip(places, content, strict=False):
-        best = (-near[i]).argsort()[1:6]
-        axes.barh(range(5), near[i, best], color="#9ecae1")
+    for axes, i in zip(grid, content, strict=False):
+        best = (-similarity[i]).argsort()[1:6]
+        axes.barh(range(5), similarity[i, best], color="#9ecae1")
         for row, j in enumerate(best):
             axes.text(0.03, row, words[j], va="center", size=9)
         axes.set(xlim=(0, 1), yticks=[])
@@ -201,60 +208,60 @@ def draw_neighbours(places: Any, vectors: np.ndarray, words: Sequence[str]) -> N
         axes.invert_yaxis()
 
 
-def draw(path: pathlib.Path, fit: dp.training.Fit, tokens: list[str], base: Any) -> None:
-    """A map of words, the learning curves, and the nearest words of eight."""
+def draw(path: pathlib.Path, fit: dp.training.Fit, tokens: list[str], baseline: Any) -> None:
+    """A map of words, the learning curves, and the nearest neighbours of eight words."""
     first = len(tokens) - WORDS
     words = tokens[first : first + 400]
     table = np.asarray(fit.state.params["encoder"]["embed"]["embedding"])[first : first + 400]
-    table = table - table.mean(0)  # what all words share says nothing
+    table = table - table.mean(0)  # a common offset would dominate cosines
     vectors = table / np.linalg.norm(table, axis=1, keepdims=True)
     figure = plt.figure(figsize=(16, 10), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.25, 1))
     draw_map(parts[0].subplots(), vectors[:150], words[:150])
     top, bottom = parts[1].subfigures(2, 1, height_ratios=(1, 1.6))
-    draw_curves(top.subplots(1, 2), fit.history, base)
-    bottom.suptitle("Nearest words, by the cosine of their vectors")
+    draw_curves(top.subplots(1, 2), fit.history, baseline)
+    bottom.suptitle("Nearest words, by cosine similarity of embeddings")
     draw_neighbours(bottom.subplots(2, 4, sharex=True).flat, vectors, words)
     figure.savefig(path, dpi=90)
 
 
 def main() -> None:
-    """Train, measure, guess and draw."""
+    """Train, predict, evaluate and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bert_pretrain.png"))
-    given = parser.parse_args()
+    args = parser.parse_args()
 
     text = documents()
-    seen = [document for i, document in enumerate(text) if i % 10 != 9]
-    tokens = vocabulary(seen)
+    training_text = [document for i, document in enumerate(text) if i % 10 != 9]
+    tokens = vocabulary(training_text)
     size = len(tokens)
-    learn = [encode(document, tokens) for document in seen]
-    unseen = [encode(document, tokens) for document in text[9::10]]
-    held = list(itertools.islice(batches(unseen, size, seed=0, even=True), 64))
-    base = unigram(learn, held, size)
+    training = [encode(document, tokens) for document in training_text]
+    held_documents = [encode(document, tokens) for document in text[9::10]]
+    held_out = list(itertools.islice(batches(held_documents, size, seed=0, balance=True), 64))
+    baseline = unigram_scores(training, held_out, size)
 
-    net = reader(size)
+    net = bert(size)
     ids = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
     print(dp.summary(net, ids))
-    schedule = optax.cosine_onecycle_schedule(given.steps, 3e-3, pct_start=0.15)
+    schedule = optax.cosine_onecycle_schedule(args.steps, 3e-3, pct_start=0.15)
     step = dp.make_step(net, dp.text.masked_language(), optax.adamw(schedule, weight_decay=1e-2))
-    # The held-out documents are watched for the picture; nothing is chosen by them.
-    fit = dp.fit(step, batches(learn, size, given.seed), key=jax.random.key(given.seed),
-                 steps=given.steps, log_every=max(given.steps // 25, 10), validation=held[:12])
+    # Held-out documents are evaluated here for the picture only; no choice depends on them.
+    fit = dp.fit(step, batches(training, size, args.seed), key=jax.random.key(args.seed),
+                 steps=args.steps, log_every=max(args.steps // 25, 10), validation=held_out[:12])
 
-    show_guesses(net, fit, unseen, tokens)
-    draw(given.out, fit, tokens, base)
-    found = dp.evaluate(step, fit.state, held)
-    order = np.concatenate([batch["y"][1] for batch in held])
+    show_predictions(net, fit, held_documents, tokens)
+    draw(args.out, fit, tokens, baseline)
+    found = dp.evaluate(step, fit.state, held_out)
+    order = np.concatenate([batch["y"][1] for batch in held_out])
     chance = max(order.mean(), 1 - order.mean())
-    print(f"picture: {given.out}")
-    print(f"perplexity of hidden tokens: {np.exp(found['token_loss']):.1f}, "
-          f"by frequencies alone {np.exp(base[1]):.1f}")
-    print(f"masked tokens: {100 * found['token_accuracy']:.1f} % right, "
-          f"unigram guess {100 * base[0]:.1f} % (held-out documents)")
-    print(f"next sentence: {100 * found['follows_accuracy']:.1f} % right, "
+    print(f"picture: {args.out}")
+    print(f"perplexity of masked tokens: {np.exp(found['token_loss']):.1f}, "
+          f"unigram frequencies {np.exp(baseline[1]):.1f}")
+    print(f"masked tokens: {100 * found['token_accuracy']:.1f} % correct, "
+          f"most frequent token {100 * baseline[0]:.1f} % (held-out documents)")
+    print(f"next sentence: {100 * found['follows_accuracy']:.1f} % correct, "
           f"chance {100 * chance:.1f} %")
 
 

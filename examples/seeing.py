@@ -1,18 +1,18 @@
-"""Look inside two nets that read digits: what they have learned, where, and what reaches it.
+"""Inspect two classifiers of digits: filters, feature maps, attention, and gradients by depth.
 
     python examples/seeing.py [--steps N] [--seed N] [--out seeing.png]
 
 A convolutional net and a Vision Transformer are trained as in examples/digits.py, on scikit-learn's
-1,797 digits without the 360 that are held out. `dp.tap` then returns what each layer gives, and the
-picture shows first-layer filters, one digit on its way through the net, the digits as each depth
-sees them, which patches the Transformer attends to, and how gradients reach the beginning of a deep
-net with residual sums and without (`dp.inspection.gradient_flow`). Attention weights are recomputed
-from the tapped input of a layer and its parameters; the program fails unless they give the layer's
-output.
+1,797 digits without the 360 that are held out. `dp.tap` then returns the output of each layer. The
+picture shows first-layer filters, feature maps of one digit, the representations of all digits at
+each depth, the attention of the Transformer to patches, and the gradients of a deep net by depth,
+with and without residual sums (`dp.inspection.gradient_flow`). Attention weights are recomputed
+from the tapped input of a layer and its parameters; the program fails unless they reproduce the
+output of the layer.
 
-Takes about a minute (63 s of CPU time). Expected: 99.7 % and 98.1 % of the held-out digits for the
-two nets; in the last line, nearer to the mean of their own class than to all others, 90.0 % of them
-as pixels and 90.6, 95.3, 98.1 and 99.2 % at the four depths: the hierarchy of representations.
+Takes about a minute (63 s of CPU time). Expected: accuracies of 99.7 % and 98.1 % on the held-out
+digits for the two nets. The last line is the accuracy of a nearest-class-mean classifier on the
+representations: 90.0 % on pixels, and 90.6, 95.3, 98.1 and 99.2 % at the four depths.
 """
 
 from __future__ import annotations
@@ -33,68 +33,71 @@ import diffprog as dp
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-HEADS, PATCHES = 4, 4  # of the Transformer: heads of a layer, patches on a side of the image
+HEADS, PATCHES = 4, 4  # of the Transformer: heads per layer, patches along a side of the image
 DEPTHS = {"stem/relu~0": "1st convolution", "stem/max_pool~0": "2nd, pooled",
           "body/relu~0": "3rd", "body/max_pool~0": "4th, pooled"}
-Depths = dict[str, np.ndarray]  # of each depth, what the net makes of a number of images there
+Depths = dict[str, np.ndarray]  # depth -> representations of images, batch axis first
 
 
 def representations(net: dp.Layer, fit: dp.training.Fit, x: Any) -> Depths:
-    """What the net makes of images, from the pixels to the last pool, by depth."""
-    seen = dp.tap(dp.tap(net, "stem/*"), "body/*")
-    (_, stem), body = dp.predict(seen, fit.state.params, x, state=fit.state.state)
+    """The representations of images by depth, from the pixels to the last pool."""
+    tapped = dp.tap(dp.tap(net, "stem/*"), "body/*")
+    (_, stem), body = dp.predict(tapped, fit.state.params, x, state=fit.state.state)
     found = {"pixels": x} | {name: (stem | body)[path] for path, name in DEPTHS.items()}
     return {name: np.asarray(a) for name, a in found.items()}
 
 
-def told_apart(learn: Depths, held: Depths, y: Any, y_held: Any) -> dict[str, float]:
+def nearest_mean_accuracy(
+    training: Depths, held_out: Depths, y: Any, y_held_out: Any
+) -> dict[str, float]:
     """Percent of the held-out digits that are nearest to the mean of their class, by depth.
 
-    A linear map that learns ten means alone: no easier where there are more features.
+    Means of the training digits. The classifier is linear and fits nothing else, so more features
+    alone are no advantage.
     """
     found = {}
-    for name in learn:
-        flat, flat_held = (a[name].reshape(len(a[name]), -1) for a in (learn, held))
-        far = [((flat_held - flat[y == digit].mean(0)) ** 2).sum(-1) for digit in range(10)]
-        found[name] = 100 * float((np.argmin(far, 0) == y_held).mean())
+    for name in training:
+        flat, flat_held = (a[name].reshape(len(a[name]), -1) for a in (training, held_out))
+        squared = [((flat_held - flat[y == digit].mean(0)) ** 2).sum(-1) for digit in range(10)]
+        found[name] = 100 * float((np.argmin(squared, 0) == y_held_out).mean())
     return found
 
 
 def attention(net: dp.Layer, params: Any, x: Any) -> np.ndarray:
-    """Weights (depth, batch, heads, query, key); raise unless they give what the layers give."""
-    here = "body/blocks/attend"
-    (_, before), after = dp.tap(dp.tap(net, f"{here}/norm"), f"{here}/body")(params, x)
+    """Weights (depth, batch, heads, query, key); raises unless they reproduce the outputs."""
+    path = "body/blocks/attend"
+    (_, before), after = dp.tap(dp.tap(net, f"{path}/norm"), f"{path}/body")(params, x)
     own = params["body"]["blocks"]["attend"]["body"]
 
-    def apart(name: str) -> jax.Array:
+    def project(name: str) -> jax.Array:
         """Queries, keys or values: (depth, batch, heads, position, features)."""
         kernel, bias = own[name]["kernel"], own[name]["bias"]
-        y = jnp.einsum("lbtd,lde->lbte", before[f"{here}/norm"], kernel) + bias[:, None, None]
+        y = jnp.einsum("lbtd,lde->lbte", before[f"{path}/norm"], kernel) + bias[:, None, None]
         return y.reshape(*y.shape[:3], HEADS, -1).swapaxes(2, 3)
 
-    query, key, value = map(apart, ("query", "key", "value"))
+    query, key, value = map(project, ("query", "key", "value"))
     weights = jax.nn.softmax(query @ key.mT / np.sqrt(query.shape[-1]))
     joined = (weights @ value).swapaxes(2, 3)
     y = jnp.einsum("lbte,led->lbtd", joined.reshape(*joined.shape[:3], -1), own["out"]["kernel"])
-    error = abs(y + own["out"]["bias"][:, None, None] - after[f"{here}/body"]).max()
-    print(f"attention weights give the output of their layers within {float(error):.0e}")
+    error = abs(y + own["out"]["bias"][:, None, None] - after[f"{path}/body"]).max()
+    print(f"attention weights reproduce the output of their layers within {float(error):.0e}")
     if error > 1e-4:
-        raise ArithmeticError(f"these are not the weights that the layers use: {error}")
+        raise ArithmeticError(f"attention weights differ from those of the layers: {error}")
     return np.asarray(weights)
 
 
-def deep(around: Any) -> dp.Layer:
-    """Thirty linear maps and rectifiers, each surrounded in one way."""
-    block = around(dp.linear(64) >> jax.nn.relu)
+def deep_net(wrapper: Any) -> dp.Layer:
+    """Thirty blocks of a linear layer and a ReLU, each in the same wrapper."""
+    block = wrapper(dp.linear(64) >> jax.nn.relu)
     return dp.flatten() >> dp.linear(64) >> dp.repeat(30, block) >> dp.linear(10)
 
 
-def flows(images: Images, seed: int) -> dict[str, list[float]]:
-    """The size of the gradient behind each block, before training."""
+def gradient_flows(images: Images, seed: int) -> dict[str, list[float]]:
+    """The RMS of the gradient at the output of each block, at initialization."""
     found = {}
-    for name, around in (("plain", lambda f: f), ("residual", dp.residual),
-                         ("residual, norm first", dp.pre_norm)):
-        net = deep(around)
+    for name, wrapper in (("plain", lambda f: f), ("residual", dp.residual),
+                          ("residual, norm first", dp.pre_norm)):
+        net = deep_net(wrapper)
         params, _ = net.init(jax.random.key(seed), images[0])
         flow = dp.inspection.gradient_flow(net, dp.classification(), params, images)
         found[name] = [row.gradient for row in flow.rows if row.path.endswith("]")]
@@ -102,14 +105,14 @@ def flows(images: Images, seed: int) -> dict[str, list[float]]:
 
 
 def draw_maps(figure: Any, kernel: np.ndarray, depths: Depths) -> None:
-    """First-layer filters, and the maps that are liveliest at each depth of one digit."""
+    """First-layer filters, and at each depth the feature maps of one digit that vary most."""
     above, below = figure.subfigures(2, 1, height_ratios=(1, 3))
-    above.suptitle("First-layer filters (red adds, blue takes away)")
+    above.suptitle("First-layer filters (red positive, blue negative)")
     for axes, i in zip(above.subplots(2, 8).flat, range(16), strict=True):
         axes.imshow(kernel[:, :, 0, i], cmap="RdBu_r", vmin=-abs(kernel).max(),
                     vmax=abs(kernel).max())
         axes.set_axis_off()
-    below.suptitle("One digit on its way: the liveliest maps")
+    below.suptitle("Feature maps of one digit, those with the largest variance")
     for row, (name, maps) in zip(below.subplots(len(depths), 6), depths.items(), strict=True):
         for axes in row:
             axes.set_axis_off()
@@ -119,8 +122,8 @@ def draw_maps(figure: Any, kernel: np.ndarray, depths: Depths) -> None:
 
 
 def draw_attention(figure: Any, x: np.ndarray, weights: np.ndarray) -> None:
-    """How much the token that is read at the end takes of each patch, layer by layer."""
-    figure.suptitle("Where the class token of the Transformer looks")
+    """Attention weights of the class token on the patches, by layer and head."""
+    figure.suptitle("Attention of the class token of the Transformer")
     depth, count = len(weights), len(x)
     grid = figure.subplots(count * depth, HEADS + 1)
     for row, (i, layer) in zip(grid, np.ndindex(count, depth), strict=True):
@@ -138,60 +141,61 @@ def draw_attention(figure: Any, x: np.ndarray, weights: np.ndarray) -> None:
 
 
 def draw_flows(figure: Any, found: dict[str, list[float]]) -> None:
-    """The size of the gradient by depth."""
+    """The RMS of the gradient by depth."""
     axes = figure.subplots()
     for name, sizes in found.items():
         axes.plot(range(1, len(sizes) + 1), sizes, ".-", label=name)
-    axes.set(title="Gradient behind each of 30 blocks, before training", yscale="log",
+    axes.set(title="Gradient at the output of 30 blocks, at initialization", yscale="log",
              xlabel="block, from the input", ylabel="rms of dloss / dy")
     axes.legend()
     axes.grid(alpha=0.3)
 
 
-def draw_depths(figure: Any, depths: Depths, y: Any, read: Any) -> None:
-    """The digits in the plane in which each depth spreads them most."""
-    figure.suptitle("Held-out digits at each depth, in two principal components; and how many of "
-                    "them are nearest to the mean of their class")
+def draw_depths(figure: Any, depths: Depths, y: Any, percent: Any) -> None:
+    """The digits in the first two principal components of each depth."""
+    figure.suptitle("Held-out digits at each depth, in two principal components, and percent "
+                    "nearest to the mean of their class")
     for axes, (name, maps) in zip(figure.subplots(1, len(depths)), depths.items(), strict=True):
         plane = PCA(2, random_state=0).fit_transform(maps.reshape(len(maps), -1))
         axes.scatter(*plane.T, c=y, cmap="tab10", s=8)
         for digit in range(10):
             axes.text(*np.median(plane[y == digit], 0), str(digit), weight="bold", ha="center",
                       va="center", bbox={"boxstyle": "circle,pad=0.1", "fc": "w", "alpha": 0.7})
-        axes.set(title=f"{name}: {read[name]:.1f} %", xticks=[], yticks=[])
+        axes.set(title=f"{name}: {percent[name]:.1f} %", xticks=[], yticks=[])
 
 
 def main() -> None:
-    """Train both nets, look into them, draw."""
+    """Train both nets, inspect them and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("seeing.png"))
-    given = parser.parse_args()
-    learn, held = load()
+    args = parser.parse_args()
+    training, held_out = load()
 
-    net, reader = convnet(), vit()
-    _, fit = train(net, learn, given.steps, 1, given.seed)
-    _, read = train(reader, learn, given.steps, 1, given.seed)
-    params = read.state.params
-    for name, one, now in (("convolutional net", net, fit), ("Transformer", reader, read)):
-        logits = dp.predict(one, now.state.params, held[0], state=now.state.state)
-        print(f"{name}: {100 * float(dp.metrics.accuracy(logits, jnp.asarray(held[1]))):.1f} %")
+    net, transformer = convnet(), vit()
+    _, fit = train(net, training, args.steps, 1, args.seed)
+    _, transformer_fit = train(transformer, training, args.steps, 1, args.seed)
+    params = transformer_fit.state.params
+    for name, layer, found in (
+            ("convolutional net", net, fit), ("Transformer", transformer, transformer_fit)):
+        logits = dp.predict(layer, found.state.params, held_out[0], state=found.state.state)
+        print(f"{name}: {100 * float(dp.metrics.accuracy(logits, jnp.asarray(held_out[1]))):.1f} %")
 
     figure = plt.figure(figsize=(16, 11), layout="constrained")
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(5, 3)))
     left, middle, right = above.subfigures(1, 3, width_ratios=(6, 5, 5))
-    learned, depths = (representations(net, fit, x) for x in (learn[0], held[0]))
-    percent = told_apart(learned, depths, learn[1], held[1])
+    training_depths, depths = (representations(net, fit, x) for x in (training[0], held_out[0]))
+    percent = nearest_mean_accuracy(training_depths, depths, training[1], held_out[1])
     draw_maps(left, np.asarray(fit.state.params["stem"]["conv_0"]["kernel"]), depths)
-    draw_attention(middle, held[0][:2], attention(reader, params, held[0][:2]))
-    draw_flows(right, sizes := flows((learn[0][:256], learn[1][:256]), given.seed))
-    draw_depths(below, depths, held[1], percent)
-    figure.savefig(given.out, dpi=80)
+    draw_attention(middle, held_out[0][:2], attention(transformer, params, held_out[0][:2]))
+    draw_flows(right, sizes := gradient_flows((training[0][:256], training[1][:256]), args.seed))
+    draw_depths(below, depths, held_out[1], percent)
+    figure.savefig(args.out, dpi=80)
 
-    print(f"picture: {given.out}")
+    print(f"picture: {args.out}")
     for name, size in sizes.items():
-        print(f"gradient behind block 1 over that behind block 30, {name}: "
+        print(f"gradient at the output of block 1 over that of block 30, {name}: "
               f"{size[0] / size[-1]:.1e}")
     print("nearest to the mean of their class: "
           + ", ".join(f"{name} {p:.1f} %" for name, p in percent.items()))

@@ -1,15 +1,16 @@
-"""Learn to read dates in fifteen written forms, and to write them as 1987-03-28.
+"""Translate dates from fifteen written formats to 1987-03-28.
 
     python examples/translate.py [--model transformer|seq2seq] [--steps N] [--seed N] [--out FILE]
 
 Data: the days from 1900 to 2099, written by this program: "28. III. 1987", "the 28th of March,
 1987", "March twenty-eighth, nineteen eighty-seven", "4th last day of March 1987", in upper and
-lower case. A Transformer, or LSTMs with attention between them, read the characters and write those
-of the ISO date. 7,500 days are held out: in training they are no target in any form. Takes about
-three minutes on two cores (3.3 minutes of CPU time; the LSTMs 2.8). Expected: 99.9 % of the dates
-exact, by either model. Every choice in here was made on 750 other days that are not trained on.
+lower case. A Transformer, or LSTMs with attention, translate the characters to those of the ISO
+date. 7,500 days are held out: in training they are not the target of any format. Takes about three
+minutes on two cores (3.3 minutes of CPU time; the LSTMs 2.8). Expected: 99.9 % of the dates exact,
+by either model. All hyperparameters were chosen on 750 validation days, which are not trained on.
 
-Draws where each written character looks in the text, and which form is learned when.
+Draws the attention of each output character to the source, and the accuracy of each format during
+training.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 Date = datetime.date
-Batch = dict[str, Any]  # x: targets with their begin and end; source; source_mask
+Batch = dict[str, Any]  # x: targets from BEGIN to END; source; source_mask
 
 BATCH, LONGEST = 64, 48
-HELD, VALIDATION = 7500, 750  # days
+HELD_OUT, VALIDATION = 7500, 750  # days
 SYMBOLS = "0123456789-"
 BEGIN, END = len(SYMBOLS), len(SYMBOLS) + 1
 
@@ -46,8 +47,8 @@ ROMAN = "I II III IV V VI VII VIII IX X XI XII".split()
 TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
 ONES = ("- one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
         "fifteen sixteen seventeen eighteen nineteen").split()
-PLACES = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
-          "nine": "ninth", "twelve": "twelfth", "twenty": "twentieth", "thirty": "thirtieth"}
+ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
+            "nine": "ninth", "twelve": "twelfth", "twenty": "twentieth", "thirty": "thirtieth"}
 
 
 def words(number: int) -> str:
@@ -57,21 +58,21 @@ def words(number: int) -> str:
     return TENS[number // 10] + (f"-{ONES[number % 10]}" if number % 10 else "")
 
 
-def place_words(number: int) -> str:
-    """The same, of a place in a row: first, second, ..., thirty-first."""
+def ordinal_words(number: int) -> str:
+    """An ordinal number in words: first, second, ..., thirty-first."""
     *tens, last = words(number).split("-")
-    return "-".join([*tens, PLACES.get(last, f"{last}th")])
+    return "-".join([*tens, ORDINALS.get(last, f"{last}th")])
 
 
 def year_words(year: int) -> str:
-    """A year as it is spoken: nineteen hundred, nineteen oh five, two thousand, twenty twelve."""
+    """A year in words: nineteen hundred, nineteen oh five, two thousand, twenty twelve."""
     century, rest = divmod(year, 100)
     if rest == 0:
         return "two thousand" if year == 2000 else f"{words(century)} hundred"
     return f"{words(century)} {'oh ' if rest < 10 else ''}{words(rest)}"
 
 
-def nth(number: int) -> str:
+def ordinal(number: int) -> str:
     """1st, 2nd, 3rd, 4th, ..."""
     endings = {1: "st", 2: "nd", 3: "rd"} if number not in (11, 12, 13) else {}
     return f"{number}{endings.get(number % 10, 'th')}"
@@ -80,12 +81,12 @@ def nth(number: int) -> str:
 def from_end(d: Date) -> str:
     """Which day of the month it is, counted from its end: last, 2nd last, 3rd last, ..."""
     left = calendar.monthrange(d.year, d.month)[1] - d.day
-    return f"{nth(left + 1)} last" if left else "last"
+    return f"{ordinal(left + 1)} last" if left else "last"
 
 
-# No text stands for two days. Of the last two forms more is drawn in training, for there is more to
-# learn: numbers in words, and how long months are, in leap years too.
-FORMS: tuple[Callable[[Date], str], ...] = (
+# A text denotes one day only. The last two formats are more frequent in training, because they are
+# harder: numbers in words, and the lengths of months, in leap years too.
+FORMATS: tuple[Callable[[Date], str], ...] = (
     lambda d: f"{d:%Y/%m/%d}",
     lambda d: f"{d:%d.%m.%Y}",
     lambda d: f"{d.day}.{d.month}.{d.year}",
@@ -96,66 +97,74 @@ FORMS: tuple[Callable[[Date], str], ...] = (
     lambda d: f"{d:%B} {d.day}, {d.year}",
     lambda d: f"{d:%a}, {d.day} {d:%b} {d.year}",
     lambda d: f"{d:%A}, {d.day} {d:%B} {d.year}",
-    lambda d: f"{d:%A}, {d:%B} {nth(d.day)}, {d.year}",
-    lambda d: f"the {nth(d.day)} of {d:%B}, {d.year}",
-    lambda d: f"{nth(d.day)} day of {d:%B} in {d.year}",
-    lambda d: f"{d:%B} {place_words(d.day)}, {year_words(d.year)}",
+    lambda d: f"{d:%A}, {d:%B} {ordinal(d.day)}, {d.year}",
+    lambda d: f"the {ordinal(d.day)} of {d:%B}, {d.year}",
+    lambda d: f"{ordinal(d.day)} day of {d:%B} in {d.year}",
+    lambda d: f"{d:%B} {ordinal_words(d.day)}, {year_words(d.year)}",
     lambda d: f"{from_end(d)} day of {d:%B} {d.year}",
 )
-SHARES = np.array([1.0] * 13 + [3.0, 6.0]) / 22
+PROBABILITIES = np.array([1.0] * 13 + [3.0, 6.0]) / 22
 CASES = (str, str.lower, str.upper)
 EXAMPLE = Date(1987, 3, 28)
 
 
 class Days(NamedTuple):
-    """Days, counted as `datetime.date.toordinal` does, in three parts that share none."""
+    """Disjoint sets of days, as numbers of `datetime.date.toordinal`."""
 
-    learn: np.ndarray
+    training: np.ndarray
     validation: np.ndarray
-    held: np.ndarray
+    held_out: np.ndarray
 
 
 def split() -> Days:
-    """The 73,049 days from 1900 to 2099, dealt out at random, the same way each time."""
+    """The 73,049 days from 1900 to 2099, split at random with a fixed seed."""
     days = np.arange(Date(1900, 1, 1).toordinal(), Date(2100, 1, 1).toordinal())
     days = np.random.default_rng(0).permutation(days)
-    return Days(days[HELD + VALIDATION :], days[HELD : HELD + VALIDATION], days[:HELD])
+    held_out, validation, training = np.split(days, [HELD_OUT, HELD_OUT + VALIDATION])
+    return Days(training, validation, held_out)
 
 
-def draw(days: np.ndarray, forms: np.ndarray, rng: np.random.Generator) -> tuple[list[str], Batch]:
-    """The days in these forms, in upper, lower or usual case: the texts, and all as ids."""
+def written_dates(
+    days: np.ndarray, formats: np.ndarray, rng: np.random.Generator
+) -> tuple[list[str], Batch]:
+    """The days in these formats and random cases: the texts, and the batch of ids."""
     dates = [Date.fromordinal(day) for day in days]
     cases = rng.integers(0, len(CASES), len(days))
-    texts = [CASES[c](FORMS[f](d)) for c, f, d in zip(cases, forms, dates, strict=True)]
+    texts = [CASES[c](FORMATS[f](d)) for c, f, d in zip(cases, formats, dates, strict=True)]
     source = np.array([list(text.ljust(LONGEST, "\0").encode()) for text in texts], np.int32)
     x = [[BEGIN, *map(SYMBOLS.index, date.isoformat()), END] for date in dates]
     return texts, {"x": np.array(x, np.int32), "source": source, "source_mask": source > 0}
 
 
 def endless(days: np.ndarray, seed: int) -> Iterator[Batch]:
-    """Batches of random days in random forms."""
+    """Endless batches of random days in random formats."""
     rng = np.random.default_rng(seed)
     while True:
-        yield draw(rng.choice(days, BATCH), rng.choice(len(FORMS), BATCH, p=SHARES), rng)[1]
+        some, formats = rng.choice(days, BATCH), rng.choice(len(FORMATS), BATCH, p=PROBABILITIES)
+        yield written_dates(some, formats, rng)[1]
 
 
-def each_form(days: np.ndarray) -> tuple[list[str], Batch]:
-    """Every day once, one form after the other, so that all forms are equally many."""
-    return draw(days, np.arange(len(days)) % len(FORMS), np.random.default_rng(0))
+def every_format(days: np.ndarray) -> tuple[list[str], Batch]:
+    """Every day once, with the formats in turn, so that they are equally frequent."""
+    return written_dates(days, np.arange(len(days)) % len(FORMATS), np.random.default_rng(0))
 
 
-def by_form(right: np.ndarray) -> np.ndarray:
-    """Percent of right answers in each form, of days that `each_form` wrote."""
-    return 100 * right.reshape(-1, len(FORMS)).mean(0)
+def accuracy_by_format(correct: np.ndarray) -> np.ndarray:
+    """Percent of correct answers by format, for days from `every_format`."""
+    return 100 * correct.reshape(-1, len(FORMATS)).mean(0)
 
 
 class Model(NamedTuple):
-    """A network, its training steps, and what its attention asks with: activation, parameters."""
+    """A network, its training steps, and the paths and heads of its cross-attention.
+
+    `query_input` is the path of the layer whose output is mapped to queries, `attention_path` that
+    of the attention.
+    """
 
     net: dp.Layer
     steps: int
-    asks: str
-    attends: str
+    query_input: str
+    attention_path: str
     heads: int
 
 
@@ -172,30 +181,30 @@ MODELS = {
 def train(
     net: dp.Layer, days: Days, steps: int, seed: int
 ) -> tuple[Any, list[tuple[int, np.ndarray]]]:
-    """Train with AdamW; returns the parameters, and percent by form on the days of validation.
+    """Train with AdamW; returns the parameters, and exact match by format on the validation days.
 
-    All characters are guessed at once there, each after the true ones before it. If all are right,
-    then so is what is written greedily, and the other way round.
+    Validation uses teacher forcing. All its characters are correct if and only if the output of
+    greedy decoding is.
     """
     rates = optax.cosine_onecycle_schedule(steps, 3e-3)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rates, weight_decay=1e-2))
     step = dp.make_step(net, dp.text.next_token(), optimizer)
-    batches, (_, check) = endless(days.learn, seed), each_form(days.validation)
-    side = {name: check[name] for name in ("source", "source_mask")}
-    now, history = step.init(jax.random.key(seed), check["x"][:, :-1], **side), []
+    batches, (_, validation) = endless(days.training, seed), every_format(days.validation)
+    side = {name: validation[name] for name in ("source", "source_mask")}
+    state, history = step.init(jax.random.key(seed), validation["x"][:, :-1], **side), []
     for number in range(1, steps + 1):
-        now, metrics = step.apply(now, next(batches))
+        state, metrics = step.apply(state, next(batches))
         if number % max(steps // 25, 10) == 0 or number == steps:
-            guess = dp.predict(net, now.params, check["x"][:, :-1], **side).argmax(-1)
-            found = by_form((np.asarray(guess) == check["x"][:, 1:]).all(-1))
-            history.append((number, found))
+            predicted = dp.predict(net, state.params, validation["x"][:, :-1], **side).argmax(-1)
+            percent = accuracy_by_format((np.asarray(predicted) == validation["x"][:, 1:]).all(-1))
+            history.append((number, percent))
             print(f"step {number:5}   loss {float(metrics['loss']):.4f}   "
-                  f"exact match {found.mean():5.1f} % in validation", flush=True)
-    return now.params, history
+                  f"exact match {percent.mean():5.1f} % in validation", flush=True)
+    return state.params, history
 
 
 def translate(net: dp.Layer, params: Any, batch: Batch) -> np.ndarray:
-    """The ids that the net writes, the likeliest each time, up to END."""
+    """The ids of greedy decoding, up to END."""
     source, mask = jnp.asarray(batch["source"]), jnp.asarray(batch["source_mask"])
     memory = net.children["encoder"](params["encoder"], source, mask=mask)
     begin = np.full((len(source), 1), BEGIN)
@@ -205,43 +214,44 @@ def translate(net: dp.Layer, params: Any, batch: Batch) -> np.ndarray:
 
 
 def text(ids: np.ndarray) -> str:
-    """What is written before the end."""
+    """The symbols of ids before END."""
     return "".join(SYMBOLS[i] for i in ids if 0 <= i < len(SYMBOLS))
 
 
 def attention(model: Model, params: Any, batch: Batch) -> np.ndarray:
-    """Where each character of the output looks: ``softmax(q @ k^T / sqrt(d))``, (batch, time, S).
+    """Cross-attention weights ``softmax(q @ k^T / sqrt(d))``: (batch, target, source).
 
-    The queries q are a linear map of what enters the cross attention, which is the tapped
-    activation, and the keys k one of the encoder's output. The mean over the heads of the last
-    block is taken: along depth, blocks are stacked.
+    The queries q are a linear map of the tapped input of the cross-attention, the keys k one of the
+    encoder output. The weights are the mean over the heads of the last block; the blocks are
+    stacked along the first axes.
     """
-    tapped = dp.tap(dp.tap(model.net, model.asks), "encoder")
-    (_, asks), memory = tapped(params, batch["x"][:, :-1], source=batch["source"],
-                               source_mask=batch["source_mask"])
+    tapped = dp.tap(dp.tap(model.net, model.query_input), "encoder")
+    (_, query_input), memory = tapped(params, batch["x"][:, :-1], source=batch["source"],
+                                      source_mask=batch["source_mask"])
 
     def heads(name: str, x: jax.Array) -> jax.Array:
-        kernel, bias = (leaves[f"{model.attends}/{name}/{leaf}"] for leaf in ("kernel", "bias"))
+        path = f"{model.attention_path}/{name}"
+        kernel, bias = leaves[f"{path}/kernel"], leaves[f"{path}/bias"]
         y = x @ kernel.reshape(-1, *kernel.shape[-2:])[-1] + bias.reshape(-1, bias.shape[-1])[-1]
         return y.reshape(*y.shape[:2], model.heads, -1)
 
-    leaves, x = dp.tree.paths(params), asks[model.asks]
+    leaves, x = dp.tree.paths(params), query_input[model.query_input]
     q, k = heads("query", x.reshape(-1, *x.shape[-3:])[-1]), heads("key", memory["encoder"])
     scores = jnp.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
     scores = jnp.where(batch["source_mask"][:, None, None], scores, -jnp.inf)
     return np.asarray(jax.nn.softmax(scores).mean(1))
 
 
-def remarkable(batch: Batch) -> list[int]:
-    """Three to draw: with the day of the week, in words, and from the end of a leap February."""
+def chosen_examples(batch: Batch) -> list[int]:
+    """Three to draw: with day of the week, in words, and from the end of a leap-year February."""
     dates = [Date.fromisoformat(text(x)) for x in batch["x"]]
     leap = [i for i, d in enumerate(dates) if calendar.isleap(d.year) and d.month == 2
-            and i % len(FORMS) == len(FORMS) - 1]
+            and i % len(FORMATS) == len(FORMATS) - 1]
     return [9, 13, max(leap, key=lambda i: dates[i].day)]
 
 
 def draw_map(axes: Axes, source: str, output: str, true: str, weights: np.ndarray) -> None:
-    """The source from left to right, the output from top to bottom, dark where it looks."""
+    """Attention weights: source from left to right, output from top to bottom."""
     rows = [*output, "end"][: len(weights)]
     axes.imshow(weights[: len(rows), : len(source)], cmap="Blues", aspect="auto", vmin=0)
     axes.set_xticks(range(len(source)), list(source), family="monospace", size=10, va="baseline")
@@ -249,61 +259,63 @@ def draw_map(axes: Axes, source: str, output: str, true: str, weights: np.ndarra
     axes.tick_params("x", length=0, pad=13)
     axes.tick_params("y", length=0)
     axes.spines[:].set_visible(False)
-    wrong = "" if output == true else f"   (wrong: it is {true})"
+    wrong = "" if output == true else f"   (wrong: true is {true})"
     axes.set_title(f"{source}   \N{RIGHTWARDS ARROW}   {output}{wrong}", size=11, loc="left")
 
 
 def draw_history(axes: Axes, history: list[tuple[int, np.ndarray]], final: np.ndarray) -> None:
-    """Exact match of each form during training; at the right, that of the held-out dates."""
-    steps, shares = [step for step, _ in history], np.array([found for _, found in history])
-    axes.imshow(shares.T, cmap="YlGnBu", aspect="auto", vmin=0, vmax=100)
-    axes.set_yticks(range(len(FORMS)), [form(EXAMPLE) for form in FORMS], size=9)
+    """Exact match by format during training; at the right, on the held-out dates."""
+    steps, rows = zip(*history, strict=True)
+    axes.imshow(np.array(rows).T, cmap="YlGnBu", aspect="auto", vmin=0, vmax=100)
+    axes.set_yticks(range(len(FORMATS)), [written(EXAMPLE) for written in FORMATS], size=9)
     axes.set_xticks(ticks := range(0, len(steps), max(len(steps) // 4, 1)),
                     [str(steps[i]) for i in ticks])
-    for row, share in enumerate(final):
-        axes.text(len(steps) - 0.3, row, f"{share:5.1f}", va="center", family="monospace", size=9)
+    for row, percent in enumerate(final):
+        axes.text(len(steps) - 0.3, row, f"{percent:5.1f}", va="center", family="monospace", size=9)
     axes.text(len(steps) - 0.3, -0.7, "held out", size=9)
-    axes.set_xlabel("training step; the darker, the more")
+    axes.set_xlabel("training step; darker is better")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
 def main() -> None:
-    """Train, translate, count, draw."""
+    """Train, translate, evaluate and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="transformer")
-    parser.add_argument("--steps", type=int, help="training steps; those of the model if not given")
+    parser.add_argument("--steps", type=int, help="training steps (default: those of the model)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("translate.png"))
-    given = parser.parse_args()
+    args = parser.parse_args()
 
-    model, days = MODELS[given.model](), split()
-    assert not np.intersect1d(np.concatenate([days.learn, days.validation]), days.held).size
-    params, history = train(model.net, days, given.steps or model.steps, given.seed)
+    model, days = MODELS[args.model](), split()
+    assert not np.intersect1d(np.concatenate([days.training, days.validation]), days.held_out).size
+    params, history = train(model.net, days, args.steps or model.steps, args.seed)
 
-    texts, held = each_form(days.held)
-    parts = dp.batches(held, 500)
+    texts, held_out = every_format(days.held_out)
+    parts = dp.batches(held_out, 500)
     ids = np.concatenate([translate(model.net, params, part) for part in parts])
-    outputs, right = [text(row) for row in ids], (ids == held["x"][:, 1:]).all(1)
+    outputs, correct = [text(row) for row in ids], (ids == held_out["x"][:, 1:]).all(1)
 
-    print(f"\n{'exact':>6}   of {len(texts) // len(FORMS)} held out in each form, such as")
-    for form, share in enumerate(by_form(right)):
-        print(f"{share:6.1f}   {texts[form]:{LONGEST}}   {outputs[form]}")
-    for i in np.flatnonzero(~right)[:5]:
+    count = len(texts) // len(FORMATS)
+    print(f"\n{'exact':>6}   percent of {count} held-out dates in each format, such as")
+    for format_id, percent in enumerate(accuracy_by_format(correct)):
+        print(f"{percent:6.1f}   {texts[format_id]:{LONGEST}}   {outputs[format_id]}")
+    for i in np.flatnonzero(~correct)[:5]:
         print(f" wrong   {texts[i]:{LONGEST}}   {outputs[i]}")
 
-    shown = remarkable(held)
-    maps = attention(model, params, jax.tree.map(lambda leaf: leaf[shown], held))
+    shown = chosen_examples(held_out)
+    maps = attention(model, params, jax.tree.map(lambda leaf: leaf[shown], held_out))
     figure = plt.figure(figsize=(15, 8), layout="constrained")
     left, side = np.asarray(figure.subfigures(1, 2, width_ratios=(1.4, 1)))
-    left.suptitle(f"Where the {given.model} looks: output down, source across")
+    left.suptitle(f"Cross-attention of the {args.model}: output in rows, source in columns")
     for axes, i, weights in zip(left.subplots(3), shown, maps, strict=True):
-        draw_map(axes, texts[i], outputs[i], text(held["x"][i]), weights)
-    side.suptitle("Percent of exact matches: what is learned when")
-    draw_history(side.subplots(), history, by_form(right))
-    figure.savefig(given.out, dpi=90)
-    print(f"\npicture: {given.out}")
-    print(f"exact match {100 * right.mean():.1f} % on {len(right)} held-out dates ({given.model})")
+        draw_map(axes, texts[i], outputs[i], text(held_out["x"][i]), weights)
+    side.suptitle("Exact match in percent, by format")
+    draw_history(side.subplots(), history, accuracy_by_format(correct))
+    figure.savefig(args.out, dpi=90)
+    print(f"\npicture: {args.out}")
+    exact = 100 * correct.mean()
+    print(f"exact match {exact:.1f} % on {len(correct)} held-out dates ({args.model})")
 
 
 if __name__ == "__main__":

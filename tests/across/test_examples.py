@@ -1,4 +1,4 @@
-"""The examples in short mode: what they print, draw and refuse; the README's two commands."""
+"""The examples in short mode: prints, pictures and errors; and the README's two commands."""
 
 import importlib
 import os
@@ -54,7 +54,7 @@ def test_the_two_commands_of_the_readme_from_a_clean_clone(tmp_path):
 # Sequences.
 
 def shorten(name, tmp_path, *options, steps=20):
-    """Run an example in short mode; what it prints, after a look at its picture."""
+    """Run an example in short mode; check its picture and return the lines that it prints."""
     out = tmp_path / "picture.png"
     command = [sys.executable, str(ROOT / "examples" / name), "--steps", str(steps), "--out",
                str(out), *options]
@@ -109,13 +109,13 @@ def test_no_held_out_date_is_a_target_in_training(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
     translate = importlib.import_module("translate")
     days = translate.split()
-    seen = np.concatenate([days.learn, days.validation])
-    assert not np.intersect1d(seen, days.held).size
-    assert len(seen) + len(days.held) == len({*seen.tolist(), *days.held.tolist()})
+    used = np.concatenate([days.training, days.validation])
+    assert not np.intersect1d(used, days.held_out).size
+    assert len(used) + len(days.held_out) == len({*used.tolist(), *days.held_out.tolist()})
 
 
 def test_sets(tmp_path):
-    """Whatever order the points come in, the logits are the same but for rounding."""
+    """The logits do not depend on the order of the points, up to rounding."""
     lines = shorten("sets.py", tmp_path)
     assert re.fullmatch(r"accuracy \d+\.\d % on 360 held-out digits as sets", lines[-1]), lines[-1]
     shuffled = re.search(r"when every set is shuffled: (\S+)", "\n".join(lines))
@@ -124,57 +124,59 @@ def test_sets(tmp_path):
 
 def test_bert_pretrain(tmp_path):
     lines = shorten("bert_pretrain.py", tmp_path)
-    first = re.fullmatch(r"masked tokens: (\d+\.\d) % right, unigram guess (\d+\.\d) % "
+    first = re.fullmatch(r"masked tokens: (\d+\.\d) % correct, most frequent token (\d+\.\d) % "
                          r"\(held-out documents\)", lines[-2])
-    second = re.fullmatch(r"next sentence: (\d+\.\d) % right, chance (\d+\.\d) %", lines[-1])
+    second = re.fullmatch(r"next sentence: (\d+\.\d) % correct, chance (\d+\.\d) %", lines[-1])
     assert first and second, lines[-2:]
     assert 2 < float(first[2]) < 15 and 45 < float(second[2]) < 70
 
 
 def test_hypernetwork(tmp_path):
-    """So few steps already tell one digit from another: better than their mean."""
+    """After few steps the predictions are already better than the mean image."""
     lines = shorten("hypernetwork.py", tmp_path, steps=200)
-    rows = {line[:18].strip(): [float(x) for x in line[18:].split()] for line in lines[-8:-2]}
-    assert rows["percent seen"] == [20, 35, 50, 65, 80]
-    for written, mean, best in zip(*(rows[name] for name in (
-            "hypernetwork", "mean image", "best linear guess")), strict=True):
-        assert written < 0.9 * mean and best < 0.9 * mean
-    assert re.fullmatch(r"error of hidden pixels 0\.\d+, best linear guess 0\.\d+ on 360 held-out "
-                        r"digits, half seen", lines[-1])
+    rows = {line[:24].strip(): [float(x) for x in line[24:].split()] for line in lines[-8:-2]}
+    assert rows["percent visible"] == [20, 35, 50, 65, 80]
+    for error, mean, best in zip(*(rows[name] for name in (
+            "hypernetwork", "mean image", "best linear prediction")), strict=True):
+        assert error < 0.9 * mean and best < 0.9 * mean
+    assert re.fullmatch(r"error of masked pixels 0\.\d+, best linear prediction 0\.\d+ on 360 "
+                        r"held-out digits, half visible", lines[-1])
 
 
-# Draws and attacks.
+# Sampling, attacks, inspection.
 
 def test_vae(tmp_path):
-    """Two numbers for each image say more than the frequency of ink at each place."""
+    """Two latent variables give a better likelihood than independent pixels."""
     lines = shorten("vae.py", tmp_path, steps=400)
-    named = re.fullmatch(r"five neighbours in the plane name (\d+\.\d) % of 360 .*", lines[-2])
-    found = re.fullmatch(r"bound: (\S+) nats a held-out image \((\S+) \+ (\S+)\), "
+    classified = re.fullmatch(r"five nearest neighbours classify (\d+\.\d) % of 360 .*", lines[-2])
+    found = re.fullmatch(r"negative ELBO: (\S+) nats per held-out image \((\S+) \+ (\S+)\), "
                          r"independent pixels (\S+)", lines[-1])
-    assert named and found, lines[-2:]
+    assert classified and found, lines[-2:]
     bound, reconstruction, kl, pixels = map(float, found.groups())
     assert abs(reconstruction + kl - bound) < 0.02 and 1 < kl < 10
-    assert bound < pixels - 1.5 and float(named[1]) > 40
+    assert bound < pixels - 1.5 and float(classified[1]) > 40
 
 
 def test_estimators(monkeypatch, tmp_path):
-    """The score function is unbiased, relaxed draws are not; each has its place in variance."""
+    """The score function is unbiased, relaxed samples are not; and the order of their variances."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     estimators = importlib.import_module("estimators")
     monkeypatch.setattr(estimators, "TEMPERATURES", (0.1, 0.5))
-    classes, numbers = estimators.of_classes(4000, 0), estimators.of_normal_numbers(1000, 0)
-    score, others = classes["score function"], classes["score function, leave-one-out"]
-    cold, warm = classes["Gumbel-softmax 0.1"], classes["Gumbel-softmax 0.5"]
+    categorical = estimators.measure_categorical(4000, 0)
+    gaussian = estimators.measure_gaussian(1000, 0)
+    score = categorical["score function"]
+    others = categorical["score function, leave-one-out"]
+    cold, warm = categorical["Gumbel-softmax 0.1"], categorical["Gumbel-softmax 0.5"]
     for unbiased in (score, others):
         assert unbiased.bias < 4 * unbiased.error
     assert cold.bias < 0.5 * warm.bias and warm.bias > 10 * warm.error
-    assert others.deviation < warm.deviation < score.deviation < cold.deviation
-    assert classes["straight-through Gumbel 0.5"].deviation > warm.deviation
-    small, large = ([found[i].deviation for found in numbers.values()] for i in (0, -1))
-    # Of n numbers the reparametrized draw does not heed the n; the score function does.
+    assert others.std < warm.std < score.std < cold.std
+    assert categorical["straight-through Gumbel 0.5"].std > warm.std
+    small, large = ([found[i].std for found in gaussian.values()] for i in (0, -1))
+    # The reparametrized estimator does not depend on the dimension; the score function does.
     assert 0.9 < large[0] / small[0] < 1.1 and large[1] > 5 * small[1]
     out = tmp_path / "picture.png"
-    estimators.draw(out, classes, numbers)
+    estimators.draw(out, categorical, gaussian)
     assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 20_000
 
 
@@ -183,14 +185,14 @@ def test_adversarial(tmp_path):
     found = [re.fullmatch(rf"{name} training: no attack (\S+) %, FGSM (\S+) %, PGD (\S+) %", line)
              for name, line in zip(("plain", "adversarial"), lines[-2:], strict=True)]
     assert all(found), lines[-2:]
-    plain, taught = ([float(share) for share in line.groups()] for line in found)
-    assert min(plain[0], taught[0]) > 85  # both read what nobody has changed
+    plain, taught = ([float(percent) for percent in line.groups()] for line in found)
+    assert min(plain[0], taught[0]) > 85  # both classify clean images
     assert plain[2] < plain[1] < plain[0] and taught[2] < taught[1] < taught[0]
     assert taught[2] > plain[2] + 20
 
 
 def test_seeing(tmp_path):
-    """Depth tells digits apart better than pixels do; attention weights are those in use."""
+    """Deeper representations separate digits better; attention weights are those of the layers."""
     lines = shorten("seeing.py", tmp_path, steps=60)
     recomputed = re.search(r"output of their layers within (\S+)", "\n".join(lines))
     assert recomputed and float(recomputed[1]) < 1e-4
@@ -201,34 +203,34 @@ def test_seeing(tmp_path):
 
 
 def test_equilibrium(tmp_path):
-    """The network of one block, applied until it is at rest, comes near that of twelve."""
+    """The equilibrium network of one block is nearly as accurate as twelve residual blocks."""
     lines = shorten("equilibrium.py", tmp_path, steps=150)
-    rest = re.match(r"at rest after (\d+) applications of f, the last of which moved z by (\S+)",
-                    lines[-3])
-    assert rest and int(rest[1]) < 100 and float(rest[2]) < 1e-5
-    deep, endless = (re.fullmatch(rf"{name}: (\d+\.\d) % of 360 held-out images, (\d+) parameters "
+    solved = re.fullmatch(r"converged after (\d+) evaluations of f, relative residual (\S+)",
+                          lines[-3])
+    assert solved and int(solved[1]) < 100 and float(solved[2]) < 1e-5
+    deep, implicit = (re.fullmatch(rf"{name}: (\d+\.\d) % of 360 held-out images, (\d+) parameters "
                                   r"in \d+ blocks?", line)
                      for name, line in zip(("residual", "equilibrium"), lines[-2:], strict=True))
-    assert deep and endless, lines[-2:]
-    assert float(endless[1]) > 92 and int(endless[2]) < int(deep[2]) / 5
+    assert deep and implicit, lines[-2:]
+    assert float(implicit[1]) > 92 and int(implicit[2]) < int(deep[2]) / 5
 
 
 def test_maml(tmp_path):
-    """One step from where MAML begins does more than the best step of plain training."""
+    """One step from the parameters of MAML is better than the best step after pretraining."""
     lines = shorten("maml.py", tmp_path, steps=400)
     assert lines[0].startswith("gradient agrees with finite differences")
-    found = [re.match(r"[\w-]+: squared error \S+ at first, (\S+) after 1 step", line)
+    found = [re.match(r"[\w-]+: squared error \S+ after 0 steps, (\S+) after 1 step", line)
              for line in lines[-3:]]
     pretrained, maml, sgd = (float(match[1]) for match in found if match)
     assert maml < 0.8 * pretrained and sgd < maml
 
 
 def test_gan(tmp_path):
-    """A judge that tells digits from blends of two finds many among the samples already."""
+    """A classifier that rejects blends of digits recognizes many of the samples."""
     lines = shorten("gan.py", tmp_path, "--inner", "2", steps=400)
-    judge = re.match(r"the judge reads (\d+\.\d) % of held-out digits rightly, and takes "
-                     r"(\d+\.\d) %", lines[0])
-    assert judge and float(judge[1]) > 90 and float(judge[2]) < 35, lines[0]
+    classifier = re.match(r"accuracy of the classifier on held-out digits (\d+\.\d) %; it accepts "
+                          r"(\d+\.\d) %", lines[0])
+    assert classifier and float(classifier[1]) > 90 and float(classifier[2]) < 35, lines[0]
     last = re.fullmatch(r"recognized (\d+\.\d) % of 1000 samples, the rarest digit (\d+\.\d) %",
                         lines[-1])
     assert last and float(last[1]) > 50 and float(last[2]) > 1, lines[-1]
@@ -236,10 +238,10 @@ def test_gan(tmp_path):
 
 @pytest.mark.parametrize(("denoiser", "least"), [("unet", 60), ("dit", 15)])
 def test_diffusion(denoiser, least, tmp_path):
-    """So few steps give digits that are read more often than by chance, and copy next to none."""
+    """After few steps digits are recognized more often than by chance, and hardly any is a copy."""
     lines = shorten("diffusion.py", tmp_path, "--denoiser", denoiser, "--samples", "10", steps=400)
-    found = re.fullmatch(r"recognized (\d+\.\d) %, least deviation (\d\.\d\d) of the real one, "
+    found = re.fullmatch(r"recognized (\d+\.\d) %, lowest diversity (\d\.\d\d), "
                          r"copies (\d+\.\d) %", lines[-1])
     assert found, lines[-1]
-    recognized, deviation, copies = map(float, found.groups())
-    assert recognized > least and deviation > 0.6 and copies <= 10
+    recognized, diversity, copies = map(float, found.groups())
+    assert recognized > least and diversity > 0.6 and copies <= 10
