@@ -164,6 +164,7 @@ def test_numbers_of_numpy_widen_nothing(layer):
     assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, state)
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_options_of_tools():
     ids = np.arange(12).reshape(3, 4)
     x, labels = dp.text.mask_tokens(KEY, ids, vocabulary=np.int64(13), mask_token=np.int64(12),

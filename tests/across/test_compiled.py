@@ -132,6 +132,7 @@ def test_the_gradient_of_a_layer_norm_compiles_to_less_than_that_of_its_formula(
     assert deep[0] <= 0.85 * deep[1], deep
 
 
+@pytest.mark.slow
 def test_a_key_costs_nothing_where_nothing_is_random():
     net = dp.serial(dp.linear(4), dp.residual(dp.batch_norm()), dp.repeat(2, dp.linear(4)),
                     dp.heads(2, dp.linear(2)))
@@ -157,6 +158,7 @@ def operations(lowered):
     return collections.Counter(re.findall(r"\b(?:stablehlo|func|chlo)\.\w+", lowered.as_text()))
 
 
+@pytest.mark.slow
 def test_the_program_of_repeat_does_not_grow():
     block = dp.residual(dp.serial(dp.layer_norm(), dp.linear(16), dp.gelu, dp.linear(16)))
     x = jax.ShapeDtypeStruct((2, 16), jnp.float32)
@@ -174,6 +176,7 @@ def on_cpu():
         yield
 
 
+@pytest.mark.slow
 def test_a_repeated_convolution_has_no_loop_on_cpu():
     def loops(layer, x):
         with on_cpu():

@@ -210,6 +210,7 @@ def test_merging_what_was_linearized(way):
             close(kernel - dp.tree.paths(rest["origin"])[path], end - begin)
 
 
+@pytest.mark.slow
 def test_activations_of_what_was_linearized_are_on_the_line():
     net = dp.linearize(NET)
     params, state = trees(net)
@@ -221,6 +222,7 @@ def test_activations_of_what_was_linearized_are_on_the_line():
     assert gradient(read, params)["linear_0"]["kernel"].any()
 
 
+@pytest.mark.slow
 def test_averages_go_around_what_is_linearized():
     assert "averages bias, kernel" in refused(
         dp.linearize(dp.ema(dp.linear(3))).init, KEY, X).got
@@ -262,6 +264,7 @@ def test_a_net_without_gradient_in_inference_is_differentiated_in_training_alone
         NET, OBJECTIVE, plain, {}, (X, LABELS)))(plain).min() > 0
 
 
+@pytest.mark.slow
 def test_statistics_are_refused_beside_averages():
     net = dp.ema(dp.serial(dp.batch_norm(), NET))
     params, state = trees(net)

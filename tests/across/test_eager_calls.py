@@ -66,6 +66,7 @@ def check(caplog, calls):
     assert {name: found for name, call in calls.items() if (found := compiled(caplog, call))} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [
     pytest.param(case, id=case.name, marks=() if case.name in FAST else pytest.mark.slow)
     for case in CASES])
@@ -77,6 +78,7 @@ def test_only_the_first_eager_call_of_a_loop_compiles(case, caplog):
         check(caplog, calls_of(as_layer(case.layer), drawn(case.x), case.side, streams=streams))
 
 
+@pytest.mark.slow
 def test_only_the_first_eager_stream_compiles(caplog):
     x = jnp.cos(jnp.arange(12.0)).reshape(2, 3, 2)
     cell = dp.simple_rnn(2)

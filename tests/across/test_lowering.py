@@ -37,6 +37,7 @@ def test_every_case_lowers_for_all_platforms(case):
     assert lowered(case.layer, case.x, case.side).platforms == PLATFORMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["convnet", "mlp", pytest.param(
     "resnet", marks=pytest.mark.slow)])
 def test_the_networks_of_the_example_lower_for_all_platforms(model):
@@ -60,6 +61,7 @@ SMALL = dp.serial(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["rest", "train"])
 def test_an_export_for_all_platforms_runs(train):
     x = jax.random.normal(KEY, (2, 4, 4, 2))

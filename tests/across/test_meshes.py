@@ -177,6 +177,7 @@ STEPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPPED)
 def test_a_step_is_traced_for_any_batch_and_length(name):
     net, objective, batch = STEPPED[name]

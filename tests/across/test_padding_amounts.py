@@ -48,6 +48,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_rows_are_as_without_any_padding(name):
     net, count = LAYERS[name]
@@ -113,6 +114,7 @@ def test_a_mask_of_steps_is_refused_where_padding_would_count(name):
     close(net(params, x, mask=some)[0], net(params, x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [
     dp.adaptive_avg_pool(2, dims=1), dp.adaptive_max_pool(2, dims=1),
     dp.upsample(2, dims=1, method="linear"), dp.upsample(2, dims=1, method="cubic"),

@@ -99,6 +99,7 @@ def test_random_nets_need_no_implicit_promotion(kind):
     each(kind, range(20, 23), test)
 
 
+@pytest.mark.slow
 def test_the_random_nets_contain_every_hard_part():
     met = collections.Counter()
 
@@ -118,6 +119,7 @@ def test_the_random_nets_contain_every_hard_part():
     assert not wanted - {name for name, n in met.items() if n}
 
 
+@pytest.mark.slow
 def test_a_tap_around_a_tap_of_the_same_pattern():
     """Not drawn above; the inner tap once took the outputs of the outer one for its own."""
     inner = dp.tap(dp.serial(jnp.tanh), "**/tanh~0") >> both

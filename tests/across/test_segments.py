@@ -102,6 +102,7 @@ def test_each_segment_has_the_value_and_gradient_of_a_separate_sequence(name):
             close(slopes(lambda p, x: streamed(net, p, x, CUTS, **given))(params, broken), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru", "conv", "learned", "attention", "both ways"])
 def test_without_a_mask_every_step_is_of_its_segment(name):
     net, x = (STREAMS | WHOLE)[name], jnp.asarray(drawn(2, 7, 4), jnp.float32)
@@ -112,6 +113,7 @@ def test_without_a_mask_every_step_is_of_its_segment(name):
         close(y[row, begin:end], run(params, x[row : row + 1, begin:end])[0])
 
 
+@pytest.mark.slow
 def test_episodes_begin_where_the_last_is_done():
     done = np.array([[0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 1]], bool)
     net, x = dp.recurrent(dp.gru(3)), drawn(2, 6, 4).astype(np.float32)
@@ -140,6 +142,7 @@ def test_a_chunk_between_chunks_with_segments_continues_the_last_segment():
     close(jnp.concatenate(y, 1), jax.jit(net)(params, x, segments=segments))
 
 
+@pytest.mark.slow
 def test_a_stream_has_one_structure_with_segments_or_without():
     net, x = STREAMS["all"], jnp.asarray(drawn(2, 2, 4), jnp.float32)
     params, state = net.init(KEY, x)
@@ -149,6 +152,7 @@ def test_a_stream_has_one_structure_with_segments_or_without():
     assert shapes[0] == shapes[1] == jax.eval_shape(lambda: state)
 
 
+@pytest.mark.slow
 def test_the_first_segment_has_the_carry_that_is_given():
     net, x = dp.recurrent(dp.gru(3)), jnp.asarray(drawn(2, 4, 4), jnp.float32)
     params, _ = net.init(KEY, x)
@@ -174,6 +178,7 @@ def test_nan_does_not_reach_another_segment(name):
     close(broken[0, 3:], run(params, x, segments=jnp.asarray(SEGMENTS))[0, 3:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learned", "sinusoidal", "attention", "all"])
 def test_a_packed_stream_continues_after_the_last_valid_step(name):
     """Positions that are given rise and fall; the next one follows the last, not the largest."""

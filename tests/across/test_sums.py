@@ -136,6 +136,7 @@ CELLS = {"simple_rnn": dp.simple_rnn(2, activation=lambda x: x), "gru": dp.gru(2
              lambda params, x: params["scale"] * x) >> PASSING}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [
     pytest.param(BF16, id="bfloat16"),
     pytest.param(F16, id="float16", marks=pytest.mark.slow)])
@@ -236,6 +237,7 @@ def test_a_small_convolutional_net():
         assert jnp.linalg.norm(found - wanted) < 0.05 * jnp.linalg.norm(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [jax.jit, jax.checkpoint, lambda f: f],
                          ids=["jit", "checkpoint", "eager"])
 def test_every_mode_of_differentiation(wrapped):
@@ -283,6 +285,7 @@ def test_nothing_is_promoted_to_float32(case):
             assert jnp.float32 not in dtypes or case.name in WIDE, equation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "x"), [
     (dp.embedding(5, 4), IDS), (dp.one_hot(5), IDS),
 ], ids=["embedding", "one_hot"])

@@ -59,6 +59,7 @@ def test_merge_returns_the_plain_parameters_and_unmerge_inverts_it(way, place):
     close(net(again[0], X, state=again[1]), y)
 
 
+@pytest.mark.slow
 def test_each_copy_is_reparametrized_by_itself():
     """Copies have a leading axis: a norm over it would mix them."""
     inner, outer = dp.repeat(3, dp.weight_norm(BLOCK)), dp.weight_norm(dp.repeat(3, BLOCK))
@@ -69,6 +70,7 @@ def test_each_copy_is_reparametrized_by_itself():
     np.testing.assert_allclose(params["body"]["linear_0"]["kernel"]["scale"], wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [
     lambda f: dp.lora(f, 2), dp.weight_norm, dp.spectral_norm, dp.ema,
 ], ids=["lora", "weight_norm", "spectral_norm", "ema"])
@@ -87,6 +89,7 @@ def test_a_program_reads_the_plain_parameters_of_a_child(wrap):
     close(plain(merged, X), net(params, X, state=state))
 
 
+@pytest.mark.slow
 def test_what_is_frozen_costs_the_optimizer_nothing_and_is_not_moved_by_decay():
     net = dp.serial(body=dp.repeat(2, dp.lora(BLOCK, 1)), head=dp.freeze(dp.linear(3), "kernel"))
     step = dp.make_step(net, dp.classification(), optax.adamw(0.1, weight_decay=0.5), donate=False)
@@ -155,6 +158,7 @@ def test_it_works_in_a_process_that_has_planned_nothing(way, tool):
     same(run(loaded), run(made))
 
 
+@pytest.mark.slow
 def test_a_small_tree_that_depends_on_the_size_of_its_leaf():
     """The plan of the last place says nothing of the first, nor the last net of the same recipe."""
     def net():

@@ -193,6 +193,7 @@ def test_convolutions_are_compiled_as_those_of_blocks_written_out(ours, theirs, 
     assert found == layouts(theirs, IMAGES, wrap=wrap) and found.total() >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length, unroll", [
     (1, 1), (3, 2), *(pytest.param(*given, marks=pytest.mark.slow)
                       for given in [(3, 1), (3, 3), (2, 5)])])

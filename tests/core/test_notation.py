@@ -89,6 +89,7 @@ def namespace():
     return {**by_name(), "jax": jax, "jnp": jnp, "functools": functools, "kept": kept}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_repr_evaluates_to_an_equal_net(name):
     net, x, *rest = SHOWN[name]

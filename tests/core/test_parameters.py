@@ -84,6 +84,7 @@ def test_each_name_draws_what_the_docs_say(row, shape):
         assert row["Name"] in ("normal", "orthogonal", "delta_orthogonal")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (3, 3, 2, 4)], ids=str)
 def test_orthogonal_kernels_are_orthogonal(shape):
     draw = INITIALIZERS["orthogonal"]

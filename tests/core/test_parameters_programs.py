@@ -100,6 +100,7 @@ def live():
     return len(jax.devices()[0].client.live_executables())
 
 
+@pytest.mark.slow
 def test_draws_keep_no_programs():
     drawn(jax.nn.initializers.normal(0.02))
     begin = live()

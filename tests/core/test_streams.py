@@ -65,6 +65,7 @@ WITH_MEMORY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_MEMORY)
 def test_two_streams_of_one_net_are_each_as_alone(name):
     """Of other examples and of another memory, begun before and going on after each other."""
@@ -85,6 +86,7 @@ def test_two_streams_of_one_net_are_each_as_alone(name):
     assert shapes(params, first, X[:, :1]) == alone
 
 
+@pytest.mark.slow
 def test_a_tapped_stream_has_outputs_of_its_own_memory():
     net = WITH_MEMORY["tap"]
     streams = {m: net.start({}, {}, X[:, :1], length=4, memory=jnp.full((2, m), float(m)))
@@ -104,6 +106,7 @@ def test_a_stream_without_its_memory_is_not_refused_for_the_names_of_its_state()
     same(again.apply({}, state, X), net.apply({}, state, X))
 
 
+@pytest.mark.slow
 def test_running_statistics_are_shared_by_the_calls_of_a_stream_that_lacks_its_memory():
     """What `init` gave belongs to the child, also where a plan would take what was not given."""
     causal = dp.conv(3, 2, dims=1, padding="CAUSAL")
@@ -152,6 +155,7 @@ def test_a_child_that_a_stream_calls_no_more_is_noticed_in_a_net_that_was_never_
     made().apply(params, rest, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tap", "plain", "stream"])
 def test_sixteen_threads_trace_one_net(name):
     net = dp.serial(

@@ -118,6 +118,7 @@ def test_a_single_tensor_must_be_converted(call):
     assert error.got == "torch.float32[12,4]" and "jnp.asarray" in error.remedy
 
 
+@pytest.mark.slow
 def test_per_example_gradients_convert_their_batch():
     params = sgd().init(KEY, X).params
     ask = lambda batch: dp.gradients.per_example_gradients(  # noqa: E731

@@ -98,6 +98,7 @@ def null_detector(layers, x, *, time=None, condition=None):
     return jnp.where(condition == 7, 100.0, 0.0)[:, None] * jnp.ones_like(x)
 
 
+@pytest.mark.slow
 def test_a_fraction_of_the_classes_is_replaced_in_training_only():
     batch = {"x": jnp.zeros((4000, 2)), "condition": jnp.arange(4000) % 7}
 
@@ -143,6 +144,7 @@ def test_null_values_that_are_no_classes(null, wanted):
         assert (changed[0] == changed[1]).all()
 
 
+@pytest.mark.slow
 def test_steps_and_noise_depend_on_the_key_and_are_fixed_in_inference():
     @dp.program()
     def net(layers, x, *, time=None):
@@ -157,6 +159,7 @@ def test_steps_and_noise_depend_on_the_key_and_are_fixed_in_inference():
     assert first == second
 
 
+@pytest.mark.slow
 def test_fit_finds_the_best_linear_denoiser():
     """The minimum of the loss over linear maps is the regression of the noise on x."""
 
@@ -173,6 +176,7 @@ def test_fit_finds_the_best_linear_denoiser():
     assert abs(fit.history[-1]["validation/loss"] - (1 - 0.5 / 0.625)) < 0.05
 
 
+@pytest.mark.slow
 def test_masked_entries_have_no_loss():
     """By a mask of time steps, which the net need not take, and by one of targets."""
     net = dp.stateless(None, lambda params, x, *, time: 0 * x, name="zero")
@@ -189,6 +193,7 @@ def test_masked_entries_have_no_loss():
         assert int(metrics["count"]) == valid.sum()
 
 
+@pytest.mark.slow
 def test_noise_in_16_bits_has_tails():
     """P(|noise| > 3) = 0.0027; it is 0 for noise drawn in bfloat16."""
     seen = []

@@ -146,6 +146,7 @@ def test_guidance_extrapolates_from_the_null_class():
     close(sampled(table, guidance_scale=1.0), sampled(table, null_class=3))
 
 
+@pytest.mark.slow
 def test_guidance_extrapolates_from_a_null_sequence():
     """Against the combination of two denoisers by hand."""
     def forward(params, x, *, time, memory, memory_mask):
@@ -169,6 +170,7 @@ def test_guidance_extrapolates_from_a_null_sequence():
     close(plain(null={"memory": nothing}), plain())
 
 
+@pytest.mark.slow
 def test_samplers_keep_dtypes_and_run_inside_jit():
     run = jax.jit(lambda x, key: dp.diffusion.ddpm(denoiser(), {}, x, SCHEDULE, steps=5, key=key))
     close(run(NOISE[:4], KEY),

@@ -66,6 +66,7 @@ def test_the_hessian_product_equals_jax_hessian():
     assert np.linalg.eigvalsh(found)[0] < -1e-3  # a net is not convex
 
 
+@pytest.mark.slow
 def test_the_hessian_of_an_objective_in_training():
     """The statistics of the batch depend on the parameters too."""
     net = dp.serial(dp.linear(2), dp.batch_norm(), jnp.tanh, dp.linear(3))
@@ -88,6 +89,7 @@ def test_the_hessian_of_an_objective_in_training():
     np.testing.assert_allclose(found, change, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convex", [True, False])
 def test_gauss_newton_is_the_product_of_three_matrices(convex):
     params, forward = small()
@@ -149,6 +151,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", TARGETS)
 def test_fisher_is_the_expected_square_of_the_gradient_and_gauss_newton_of_the_loss(distribution):
     params, forward = small()
@@ -184,6 +187,7 @@ def test_fisher_is_the_expected_square_of_the_gradient_and_gauss_newton_of_the_l
     equal(ravel_pytree(whole)[0], ravel_pytree(wanted_whole)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", TARGETS)
 def test_masked_entries_do_not_reach_a_product(distribution):
     params, forward = small()
@@ -203,6 +207,7 @@ def test_masked_entries_do_not_reach_a_product(distribution):
     chex.assert_tree_all_finite(dp.gradients.hessian_product(loss, params, vector))
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_take_a_product():
     params, forward = small()
 
@@ -217,6 +222,7 @@ def test_conjugate_gradients_take_a_product():
         ravel_pytree(back)[0], ravel_pytree(gradient)[0], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_cost_of_products():
     """In multiples of the gradient; the operations are mostly those of the kernels."""
     net, x = dp.serial(*[dp.linear(64), jnp.tanh] * 8, dp.linear(4)), jnp.ones((16, 64))

@@ -64,6 +64,7 @@ def test_masked_examples_count_with_their_valid_entries():
     close(jax.tree.map(lambda g: np.tensordot(weights, g, 1), gradients), whole)
 
 
+@pytest.mark.slow
 def test_every_example_has_its_own_key():
     batch = (jnp.repeat(X[:1], 5, 0), jnp.zeros(5, int))
     params, _ = jax.jit(NOISY.init)(KEY, X)
@@ -84,6 +85,7 @@ def test_statistics_of_a_batch_are_refused_in_training():
             f(NORMED, OBJECTIVE, params, state, (X, Y), train=True)
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_gradients():
     params, _ = jax.jit(NOISY.init)(KEY, X)
     options = {"key": KEY, "train": True}
@@ -101,6 +103,7 @@ def memory(f, *args):
     return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_the_memory_of_norms_scales_with_the_batch_size():
     net, x, y = dp.linear(128), jnp.ones((32, 4, 64)), jnp.zeros((32, 4), int)
     params, _ = net.init(KEY, x)
@@ -157,6 +160,7 @@ def jacobian(f, params, x):
     return np.concatenate([np.asarray(leaf).reshape(n, size // n, -1) for leaf in rows], -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "batch_size"), [
     (with_state, 3), (of_images, 1), (with_two_axes, 2), (with_none, 1)])
 def test_the_kernel_is_the_product_of_two_jacobians(case, batch_size):

@@ -155,6 +155,7 @@ def test_wrappers_that_compute_something_count_it(net, more):
     assert cost(dp.serial(net), x) == cost(dp.remat(net), x) == LINEAR + more
 
 
+@pytest.mark.slow
 def test_kernels_of_copies_are_computed_for_each():
     x, one = shape(12, 8), LINEAR + 2 * 8 * 4 * 8 + KERNEL
     assert cost(dp.lora(dp.repeat(3, dp.linear(8)), 4), x) == 3 * one
@@ -171,6 +172,7 @@ def test_quantized_kernels_are_rounded_in_each_call():
         lambda params: dp.tree.merge(net, params), params) == 2097
 
 
+@pytest.mark.slow
 def test_one_application_of_a_fixed_point_counts_for_all_examples():
     net = dp.fixed_point(dp.add >> dp.linear(8) >> jnp.tanh >> dp.linear(8))
     assert cost(net, shape(1, 8)) == 8 + 2 * (2 * 8 * 8 + 8) == 280

@@ -147,6 +147,7 @@ def test_a_shared_layer_is_drawn_once_for_each_call():
     assert '["whole (again)"]' in dp.inspection.diagram(net, shape(2, 4))
 
 
+@pytest.mark.slow
 def test_side_inputs_are_dotted_to_those_that_take_them():
     net = dp.models.transformer(7, 9, width=8, depth=1, heads=2, hidden=8)
     ids = shape(2, 5, dtype=jnp.int32)
@@ -200,6 +201,7 @@ def test_levels_close_the_boxes_that_lie_deeper(levels):
     assert (last, "head linear(3)") in arrows(net, shape(2, 8), levels=levels)
 
 
+@pytest.mark.slow
 def test_large_models_are_within_what_mermaid_draws_by_default():
     """At most 500 arrows and 50,000 characters."""
     image = shape(1, 224, 224, 3)

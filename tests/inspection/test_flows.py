@@ -58,6 +58,7 @@ def affine(params, h):
     return h @ params["kernel"] + params["bias"]
 
 
+@pytest.mark.slow
 def test_a_deep_net_against_zeros_added_by_hand():
     body = dp.linear(4) >> jnp.tanh
     net = dp.serial(deep=dp.repeat(3, body), head=dp.linear(3))
@@ -84,6 +85,7 @@ def test_a_deep_net_against_zeros_added_by_hand():
     assert rows["deep[0]/tanh~0"].parameters is None is rows["deep[1]"].parameter_gradient
 
 
+@pytest.mark.slow
 def test_wrappers_change_nothing_and_copies_side_by_side_are_taken_together():
     def net(wrap):
         return dp.serial(deep=dp.repeat(2, wrap(dp.residual(dp.linear(4) >> jnp.tanh))),
@@ -114,6 +116,7 @@ def test_wrappers_change_nothing_and_copies_side_by_side_are_taken_together():
         sizes(narrow, ["deep[0]", "head"]), sizes(rows, ["deep[0]", "head"]), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_depth_without_and_with_residual_sums_and_norms():
     """The gradient vanishes, or explodes, in the one and does neither in the other."""
     def ratio(body, scale=1.0):
@@ -129,6 +132,7 @@ def test_depth_without_and_with_residual_sums_and_norms():
     assert 0.1 < ratio(dp.residual(dp.layer_norm() >> plain)) < 30
 
 
+@pytest.mark.slow
 def test_a_repeated_layer_that_is_not_made_of_layers():
     rows, params = flow(dp.repeat(2, dp.repeat(3, dp.linear(4))) >> dp.linear(3))
     assert list(rows) == [*[f"repeat_0[{i}][{j}]" for i in range(2) for j in range(3)],
@@ -172,6 +176,7 @@ def test_several_calls_of_a_layer_have_the_mean_of_their_sizes():
     np.testing.assert_allclose(sizes(rows, ["twice"]), [np.mean(expected, 0)], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_recurrence_state_randomness_masks_and_integers():
     net = dp.serial(
         embed=dp.embedding(7, 4), run=dp.recurrent(dp.serial(dp.linear(4), dp.gru(3))),
@@ -191,6 +196,7 @@ def test_recurrence_state_randomness_masks_and_integers():
     assert list(flow(integers, batch)[0]) == ["embed", "pool", "head", ""]
 
 
+@pytest.mark.slow
 def test_the_target_of_a_hypernetwork_has_one_row():
     net = dp.linear(4) >> dp.hyper(dp.linear(5) >> dp.linear(3), dp.linear(2))
     batch = {"x": X, "y": Y, "condition": X[:, :3]}

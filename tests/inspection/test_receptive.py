@@ -20,6 +20,7 @@ def square(size, stride):
     return Field((size, size), (stride, stride))
 
 
+@pytest.mark.slow
 def test_the_fields_of_alexnet():
     """By the recurrence r <- r + (k - 1) j, j <- j s, done by hand along the chain."""
     found = fields(dp.models.alexnet(), shape(1, 227, 227, 3))
@@ -33,6 +34,7 @@ BEFORE = dp.conv(1, 3, padding=((2, 0), (2, 0)))
 AFTER = dp.conv(1, 3, padding=((0, 2), (0, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "side"), [
     (dp.serial(dp.conv(1, 3, padding="VALID"), dp.max_pool(2), dp.conv(1, 3, padding="VALID")), 12),
     (dp.serial(dp.conv(1, 3, padding="VALID", dilation=2), dp.avg_pool(3, stride=2)), 11),

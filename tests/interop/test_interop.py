@@ -95,6 +95,7 @@ def test_training_without_a_key_is_refused(name):
         jax.eval_shape(lambda *trees: layer.apply(*trees, X, train=True), params, state)
 
 
+@pytest.mark.slow
 @every
 def test_it_composes_with_other_layers(name):
     affine = AFFINE[name]
@@ -151,6 +152,7 @@ def test_call_receives_parameters_in_the_dtype_of_x():
     assert seen == ["bfloat16", "float32", "float32"]
 
 
+@pytest.mark.slow
 def test_fit_trains_a_net_of_several_libraries():
     net = dp.serial(NEIGHBOURS["linen"].layer, jnp.tanh, dp.linear(4), AFFINE["haiku"])
     step = dp.make_step(net, dp.regression(), optax.adam(0.03))

@@ -17,6 +17,7 @@ from diffprog import interop
 KEY, X = jax.random.key(0), jax.random.normal(jax.random.key(1), (6, 4))
 
 
+@pytest.mark.slow
 def test_it_composes_in_stax():
     inner = dp.serial(dp.linear(5), jax.nn.relu)
     init_fun, apply_fun = stax.serial(stax.Dense(3), interop.to_stax(inner), stax.Dense(2))
@@ -38,6 +39,7 @@ def test_shapes_are_those_of_the_layer():
     assert interop.to_stax(jnp.tanh)[0](KEY, ()) == ((), {})
 
 
+@pytest.mark.slow
 def test_to_stax_and_back_is_the_same_layer():
     net = dp.serial(dp.linear(5), jnp.tanh, dp.linear(2))
     again = interop.from_stax(interop.to_stax(net))

@@ -68,6 +68,7 @@ def test_16_bit_inputs_are_reduced_in_float32(how):
     assert float(y[0, 0]) == {"first": 1.0, "last": 1.5, "max": 1.5}.get(how, 1.25)
 
 
+@pytest.mark.slow
 def test_a_mask_of_rows_and_the_learned_kernel():
     net, x = dp.collapse("attention"), jnp.asarray(X, jnp.float32)
     own = params_of(net, x)

@@ -96,6 +96,7 @@ def test_without_a_key_there_is_no_noise():
     np.testing.assert_array_equal(hard, np.eye(4)[np.asarray(x).argmax(-1)])
 
 
+@pytest.mark.slow
 def test_a_hard_sample_is_the_argmax_of_the_soft_one_and_has_its_gradient():
     x, weights = jnp.asarray(drawn(5, 4)), jnp.asarray(drawn(5, 4, seed=1))
     soft, hard = (dp.estimators.gumbel_softmax(temperature=0.5, hard=hard)
@@ -136,6 +137,7 @@ def estimates(net, logits):
     return jax.vmap(jax.grad(reward), (None, 0))(logits, jax.random.split(KEY, DRAWS))
 
 
+@pytest.mark.slow
 def test_gumbel_softmax_bias_falls_and_variance_rises_as_temperature_falls():
     wanted = exact(LOGITS, np.square(REWARDS))
     bias, spread = [], []

@@ -86,6 +86,7 @@ def test_children_are_the_body_and_the_norm():
     assert bare.bare and bare.random and not dp.add_norm(dp.ffn(8)).random
 
 
+@pytest.mark.slow
 def test_residual_blocks_pass_on_state_side_inputs_and_streams():
     net = dp.add_norm(dp.self_attention(2, causal=True), dp.batch_norm())
     params, state = net.init(KEY, ROWS)
@@ -122,6 +123,7 @@ def trained(net, params, key=KEY):
     return np.asarray(net.apply(params, {}, ROWS, key=key, train=True)[0])
 
 
+@pytest.mark.slow
 def test_ffn_drops_hidden_features():
     """With biases and kernels of ones each y counts the hidden features that are kept."""
     net = dp.ffn(100, dropout=0.2)

@@ -145,6 +145,7 @@ def test_large_logits_do_not_overflow():
     assert losses.tolist() == [2e4, 0.0, 0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [
     np.arange(8), probabilities(8, 50).astype(jnp.bfloat16),
 ], ids=["labels", "soft"])
@@ -436,6 +437,7 @@ def test_padding_of_distributions_has_no_effect():
         jnp.ones(())).remedy == "add the missing axes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [
     jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chunk", [4, 6, 4096])

@@ -44,6 +44,7 @@ def masks():
     return np.arange(FRAMES) < TIMES[:, None], np.arange(2) < LENGTHS[:, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blank", [0, 2])
 def test_ctc_is_the_sum_over_all_paths(blank):
     x, (frames, kept) = logits(), masks()
@@ -57,6 +58,7 @@ def test_ctc_is_the_sum_over_all_paths(blank):
     dp.gradients.check_gradients(loss, jnp.asarray(x))
 
 
+@pytest.mark.slow
 def test_bfloat16_logits_are_summed_in_float32():
     half = jnp.asarray(logits(), jnp.bfloat16)
     found, wanted = (dp.losses.ctc(x, LABELS[[0]].repeat(4, 0))
@@ -69,6 +71,7 @@ def test_without_masks_all_frames_are_valid():
     np.testing.assert_allclose(jax.jit(dp.losses.ctc)(logits()[:1], LABELS[:1]), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_may_be_anywhere_and_hold_anything():
     x = logits()[:1, :4]
     spread_out = np.full((1, 6, CLASSES), np.nan)
@@ -84,6 +87,7 @@ def test_padding_may_be_anywhere_and_hold_anything():
         assert not np.asarray(grads)[~frames].any() and np.asarray(grads)[frames].all()
 
 
+@pytest.mark.slow
 def test_an_example_without_frames_is_invalid():
     x, (frames, kept) = logits(), masks()
     wanted = losses(x[:2], LABELS[:2], frames[:2], kept[:2])
@@ -104,6 +108,7 @@ def test_labels_out_of_range_give_nan():
     assert np.isnan(each).tolist() == [False, True, True, True]
 
 
+@pytest.mark.slow
 def test_labels_that_need_more_frames_give_a_large_number():
     assert 1e5 < float(dp.losses.ctc(jnp.zeros((1, 2, 3)), np.array([[1, 1]]))) < 1.1e5
 

@@ -49,6 +49,7 @@ WEIGHTS = np.array([1.0, 2.0, 0.0, 0.5])
 NARROW = np.where(LOGITS[:1].repeat(2, 0) == -INF, -INF, LOGITS[:1])  # class 2 alone is impossible
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["labels", "soft", "weighted", "smoothed", "divergence"])
 def test_an_impossible_class_costs_nothing_where_the_target_is_zero(name):
     smoothed = functools.partial(dp.losses.cross_entropy, label_smoothing=0.2,
@@ -74,6 +75,7 @@ def test_an_impossible_label_has_infinite_loss(smoothing):
     assert float(value) == INF and np.isfinite(slope).all()
 
 
+@pytest.mark.slow
 def test_an_impossible_class_of_weight_zero_costs_nothing():
     weighted = functools.partial(dp.losses.cross_entropy, class_weights=WEIGHTS, reduction="none")
     assert weighted(jnp.asarray(LOGITS[:1]), jnp.array([2])).tolist() == [0.0]
@@ -98,6 +100,7 @@ def test_the_chunks_of_linear_cross_entropy_may_be_impossible(impossible):
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_first_classes_may_be_impossible():
     scores = jnp.array([-INF, -INF, -INF, 0.0, 1.0, 2.0, 3.0])
     loss, best = dp.losses.linear_cross_entropy(

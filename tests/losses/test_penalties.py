@@ -45,6 +45,7 @@ def test_penalties_have_zero_gradient_at_zero(penalty):
     assert jax.grad(penalty)({"kernel": jnp.zeros(2)})["kernel"].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_penalty_is_trained_and_reported_beside_the_loss():
     x, y = examples()
     plain, rate = dp.classification(), 0.1
@@ -64,6 +65,7 @@ def test_a_penalty_is_trained_and_reported_beside_the_loss():
     np.testing.assert_allclose(loss, metrics["loss"] + metrics["penalty"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_penalty_is_reported_by_fit():
     x, y = examples()
     step = dp.make_step(

@@ -11,6 +11,7 @@ import diffprog as dp
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_the_parameters_of_bert():
     embedded = (30522 + 512 + 2) * 768 + norm(768)
     derived = embedded + 12 * block(768) + linear(768, 768)

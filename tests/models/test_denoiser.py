@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.comparing import close, computes, drawn, params_of
 
 import diffprog as dp
@@ -20,6 +21,7 @@ def test_sinusoids_have_the_frequencies_of_the_formula():
         np.testing.assert_allclose(row, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_conditioning_vector_in_numpy():
     first, second, table = drawn(4, 6), drawn(6, 6, seed=1), np.float32(drawn(11, 6, seed=2))
     params = {"classes": {"embedding": table}, "time": {
@@ -40,6 +42,7 @@ def test_the_conditioning_vector_in_numpy():
         computes(net(condition), {"told": params}, np.ones((2, 3, 3, 1)), y + table[rows])
 
 
+@pytest.mark.slow
 def test_any_number_of_batch_axes():
     net = time_and_class(4, 6, 10)
     time, condition = jnp.array([[3, 70, 5]] * 2), jnp.array([[1, 2, 10]] * 2)

@@ -27,6 +27,7 @@ def test_the_parameters_of_the_diffusion_transformer():
     assert count("dit") == derived == 674_834_720 == 675_129_632 - 256 * 1152
 
 
+@pytest.mark.slow
 def test_a_block_in_numpy():
     """self_attention and ffn, which have tests of their own, are called as layers."""
     block, x, told = _block(4, 2, 6, 0.0, 1e-6), drawn(2, 3, 4), drawn(2, 4, seed=1)

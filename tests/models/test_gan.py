@@ -23,6 +23,7 @@ def test_the_parameters_of_dcgan():
     assert count("dcgan_discriminator") == derived == 17_232_897
 
 
+@pytest.mark.slow
 def test_sides_double_from_figure_1():
     z = jax.ShapeDtypeStruct((1, 100), jnp.float32)
     rows = {row.path: row.output.shape for row in dp.summary(dp.models.dcgan_generator(), z).rows}
@@ -31,6 +32,7 @@ def test_sides_double_from_figure_1():
                      (1, 64, 64, 3)]
 
 
+@pytest.mark.slow
 def test_generator_and_discriminator_in_numpy():
     """On one pixel a convolution is a matrix: one doubling, and two halvings."""
     generator = dp.models.dcgan_generator(2, 1, width=3, smallest=1)

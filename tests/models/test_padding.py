@@ -45,6 +45,7 @@ def translated(name, x, mask):
     return given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=[pytest.mark.slow] * (name != "gpt")) for name in NETS])
 def test_padding_has_no_effect_on_valid_tokens(name):

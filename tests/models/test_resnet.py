@@ -51,6 +51,7 @@ def test_sides_of_a_resnet():
         (1, 56, 56, 256), (1, 28, 28, 512), (1, 14, 14, 1024), (1, 7, 7, 2048)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [basic, bottleneck])
 @pytest.mark.parametrize("zero_init", [True, False])
 def test_a_block_starts_as_the_identity(block, zero_init):

@@ -39,6 +39,7 @@ def test_the_parameters_of_the_unet():
     assert count("unet") == derived + 11 * 512  # ten classes, and one for no class
 
 
+@pytest.mark.slow
 def test_a_block_in_numpy():
     """On an image of one pixel a convolution is its central kernel."""
 
@@ -84,6 +85,7 @@ def test_output_depends_on_time_class_and_the_coarse_grid():
     assert differs(run(without, jnp.array([3, 3]), TIME), y)
 
 
+@pytest.mark.slow
 def test_attention_is_at_the_given_levels():
     def attentive(levels):
         net = dp.models.unet(1, **SMALL | {"attention": levels})

@@ -19,6 +19,7 @@ def test_the_parameters_of_vae():
     assert count("vae") == linear(64, 32) + 2 * linear(32, 2) + linear(2, 32) + linear(32, 64)
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder_may_be_called_alone():
     net, x = MODELS["vae"].net, jnp.asarray(drawn(3, 64), jnp.float32)
     params, _ = net.init(KEY, x)

@@ -40,6 +40,7 @@ def exhaustive(name, prompt, number, stop, penalty):
     return [(list(rows[i]), totals[i]) for i in order]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stop", "penalty"), [
     ("gpt", (1, 4), 1.0),
     *(pytest.param("gpt", stop, 0.0, marks=pytest.mark.slow) for stop in ((), (1, 4))),
@@ -117,6 +118,7 @@ def over_lists(likely, steps, beams, stop, penalty):
 TABLE = dp.serial(token=dp.embedding(4, 4), step=dp.learned_positions(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "beams", "stop", "penalty"), [
     (4, 2, (3,), 0.0), (5, 3, (1, 3), 1.0), (3, 1, (2,), 0.6), (3, 20, (0,), 2.0), (4, 2, (), 0.0)])
 def test_beam_search_is_that_over_lists(steps, beams, stop, penalty):

@@ -16,6 +16,7 @@ mask_tokens = jax.jit(lambda key, ids, mask=None: dp.text.mask_tokens(
     key, ids, vocabulary=VOCABULARY, mask_token=MASK_TOKEN, special_tokens=SPECIAL, mask=mask))
 
 
+@pytest.mark.slow
 def test_fractions_of_masked_tokens():
     """Exactly 15 % in each row; 80 % of them masked, 10 % random, 10 % kept, within 4 sigma."""
     ids = jax.random.randint(KEY, (400, 100), 10, VOCABULARY)
@@ -37,6 +38,7 @@ def test_fractions_of_masked_tokens():
     assert abs(places - 0.15).max() < 5 * np.sqrt(0.15 * 0.85 / 400)  # at any position
 
 
+@pytest.mark.slow
 def test_special_tokens_and_padding_are_never_masked():
     ids = jnp.tile(jnp.array([1, 10, 11, 2, 12, 13, 2, 0, 0]), (200, 1))
     mask = jnp.arange(9) < 7
@@ -48,6 +50,7 @@ def test_special_tokens_and_padding_are_never_masked():
     assert (np.asarray(labels) == -100).all()  # no candidates
 
 
+@pytest.mark.slow
 def test_labels_of_unsigned_ids():
     """-100 must not wrap around to 156."""
     ids = jnp.arange(10, 30, dtype=jnp.uint8)[None]
@@ -56,6 +59,7 @@ def test_labels_of_unsigned_ids():
     assert int((labels == -100).sum()) == 17 and int(labels.max()) < 30
 
 
+@pytest.mark.slow
 def test_another_key_masks_other_tokens():
     ids = jax.random.randint(KEY, (4, 40), 10, VOCABULARY)
     one, same, other = (mask_tokens(jax.random.key(seed), ids)[1] for seed in (0, 0, 1))

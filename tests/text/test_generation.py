@@ -120,6 +120,7 @@ def test_equal_keys_give_equal_texts():
     assert cold == write("gpt").tokens.tolist()
 
 
+@pytest.mark.slow
 def test_log_probs_are_those_of_the_sampled_tokens():
     written = write("gpt", key=KEY, temperature=3.0, top_k=4)
     for i, prompt in enumerate(PROMPTS):
@@ -151,6 +152,7 @@ def test_frequencies_of_samples(options, probs):
     assert (abs(counts - 20_000 * probs) <= 4.5 * sigma).all(), counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}], ids=str)
 def test_a_row_with_a_nan_logit_has_no_sample(options):
     logits = jnp.stack([LOGITS, LOGITS.at[2].set(jnp.nan)])
@@ -158,6 +160,7 @@ def test_a_row_with_a_nan_logit_has_no_sample(options):
     assert dp.text.sample(KEY, logits, **options)[0] >= 0
 
 
+@pytest.mark.slow
 def test_other_side_inputs_are_passed_at_every_step():
     @dp.program(net=GPT)
     def warm(layers, x, *, offset=None):
@@ -205,6 +208,7 @@ def test_too_long_prompts_are_refused():
            "got 14; learn more positions, or cut x", ask, [[1] * 10])
 
 
+@pytest.mark.slow
 def test_nets_that_cannot_generate_are_refused():
     never = dp.serial(embed=dp.embedding(7, 4), look=dp.self_attention(2), head=dp.linear(7))
     params, _ = never.init(KEY, jnp.ones((1, 2), int))
@@ -224,6 +228,7 @@ def test_nets_that_cannot_generate_are_refused():
            source=jnp.ones((1, 2), int))
 
 
+@pytest.mark.slow
 def test_nan_logits_are_refused():
     broken = jax.tree.map(lambda a: a * jnp.nan, trees("gpt")[0])
     assert refused(ask, params=broken).got == "NaN for prompt 0"

@@ -84,6 +84,7 @@ def test_texts_end_independently():
     assert written.lengths[0] < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 3, 81])
 def test_beams_end_at_a_stop_sequence(beams):
     """Against beam search over lists, by the logits of a table."""
@@ -111,6 +112,7 @@ def test_beams_end_at_a_stop_sequence(beams):
 # Keys and temperatures.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {}, pytest.param({"top_k": 3}, marks=pytest.mark.slow),
     pytest.param({"top_p": 0.8, "temperature": 2.0}, marks=pytest.mark.slow)], ids=str)
@@ -134,6 +136,7 @@ def test_prompts_with_keys_of_their_own_generate_as_alone():
     assert together.tolist() != write(key=KEY, temperature=1.5, top_k=4).tokens.tolist()
 
 
+@pytest.mark.slow
 def test_each_row_may_have_a_temperature():
     logits = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3])), (30_000, 4))
     drawn = dp.text.sample(KEY, logits, temperature=np.repeat([0.0, 0.5, 1.0], 10_000))
@@ -150,6 +153,7 @@ def test_each_row_may_have_a_temperature():
     assert (traced(0.0) == 1).all() and (traced(50.0) != 1).any()
 
 
+@pytest.mark.slow
 def test_each_prompt_may_have_a_temperature():
     keys = jax.random.split(KEY, 3)
     found = write(key=keys, temperature=jnp.array([0.0, 2.0, 0.0])).tokens.tolist()
@@ -290,6 +294,7 @@ def test_log_probabilities_are_those_of_the_net(name):
         assert (found[i, len(wanted):] == 0).all()
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_generated_texts_are_their_log_probs():
     params = {"table": {"embedding": jnp.asarray(TABLE)}}
     written = write(key=KEY, temperature=2.0)
@@ -327,6 +332,7 @@ def test_a_program_that_reads_the_parameters_of_a_repeat_generates():
     assert dp.text.beam_search(net, params, [[1]], 4, beams=1).tokens[0, 0].tolist() == row[1:]
 
 
+@pytest.mark.slow
 def test_a_custom_layer_that_indexes_levels_itself_generates():
     """Its child is a repeat, which must not be unrolled."""
     block = dp.linear(7)

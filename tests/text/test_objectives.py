@@ -56,6 +56,7 @@ def test_the_loss_is_the_mean_over_all_tokens_but_the_first():
         np.testing.assert_allclose(metrics["accuracy"], hits.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [
     [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]]])
 def test_padding_is_neither_target_nor_input(mask):
@@ -133,6 +134,7 @@ def test_translation_is_trained_by_teacher_forcing():
     np.testing.assert_allclose(loss, nlls(logits, IDS[:, 1:]).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_label_smoothing_changes_the_loss_but_not_bits():
     loss, metrics = measured(dp.text.next_token(label_smoothing=0.1), IDS)
     logits = scores(IDS[:, :-1])
@@ -144,6 +146,7 @@ def test_label_smoothing_changes_the_loss_but_not_bits():
     assert abs(metrics["loss"] - nll) > 1e-3
 
 
+@pytest.mark.slow
 def test_perplexity_is_that_without_label_smoothing():
     """Logits are 4 for the true class, 0 for two others: the nll is log(1 + 2 exp(-4))."""
     net = dp.embedding(3, 3)
@@ -159,6 +162,7 @@ def test_perplexity_is_that_without_label_smoothing():
         assert 2 ** found["bits"] == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_averages_over_tokens():
     step = dp.make_step(NET, dp.text.next_token(), optax.sgd(0.1))
     state = step.init(KEY, IDS[:, :-1])
@@ -171,6 +175,7 @@ def test_evaluate_averages_over_tokens():
     np.testing.assert_allclose(found["bits"], wanted / math.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [
     dp.text.next_token(),
     dp.training.penalized(dp.text.next_token(), lambda params: 1e-3 * dp.losses.l2(params))])
@@ -221,6 +226,7 @@ def test_linear_cross_entropy_equals_cross_entropy(chunk, bias):
     assert (np.asarray(best)[mask] == logits.argmax(-1)[mask]).all()
 
 
+@pytest.mark.slow
 def test_gradients_of_linear_cross_entropy():
     draw = np.random.default_rng(1)
     with jax.enable_x64(True):
@@ -241,6 +247,7 @@ def test_gradients_of_linear_cross_entropy():
         assert dp.gradients.check_gradients(lambda x: chunked(x, *given[1:]), given[0])
 
 
+@pytest.mark.slow
 def test_labels_outside_the_classes_are_nan_and_ignored_entries_are_not():
     x, kernel = jnp.ones((3, 2)), jnp.ones((2, 5))
     loss, _ = dp.losses.linear_cross_entropy(x, kernel, jnp.array([1, 5, 2]), chunk=2,
@@ -258,6 +265,7 @@ TABLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_chunked_next_token_equals_next_token(name):
     net, table = TABLES[name]
@@ -319,6 +327,7 @@ def test_the_loss_of_masked_language_is_a_sum_of_two():
     assert metrics["count"] == 2
 
 
+@pytest.mark.slow
 def test_masks_of_masked_language():
     draw = np.random.default_rng(0)
     scores = jnp.asarray(draw.normal(size=(3, 2, 5))), jnp.asarray(draw.normal(size=(3, 2)))

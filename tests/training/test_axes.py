@@ -90,6 +90,7 @@ def judged(net, params, state, batch, *, key, train):
     return loss, (state, {"loss": loss})
 
 
+@pytest.mark.slow
 def test_check_axes_false_allows_mixing():
     net, _, _ = MIXING["conv"]
     step = step_of(net, check_axes=False)
@@ -158,6 +159,7 @@ def test_common_side_inputs_are_no_examples():
 # Channels first.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("net", [
     head(dp.conv(4, 3)), head(lambda x: x / 255, dp.conv(4, 3)), head(dp.avg_pool((1, 2))),

@@ -67,6 +67,7 @@ def of(net, objective, x, **side):
     return step, step.init(KEY, x, **side)
 
 
+@pytest.mark.slow
 def test_a_sum_of_means_with_different_counts_is_exact():
     """Rows have 1, 2, 3, 0 and 5 masked tokens; the reference is in float64."""
     net = dp.program(tokens=dp.linear(4), follows=dp.linear(2))(
@@ -100,6 +101,7 @@ def test_a_sum_of_means_with_different_counts_is_exact():
 SILENT = dp.stateless(None, lambda params, x, *, time: 0 * x, name="silent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 40])
 def test_every_example_has_its_own_noise(size):
     """The net predicts 0, so that the loss is the mean square of 2,000 normal numbers."""
@@ -143,6 +145,7 @@ def test_noise_does_not_depend_on_the_batch_size(name):
         assert dp.evaluate(step, state, [batch(x)]) == whole  # and is the same each time
 
 
+@pytest.mark.slow
 def test_a_common_side_input_is_not_split_into_examples():
     """As many features as examples: the side input is one number per feature."""
     @dp.program()
@@ -157,6 +160,7 @@ def test_a_common_side_input_is_not_split_into_examples():
     assert dp.evaluate(step, state, parts) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_samples_the_bound():
     """q is N(0, 1), and the prediction is z: E[(z - 2)**2] is 1 + 4, its variance 2 + 16."""
     still = dp.stateless(None, lambda params, x: (0 * x, 0 * x), name="still")
@@ -168,6 +172,7 @@ def test_evaluation_samples_the_bound():
     assert abs(found["reconstruction"] - 5) < 4 * np.sqrt(18 / 1000)
 
 
+@pytest.mark.slow
 def test_players_draw_for_each_example():
     def guess(net, params, state, x, *, key, train):
         loss = jnp.square(jax.random.normal(key, x.shape) * params["point"]["scale"] - x).mean()
@@ -195,6 +200,7 @@ def scored(net, params, state, batch, *, key, train):
     return loss, (state, {"loss": loss})
 
 
+@pytest.mark.slow
 def test_an_objective_without_count_is_weighted_by_examples():
     x, y = examples(9)
     y = y.astype(np.float32)
@@ -372,6 +378,7 @@ def test_an_output_that_merges_the_batch_axis_is_refused():
         dp.predict(net, params, examples(10)[0], batch_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 7])
 def test_a_common_attention_mask_is_not_cut(count):
     net = dp.self_attention(1)
@@ -407,6 +414,7 @@ def test_predict_requires_a_batch_axis(x):
         dp.predict(NET, params, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "value"), [(np.float16, 0.7), (np.float32, 0.7)])
 def test_metrics_are_averaged_in_float64_whatever_their_dtype(dtype, value):
     """Summed in float16, 2000 parts of 0.7 have the mean 0.65; 100,000 in float32 have 0.6994."""

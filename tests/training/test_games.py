@@ -120,6 +120,7 @@ def test_a_gradient_penalty_is_differentiated_twice():
 # statistics and inner steps
 
 
+@pytest.mark.slow
 def test_a_player_updates_only_its_own_statistics():
     batch, before = batch_of(12), begun()
     after, _ = game(donate=False).apply(before, batch)
@@ -143,6 +144,7 @@ def test_a_player_updates_only_its_own_statistics():
     close(after.state["maker"]["batch_norm_0"], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_inner_steps_are_updates_on_parts_of_the_batch():
     batch, before = batch_of(12), begun()
     after, metrics = game(3, donate=False).apply(before, batch)
@@ -203,6 +205,7 @@ def test_metrics_are_weighted_by_their_counts():
 # keys, purity, and `fit`
 
 
+@pytest.mark.slow
 def test_every_update_has_its_own_key():
     def wander(net, params, state, x, *, key, train):
         loss = (params["point"]["scale"] + params["rival"]["scale"]).sum() * jax.random.normal(key)
@@ -254,6 +257,7 @@ def test_fit_plays_a_game():
     np.testing.assert_allclose(rest["maker/loss"], loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_in_inference_is_the_same_each_time():
     def noisy(net, params, state, x, *, key, train):
         loss = params["point"]["scale"].sum() + jax.random.normal(key)

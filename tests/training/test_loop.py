@@ -174,6 +174,7 @@ def test_without_a_loss_no_state_is_the_best():
     assert train(game, [(x, y)], 1, validation=[(x, y)]).best is None
 
 
+@pytest.mark.slow
 def test_ignored_labels_and_masks_pass_through_fit():
     x, y = examples()
     mask = np.arange(12) % 4 != 0

@@ -284,6 +284,7 @@ def streaming(objective=None, net=CELL):
         state.params, state.state, CHUNKS[0][0], length=12))
 
 
+@pytest.mark.slow
 def test_fit_continues_a_started_stream():
     """The carry passes from batch to batch without its gradient: computed by hand."""
     step, begun = streaming()
@@ -316,6 +317,7 @@ def test_a_stream_continues_after_a_restart():
     equal(train(step, CHUNKS[2:], 1, state=part.state).state, whole.state)
 
 
+@pytest.mark.slow
 def test_parameters_of_another_net_are_refused_in_a_stream():
     step, begun = streaming()
     wide = [(np.ones((2, 4, 5), np.float32), CHUNKS[0][1])]

@@ -242,6 +242,7 @@ def pooled(layers, x, *, mask):
     return layers.head((x * weights).sum(1) / weights.sum(1))
 
 
+@pytest.mark.slow
 def test_a_mask_of_positions_goes_to_the_net_alone():
     net = dp.program(head=dp.linear(3))(pooled)
     x, y = jnp.asarray(drawn(2, 4, 5)), jnp.array([0, 2])
@@ -258,6 +259,7 @@ def test_a_mask_of_positions_goes_to_the_net_alone():
 RAGGED = np.arange(5) < np.array([2, 5, 4])[:, None]
 
 
+@pytest.mark.slow
 def test_a_mask_of_time_is_no_mask_of_equally_many_outputs():
     """Five steps and five outputs: the mask is over steps, and all 15 targets are valid."""
     net = dp.recurrent(dp.gru(4)) >> dp.collapse("last") >> dp.linear(5)
@@ -293,6 +295,7 @@ def test_a_mask_of_time_masks_targets_if_the_net_keeps_time(net):
     assert float(metrics["count"]) == 33
 
 
+@pytest.mark.slow
 def test_side_inputs_over_time_are_resized_with_x():
     """Side inputs over time are resized when the net is planned for another length."""
     net = dp.program(body=dp.self_attention(1))(lambda layers, x, *, extra: layers.body(x) + extra)
@@ -306,6 +309,7 @@ def test_side_inputs_over_time_are_resized_with_x():
     assert float(metrics["count"]) == 44
 
 
+@pytest.mark.slow
 def test_masked_targets_do_not_mask_the_input():
     """Two series with gaps: the recurrence reads all of x; the loss is where y is known."""
     net = dp.recurrent(dp.simple_rnn(1))
@@ -335,6 +339,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_target_mask_is_of_any_leading_axes(name):
     """Masked targets have no effect, whatever they hold; a single valid one is the mean."""
@@ -382,6 +387,7 @@ def test_batches_of_another_form_are_refused(batch_of):
         dp.classification()(net, params, state, batch_of(x, y), key=None, train=True)
 
 
+@pytest.mark.slow
 def test_state_key_and_flag_reach_the_net():
     net = dp.serial(dp.batch_norm(), dp.dropout(0.5), dp.linear(3))
     x, y = jnp.asarray(drawn(4, 5)), jnp.array([0, 2, 1, 2])

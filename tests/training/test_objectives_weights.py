@@ -74,6 +74,7 @@ def test_a_weight_equals_repeating_the_example(name):
             np.testing.assert_allclose(found[metric], value, rtol=2e-5, err_msg=metric)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "of weighted classes", "next token",
                                   "masked language", "elbo"])
 def test_weighted_metrics_do_not_depend_on_the_cut(name):
@@ -87,6 +88,7 @@ def test_weighted_metrics_do_not_depend_on_the_cut(name):
     assert dp.evaluate(step, state, parts) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_entries_may_have_their_own_weights():
     """Any leading axes of the targets, beside masks."""
     x = jnp.asarray(DRAW.normal(size=(4, 6, 5)), jnp.float32)
@@ -105,6 +107,7 @@ def test_entries_may_have_their_own_weights():
         np.testing.assert_allclose(metrics["count"], valid.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_tokens_may_have_their_own_weights():
     params, _ = SCORES.init(KEY, IDS)
     weights = DRAW.random((4, 5))
@@ -115,6 +118,7 @@ def test_tokens_may_have_their_own_weights():
     np.testing.assert_allclose(metrics["count"], weights.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_is_weighted():
     """Equal weights have no effect; the weighted mean is that of the single examples."""
     net = dp.program(f=dp.linear(5))(lambda layers, x, *, time: layers.f(x) + time[:, None])
@@ -205,6 +209,7 @@ class Drawing:
         return {"twice": 2 * found["part"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [
     Drawing(), dp.training.penalized(Drawing(), dp.losses.l2),
 ], ids=["plain", "penalized"])
@@ -328,6 +333,7 @@ def test_probabilities_inside_a_net_and_log_probabilities_are_accepted(net, obje
 # A mask of the targets that is named mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "x", "tasks"), [
     (dp.serial(dp.linear(6), dp.batch_norm(), dp.linear(3)), X, 3),
     (dp.serial(dp.linear(5), dp.batch_norm()), X, 5),  # as many tasks as features

@@ -74,6 +74,7 @@ def by_hand(optimizer, net, steps, second_order):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     name if name == "plateau" else pytest.param(name, marks=pytest.mark.slow)
     for name in ASKING])
@@ -212,6 +213,7 @@ SKIPPING = {
 MOVING = dp.ema(dp.serial(dp.batch_norm(), NET))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SKIPPING)
 def test_a_skipped_step_changes_neither_net_nor_metrics(name):
     step = make(SKIPPING[name](), MOVING)

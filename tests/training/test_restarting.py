@@ -28,6 +28,7 @@ def drawn(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=() if name == "positions" else pytest.mark.slow)
     for name in NETS])

@@ -39,6 +39,7 @@ def test_a_step_goes_down_the_gradient():
     assert int(after.step) == 1 and after.params["kernel"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_evaluate_of_a_step_computes_in_inference():
     x, y = examples()
     step = noisy()
@@ -96,6 +97,7 @@ def test_an_epoch_may_be_a_scan():
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sweep_may_be_a_vmap():
     x, y = examples()
     step = sgd(donate=False)
@@ -173,6 +175,7 @@ def test_a_state_of_another_type_is_refused(state, call):
         call(sgd(), state, examples())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", [
     lambda params, x: jax.grad(lambda params: NET(params, x).sum())(params),
     lambda params, x: jax.vmap(lambda x: NET(params, x))(x),

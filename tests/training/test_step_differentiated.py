@@ -31,6 +31,7 @@ def error_after(params, rate, told, asked, *, optimizer=optax.sgd, net=NET):
     return jnp.mean((net(now.params, asked[0]) - asked[1]) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_gradients_through_training_agree_with_finite_differences(name):
     """With respect to the initial parameters, the learning rate, and the data."""
@@ -42,6 +43,7 @@ def test_gradients_through_training_agree_with_finite_differences(name):
     assert len(found.rows) == 7 and all(row.reverse for row in found.rows)
 
 
+@pytest.mark.slow
 def test_a_gradient_of_one_step_is_that_of_the_formula():
     """d/dp L(p - r g(p)) = (1 - r H(p)) g'(p - r g(p)), of a quadratic with a known Hessian."""
     with jax.enable_x64(True):

@@ -82,6 +82,7 @@ def test_the_kl_of_masked_entries_is_zero():
 # the objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "train", "beta"), [
     (None, False, 1.0), (KEY, False, 4.0), (KEY, True, 1.0),
 ], ids=["inference", "one draw", "training"])
@@ -97,6 +98,7 @@ def test_both_terms_are_sums_over_an_example_and_means_over_the_batch(key, train
     assert float(loss) == float(metrics["loss"]) and state == {}
 
 
+@pytest.mark.slow
 def test_masks_leave_out_examples_and_entries():
     net, params, x, y = example()
     rows = np.array([True, True, False, True, False, True])
@@ -116,6 +118,7 @@ def test_masks_leave_out_examples_and_entries():
         assert float(metrics["count"]) == 4 and not dp.tree.nonfinite(grads)
 
 
+@pytest.mark.slow
 def test_evaluation_averages_over_examples():
     net, params, x, y = example(7)
     step = dp.make_step(net, dp.training.elbo(), optax.sgd(0.1))
@@ -124,6 +127,7 @@ def test_evaluation_averages_over_examples():
     assert parts == pytest.approx(dp.evaluate(step, state, [(x, y)]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_images_and_latent_maps_are_summed():
     net = dp.models.vae(dp.branch(dp.conv(2, 3, stride=2), dp.conv(2, 3, stride=2)),
                  dp.conv_transpose(1, 3, stride=2))
@@ -137,6 +141,7 @@ def test_images_and_latent_maps_are_summed():
     np.testing.assert_allclose(metrics["kl"], closed(*latent).sum() / 2, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_bounds_the_evidence():
     """A linear decoder with noise of variance 1/2: log p(y) is that of one normal distribution."""
     net, params, x, _ = example()

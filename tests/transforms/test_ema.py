@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from support.comparing import KEY, X, close, gradient, same
 
 import diffprog as dp
@@ -36,6 +37,7 @@ def test_no_gradient_in_inference():
     assert not any(bool(leaf.any()) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_training_uses_parameters_and_validation_the_average():
     """A step donates each buffer once, so the average must not share one with the parameters."""
     x, y = X, jnp.array([0, 1, 2])

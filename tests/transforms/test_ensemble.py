@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from support.comparing import KEY, X, close, equal, gradient, params_of, same
 
 import diffprog as dp
@@ -32,6 +33,7 @@ def test_a_member_is_initialized_as_the_layer_alone():
         same(copy(params, i), LAYER.init(jax.random.fold_in(KEY, i), X)[0])
 
 
+@pytest.mark.slow
 def test_members_have_their_own_statistics_and_noise():
     net = dp.ensemble(2, dp.serial(dp.linear(4), dp.batch_norm(), dp.dropout(0.5)))
     params, state = net.init(KEY, X)

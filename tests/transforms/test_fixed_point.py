@@ -79,6 +79,7 @@ def test_derivatives_are_those_of_200_unrolled_steps_and_of_finite_differences()
     assert dp.gradients.check_gradients(NET, params, x).worst.error < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [
     dp.fixed_point(lambda pair: pair[0] + 1 + 0 * pair[1]),
     dp.fixed_point(lambda pair: jnp.exp(99 * (1 + pair[0])) + pair[1]),
@@ -94,6 +95,7 @@ def test_the_fixed_point_of_cos():
     np.testing.assert_allclose(y, 0.7390851, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_derivative_is_nan_if_only_it_does_not_converge():
     """x = 0 is a fixed point; the linear equation has four eigenvalues and only four steps."""
     net = dp.fixed_point(lambda pair: jnp.tanh(jnp.array([3, -3, 5, 7]) * pair[0] + pair[1]),
@@ -131,6 +133,7 @@ LIKE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIKE)
 def test_a_large_example_does_not_affect_the_accuracy_of_a_small_one(name):
     x = LIKE[name](jnp.asarray(FAR, jnp.float32))
@@ -157,6 +160,7 @@ def test_derivatives_of_a_large_example_do_not_affect_those_of_a_small_one():
         np.testing.assert_allclose(found[1:, 0], right[1:], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_parameters_is_a_sum_over_examples():
     """One example is saturated and far from its target; the reference solves one by one."""
     a, b, x, target = (drawn(*shape, seed=seed) for seed, shape in enumerate(
@@ -198,6 +202,7 @@ def calls(f, *given, steps=200):
     return y, seen
 
 
+@pytest.mark.slow
 def test_the_slowest_example_decides_the_number_of_applications():
     def slow(pair):
         z, (x, speed) = pair[0][0], pair[1]
@@ -210,6 +215,7 @@ def test_the_slowest_example_decides_the_number_of_applications():
     assert len(together) == alone[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, 3e38])
 def test_an_example_that_diverges_does_not_affect_others(bad):
     """It is not finite at first, or overflows; the others are computed as without it."""
@@ -248,6 +254,7 @@ def test_examples_that_f_mixes_converge_together():
     np.testing.assert_allclose(pushed[:, 0], [1 / 3, 4 / 3, 1 / 3], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_x_without_a_batch_axis_is_solved_as_a_whole():
     """The tolerance is relative to the largest entry, also for one that cancels to zero."""
     a = np.array([[0.3, -0.4], [0.5, 0.2]])
@@ -260,6 +267,7 @@ def test_x_without_a_batch_axis_is_solved_as_a_whole():
     close(both({}, x), jax.jit(both)({}, x))
 
 
+@pytest.mark.slow
 def test_a_side_input_as_long_as_the_batch_does_not_hide_the_batch_axis():
     def forward(params, pair, *, scale):
         return pair[1] + scale * jnp.sin(pair[0])
@@ -272,6 +280,7 @@ def test_a_side_input_as_long_as_the_batch_does_not_hide_the_batch_axis():
     np.testing.assert_allclose(whole[1:, 0], settled(FAR)[1:], rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [
     (0, 4), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(2, 0, 4), (0, 3, 4)])])
 def test_an_empty_batch_returns_an_empty_solution(shape):
@@ -283,6 +292,7 @@ def test_an_empty_batch_returns_an_empty_solution(shape):
     assert dp.fixed_point(wave)({}, jnp.ones((3, 0))).shape == (3, 0)
 
 
+@pytest.mark.slow
 def test_nan_stays_in_its_example():
     params = params_of(NET)
     y = jax.jit(NET)(params, X.at[0].set(jnp.nan))
@@ -290,6 +300,7 @@ def test_nan_stays_in_its_example():
     close(y[1:], NET(params, X)[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_accuracy_is_that_of_the_dtype(dtype):
     params = params_of(NET)
@@ -300,6 +311,7 @@ def test_accuracy_is_that_of_the_dtype(dtype):
     np.testing.assert_allclose(slope.astype(float), exact, atol=4 * tolerance)
 
 
+@pytest.mark.slow
 def test_a_tolerance_allows_f_to_be_less_precise_than_x():
     rough = dp.mixed(F, jnp.bfloat16)
     params = params_of(NET)
@@ -318,6 +330,7 @@ def test_all_iterations_share_one_key():
     assert abs(run(params, {}, x, key=jax.random.key(1))[0] - z).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_pytree_is_solved_as_one():
     def step(layers, pair):
         (a, b), (x, y) = pair
@@ -342,6 +355,7 @@ def test_parameters_taps_and_streams_are_those_of_the_layer():
     assert dp.fixed_point(dp.parallel(kind, identity) >> dp.add).start is not None
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_applications():
     params = params_of(NET)
     sizes = []

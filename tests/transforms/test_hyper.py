@@ -70,6 +70,7 @@ def test_one_condition_is_shared_by_all_examples():
     computes(conditioned(condition[2]), {"f": params}, x, x @ kernel + bias)
 
 
+@pytest.mark.slow
 def test_the_target_alone_with_the_generated_parameters():
     params, net = tried(NET)
     y, alone = net(params, X, condition=CONDITION), jax.jit(BODY)
@@ -81,6 +82,7 @@ def test_the_target_alone_with_the_generated_parameters():
         close(net(params, X, condition=CONDITION[i]), BODY(own, X))
 
 
+@pytest.mark.slow
 def test_only_the_first_axis_of_x_is_the_batch():
     x = jnp.stack([X, 2 * X, 3 * X], 1)  # (5, 3, 2)
     params, net = tried(NET, x)
@@ -89,6 +91,7 @@ def test_only_the_first_axis_of_x_is_the_batch():
         close(y[:, i], net(params, x[:, i], condition=CONDITION))
 
 
+@pytest.mark.slow
 def test_a_condition_may_be_an_int():
     tasks = jnp.array([6, 0, 2, 2, 1])
     params, net = tried(dp.hyper(dp.linear(3), dp.embedding(7, 4)), condition=tasks)
@@ -99,6 +102,7 @@ def test_a_condition_may_be_an_int():
 
 # Initial values.
 
+@pytest.mark.slow
 def test_initial_parameters_are_near_those_of_the_target():
     params, net = tried(dp.hyper(BODY, dp.linear(8), kernel_init="zeros"))
     biases = each_leaf(lambda kernel, bias: bias, params["target"])
@@ -122,6 +126,7 @@ def test_the_variance_of_generated_parameters(options, scale):
         assert abs(added.std() / np.sqrt(scale / fan_in) - 1) < 3 / np.sqrt(2 * added.size) + 0.03
 
 
+@pytest.mark.slow
 def test_a_scalar_parameter_is_generated():
     gain = dp.stateless(lambda key, x: {"gain": jnp.ones(())}, lambda params, x: params["gain"] * x)
     params, net = tried(dp.hyper(gain, lambda z: z))
@@ -131,6 +136,7 @@ def test_a_scalar_parameter_is_generated():
 
 # Layers inside and wrappers around.
 
+@pytest.mark.slow
 def test_examples_draw_different_noise():
     net = dp.hyper(dp.linear(40) >> dp.dropout(0.5), dp.linear(3))
     assert net.random and not NET.random
@@ -141,6 +147,7 @@ def test_examples_draw_different_noise():
     assert all((dropped[i] != dropped[j]).any() for i in range(5) for j in range(i))
 
 
+@pytest.mark.slow
 def test_the_generator_may_have_state_and_side_inputs():
     mask = jnp.array([[True] * 3, [True, True, False], *[[True, False, False]] * 3])
     steps = jax.random.normal(KEY, (5, 3, 4))
@@ -174,6 +181,7 @@ def test_a_hypernetwork_may_generate_another():
         close(row(y, i), net(params, row(X, i), condition=CONDITION[i]))
 
 
+@pytest.mark.slow
 def test_a_stream_generates_the_parameters_once():
     seen = []
     net = dp.hyper(dp.conv(3, 2, dims=1, padding="CAUSAL"), spy(seen))
@@ -202,6 +210,7 @@ def test_under_mixed_parameters_are_generated_in_the_narrow_dtype():
     assert "= dot_general" in text and not re.search(r"f32\[[\d,]+\] = dot_general", text)
 
 
+@pytest.mark.slow
 def test_copies_in_repeat_have_their_own_generators():
     one = dp.hyper(dp.linear(2) >> jnp.sin, lambda z: z)
     params, net = tried(dp.repeat(3, dp.remat(one)))
@@ -212,6 +221,7 @@ def test_copies_in_repeat_have_their_own_generators():
     close(net(params, X, condition=CONDITION), y)
 
 
+@pytest.mark.slow
 def test_it_learns_a_map_that_depends_on_the_condition():
     """Rotations of the plane by an angle per example."""
     angle, x = jnp.linspace(-3, 3, 64), jax.random.normal(KEY, (64, 2))

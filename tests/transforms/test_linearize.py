@@ -29,6 +29,7 @@ def run(net, params, x, state):
     return net(params, x, state=state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_value_plus_jacobian_at_the_origin(train):
     with jax.enable_x64(True):
@@ -68,6 +69,7 @@ def test_a_layer_linear_in_its_parameters_is_unchanged(net):
     close(run(expanded, moved, x, state), run(net, moved, x, {}))
 
 
+@pytest.mark.slow
 def test_names_stay_and_the_state_has_the_origin():
     expanded, params, state, _ = made(NORMED)
     assert names(expanded) == names(NORMED)
@@ -94,6 +96,7 @@ def test_running_statistics_are_those_at_the_origin():
     close({name: part for name, part in after.items() if name != "origin"}, wanted)
 
 
+@pytest.mark.slow
 def test_training_follows_the_tangent_kernel():
     """For half the sum of squares: ``f_t = y + (1 - rate K)^t (f_0 - y)``, exactly."""
     rate, steps = 0.02, 20

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from support.comparing import KEY, X, close, drawn, gradient, params_of, same
 
 import diffprog as dp
@@ -43,6 +44,7 @@ def test_freeze_with_exclude_trains_the_factors_only():
     assert {path.split("/")[-3] for path in free} == {"query", "key", "value", "out"}
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_unmerge_and_merge():
     """A target at a distance of rank one from the pretrained map is learned with rank one."""
     plain = dp.linear(3, bias=False)

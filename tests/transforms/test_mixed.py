@@ -20,6 +20,7 @@ def rounded(tree):
     return jax.tree.map(lambda a: a.astype(BF16), tree)
 
 
+@pytest.mark.slow
 def test_it_equals_the_layer_on_rounded_parameters_and_inputs():
     net = dp.mixed(BODY, BF16)
     params = params_of(net)
@@ -67,6 +68,7 @@ def test_statistics_keep_their_dtype():
     same(after, plain[1])
 
 
+@pytest.mark.slow
 def test_caches_are_narrow_and_statistics_are_not():
     net = dp.mixed(dp.serial(dp.batch_norm(), dp.conv(3, 2, dims=1, padding="CAUSAL")), BF16)
     x = jax.random.normal(KEY, (2, 4, 3))
@@ -79,6 +81,7 @@ def test_caches_are_narrow_and_statistics_are_not():
     assert {path: leaf.dtype for path, leaf in dp.tree.paths(after).items()} == dtypes
 
 
+@pytest.mark.slow
 def test_it_nests_with_repeat_in_any_order():
     plain = dp.repeat(3, BODY)
     inside, outside = dp.repeat(3, dp.mixed(BODY, BF16)), dp.mixed(plain, BF16)
@@ -204,6 +207,7 @@ def test_a_layer_with_a_replaced_apply_keeps_it(net):
     np.testing.assert_allclose(other(params, X), 2 * net(params, X), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_program_reads_parameters_in_dtype():
     seen = {}
 

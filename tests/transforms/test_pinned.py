@@ -21,6 +21,7 @@ def trees(net=NET, x=X):
     return moved(params), moved(state, 4)
 
 
+@pytest.mark.slow
 def test_pinned_to_inference_training_equals_inference():
     """Output, gradient and state, without a key; parameters are those of the net."""
     params, state = trees()
@@ -149,6 +150,7 @@ def test_a_pinned_batch_norm_does_not_change_in_training():
          (before.params["frozen"], before.state["frozen"]))
 
 
+@pytest.mark.slow
 def test_a_layer_pinned_to_inference_does_not_mix_examples():
     """Per-example gradients in training have the mean of the batch gradient."""
     net = dp.serial(dp.linear(4), dp.pin(dp.batch_norm(), train=False), dp.linear(3))
@@ -170,6 +172,7 @@ def test_a_layer_pinned_to_inference_does_not_mix_examples():
         dp.predict(mixing, params, X, state=state, batch_size=2)
 
 
+@pytest.mark.slow
 def test_gradient_flow_summary_and_diagram_see_through_pin():
     params, state = trees()
     objective = dp.classification()

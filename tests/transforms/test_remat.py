@@ -33,6 +33,7 @@ def test_repeat_of_remat_and_remat_of_repeat_agree():
         assert kept(net) < kept(plain)
 
 
+@pytest.mark.slow
 def test_policies_differ_in_the_stored_activations():
     net = dp.serial(dp.linear(6), jnp.sin, jnp.sin, jnp.sin, dp.linear(4))
     least, dots, all_of_it = (kept(dp.remat(net, policy=policy)) for policy in (
@@ -52,6 +53,7 @@ def test_a_policy_stores_products_with_weights_but_not_batched_ones():
     assert weights < dots
 
 
+@pytest.mark.slow
 def test_policies_in_repeat():
     assert repr(dp.repeat(2, BLOCK, remat="dots_saveable")).endswith("remat='dots_saveable')")
     few = kept(dp.repeat(3, BLOCK, remat=True))
@@ -68,6 +70,7 @@ def test_unknown_policies_raise(make):
            make, dp.linear(4), **option)
 
 
+@pytest.mark.slow
 def test_it_keeps_randomness_and_state():
     layer = dp.serial(dp.linear(4), dp.batch_norm(), dp.dropout(0.5))
     params, state = layer.init(KEY, X)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.comparing import KEY, X, close, gradient, names, params_of, same
 
 import diffprog as dp
@@ -42,6 +43,7 @@ def test_several_patterns():
     assert replaced == {"linear_0/kernel/log", "head/kernel/log", "head/bias/log"}
 
 
+@pytest.mark.slow
 def test_leaves_and_copies_have_different_keys():
     net = dp.reparam(dp.serial(dp.repeat(2, dp.linear(4)), dp.linear(4)), drawn,
                      lambda tree: tree["kernel"])

@@ -41,6 +41,7 @@ def test_power_iteration_follows_the_kernel_in_training():
     np.testing.assert_array_equal(vector(same_state), vector(state))
 
 
+@pytest.mark.slow
 def test_the_lipschitz_constant_of_a_net_is_at_most_one():
     """It is at most the product of the constants of the layers."""
     net = dp.repeat(3, dp.spectral_norm(dp.linear(4, bias=False)) >> jnp.tanh)
@@ -85,6 +86,7 @@ def test_a_kernel_of_zeros_is_not_divided_and_learns():
     np.testing.assert_allclose(np.linalg.norm(merged["kernel"], 2), 1, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_complex_kernel_in_numpy():
     kernel = jnp.asarray(drawn(3, 2) + 1j * drawn(3, 2, seed=1), jnp.complex64)
     layer = dp.Layer(lambda key, x: ({"kernel": kernel}, {}),

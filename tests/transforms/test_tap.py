@@ -66,6 +66,7 @@ def test_activations_of_copies(wrap):
     same(y, net(params, X))
 
 
+@pytest.mark.slow
 def test_the_returned_state_is_that_of_the_net():
     net = dp.serial(dp.batch_norm(), dp.repeat(2, dp.batch_norm() >> jnp.tanh), dp.dropout(0.5))
     params, state = net.init(KEY, X)
@@ -85,6 +86,7 @@ def test_structured_activations():
     assert [a.shape for a in seen["pair"]] == [(3, 2), (3, 4)]
 
 
+@pytest.mark.slow
 def test_activations_of_a_stream():
     causal = dp.conv(3, 2, dims=1, padding="CAUSAL")
 
@@ -141,6 +143,7 @@ def test_plan_kind_and_repr():
     assert y.shape == (3, 4) and seen["body"].shape == (3, 3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_unused_activations_are_not_computed():
     """A tapped net whose activations are not used compiles to the program of the net."""

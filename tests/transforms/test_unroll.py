@@ -3,6 +3,7 @@
 import chex
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.writing_nets import KEY, NETS, trees
 
 import diffprog as dp
@@ -11,6 +12,7 @@ from diffprog.transforms.unroll import unrolled
 GPT = NETS["gpt"]
 
 
+@pytest.mark.slow
 def test_unrolled_repeat_returns_the_same_output():
     net, split = unrolled(GPT)
     params, _ = trees("gpt")

@@ -56,6 +56,7 @@ def test_norms_of_weights_of_any_size(dtype, size):
                                rtol=2 * float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.slow
 def test_the_norm_of_complex_weights():
     """The norm of (1, i) is sqrt(2), while the sum of squares is 0."""
     def begun(key, shape, dtype):

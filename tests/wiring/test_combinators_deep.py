@@ -66,6 +66,7 @@ def test_a_plan_in_parts_is_the_plan():
     assert dp.tree.count(plan.params) == 31 * 4
 
 
+@pytest.mark.slow
 def test_the_summary_of_a_deep_net_has_every_layer_once():
     rows = dp.summary(nested(40), X).rows
     assert [row.path for row in rows] == ["/".join(["body"] * n) for n in range(41)]
@@ -75,6 +76,7 @@ def test_the_summary_of_a_deep_net_has_every_layer_once():
     assert len(dp.summary(twice, X).rows) == 1 + 2 * 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [
     lambda net: jax.eval_shape(net, net.plan(X).params, TREE), repr])
 def test_a_net_too_deep_is_refused_and_told_what_adds_no_depth(f):
@@ -112,6 +114,7 @@ def chain(n):
     return net
 
 
+@pytest.mark.slow
 def test_a_chain_of_n_links_is_made_in_n_steps():
     few, many = (calls(lambda n=n: chain(n).children) for n in (150, 600))
     assert many < 4.2 * few

@@ -105,6 +105,7 @@ def test_axes_of_size_1_broadcast(alike, name, full):
     close(one, all_of_it)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "side"), [
     (own(causal=True, rotary=dp.rotary(features=2)),
      {"mask": MASK, "segments": SEGMENTS, "positions": POSITIONS}),
@@ -161,6 +162,7 @@ def test_heads_of_attention_head_equal_the_joined_layer(name):
     close(*both(params, x))
 
 
+@pytest.mark.slow
 def test_attention_is_a_linear_map_over_time_with_a_kernel_computed_from_x():
     """``y = kernel @ v`` with the T x T kernel softmax(q k^T / sqrt(d)): a linear map over time."""
     net = head(4, value_features=3)
@@ -210,6 +212,7 @@ def test_a_query_with_one_key_returns_its_value():
 
 # Dtypes and `summary`.
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_16_bit_inputs_return_16_bit_outputs(dtype):
     net = own(causal=True, rotary=dp.rotary(features=2))
@@ -225,6 +228,7 @@ def test_16_bit_inputs_return_16_bit_outputs(dtype):
     assert y.dtype == dtype
 
 
+@pytest.mark.slow
 def test_summary_reports_the_implementation(monkeypatch, request):
     request.addfinalizer(module.dot_product.clear_cache)  # traced with a patched kernel
     def reported(net, steps, dtype, **side):

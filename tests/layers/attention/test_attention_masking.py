@@ -88,6 +88,7 @@ def test_values_in_the_padding_do_not_spread(name):
         same(run(broken), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [
     CAUSAL, dp.self_attention(2, causal=True, window=2, rotary=dp.rotary()),
 ], ids=["causal", "window"])
@@ -102,6 +103,7 @@ def test_masks_without_False_change_nothing(net):
     close(run(params, X, attention_bias=np.full((1, 1, 1, 1), 2.0, np.float32)), wanted)
 
 
+@pytest.mark.slow
 def test_packed_segments_equal_separate_sequences():
     """Three sequences in one row, each from position 0, equal the three sequences alone."""
     net = dp.self_attention(2, causal=True, rotary=dp.rotary(), window=2)
@@ -143,6 +145,7 @@ def test_dropout_keeps_the_expectation():
     assert (spread > 0).all() and (off <= 5 * spread).all()
 
 
+@pytest.mark.slow
 def test_dropout_in_a_stream():
     """Each chunk is dropped with its own key; dropout does not change the cache."""
     params = numbers(DROPPING, X)

@@ -49,6 +49,7 @@ def test_a_bias_of_one_feature_raises(name):
            "float32[1]}; pass what init returned", OWN.apply, params, {}, X)
 
 
+@pytest.mark.slow
 def test_an_equal_head_continues_a_stream_without_memory():
     first, second = (dp.attention_head(4) for _ in range(2))
     params, state = stream(first, memory=MEMORY)

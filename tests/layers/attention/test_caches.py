@@ -119,6 +119,7 @@ LENGTHS = [2, 4]
 RAGGED = block(rotary=dp.rotary())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "side", "told"), [
     pytest.param(*given, id=name, marks=[pytest.mark.slow] * (
         name not in ("rotary", "learned, left")))
@@ -152,6 +153,7 @@ def test_ragged_prompts_equal_separate_sequences(net, side, told):
         close(after[row], alone[n:])
 
 
+@pytest.mark.slow
 def test_a_chunk_without_segments_continues_the_last_segment():
     net = dp.self_attention(2, causal=True)
     params, state = net.init(KEY, X)
@@ -164,6 +166,7 @@ def test_a_chunk_without_segments_continues_the_last_segment():
     close(jnp.concatenate([first, last], 1), whole)
 
 
+@pytest.mark.slow
 def test_a_stream_keeps_memory_and_does_not_call_the_encoder():
     params, state = translator.init(KEY, X, source=MEMORY)
     whole = jax.jit(translator)(params, X, source=MEMORY)
@@ -192,6 +195,7 @@ ASKING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASKING)
 def test_every_combinator_keeps_memory_in_a_stream(name):
     net = ASKING[name]
@@ -217,6 +221,7 @@ def test_passing_memory_again_replaces_it():
     close(again, y)
 
 
+@pytest.mark.slow
 def test_an_equal_net_continues_a_stream():
     """A net built again accepts the state, without memory and without a call of its `start`."""
     def build():
@@ -230,6 +235,7 @@ def test_an_equal_net_continues_a_stream():
         build().apply(params, state, X)
 
 
+@pytest.mark.slow
 def test_a_head_streams_over_x_and_over_memory():
     head = dp.attention_head(WIDTH)
 
@@ -262,6 +268,7 @@ def test_donating_a_stream_does_not_donate_memory_or_its_mask():
     assert mask.sum() == 6 and np.isfinite(MEMORY).all()
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_the_cache_unless_stopped():
     """Truncated backpropagation through time stops the gradient between two chunks."""
     net = dp.self_attention(2, causal=True)

@@ -306,6 +306,7 @@ def test_a_query_without_keys_returns_zeros_and_has_no_gradient(way):
     assert not slopes[0][0, :, 2].any() and not of_bias[~seen].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["xla", "blocks"])
 def test_dropped_weights(way):
     given = tuple(a.astype(np.float32) for a in inputs(groups=2))

@@ -300,6 +300,7 @@ def test_the_settings_of_the_kernel_follow_the_pattern(hopper):
     assert settings(PATTERNS["right, causal"]) == ("PADDING_CAUSAL", "0", 5, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrap", "wanted"), [
     (lambda net: net, (1, 1)), (lambda net: dp.repeat(3, net), (1, 1)),
     (lambda net: dp.repeat(3, dp.remat(net)), (2, 1))], ids=["once", "repeat", "remat"])
@@ -318,6 +319,7 @@ def test_each_residual_is_kept_once(hopper):
     assert sum(a.size for a in kept) == 2 * q.size + k.size + v.size + 2 * 2 * STEPS
 
 
+@pytest.mark.slow
 def test_on_a_cpu_next_to_a_hopper_the_formula_is_used(hopper, monkeypatch):
     given = halves()
     f = jax.jit(lambda *qkv: (slopes(CAUSAL)(*qkv), jax.hessian(total(CAUSAL))(*qkv)))
@@ -338,6 +340,7 @@ def test_one_export_to_several_platforms(hopper):
     assert exported.mlir_module().count("@__cudnn$fmha") == 2
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_mesh(kernel):
     """In `shard_map` each device has its examples and their padding."""
     given, axes = halves(), jax.sharding.PartitionSpec("data")

@@ -107,6 +107,7 @@ def test_a_large_mean_costs_no_accuracy():
     np.testing.assert_allclose(state["var"], wide.var(0, ddof=1), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [{}, {"mask": np.ones(64, bool)}], ids=["all", "masked"])
 def test_bfloat16_keeps_its_statistics_in_float32(side):
     x = jnp.asarray(drawn(64, 8), jnp.bfloat16)

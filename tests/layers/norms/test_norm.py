@@ -114,6 +114,7 @@ def test_a_large_mean_costs_no_accuracy():
     np.testing.assert_allclose(norm(params, jnp.asarray(x)), wanted, atol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [dp.layer_norm(), dp.rms_norm()], ids=repr)
 def test_bfloat16_keeps_its_statistics_in_float32(norm):
     x = jnp.asarray(drawn(64, 8), jnp.bfloat16)
@@ -134,6 +135,7 @@ def test_a_constant_vector_becomes_the_bias():
     np.testing.assert_array_equal(norm(params, x), np.tile([1.0, 2.0, 3.0], (5, 1)))
 
 
+@pytest.mark.slow
 def test_zero_stays_zero_and_has_a_gradient():
     norm, x = dp.rms_norm(), jnp.zeros((2, 3))
     params, _ = norm.init(KEY, x)
@@ -205,6 +207,7 @@ def agree(make, f, g, *given):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, float(jnp.abs(b).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("scale", "bias"), ("scale",), ("bias",), ()], ids=str)
 def test_first_derivatives_of_layer_norm_are_those_of_the_formula(names):
     with jax.enable_x64(True):
@@ -227,6 +230,7 @@ def test_second_derivatives_of_layer_norm_are_those_of_the_formula(outer, inner)
         agree(lambda f: outer(inner(loss(f), (0, 1)), (0, 1)), norm, plain, params, x)
 
 
+@pytest.mark.slow
 def test_third_derivatives_and_products_with_the_hessian():
     with jax.enable_x64(True):
         norm, plain, params = pair("scale", "bias")
@@ -237,6 +241,7 @@ def test_third_derivatives_and_products_with_the_hessian():
         agree(lambda f: jax.jacrev(curve(f)), norm, plain, x)
 
 
+@pytest.mark.slow
 def test_the_derivative_passes_through_vmap_and_scan():
     with jax.enable_x64(True):
         norm, plain, params = pair("scale", "bias")
@@ -264,6 +269,7 @@ def test_a_large_mean_costs_the_gradient_no_accuracy():
     np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_the_gradient_in_bfloat16_is_reduced_in_float32():
     # The sum of 4096 ones in bfloat16 would stop at 256.
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4096)), jnp.bfloat16)

@@ -32,6 +32,7 @@ SHAPES = [(0, (3, 6)), (0, (2, 4, 6)), (1, (3, 4, 6)), (1, (4, 6)), (2, (2, 3, 2
           (2, (2, 2, 3, 2, 6)), (3, (2, 2, 3, 2, 6))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dims", "shape"), SHAPES)
 @pytest.mark.parametrize("groups", [
     2, *(pytest.param(groups, marks=pytest.mark.slow) for groups in (1, 6))])
@@ -52,6 +53,7 @@ def test_each_group_of_each_example_is_standardized(dims, shape, groups):
             np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_one_group_with_dims_0_equals_layer_norm():
     x = jnp.asarray(drawn(3, 2, 5), jnp.float32)
     params, _ = dp.layer_norm().init(KEY, x)
@@ -59,6 +61,7 @@ def test_one_group_with_dims_0_equals_layer_norm():
                                rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "names"), [
     ({}, ["bias", "scale"]), ({"scale": False}, ["bias"]), ({"bias": False}, ["scale"]),
     ({"scale": False, "bias": False}, []),
@@ -143,6 +146,7 @@ def test_a_fully_masked_row_is_finite_and_has_no_gradient(norm):
         np.testing.assert_array_equal(leaf, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_a_mask_of_true_equals_no_mask(norm):
     x = jnp.asarray(drawn(2, 4, 6), jnp.float32)

@@ -83,6 +83,7 @@ def test_the_activation_of_simple_rnn_is_used():
     assert float(y.min()) == 0 and float(y.max()) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_leading_axes_are_batch_axes_and_dtypes_are_kept(name):
     net = CELLS[name][0](3)

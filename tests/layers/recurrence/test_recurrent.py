@@ -129,6 +129,7 @@ def test_layers_in_one_recurrence_equal_recurrences_in_sequence():
         agree(inside, outside, params, params)
 
 
+@pytest.mark.slow
 def test_an_initial_carry_is_a_streaming_state_and_has_gradients():
     net = dp.recurrent(dp.lstm(3))
     params = params_of(net, SERIES)
@@ -153,6 +154,7 @@ def test_an_initial_carry_is_a_streaming_state_and_has_gradients():
     same(kept["hidden"][2], given["hidden"][2])
 
 
+@pytest.mark.slow
 def test_a_decoder_with_attention_streams_without_passing_memory_again():
     net, memory = dp.recurrent(decoder), jnp.asarray(drawn(3, 6, 2, seed=1), jnp.float32)
     memory_mask = jnp.arange(6) < jnp.array([[6], [2], [4]])
@@ -165,6 +167,7 @@ def test_a_decoder_with_attention_streams_without_passing_memory_again():
     close(jnp.concatenate([first, second], 1), whole)
 
 
+@pytest.mark.slow
 def test_each_step_has_its_own_key():
     cell = dataclasses.replace(dp.dropout(0.5), start=lambda *_, **__: {})
     net, ones = dp.recurrent(cell), jnp.ones((2, 4, 50))
@@ -178,6 +181,7 @@ def test_each_step_has_its_own_key():
     same(net({}, ones), ones)
 
 
+@pytest.mark.slow
 def test_tokens_and_pytrees_are_sequences_too():
     ids = jnp.array([[1, 0, 2], [2, 2, 0]])
     net = dp.recurrent(dp.serial(dp.one_hot(3), dp.gru(2)))
@@ -310,6 +314,7 @@ def test_an_axis_of_copies_as_long_as_the_batch_raises():
     assert error.wants == "a cell that returns (3, ...), with the batch axis first"
 
 
+@pytest.mark.slow
 def test_a_side_input_without_a_batch_axis_may_be_as_long_as_the_batch():
     net = dp.recurrent(dp.hyper(dp.gru(2), dp.linear(4)))
     condition = jnp.asarray(drawn(3, seed=2), jnp.float32)

@@ -46,6 +46,7 @@ def made(cell, **options):
     return net, net.init(jax.random.key(0), X)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "side", "calls"), [
     ({"reverse": True}, MASK, 3), *(pytest.param(*given, marks=pytest.mark.slow) for given in (
         ({}, {}, 3), ({"unroll": 2}, {}, 3), ({}, MASK | SEGMENTS, 3),
@@ -67,6 +68,7 @@ def test_no_callback_runs_for_the_initial_carry(callback):
     assert counted(lambda: net(params, X)) == 6
 
 
+@pytest.mark.slow
 def test_a_stream_runs_a_cell_once_for_each_step():
     net, params = made(dp.serial(dp.simple_rnn(2), noting, dp.simple_rnn(2)))
     start = functools.partial(net.start, params, {}, X, length=3)

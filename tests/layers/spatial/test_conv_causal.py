@@ -70,6 +70,7 @@ def streamed(net, params, x, sizes, mask=None):
     return jnp.concatenate(chunks, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_stream_equals_the_whole_sequence(name):
     net, k = LAYERS[name], STRIDES.get(name, 1)
@@ -79,6 +80,7 @@ def test_a_stream_equals_the_whole_sequence(name):
         close(streamed(net, params, SERIES, sizes, mask), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dilated", "stride", "in a program"])
 def test_gradients_of_a_stream_equal_those_of_the_whole_sequence(name):
     net, k = LAYERS[name], STRIDES.get(name, 1)
@@ -90,6 +92,7 @@ def test_gradients_of_a_stream_equal_those_of_the_whole_sequence(name):
         close(*(jax.jit(jax.grad(f, (0, 1)))(params, SERIES) for f in (parts, once)))
 
 
+@pytest.mark.slow
 def test_the_past_has_the_dtype_of_x_and_zeros_at_masked_steps():
     net = LAYERS["dilated"]
     params, _ = net.init(KEY, SERIES)
@@ -104,6 +107,7 @@ def test_the_past_has_the_dtype_of_x_and_zeros_at_masked_steps():
     np.testing.assert_array_equal(*(np.asarray(a, np.float32) for a in (state["past"], kept)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x", [SERIES[0], SERIES[:, None]], ids=["none", "two"])
 def test_batch_axes_are_free(x):
     net = LAYERS["conv"]
@@ -124,6 +128,7 @@ def test_other_padding_than_causal_cannot_stream(layer):
         layer.start(params, {}, SERIES, length=12)
 
 
+@pytest.mark.slow
 def test_a_stream_keeps_the_dtypes_of_its_chunks_and_of_its_past():
     """A stream started in float32 takes narrower chunks; a wider chunk than at the start raises."""
     net, x = dp.conv(2, 3, dims=1, padding="CAUSAL"), jax.random.normal(KEY, (1, 6, 2))

@@ -65,6 +65,7 @@ SIZES = [(1, 2), (2, 3), (3, 1), *(
     for sizes in [(1, 1), (1, 3), (2, 1), (2, 2), (3, 2), (3, 3)])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "stride"), SIZES)
 def test_any_padding_of_conv_equals_loops(size, stride):
     for length, dilation, pad in itertools.product((1, 6), (1, 2), PADS):
@@ -75,6 +76,7 @@ def test_any_padding_of_conv_equals_loops(size, stride):
               lambda *given, d=dilation, pad=pad: loops(*given, stride, pad, d))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "stride"), SIZES)
 def test_any_padding_of_conv_transpose_equals_loops(size, stride):
     for length, dilation, pad, extra in itertools.product((1, 6), (1, 2), PADS, (0, 1)):

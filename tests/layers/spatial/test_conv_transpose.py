@@ -102,6 +102,7 @@ def test_parameters_and_batch_axes():
     close(net(params, x)[1, 2], net(params, x[1, 2]))
 
 
+@pytest.mark.slow
 def test_masked_steps_do_not_reach_valid_steps():
     net = dp.conv_transpose(3, 3, dims=1, stride=2)
     mask = jnp.array([[True, True, False, False], [True, False, True, True]])

@@ -32,6 +32,7 @@ MAXIMA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAXIMA)
 @pytest.mark.parametrize("dtype", [
     jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
@@ -69,6 +70,7 @@ def test_nan_is_the_maximum(net):
     assert np.isnan(net({}, jnp.full_like(x, jnp.nan))).all()
 
 
+@pytest.mark.slow
 def test_a_second_derivative_passes_through_a_maximum():
     net, x = dp.global_max_pool(dims=1), jnp.asarray(drawn(1, 4, 2), jnp.float32)
     curve = jax.hessian(lambda x: (net({}, x) ** 3).sum())(x)

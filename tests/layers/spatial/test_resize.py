@@ -44,6 +44,7 @@ def test_upsample_equals_a_matrix_for_each_axis(method, before, after):
         np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", WEIGHTS)
 @pytest.mark.parametrize(("factor", "dims", "space"), [
     (2, 1, (5,)), ((2, 1), 2, (3, 4)), (2, 3, (2, 1, 3)),
@@ -112,6 +113,7 @@ def test_linear_on_patches_is_a_convolution(size, space):
     close(net(flat, x), conv(params, x).reshape(2, -1, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "shape"), [
     (dp.patches(2), (2, 3, 2, 16)), (dp.pixel_shuffle(2), (2, 3, 8, 4, 1)),
     (dp.upsample(2), (2, 3, 8, 4, 4)),
