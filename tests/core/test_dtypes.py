@@ -34,7 +34,8 @@ def test_is_short_is_true_of_16_bit_floats_alone(leaf, short):
 @pytest.mark.parametrize(("leaf", "kinds"), [
     (jnp.ones(2, BF16), {is_float, is_inexact}), (np.ones(2, np.complex64), {is_inexact}),
     (np.ones(2, np.uint8), {is_int}), (jax.ShapeDtypeStruct((2,), jnp.int32), {is_int}),
-    (np.ones(2, bool), set()), (jax.random.key(0), {is_key}), (1, set()), ([1.0], set())], ids=str)
+    (np.ones(2, bool), set()), (jax.random.key(0), {is_key}), (1, set()), ([1.0], set()),
+], ids=["bfloat16", "complex64", "uint8", "a shape", "bool", "key", "1", "[1.0]"])
 def test_the_kinds_of_arrays(leaf, kinds):
     assert {kind for kind in (is_float, is_inexact, is_int, is_key) if kind(leaf)} == kinds
 
