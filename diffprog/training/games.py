@@ -31,13 +31,13 @@ from diffprog.training.averages import (
     is_across_examples,
     mean_names,
 )
-from diffprog.training.objectives import Metrics, Objective, checked
-from diffprog.training.optimizers import (
+from diffprog.training.descent import (
     check_optimizer,
     descend,
     for_net,
     inference_params,
 )
+from diffprog.training.objectives import Metrics, Objective, checked
 from diffprog.training.step import (
     Compiled,
     Step,

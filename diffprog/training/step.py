@@ -33,14 +33,14 @@ from diffprog.training.averages import (
     with_skipped,
 )
 from diffprog.training.axes import check_examples
-from diffprog.training.objectives import Objective, checked, inputs
-from diffprog.training.optimizers import (
+from diffprog.training.descent import (
     Descent,
     check_optimizer,
     descend,
     for_net,
     inference_params,
 )
+from diffprog.training.objectives import Objective, checked, inputs
 
 __all__ = ["Step", "TrainState", "make_step"]
 

@@ -1,4 +1,4 @@
-"""Optimizers: their extra arguments, the parameters for inference, skipped steps, errors.
+"""One descent step: extra arguments of optimizers, parameters for inference, skipped steps.
 
 Besides gradients and parameters an optimizer gets the extra arguments of optax: the loss, its
 gradient, and the loss as a function of the parameters, with key and state of the step fixed.
