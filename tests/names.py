@@ -81,7 +81,8 @@ def imported(modules, indent=""):
     """The imports of these names."""
     lines = []
     for module, names in sorted(modules.items()):
-        line = f"{indent}from diffprog.{module} import {', '.join(sorted(names, key=_order))}"
+        origin = f"diffprog.{module}" if module else "diffprog"
+        line = f"{indent}from {origin} import {', '.join(sorted(names, key=_order))}"
         if len(line) > 100:
             line = (line.partition(" import ")[0] + " import (\n"
                     + "".join(f"{indent}    {name},\n" for name in sorted(names, key=_order))
@@ -115,7 +116,7 @@ def written():
     for module, names in later.items():
         shown.setdefault(module, []).extend(names)
     guarded = imported({k: v for k, v in shown.items() if k}, "    ")
-    bare = f"    from diffprog import {', '.join(sorted(shown['']))}\n"
+    bare = imported({"": shown[""]}, "    ")
     entries = [f'"{name}": "{module}"' for module, names in sorted(later.items())
                for name in sorted(names, key=_order)]
     sources[PACKAGE / "__init__.py"] = "\n".join([
