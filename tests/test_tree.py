@@ -97,6 +97,7 @@ def test_a_mask_has_the_structure_of_the_tree():
     assert set(map(type, jax.tree.leaves(mask))) == {bool}
 
 
+@pytest.mark.slow
 def test_a_mask_freezes():
     net = dp.serial(body=dp.linear(4), head=dp.linear(3))
     x, y = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2))), jnp.array([0, 1, 2, 0, 1])

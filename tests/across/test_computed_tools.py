@@ -54,6 +54,7 @@ def test_merged_trees_are_those_of_the_plain_net_in_both_modes(way):
           both(lambda train: net.apply(params, state, X, train=train)[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [*WAYS, "linearize"])
 def test_children_are_shown_and_composed_anew_but_not_called_on_raw_parameters(way):
     wrap = WAYS.get(way, dp.linearize)

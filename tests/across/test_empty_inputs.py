@@ -70,6 +70,7 @@ def test_layers_over_no_entries_return_zeros_and_finite_gradients(net, x, side, 
     chex.assert_tree_all_finite(grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [
     lambda: dp.losses.cross_entropy(jnp.zeros((0, 3)), jnp.zeros(0, int)),
     lambda: dp.losses.linear_cross_entropy(jnp.zeros((0, 3)), jnp.zeros((3, 5)), jnp.zeros(0, int),

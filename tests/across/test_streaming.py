@@ -114,6 +114,7 @@ SHARED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_statistics_of_a_child_called_twice_stay_one_in_a_stream(name):
     """They are the child's, whatever its calls carry: the first reference is by hand, chunkwise."""

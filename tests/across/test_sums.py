@@ -152,6 +152,7 @@ def test_recurrences(name, dtype):
     agrees(gradient(dp.mixed(net, dtype), params, {}, TIME), gradient(net, params, {}, TIME))
 
 
+@pytest.mark.slow
 def test_parameters_that_a_hypernetwork_writes():
     """One task: what is written is used by all examples, as a stored parameter is."""
     net = dp.hyper(dp.linear(2), jnp.tanh)

@@ -242,6 +242,7 @@ for net, x in pickle.loads((folder / "nets").read_bytes()):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")  # as the other process does
 @pytest.mark.parametrize("names", [
     ["small"], pytest.param(["tap", "computed", "gpt"], marks=pytest.mark.slow)])

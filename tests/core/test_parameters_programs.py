@@ -60,6 +60,7 @@ def test_initializers_made_by_equal_calls_share_a_program(make, caplog):
     assert compiled(caplog, *others) == 0
 
 
+@pytest.mark.slow
 def test_initializers_that_differ_draw_differently(caplog):
     normal = jax.nn.initializers.normal
     assert (25 * drawn(normal(0.02)) != drawn(normal(0.5))).sum() < 3  # the same but for the scale
@@ -87,6 +88,7 @@ def test_an_initializer_that_holds_itself_is_drawn_from():
     assert drawn(falling)[0, 0] == 0.25
 
 
+@pytest.mark.slow
 def test_an_initializer_may_hold_what_is_traced():
     net = lambda by: dp.linear(2, kernel_init=scaled(by))  # noqa: E731
     total = lambda by: net(by).init(KEY, jnp.ones((1, 3)))[0]["kernel"].sum()  # noqa: E731

@@ -56,6 +56,7 @@ def posterior(now, before, image, x):
     return mean / precision, 1 / precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [None, 7])
 def test_ddpm_samples_from_the_posteriors(steps):
     """All steps are linear, so mean and variance follow a recursion."""
@@ -100,6 +101,7 @@ def test_ddim_with_eta_1_equals_ddpm(steps):
     close(first, second)
 
 
+@pytest.mark.slow
 def test_eta_between_0_and_1_keeps_the_distribution():
     found = dp.diffusion.ddim(denoiser(), {}, NOISE, SCHEDULE, eta=0.5, key=KEY)
     assert abs(found.mean() - MEAN) < 0.02 and abs(found.std() - DEVIATION) < 0.03
@@ -130,6 +132,7 @@ def classed(layers, x, *, time=None, condition=None, offset=None):
     return layers.table(condition) + 0.1 * x + (0.0 if offset is None else offset[:, None])
 
 
+@pytest.mark.slow
 def test_guidance_extrapolates_from_the_null_class():
     x, condition, offset = NOISE[:6].reshape(3, 2), jnp.array([0, 2, 1]), jnp.array([1.0, 0.0, 2.0])
     side = {"time": jnp.zeros(3, int), "condition": condition, "offset": offset}
@@ -187,6 +190,7 @@ def test_the_size_of_the_program_does_not_grow_with_steps():
     assert abs(sizes[0] - sizes[1]) < 0.1 * sizes[0]
 
 
+@pytest.mark.slow
 def test_gradients_of_loop_constants_are_summed_in_float32():
     """A condition in bfloat16, used in 512 steps."""
     def forward(params, x, *, time, condition):

@@ -143,6 +143,7 @@ def test_a_kink_is_caught():
         dp.gradients.check_gradients(jax.nn.relu, jnp.zeros(()))
 
 
+@pytest.mark.slow
 def test_leaves_that_are_no_floats_are_constant():
     rows, key = jnp.array([2, 0]), jax.random.key(0)
     seen = []

@@ -115,6 +115,7 @@ def test_gauss_newton_is_the_product_of_three_matrices(convex):
         assert values[-1] > 0.1 and (values > 1e-9).sum() <= 12 < values.size
 
 
+@pytest.mark.slow
 def test_gauss_newton_of_a_linear_net_is_the_hessian():
     params, forward = small(dp.linear(3))
     loss = lambda y: dp.losses.cross_entropy(y, LABELS)  # noqa: E731
@@ -125,6 +126,7 @@ def test_gauss_newton_of_a_linear_net_is_the_hessian():
     equal(ravel_pytree(found)[0], ravel_pytree(wanted)[0])
 
 
+@pytest.mark.slow
 def test_outputs_may_be_a_tree_and_leaves_without_effect():
     params = {"a": jnp.array([1.0, 2.0]), "idle": jnp.ones(2)}
     forward = lambda p: {"sin": jnp.sin(p["a"]), "sum": p["a"].sum()}  # noqa: E731

@@ -183,6 +183,7 @@ def test_the_kernel_of_one_set_is_positive_semi_definite():
     assert -1e-4 < values[0] and values[-1] > 1
 
 
+@pytest.mark.slow
 def test_the_kernel_stores_no_jacobian():
     net, x = dp.serial(dp.linear(128), jnp.tanh, dp.linear(4)), jnp.ones((64, 64))
     params, _ = net.init(KEY, x)
@@ -191,6 +192,7 @@ def test_the_kernel_stores_no_jacobian():
     assert used < 16 * one_gradient  # a Jacobian is 256
 
 
+@pytest.mark.slow
 def test_the_cost_of_the_kernel():
     """Per output of x2 one gradient, and one directional derivative (two evaluations) on all x1."""
     net, n1, n2 = dp.serial(*[dp.linear(32), jnp.tanh] * 4, dp.linear(4)), 8, 5

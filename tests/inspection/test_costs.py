@@ -63,6 +63,7 @@ def times(n):
     return lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=n)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("here", "elsewhere"), [(1, 5), (5, 1), (2, 3)])
 def test_of_branches_by_platform_the_one_of_this_backend_counts(here, elsewhere):
     def f(x):
@@ -85,6 +86,7 @@ def test_of_branches_by_value_the_dearest_counts():
     assert 5 * product <= flops(f, x) <= 5 * product + 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [
     dp.residual(dp.serial(dp.linear(4), jnp.sin)),
     dp.residual(dp.serial(dp.conv(4, 3, dims=1), jnp.sin)),  # unrolled on CPU
@@ -134,6 +136,7 @@ def lengths(rows, columns=1):
     return 3 * rows * columns + 2 * (rows - 1) * columns + 7 * columns + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "more"), [
     (dp.lora(dp.linear(8), 4), 2 * 8 * 4 * 8 + KERNEL),  # down @ up, the sum with the base
     (dp.lora(dp.linear(8), 2), 2 * 8 * 2 * 8 + KERNEL),

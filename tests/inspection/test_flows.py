@@ -206,6 +206,7 @@ def test_the_target_of_a_hypernetwork_has_one_row():
     assert all(row.activation and row.gradient for row in seen.rows)
 
 
+@pytest.mark.slow
 def test_it_prints_as_a_table():
     net = dp.repeat(2, dp.linear(4) >> jnp.tanh) >> dp.linear(3)
     params, _ = net.init(KEY, X)

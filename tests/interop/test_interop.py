@@ -255,6 +255,7 @@ class Shortcut(nn.Module):
         return y + (x if x.shape[-1] == 8 else nn.Dense(8, name="shortcut")(x))
 
 
+@pytest.mark.slow
 def test_a_module_with_an_optional_part_is_used_twice():
     block = interop.from_linen(Shortcut())
     net, x = dp.serial(a=block, b=block), jnp.ones((2, 4))

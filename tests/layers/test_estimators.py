@@ -80,6 +80,7 @@ def test_gumbel_softmax_samples_classes_with_their_probability(temperature):
     assert (deviations(y, jax.nn.softmax(LOGITS)) < 4).all()
 
 
+@pytest.mark.slow
 def test_a_soft_sample_is_the_softmax_of_noisy_logits():
     x, noise = drawn(5, 4), np.asarray(jax.random.gumbel(KEY, (5, 4)), np.float64)
     wanted = np.exp((x + noise) / 0.7)
@@ -166,6 +167,7 @@ def test_the_score_function_is_unbiased(baseline):
     assert (deviations(found(LOGITS), exact(LOGITS, REWARDS)) < 4).all()
 
 
+@pytest.mark.slow
 def test_a_baseline_reduces_the_variance():
     draws = jax.random.categorical(KEY, LOGITS, shape=(8, 500))
 
@@ -223,6 +225,7 @@ def test_straight_through_has_the_gradient_of_the_surrogate():
     np.testing.assert_array_equal(of_values, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_gaussian_sample_in_16_bits_has_tails(dtype):
     """P(|e| > 3) = 0.0027; for noise drawn in bfloat16 it is 0."""
@@ -232,6 +235,7 @@ def test_gaussian_sample_in_16_bits_has_tails(dtype):
     assert abs(float((jnp.abs(y.astype(jnp.float32)) > 3).mean()) - 0.0027) < 0.0004
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [
     jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_leave_one_out_in_16_bits_does_not_overflow(dtype):

@@ -34,6 +34,7 @@ def test_bilinear_equals_loops_in_numpy(leading):
         np.testing.assert_allclose(y, looped(a, b, kernel, np.zeros(3)), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_bilinear_after_branch():
     net = dp.branch(dp.linear(4), dp.linear(5)) >> dp.bilinear(3)
     params, _ = net.init(KEY, jnp.ones((2, 6)))
@@ -41,6 +42,7 @@ def test_bilinear_after_branch():
         "kernel": (4, 5, 3), "bias": (3,)}
 
 
+@pytest.mark.slow
 def test_the_default_kernel_gives_the_product_of_the_variances():
     x = jnp.asarray(drawn(500, 20)), 3 * jnp.asarray(drawn(500, 30, seed=1))
     params, _ = dp.bilinear(40).init(KEY, x)

@@ -124,6 +124,7 @@ def test_one_hot_soft_targets_equal_labels(smoothing):
     np.testing.assert_allclose(hard, soft, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_soft_targets_have_a_gradient():
     logits, targets = drawn(4, 3), probabilities(4, 3)
     grads = jax.grad(lambda t: dp.losses.cross_entropy(logits, t, reduction="sum"))(
@@ -139,6 +140,7 @@ def test_the_gradient_of_cross_entropy_is_softmax_minus_the_label():
     np.testing.assert_allclose(grads, wanted / 4, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_large_logits_do_not_overflow():
     logits = jnp.array([[1e4, -1e4], [3e38, 0.0], [-jnp.inf, 0.0]])
     losses = dp.losses.cross_entropy(logits, jnp.array([1, 0, 1]), reduction="none")
@@ -370,6 +372,7 @@ def test_elementwise_losses_share_dtype_and_shape_rules(name):
     assert refused(loss, half, ones, reduction="average").remedy == "choose one of them"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [
     dp.losses.squared_error, dp.losses.absolute_error, dp.losses.huber,
 ])

@@ -45,6 +45,7 @@ def test_hits_are_labels_among_the_first_guesses(k):
         assert each.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_constant_logits_score_as_chance():
     logits, labels = jnp.zeros((6, 6)), jnp.arange(6)
     np.testing.assert_allclose(dp.metrics.accuracy(logits, labels), 1 / 6, rtol=1e-6)
@@ -53,6 +54,7 @@ def test_constant_logits_score_as_chance():
     np.testing.assert_allclose(dp.metrics.top_k_accuracy(broken, labels, k=2), 2 / 6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", range(3))
 def test_the_signs_of_zero_and_nan_do_not_affect_the_order(label):
     nan = -np.float32("nan")
@@ -64,6 +66,7 @@ def test_the_signs_of_zero_and_nan_do_not_affect_the_order(label):
     assert float(dp.metrics.top_k_accuracy(jnp.array([[-0.0, 0.0]]), jnp.array([0]), k=1)) == 1
 
 
+@pytest.mark.slow
 def test_confusion_counts_pairs():
     logits, labels, mask = given(5, 30)
     table = np.zeros((6, 6))
@@ -90,6 +93,7 @@ def test_a_label_out_of_range_returns_nan(wrong):
     assert dp.metrics.accuracy(logits, labels, reduction="none").tolist() == [1.0, 0.0, 1.0]
 
 
+@pytest.mark.slow
 def test_metrics_without_valid_entries_are_zero():
     logits, labels = jnp.full((2, 3), jnp.nan), jnp.array([0, 7])
     none = dict(mask=jnp.zeros(2, bool))

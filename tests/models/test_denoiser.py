@@ -53,6 +53,7 @@ def test_any_number_of_batch_axes():
     close(whole[0, 1], one)
 
 
+@pytest.mark.slow
 def test_an_invalid_class_returns_nan():
     net = time_and_class(4, 6, 10)
     params = params_of(net, IMAGES, time=TIME)

@@ -34,6 +34,7 @@ def resnet(block, counts):
     return total + channels * 1000 + 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "block", "counts", "known"), [
     (18, "basic", (2, 2, 2, 2), 11_689_512), (34, "basic", (3, 4, 6, 3), 21_797_672),
     (50, "bottleneck", (3, 4, 6, 3), 25_557_032), (101, "bottleneck", (3, 4, 23, 3), 44_549_160),

@@ -7,6 +7,7 @@ from support.learning import TRANSLATED, learns
 import diffprog as dp
 
 
+@pytest.mark.slow
 def test_the_parameters_of_seq2seq():
     def lstm(inputs, width):
         return linear(inputs, 4 * width) + width * 4 * width

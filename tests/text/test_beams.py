@@ -142,6 +142,7 @@ def test_beam_search_is_that_over_lists(steps, beams, stop, penalty):
     assert best_of_all > 40
 
 
+@pytest.mark.slow
 def test_unfinished_texts_do_not_displace_a_finished_one():
     """It has p = 0.2; the unfinished ones have 0.4 each, and 0.4 / 8 or less at the end."""
     table = np.full((9, 9), 1 / 9)

@@ -60,6 +60,7 @@ def test_max_tokens_may_be_a_numpy_int():
 # Stop tokens.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "length"), [
     ([[1, 1, 2]], 4), ([[2, 3], 3], 5), ([[1, 2, 3, 1]], 6), ([[3, 3], [8]], 7), ([[1, 1]], 2),
     ([[0, 1]], 7), ([[1] * 8], 7), ([2], 4), ([[1, 3], [1, 1, 1]], 3), (np.array([[1, 2]]), 4)],

@@ -71,6 +71,7 @@ def test_padding_is_neither_target_nor_input(mask):
         assert metrics["count"] == valid.sum()
 
 
+@pytest.mark.slow
 def test_the_mask_may_be_one_of_texts():
     loss, metrics = measured(dp.text.next_token(), {"x": IDS, "mask": jnp.array([True, False])})
     np.testing.assert_allclose(loss, measured(dp.text.next_token(), IDS[:1])[0], rtol=1e-5)
@@ -97,6 +98,7 @@ def test_asked_restricts_the_loss():
     assert metrics["count"] == 6
 
 
+@pytest.mark.slow
 def test_the_target_mask_is_one_of_targets():
     asked = np.array([[0, 0, 1, 1, 1], [0, 1, 0, 0, 1]], bool)
     wanted = nlls(scores(IDS[:, :-1]), IDS[:, 1:])
@@ -107,6 +109,7 @@ def test_the_target_mask_is_one_of_targets():
     np.testing.assert_allclose(loss, wanted[1].mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filler", [-1, -100, 7])
 def test_padding_has_no_gradient(filler):
     mask = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)

@@ -126,6 +126,7 @@ def balanced(layers, x):
     return y, jax.nn.softmax(y).mean(0)
 
 
+@pytest.mark.slow
 def test_a_scalar_output_may_depend_on_the_batch():
     """A step computes it on the batch; `predict` would compute it on one part."""
     def objective(net, params, state, batch, *, key, train):
@@ -141,6 +142,7 @@ def test_a_scalar_output_may_depend_on_the_batch():
     assert refused(dp.predict, balanced, state.params, x, batch_size=4).got == "float32[4,8]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [
     dp.linear(3), dp.batch_norm() >> dp.linear(3), dp.layer_norm() >> dp.linear(3),
     dp.fixed_point(dp.program(f=dp.linear(8))(lambda layers, zx: jnp.tanh(

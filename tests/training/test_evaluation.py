@@ -27,6 +27,7 @@ def test_evaluate_weights_uneven_batches_by_size():
     assert all(type(value) is float for value in found.values())
 
 
+@pytest.mark.slow
 def test_evaluate_leaves_out_masked_entries():
     x, y = examples(11)
     step = sgd(donate=False)
@@ -216,6 +217,7 @@ def test_an_objective_without_count_is_weighted_by_examples():
     assert some[0]["loss"] == pytest.approx(np.average(losses, weights=[4, 4, 1]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_short_batch_across_examples_is_refused():
     def contrast(net, params, state, batch, *, key, train):
         z = net(params, batch["x"])
@@ -266,6 +268,7 @@ def test_labels_beyond_32_bits_are_out_of_range():
         dp.fit(step, [(x, y % 2**32)], key=KEY, steps=1, validation=[(x, y)], progress=False)
 
 
+@pytest.mark.slow
 def test_ids_beyond_32_bits_have_no_row():
     net = dp.serial(dp.embedding(3, 2), dp.linear(2))
     params, _ = net.init(KEY, BEYOND)

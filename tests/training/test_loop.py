@@ -34,6 +34,7 @@ def test_fit_learns_irises():
     assert (np.asarray(labels) == y[100:]).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_fit_is_a_loop_of_steps():
     x, y = examples()
     data = dp.batches((x, y), 5, seed=1)
@@ -46,6 +47,7 @@ def test_fit_is_a_loop_of_steps():
     assert result.best is None and [row["step"] for row in result.history] == [4]
 
 
+@pytest.mark.slow
 def test_history_is_the_mean_since_the_last_reading():
     x, y = examples()
     data = [(x[:7], y[:7]), (x[7:], y[7:])]  # the mean is over entries, not batches
@@ -285,6 +287,7 @@ def test_a_bar_shows_progress(capsys):
     assert shown.err == shown.out == ""
 
 
+@pytest.mark.slow
 def test_side_inputs_and_masks_come_with_the_batch():
     @dp.program(head=NET)
     def net(layers, x, *, shift):

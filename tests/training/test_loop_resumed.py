@@ -262,6 +262,7 @@ def test_non_finite_parameters_after_the_last_step_raise():
     assert refused(train, step, data, 9, log_every=3).step == 6  # its loss shows it
 
 
+@pytest.mark.slow
 def test_parameters_that_begin_infinite_do_not_raise():
     net = dp.stateless(lambda key, x: {"kernel": jnp.ones(3), "floor": jnp.full(1, -jnp.inf)},
                        lambda p, x: jnp.maximum(x[:, :3] * p["kernel"], p["floor"]))

@@ -32,6 +32,7 @@ def classifier():
     return net, params, state, jnp.asarray(x), jnp.asarray(y), logits
 
 
+@pytest.mark.slow
 def test_classification_of_a_pair_and_of_a_dict():
     net, params, state, x, y, logits = classifier()
     objective = dp.classification()
@@ -218,6 +219,7 @@ def test_regression_is_of_squares():
     assert set(metrics) == {"loss", "count"} and float(metrics["count"]) == 12
 
 
+@pytest.mark.slow
 def test_a_mask_of_positions_serves_net_and_loss():
     @dp.program(head=dp.linear(2))
     def net(layers, x, *, mask):

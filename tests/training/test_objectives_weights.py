@@ -159,6 +159,7 @@ def test_weights_that_are_all_zero_give_no_nan(name):
     assert float(loss) == float(metrics["count"]) == 0
 
 
+@pytest.mark.slow
 def test_weights_train():
     """A step with weights equals one with repeated examples."""
     net = dp.linear(3)

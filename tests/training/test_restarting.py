@@ -49,6 +49,7 @@ def test_a_restarted_row_equals_a_new_one(name):
     close(more[~ROWS], step(params, later, old)[0][~ROWS])
 
 
+@pytest.mark.slow
 def test_a_restarted_row_uses_the_given_memory():
     net = dp.cross_attention(1)
     x, one, other = drawn(3, 2, 4), drawn(3, 5, 4, seed=1), drawn(3, 5, 4, seed=2)

@@ -111,6 +111,7 @@ def test_a_sweep_may_be_a_vmap():
             np.testing.assert_allclose(leaf[i], alone[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_statistics_of_batch_norm_are_threaded():
     x, y = examples()
     step = sgd(dp.serial(norm=dp.batch_norm(), head=NET), donate=False)

@@ -85,6 +85,7 @@ def test_the_root_of_adam_has_no_derivative_at_zero():
         dp.gradients.check_gradients(lambda params: after(params, 1e-8), params)
 
 
+@pytest.mark.slow
 def test_differentiating_a_donating_step_raises():
     step = dp.make_step(NET, dp.regression(), optax.sgd(0.1))
     now = step.init(KEY, TOLD[0])

@@ -67,6 +67,7 @@ def test_the_gradient_of_the_kl_agrees():
     dp.gradients.check_gradients(dp.losses.gaussian_kl, drawn(3, 2), drawn(3, 2, seed=1))
 
 
+@pytest.mark.slow
 def test_the_kl_of_masked_entries_is_zero():
     mean, log_variance = drawn(4, 3), drawn(4, 3, seed=1)
     mask = jnp.array([True, False, True, True])

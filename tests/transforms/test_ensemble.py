@@ -26,6 +26,7 @@ def test_ensemble_equals_a_loop_over_its_members():
     close(gradient(net, params), gradient(loop, params))
 
 
+@pytest.mark.slow
 def test_a_member_is_initialized_as_the_layer_alone():
     net = dp.ensemble(2, LAYER)
     params = params_of(net)

@@ -343,6 +343,7 @@ def test_a_pytree_is_solved_as_one():
     close(f(params, (z, x)), z)
 
 
+@pytest.mark.slow
 def test_parameters_taps_and_streams_are_those_of_the_layer():
     assert names(NET) == names(F)
     same(NET.init(KEY, X), F.init(KEY, (X, X)))

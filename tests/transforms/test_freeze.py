@@ -1,6 +1,7 @@
 """`freeze`: no gradient, the same parameters, and statistics that still change."""
 
 import jax
+import pytest
 from support.comparing import KEY, X, gradient, params_of, same
 
 import diffprog as dp
@@ -24,6 +25,7 @@ def test_patterns_choose_the_frozen_parameters():
     assert moved(dp.freeze(NET)) == set()
 
 
+@pytest.mark.slow
 def test_parameters_and_input_gradient_are_those_of_the_layer():
     net = dp.freeze(NET)
     params, state = NET.init(KEY, X)
@@ -33,6 +35,7 @@ def test_parameters_and_input_gradient_are_those_of_the_layer():
     assert to_x(net).any()
 
 
+@pytest.mark.slow
 def test_running_statistics_still_change():
     net = dp.freeze(NET)
     params, state = net.init(KEY, X)

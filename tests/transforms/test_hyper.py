@@ -57,6 +57,7 @@ def conditioned(condition):
         lambda layers, x: layers.f(x, condition=jnp.asarray(condition)))
 
 
+@pytest.mark.slow
 def test_each_example_has_its_own_parameters():
     params, x, condition, y = linear_by_hand()
     computes(conditioned(condition), {"f": params}, x, y)
@@ -247,6 +248,7 @@ def test_unrolling_leaves_it_unchanged():
     assert unrolled(net)[0] is net
 
 
+@pytest.mark.slow
 def test_replace_and_tap_reach_both_layers():
     net = dp.replace(dp.serial(NET, NET), "*/target/linear_0", dp.linear(7))
     other = dp.hyper(dp.serial(dp.linear(7), jnp.tanh, out=dp.linear(3)), dp.linear(8) >> jnp.tanh)

@@ -62,6 +62,7 @@ def test_value_and_gradient_equal_the_layer_at_the_origin():
         assert float(error(1e-3) / error(5e-4)) == pytest.approx(4, rel=0.01)  # of second order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [dp.linear(3), dp.conv(2, 3, dims=1)], ids=repr)
 def test_a_layer_linear_in_its_parameters_is_unchanged(net):
     x = jnp.stack([X, X])
@@ -119,6 +120,7 @@ def test_training_follows_the_tangent_kernel():
     assert np.linalg.norm(found) < 0.7 * np.linalg.norm(begin)
 
 
+@pytest.mark.slow
 def test_integer_outputs_are_unchanged():
     net = dp.linear(3) >> (lambda y: (y, y.argmax(-1)))
     expanded, params, state, moved = made(net)

@@ -28,6 +28,7 @@ def test_the_initial_output_is_unchanged_and_the_base_has_no_gradient():
     assert not grads["base"].any() and not grads["down"].any() and grads["up"].any()
 
 
+@pytest.mark.slow
 def test_kernels_with_leading_axes_have_factors_for_each_position():
     params = params_of(dp.lora(dp.conv(5, 3), 2), jnp.ones((1, 4, 4, 6)))
     assert jax.tree.map(jnp.shape, params["kernel"]) == {

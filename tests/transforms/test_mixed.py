@@ -193,6 +193,7 @@ def test_a_layer_gets_parameters_in_dtype_unless_it_casts_them_itself(around, ca
     assert seen == {jnp.dtype(jnp.float32 if casts else BF16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [
     dp.serial(dp.linear(4)), dp.repeat(1, dp.linear(4)), dp.linear(4),
 ], ids=repr)

@@ -183,6 +183,7 @@ def test_gradient_flow_summary_and_diagram_see_through_pin():
     assert "body" in dp.inspection.diagram(INFERENCE, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_streams_work_in_either_mode(train):
     """Caches of a pinned layer change, so that a pinned teacher streams in training, too."""

@@ -23,6 +23,7 @@ def drawn(key, kernel):
     return {"kernel": kernel, "noise": jax.random.normal(key, kernel.shape)}
 
 
+@pytest.mark.slow
 def test_a_leaf_is_replaced_by_a_tree_and_computed_from_it():
     net = dp.reparam(NET, logarithm, exponential, "head/kernel")
     plain, params = params_of(NET), params_of(net)

@@ -12,6 +12,7 @@ NET = dp.serial(body=dp.linear(8) >> jax.nn.relu >> dp.repeat(2, dp.residual(dp.
                 head=dp.linear(3))
 
 
+@pytest.mark.slow
 def test_other_layers_keep_their_parameters():
     net = dp.replace(NET, "head", dp.linear(5))
     old, new = params_of(NET), params_of(net)
@@ -80,6 +81,7 @@ def test_invalid_patterns_and_layers_raise():
            dp.replace, NET, "head", lambda old: 3)
 
 
+@pytest.mark.slow
 def test_a_net_with_a_replaced_layer_streams():
     causal = dp.conv(4, 2, dims=1, padding="CAUSAL")
     net = dp.replace(dp.serial(causal, jnp.tanh, causal), "conv_1", lambda f: dp.residual(f))

@@ -20,6 +20,7 @@ def test_copies_are_initialized_as_if_alone(wrap):
         same(jax.tree.map(lambda a, i=i: a[i], trees), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [dp.repeat, dp.heads], ids=["repeat", "heads"])
 def test_copies_have_different_keys(wrap):
     seen = dp.serial(dp.dropout(0.5), identity)

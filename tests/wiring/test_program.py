@@ -47,6 +47,7 @@ def test_one_layer_under_two_names_is_not_shared():
     assert not equal(params["a"], params["b"])
 
 
+@pytest.mark.slow
 def test_calling_a_child_twice_shares_running_statistics():
     @dp.program(norm=dp.batch_norm())
     def both(layers, x):

@@ -122,6 +122,7 @@ def test_packed_segments_equal_separate_sequences():
 DROPPING = dp.self_attention(2, causal=True, dropout=0.5)
 
 
+@pytest.mark.slow
 def test_weights_are_dropped_only_in_training():
     params = numbers(DROPPING, X)
     close(DROPPING(params, X), CAUSAL(params, X))
@@ -136,6 +137,7 @@ def test_weights_are_dropped_only_in_training():
         DROPPING.apply(params, {}, X, train=True)
 
 
+@pytest.mark.slow
 def test_dropout_keeps_the_expectation():
     params = numbers(DROPPING, X)
     many = jax.jit(jax.vmap(lambda key: DROPPING.apply(
@@ -165,6 +167,7 @@ def test_dropout_in_a_stream():
     assert bool(jnp.isfinite(dropped).all()) and not np.allclose(dropped, whole, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_cross_attention_has_dropout():
     net = dp.cross_attention(2, dropout=0.9)
     params = numbers(net, X, memory=MEMORY)
@@ -174,6 +177,7 @@ def test_cross_attention_has_dropout():
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [dp.self_attention(2), dp.cross_attention(2),
                                  dp.attention_head(4)], ids=repr)
 def test_nan_in_a_key_masked_for_all_queries_does_not_spread(net):

@@ -15,6 +15,7 @@ STREAM = "pass mask or segments, or set window"
 OWN, CROSS = dp.self_attention(3), dp.cross_attention(3)
 
 
+@pytest.mark.slow
 def test_apply_raises_for_side_inputs_as_init_does():
     params, _ = CROSS.init(KEY, X, memory=MEMORY)
     expect("", "cross_attention(3): wants the side input memory, got none; pass memory=, the "

@@ -96,6 +96,7 @@ def test_caches_of_repeated_layers_are_updated_in_place():
     assert memory.alias_size_in_bytes >= 12 * one_cache  # the donated state is overwritten
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["block", "positions"])
 def test_a_stream_past_its_length_returns_nan(name):
     net = NETS[name]
@@ -107,6 +108,7 @@ def test_a_stream_past_its_length_returns_nan(name):
     assert np.isnan(y).all()
 
 
+@pytest.mark.slow
 def test_a_stream_with_a_window_has_no_length_limit():
     net = dp.self_attention(2, causal=True, window=3)
     params, state = net.init(KEY, X)

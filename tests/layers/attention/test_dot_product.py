@@ -235,6 +235,7 @@ def test_cudnn_raises_if_not_installed(monkeypatch):
            lambda: dot_product(*given, implementation="cudnn"))
 
 
+@pytest.mark.slow
 def test_one_program_is_lowered_to_each_platform(monkeypatch, request):
     """A program with the branch of cuDNN runs on a CPU, and calls cuDNN on CUDA."""
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)

@@ -95,6 +95,7 @@ def test_the_gradient_flows_through_the_statistics_of_the_batch():
     np.testing.assert_allclose(grads.sum(0), np.zeros(2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_large_mean_costs_no_accuracy():
     # The mean of squares minus the square of the mean would be off by a hundred per cent here.
     x = np.random.default_rng(0).normal(1e4, 1.0, (200, 64)).astype(np.float32)

@@ -44,6 +44,7 @@ def test_layer_norm_without_scale_or_bias(name):
         np.testing.assert_allclose(norm(params, jnp.asarray(x)), wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leading", [(), (3,), (2, 1, 3)])
 def test_rms_norm_divides_each_vector_by_its_root_mean_square(leading):
     x, scale = drawn(*leading, 5), drawn(5, seed=1)
@@ -60,6 +61,7 @@ def test_rms_norm_divides_each_vector_by_its_root_mean_square(leading):
         np.testing.assert_allclose(alone({}, x) * scale, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_rms_norm_keeps_the_direction_and_subtracts_no_mean():
     x = jnp.asarray(drawn(4, 5) + 10, jnp.float32)
     norm = dp.rms_norm(eps=1e-12)

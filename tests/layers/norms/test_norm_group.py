@@ -81,6 +81,7 @@ def test_scale_and_bias_are_drawn_by_their_initializers():
     assert (params["scale"].tolist(), params["bias"].tolist()) == ([0.0] * 4, [1.0] * 4)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_its_statistics_in_float32():
     x = jnp.asarray(drawn(4, 64, 4) + 20, jnp.bfloat16)
     norm = dp.group_norm(2, dims=1, eps=EPS)

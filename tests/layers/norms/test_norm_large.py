@@ -47,6 +47,7 @@ def test_accuracy_is_independent_of_the_magnitude(name, size):
         np.testing.assert_allclose(got, right, rtol=0, atol=2e-5 * np.abs(right).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e20, 1e38])
 @pytest.mark.parametrize("norm", [
     dp.layer_norm(), dp.rms_norm(), dp.group_norm(1, dims=0),

@@ -121,6 +121,7 @@ def test_follow_keeps_no_state_outside_a_stream():
     assert steps is at and state == {}
 
 
+@pytest.mark.slow
 def test_default_positions_count_the_valid_steps():
     assert after([0, 5]) == ([[0, 1, 2], [5, 6, 7]], [3, 8])
     mask = [[1, 0, 1], [0, 1, 0], [0, 0, 0]]

@@ -34,6 +34,7 @@ def test_positions_broadcast_over_the_leading_axes():
     check(dp.rotary(), as_complex(X[0], np.arange(5), speeds(8)), X[0])
 
 
+@pytest.mark.slow
 def test_only_the_first_features_are_rotated():
     wanted = X.copy()
     wanted[..., :4] = as_complex(X[..., :4], np.arange(5), speeds(4))

@@ -76,6 +76,7 @@ def test_a_step_equals_the_formula(name, bias):
                 np.testing.assert_allclose(leaf, wanted[part], rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_activation_of_simple_rnn_is_used():
     net = dp.simple_rnn(64, activation=jax.nn.relu)
     params, _ = net.init(KEY, jnp.asarray(X))

@@ -87,6 +87,7 @@ def test_recurrent_equals_a_loop_over_the_valid_steps_of_each_row(name):
     assert not any(unmoved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, PACKED], ids=["all", "packed"])
 def test_reverse_starts_at_the_last_valid_step_of_each_row(mask):
     cell = dp.lstm(3)
@@ -250,6 +251,7 @@ def test_the_summary_has_a_row_for_each_part_of_a_cell():
     assert fields["conv_0"] and fields["conv_1"] is None  # its field is the whole past
 
 
+@pytest.mark.slow
 def test_replace_reaches_into_both_directions():
     net = dp.recurrent(dp.linear(3) >> dp.gru(3), bidirectional=True)
     changed = dp.replace(net, "*/gru_0", dp.lstm(2))
@@ -290,6 +292,7 @@ def stepwise(layer):
     return dp.serial(lambda x: x[:, None], layer, lambda y: y[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [
     dp.conv(4, 2, dims=1, padding="CAUSAL"), dp.learned_positions(5), dp.sinusoidal_positions(),
     dp.residual(dp.conv(4, 2, dims=1, padding="CAUSAL")) >> dp.gru(2),

@@ -58,6 +58,7 @@ def test_a_cell_runs_once_for_each_step(options, side, calls):
     assert counted(lambda: jax.jit(net.apply)(params, {}, X, **side)) == calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callback", [
     jax.jit(noting), *(pytest.param(f, marks=pytest.mark.slow) for f in (
         noting, noting_in_order, noting_purely, noting_by_result))], ids=[
@@ -79,6 +80,7 @@ def test_a_stream_runs_a_cell_once_for_each_step():
         :, :2])) == 2
 
 
+@pytest.mark.slow
 def test_the_initial_carry_is_not_computed_from_zeros():
     net, params = made(dp.serial(lambda x: x / jnp.sum(x, -1, keepdims=True), dp.simple_rnn(2)))
     with jax.debug_nans(True):

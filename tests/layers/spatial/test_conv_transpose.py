@@ -92,6 +92,7 @@ def test_output_padding_selects_the_input_size_of_conv(output_padding):
     np.testing.assert_allclose(jnp.vdot(forth, y), jnp.vdot(x, back), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_parameters_and_batch_axes():
     net = dp.conv_transpose(6, (3, 2), groups=2, stride=2)
     x = jnp.asarray(drawn(2, 3, 4, 5, 4))

@@ -242,6 +242,7 @@ MASKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKED)
 def test_masked_steps_do_not_count(name):
     net, reduce, windows = MASKED[name]

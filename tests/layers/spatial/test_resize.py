@@ -101,6 +101,7 @@ def test_patches_are_in_row_major_order(space, size):
     close(dp.patches(size)({}, jnp.asarray(x)), jnp.asarray(np.stack(tiles, 1), jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "space"), [(2, (4, 6)), ((2, 3), (4, 6)), ((2, 1, 3), (4, 2, 6))])
 def test_linear_on_patches_is_a_convolution(size, space):
     stride = size if isinstance(size, tuple) else (size,) * 2
