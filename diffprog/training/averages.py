@@ -64,20 +64,20 @@ def inference_metrics(
         return run(batch, None if key is None else jax.random.fold_in(key, first))
     count = count_examples(batch)
     leaves, structure = jax.tree.flatten(batch)
-    per_example = _per_example(objective, net, batch, count)
+    own_axis = per_example(objective, net, batch, count)
 
     def run_one(leaves: list[Any], key: Any) -> Metrics:
-        one = [a[None] if own else a for a, own in zip(leaves, per_example, strict=True)]
+        one = [a[None] if own else a for a, own in zip(leaves, own_axis, strict=True)]
         return run(jax.tree.unflatten(structure, one), key)
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
-    example_leaf = next(a for a, own in zip(leaves, per_example, strict=True) if own)
+    example_leaf = next(a for a, own in zip(leaves, own_axis, strict=True) if own)
     keys = beside(keys, example_leaf)
-    axes = [0 if own else None for own in per_example]
+    axes = [0 if own else None for own in own_axis]
     return average_parts(jax.vmap(run_one, (axes, 0))(leaves, keys))
 
 
-def _per_example(objective: Objective, net: Layer, batch: Any, count: int) -> list[bool]:
+def per_example(objective: Objective, net: Layer, batch: Any, count: int) -> list[bool]:
     """For each leaf of a batch, whether its first axis is the batch axis.
 
     A side input of the same length may nevertheless apply to all examples.
@@ -113,7 +113,7 @@ def average_parts(metrics: Metrics) -> Metrics:
     """The means over a first axis, each with its total count."""
     found: Metrics = {"count": metrics["count"].sum()}
     for name in mean_names(metrics):
-        mean, total = _mean(wide(metrics[name]), _count_of(name, metrics), jnp)
+        mean, total = _mean(wide(metrics[name]), count_of(name, metrics), jnp)
         found |= {name: mean, f"count/{name}": total}
     return found
 
@@ -123,11 +123,11 @@ def average_batches(batches: list[Metrics]) -> dict[str, float]:
     check_numbers(batches[0])
     read: list[Mapping[str, Any]] = jax.device_get(batches)
     columns = {name: np.array([metrics[name] for metrics in read], float) for name in read[0]}
-    return {name: float(_mean(columns[name], _count_of(name, columns), np)[0])
+    return {name: float(_mean(columns[name], count_of(name, columns), np)[0])
             for name in mean_names(columns)}
 
 
-def _count_of(name: str, metrics: Mapping[str, Any]) -> Any:
+def count_of(name: str, metrics: Mapping[str, Any]) -> Any:
     """The counts that a metric is weighted by."""
     own = f"count/{name}"
     return metrics[own if own in metrics else "count"]

@@ -48,7 +48,8 @@ class Ahead(NamedTuple):
 class Descent(NamedTuple):
     """The parameters, states and metrics after a step.
 
-    `skipped` is whether the optimizer skipped the step; None if it never does.
+    `skipped` is whether the optimizer skipped the step; None if it never does. `loss` includes
+    penalties.
     """
 
     params: Params
@@ -56,6 +57,8 @@ class Descent(NamedTuple):
     state: State
     metrics: dict[str, jax.Array]
     skipped: jax.Array | None
+    loss: jax.Array
+    gradient: Any
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -81,13 +84,17 @@ def for_net(net: Layer, optimizer: Any) -> Any:
 
 def descend(
     optimizer: Any, loss: Callable[[Params], Any], params: Params, opt_state: Any, state: State,
+    gradient: Callable[[Params], Any] | None = None,
 ) -> Descent:
     """One update by a loss, ``params -> (value, (state, metrics))``, from the `state` of the net.
+
+    `gradient` returns what the loss does and its gradient, if not by `jax.value_and_grad`.
 
     A skipped step leaves the state of the net unchanged. A step whose gradient is only accumulated
     leaves the averages of `ema` unchanged, which count the steps of the optimizer.
     """
-    (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    gradient = gradient or jax.value_and_grad(loss, has_aux=True)
+    (value, (after, metrics)), grads = gradient(params)
     grads = jax.tree.map(jnp.conj, grads)  # the convention of optax for complex parameters
 
     def value_fn(given: Params, *, obj_fn: Any = None) -> jax.Array:
@@ -104,8 +111,8 @@ def descend(
     accumulated = [part.mini_step if isinstance(part, optax.MultiStepsState) else part.count
                    for part in _parts(opt, optax.MultiStepsState, optax.ApplyEvery)]
     if accumulated:
-        after = _averages_if(jnp.any(jnp.stack(accumulated) == 0), state, after)
-    return Descent(moved, opt, after, metrics, skipped)
+        after = averages_if(jnp.any(jnp.stack(accumulated) == 0), state, after)
+    return Descent(moved, opt, after, metrics, skipped, value, grads)
 
 
 @standard_promotion()
@@ -209,6 +216,15 @@ def _check_updates(updates: Any, params: Params) -> None:
                              "takes axis 0 for the batch axis")
 
 
+def learning_rate(opt_state: Any) -> jax.Array:
+    """The learning rate in the state of an optimizer; raise if it does not keep it."""
+    for part in _parts(opt_state, optax.InjectStatefulHyperparamsState):
+        if "learning_rate" in part.hyperparams:
+            return part.hyperparams["learning_rate"]
+    raise LayerError("an optimizer that keeps its learning rate, to report it", "one that does not",
+                     "write optax.inject_hyperparams(optax.adam)(learning_rate=schedule)")
+
+
 def _unmasked(own: Any, given: Any) -> Any:
     """The leaf that an optimizer holds, or our own if it is masked there."""
     return own if isinstance(given, optax.MaskedNode) else given
@@ -240,14 +256,14 @@ def _skipped(before: Any, after: Any, updates: Any) -> jax.Array | None:
     return jnp.stack(found).any() if found else None
 
 
-def _averages_if(taken: jax.Array, before: State, after: State) -> State:
+def averages_if(taken: jax.Array, before: State, after: State) -> State:
     """The state `after` a step, with the averages of `ema` from `before` it unless `taken`."""
     found = {}
     for name, part in after.items():
         if name.startswith("#ema"):
             found[name] = jax.tree.map(functools.partial(jnp.where, taken), part, before[name])
         elif isinstance(part, dict):
-            found[name] = _averages_if(taken, before[name], part)
+            found[name] = averages_if(taken, before[name], part)
         else:
             found[name] = part
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from diffprog.core.arguments import check_kept
+from diffprog.core.arguments import check_count, check_kept
 from diffprog.core.errors import LayerError
 from diffprog.core.guards import check_key
 from diffprog.core.layer import Layer, as_layer
 from diffprog.core.nets import trainable
-from diffprog.core.notation import code, show
+from diffprog.core.notation import code, listed, show
 from diffprog.core.parameters import fold
 from diffprog.core.plans import Params, State
 from diffprog.core.streams import parted
 from diffprog.data.batches import arrays
+from diffprog.training.accumulation import Accumulation, check_accumulation
 from diffprog.training.averages import (
     draws,
     inference_metrics,
@@ -39,6 +40,7 @@ from diffprog.training.descent import (
     descend,
     for_net,
     inference_params,
+    learning_rate,
 )
 from diffprog.training.objectives import Objective, checked, inputs
 
@@ -101,7 +103,7 @@ class Step:
 
 def make_step(
     net: Layer, objective: Objective, optimizer: optax.GradientTransformation, *,
-    donate: bool = True, check_axes: bool = True,
+    accumulate: int = 1, report: Sequence[str] = (), donate: bool = True, check_axes: bool = True,
     eval_params: Callable[[Any, Params], Params] = inference_params,
 ) -> Step:
     """One step of gradient descent as a pair of pure functions.
@@ -125,6 +127,15 @@ def make_step(
             no statistics and counts in no metric except ``skipped``, the fraction of such steps. If
             it accumulates the gradients of several batches, as `optax.MultiSteps` does, `ema`
             counts the steps of the optimizer.
+        accumulate: number of equal parts in which a batch is computed, one after the other, to fit
+            into memory. Loss, gradient and metrics are those of the whole batch: parts are weighted
+            by the counts of their valid entries. Each part has a key of its own. Statistics of
+            `batch_norm` are those of each part, and move once a part; averages of `ema`, clipping,
+            schedules and skipped steps see whole batches alone. On CPU the loop over the parts is
+            unrolled around convolutions.
+        report: further metrics: ``gradient_norm``, the Euclidean norm of the gradient by all
+            trainable parameters, before the optimizer clips it; ``learning_rate``, which needs an
+            optimizer of `optax.inject_hyperparams`; ``total_loss``, the loss with penalties.
         donate: let `apply` reuse the memory of its state argument, which is deleted. Pass False in
             notebooks, and to differentiate through training steps (with ``eps_root=1e-8`` for Adam,
             whose square root has no derivative where a gradient is zero).
@@ -160,8 +171,10 @@ def make_step(
     net = as_layer(net)
     check_optimizer(optimizer)
     check_objective(net, objective)
+    check_count("accumulate", accumulate)
+    _check_report(report)
     training = _Training(net, checked(objective), for_net(net, optimizer), eval_params,
-                         check_axes)
+                         check_axes, accumulate, tuple(report))
     return Step(training.init, Compiled(training.apply, donate_argnums=0 if donate else ()),
                 Compiled(training.evaluate), net, training.inputs, training.combine,
                 is_across_examples(training.objective), training.eval_params)
@@ -176,6 +189,8 @@ class _Training:
     optimizer: Any
     params_for_inference: Callable[[Any, Params], Params]
     check_axes: bool
+    accumulate: int
+    report: tuple[str, ...]
 
     def init(self, key: jax.Array, x: Any, **side: Any) -> TrainState:
         check_key(key)
@@ -184,7 +199,10 @@ class _Training:
         if params and not any(jax.tree.leaves(trainable(self.net, params))):
             raise LayerError("a net with something to train", f"{self.net!r}, which is frozen",
                              "freeze less of it: name what trains by exclude=")
-        return fresh_state(params, state, self.optimizer.init(params), later)
+        opt_state = self.optimizer.init(params)
+        if "learning_rate" in self.report:
+            learning_rate(opt_state)
+        return fresh_state(params, state, opt_state, later)
 
     def apply(self, now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         self._check(batch)
@@ -193,10 +211,31 @@ class _Training:
         def loss(params: Params) -> Any:
             return self.objective(self.net, params, now.state, batch, key=key, train=True)
 
-        done = descend(self.optimizer, loss, now.params, now.opt_state, now.state)
+        gradient = None
+        if self.accumulate > 1:
+            self._check_parts(now, batch)
+            parts = Accumulation(self.objective, self.net, now.state, batch, key, self.accumulate)
+            loss, gradient = parts.loss, parts.gradient
+        done = descend(self.optimizer, loss, now.params, now.opt_state, now.state, gradient)
         after = now._replace(params=done.params, state=done.state, opt_state=done.opt_state,
                              step=now.step + 1)
+        done = done._replace(metrics={**done.metrics, **self._reported(done)})
         return after, step_metrics(done, batch)
+
+    def _reported(self, done: Descent) -> dict[str, jax.Array]:
+        """The metrics of `report`."""
+        found: dict[str, Callable[[], Any]] = {
+            "gradient_norm": lambda: optax.tree.norm(done.gradient),
+            "learning_rate": lambda: learning_rate(done.opt_state),
+            "total_loss": lambda: done.loss,
+        }
+        return {name: found[name]() for name in self.report}
+
+    def _check_parts(self, now: TrainState, batch: Any) -> None:
+        check_accumulation(self.objective, batch, self.accumulate)
+        if without_stream(self.net, self.inputs, now.state, batch) is not now.state:
+            raise LayerError("a state without a stream for accumulate", show(now.state),
+                             "leave accumulate out: a stream is of the rows of the whole batch")
 
     def evaluate(self, now: TrainState, batch: Any, first: Any = 0) -> dict[str, jax.Array]:
         self._check(batch)
@@ -281,6 +320,14 @@ def check_state(state: Any) -> None:
     """Raise unless `state` is a `TrainState`."""
     if not isinstance(state, TrainState):
         raise LayerError("a TrainState", show(state), "pass fit.state, or the result of step.init")
+
+
+def _check_report(report: Any) -> None:
+    """Raise unless `report` lists known metrics."""
+    names = "gradient_norm", "learning_rate", "total_loss"
+    if isinstance(report, str) or not set(report) <= set(names):
+        raise LayerError(f"report as a list of names among {listed(names)}", code(report),
+                         'write report=["gradient_norm"], for example')
 
 
 def check_objective(net: Layer, objective: Any) -> None:
