@@ -17,7 +17,17 @@ from diffprog.wiring.merging import add, concatenate
 from diffprog.wiring.program import program
 
 if TYPE_CHECKING:
-    from diffprog import diffusion, gradients, inspection, interop, losses, models, text, training
+    from diffprog import (
+        data,
+        diffusion,
+        gradients,
+        inspection,
+        interop,
+        losses,
+        models,
+        text,
+        training,
+    )
     from diffprog.data.batches import batches
     from diffprog.inspection.summaries import summary
     from diffprog.laws.checks import check
@@ -68,8 +78,8 @@ if TYPE_CHECKING:
 
 # The module of each namespace, and of each name, that is loaded on first use.
 _SPACES = {
-    "diffusion": "diffusion", "estimators": "layers.estimators", "gradients": "gradients",
-    "inspection": "inspection", "interop": "interop", "losses": "losses",
+    "data": "data", "diffusion": "diffusion", "estimators": "layers.estimators",
+    "gradients": "gradients", "inspection": "inspection", "interop": "interop", "losses": "losses",
     "metrics": "losses.metrics", "models": "models", "rope": "layers.positions.rope",
     "text": "text", "training": "training",
 }
@@ -114,8 +124,8 @@ __all__ = [
     "Layer", "LayerError", "adaptive_avg_pool", "adaptive_max_pool", "add", "add_norm",
     "attention_head", "avg_pool", "batch_norm", "batches", "bilinear", "binary_step", "branch",
     "check", "classification", "collapse", "concatenate", "conv", "conv_transpose",
-    "cross_attention", "depthwise_conv", "diffusion", "dropout", "ema", "embedding", "ensemble",
-    "estimators", "evaluate", "ffn", "fit", "fixed_point", "flatten", "freeze", "gelu",
+    "cross_attention", "data", "depthwise_conv", "diffusion", "dropout", "ema", "embedding",
+    "ensemble", "estimators", "evaluate", "ffn", "fit", "fixed_point", "flatten", "freeze", "gelu",
     "global_avg_pool", "global_max_pool", "glu", "gradients", "group_norm", "gru", "heads", "hide",
     "hyper", "inspection", "instance_norm", "interop", "layer_norm", "learned_positions", "linear",
     "linearize", "lora", "losses", "lstm", "make_step", "max_pool", "metrics", "mixed", "models",

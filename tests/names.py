@@ -22,7 +22,8 @@ from typing import NamedTuple
 PACKAGE = pathlib.Path(__file__).parents[1] / "diffprog"
 
 # Rooms that are namespaces of their own, and modules that are.
-ROOMS = ["losses", "models", "training", "text", "diffusion", "gradients", "inspection", "interop"]
+ROOMS = ["data", "losses", "models", "training", "text", "diffusion", "gradients", "inspection",
+         "interop"]
 MODULES = {"metrics": "losses.metrics", "rope": "layers.positions.rope",
            "estimators": "layers.estimators", "tree": "tree"}
 # What stands at the top from rooms that do not: the daily handful.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +17,39 @@ from diffprog.core.notation import code, show
 
 __all__ = ["batches"]
 
+Remainder = Literal["keep", "drop", "pad"]
+
 
 def batches(
-    data: Any, batch_size: int, *, seed: int | None = None, epochs: int | None = None
+    data: Any, batch_size: int, *, seed: int | None = None, epochs: int | None = None,
+    remainder: Remainder = "keep",
 ) -> Batches:
     """Cut a pytree of arrays into batches along the first axis.
 
     With a seed the examples are shuffled anew each epoch, and the batches are endless unless
     `epochs` is given. A batch may span two epochs, so that all batches have one size and no example
     is dropped. Without a seed the batches are in order, and the last may be smaller. Iterating
-    again yields the same batches; `fit` begins at the batch of the state's step.
+    again yields the same batches; `fit` begins at the batch of the state's step. ``len`` is the
+    number of batches, unless they are endless.
 
     Args:
         data: arrays of one length, for example ``(x, y)`` or ``{"x": x, "y": y}``. Anything that
             NumPy converts is an array: a list of labels, a table or tensor of another library. A
-            structured array becomes a dict of its fields.
+            structured array becomes a dict of its fields. A memory-mapped array,
+            ``np.load("x.npy", mmap_mode="r")``, is read batch by batch.
         batch_size: examples per batch; positive.
         seed: of the shuffling.
-        epochs: number of epochs; the last batch holds the remaining examples. None is endless with
-            a seed, and one epoch without.
+        epochs: number of epochs. None is endless with a seed, and one epoch without.
+        remainder: what becomes of the examples that fill no batch, at the end of each epoch without
+            a seed and of the last one with a seed. "keep" yields them as a smaller batch; "drop"
+            leaves them out; "pad" repeats the last example up to `batch_size`. Padded batches are
+            dicts, with ``x`` and ``y`` for a pair and ``x`` for one array, and all of them have a
+            ``mask``, (batch,), False for the padding, which also clears a ``mask`` of the data.
+            Objectives ignore the padding, so that metrics are those of the examples.
 
     Raises:
-        LayerError: arrays of different lengths.
+        LayerError: arrays of different lengths; `remainder` is none of these; "drop" with fewer
+            examples than a batch; "pad" with a tuple of three or more.
 
     Example:
         >>> x = jnp.arange(5)
@@ -46,6 +57,8 @@ def batches(
         [[0, 1], [2, 3], [4]]
         >>> sorted(sum((batch.tolist() for batch in dp.batches(x, 2, seed=0, epochs=1)), []))
         [0, 1, 2, 3, 4]
+        >>> list(dp.batches(x, 2, remainder="pad"))[-1]["mask"].tolist()
+        [True, False]
     """
     check_count("batch_size", batch_size)
     if epochs is not None:
@@ -56,9 +69,31 @@ def batches(
             raise LayerError("arrays with a batch axis", show(leaf),
                              "convert it: np.asarray(x)")
     length = examples_in(data)
+    if remainder not in ("keep", "drop", "pad"):
+        raise LayerError("remainder out of keep, drop, pad", repr(remainder), "choose one of them")
+    if remainder == "pad":
+        data = _with_mask(data, length)
     if seed is None and epochs is None:
         epochs = 1
-    return Batches(jax.tree.map(np.asarray, data), batch_size, seed, epochs, length)
+    data = jax.tree.map(np.asarray, data)
+    found = Batches(data, batch_size, seed, epochs, length, remainder)
+    if found.count == 0:
+        raise LayerError(f"at least {batch_size} examples, one batch", str(length),
+                         'lower batch_size, or pass remainder="keep"')
+    return found
+
+
+def _with_mask(data: Any, length: int) -> dict[Any, Any]:
+    """The data as a dict with a mask of its examples, unless it has one."""
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        data = {"x": data[0], "y": data[1]}
+    elif isinstance(data, (tuple, list)):
+        raise LayerError("data to pad as a dict, a pair (x, y) or one array", show(data),
+                         'name the arrays, {"x": x, "y": y}: the mask needs a name too')
+    elif not isinstance(data, Mapping):
+        data = {"x": data}
+    valid = np.ones(length, bool)
+    return {**data, "mask": valid if data.get("mask") is None else data["mask"]}
 
 
 def examples_in(data: Any) -> int:
@@ -80,36 +115,60 @@ class Batches:
     seed: int | None
     epochs: int | None
     length: int
+    remainder: Remainder = "keep"
 
     def __repr__(self) -> str:
-        return (f"batches({show(self.data)}, {self.batch_size}, seed={self.seed}, "
-                f"epochs={self.epochs})")
+        return (f"{type(self).__name__.lower()}({show(self.data)}, {self.batch_size}, "
+                f"seed={self.seed}, epochs={self.epochs}, remainder={self.remainder!r})")
 
     def __iter__(self) -> Iterator[Any]:
         return self.begun(0)
 
+    def __len__(self) -> int:
+        if self.count is None:
+            raise TypeError(f"{self!r} has no length: it is endless without epochs")
+        return self.count
+
+    def __bool__(self) -> bool:
+        return True  # endless batches are true as well, though they have no length
+
     def begun(self, number: int) -> Iterator[Any]:
         """The batches from a number on; numbers continue over repeated iterations."""
-        if count := self.count:
-            number %= count
-        for rows in itertools.islice(self._rows(), number, None):
-            yield jax.tree.map(lambda a, rows=rows: a[rows], self.data)
+        return map(self.cut, itertools.islice(self._rows(), self.position(number), None))
+
+    def position(self, number: int) -> int:
+        """The number of a batch within one iteration."""
+        return number % self.count if self.count else number
+
+    def cut(self, rows: Any) -> Any:
+        """The batch of these rows, ints or a slice, padded to the batch size if asked."""
+        batch = jax.tree.map(lambda a: a[rows], self.data)
+        if self.remainder != "pad":
+            return batch
+        missing = self.batch_size - len(batch["mask"])
+        padded = jax.tree.map(
+            lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]) if missing else a, batch)
+        padded["mask"][self.batch_size - missing :] = False
+        return padded
 
     @property
     def count(self) -> int | None:
         """The number of batches; None if they are endless."""
         if self.epochs is None:
             return None
-        if self.seed is None:
-            return self.epochs * -(-self.length // self.batch_size)
-        return -(-self.epochs * self.length // self.batch_size)
+        repeats, length = ((self.epochs, self.length) if self.seed is None else
+                           (1, self.epochs * self.length))
+        short = 0 if self.remainder == "drop" else self.batch_size - 1
+        return repeats * ((length + short) // self.batch_size)
 
     def _rows(self) -> Iterator[Any]:
         return self._in_order() if self.seed is None else self._shuffled(self.seed)
 
     def _in_order(self) -> Iterator[Any]:
+        end = self.length - self.length % self.batch_size if self.remainder == "drop" else (
+            self.length)
         for _ in range(self.epochs or 1):
-            for first in range(0, self.length, self.batch_size):
+            for first in range(0, end, self.batch_size):
                 yield slice(first, first + self.batch_size)
 
     def _shuffled(self, seed: int) -> Iterator[Any]:
@@ -119,7 +178,7 @@ class Batches:
             while len(waiting) < self.batch_size and epochs_left != 0:
                 waiting = np.concatenate([waiting, rng.permutation(self.length)])
                 epochs_left = None if epochs_left is None else epochs_left - 1
-            if not len(waiting):
+            if not len(waiting) or (self.remainder == "drop" and len(waiting) < self.batch_size):
                 return
             rows, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
             yield rows

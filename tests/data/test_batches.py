@@ -89,7 +89,8 @@ def test_nested_lists_are_refused():
 
 def test_the_repr_of_batches_shows_their_data():
     data = dp.batches((np.ones((1000, 30)), np.ones(1000)), 10, seed=0)
-    assert repr(data) == "batches((float64[1000,30], float64[1000]), 10, seed=0, epochs=None)"
+    assert repr(data) == ("batches((float64[1000,30], float64[1000]), 10, seed=0, epochs=None, "
+                          "remainder='keep')")
 
 
 @pytest.mark.parametrize("data", [None, len, 3, (np.ones((4, 3)), np.ones(4)), {"x": np.ones(3)}])
