@@ -309,7 +309,7 @@ def test_the_import_is_light():
 
 def test_the_import_loads_no_optional_package():
     loaded = run("import sys, diffprog; diffprog.linear, diffprog.fit, diffprog.check; "
-                 "diffprog.interop.from_linen; "
+                 "diffprog.interop.from_linen; diffprog.data.pipeline; "
                  "print(*sys.modules)")
     assert {"jax", "optax", "diffprog", "diffprog.training.step"} <= set(loaded)
-    assert not {"tqdm", "matplotlib", "sklearn", "flax", "haiku", "equinox"} & set(loaded)
+    assert not {"tqdm", "matplotlib", "sklearn", "flax", "haiku", "equinox", "grain"} & set(loaded)

@@ -50,8 +50,8 @@ def random_crop(
     """
     x = _images(key, x)
     check_count("padding", padding, 0)
-    size = x.shape[1:3] if size is None else size
-    height, width = size if isinstance(size, tuple) else (size, size)
+    sizes = x.shape[1:3] if size is None else size if isinstance(size, tuple) else (size, size)
+    height, width = sizes
     check_count("height", height)
     check_count("width", width)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))

@@ -89,7 +89,8 @@ class Pipeline(Batches):
             "batch_size": self.batch_size, "drop_remainder": self.remainder == "drop"}
         if self.seed is None:
             return rows.batch(**cut).repeat(self.epochs)
-        return rows.shuffle(self.seed).repeat(self.epochs).batch(**cut)
+        # Endless: with None the number of rows overflows in batches of one.
+        return rows.shuffle(self.seed).repeat(self.epochs or 2**62 // self.length).batch(**cut)
 
     def _read(self, number: int, rows: Any) -> Any:
         batch = self.cut(rows)

@@ -18,18 +18,20 @@ CHANGES = {
 }
 COMPILED = {name: jax.jit(change) for name, change in CHANGES.items()}
 each = pytest.mark.parametrize("name", CHANGES)
+but_mixup_slow = pytest.mark.parametrize("name", [
+    "crop", "flip", "rotation", pytest.param("mixup", marks=pytest.mark.slow)])
 
 
 def same(one, other):
     np.testing.assert_array_equal(np.asarray(one, np.float64), np.asarray(other, np.float64))
 
 
-@each
+@but_mixup_slow
 def test_compiled_equals_eager(name):
     np.testing.assert_allclose(COMPILED[name](KEY, X), CHANGES[name](KEY, X), rtol=1e-5, atol=1e-5)
 
 
-@each
+@but_mixup_slow
 def test_under_vmap_each_batch_has_its_own_key(name):
     keys = jax.random.split(KEY, 2)
     got = jax.jit(jax.vmap(CHANGES[name]))(keys, jnp.stack([X, X]))
@@ -157,7 +159,7 @@ def test_channels_are_normalized(mean, std):
     assert dp.data.normalize(jnp.asarray(X, jnp.bfloat16), mean, std).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0])
+@pytest.mark.parametrize("alpha", [0.2, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_mixup_mixes_examples_and_their_labels_alike(alpha):
     """Unit vectors as examples: a row of the result shows its weights and its partner."""
     count = 300
