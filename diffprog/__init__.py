@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         interop,
         losses,
         models,
+        runtime,
         text,
         training,
     )
@@ -81,7 +82,7 @@ _SPACES = {
     "data": "data", "diffusion": "diffusion", "estimators": "layers.estimators",
     "gradients": "gradients", "inspection": "inspection", "interop": "interop", "losses": "losses",
     "metrics": "losses.metrics", "models": "models", "rope": "layers.positions.rope",
-    "text": "text", "training": "training",
+    "runtime": "runtime", "text": "text", "training": "training",
 }
 
 _HOMES = {
@@ -131,9 +132,10 @@ __all__ = [
     "linearize", "lora", "losses", "lstm", "make_step", "max_pool", "metrics", "mixed", "models",
     "one_hot", "parallel", "patches", "pin", "pixel_shuffle", "pre_norm", "predict", "prelu",
     "program", "quantize", "recurrent", "regression", "remat", "reparam", "repeat", "replace",
-    "reshape", "residual", "rms_norm", "rope", "rotary", "self_attention", "serial", "simple_rnn",
-    "sinusoidal_positions", "spatial_dropout", "spectral_norm", "stateless", "stochastic_depth",
-    "summary", "swiglu", "tap", "text", "training", "tree", "unembed", "upsample", "weight_norm",
+    "reshape", "residual", "rms_norm", "rope", "rotary", "runtime", "self_attention", "serial",
+    "simple_rnn", "sinusoidal_positions", "spatial_dropout", "spectral_norm", "stateless",
+    "stochastic_depth", "summary", "swiglu", "tap", "text", "training", "tree", "unembed",
+    "upsample", "weight_norm",
 ]
 # To here.
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 PACKAGE = pathlib.Path(__file__).parents[1] / "diffprog"
 
 # Rooms that are namespaces of their own, and modules that are.
-ROOMS = ["data", "losses", "models", "training", "text", "diffusion", "gradients", "inspection",
-         "interop"]
+ROOMS = ["losses", "models", "data", "training", "runtime", "text", "diffusion", "gradients",
+         "inspection", "interop"]
 MODULES = {"metrics": "losses.metrics", "rope": "layers.positions.rope",
            "estimators": "layers.estimators", "tree": "tree"}
 # What stands at the top from rooms that do not: the daily handful.
