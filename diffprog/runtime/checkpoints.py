@@ -263,6 +263,8 @@ class Checkpoints:
         self._end_manager()
         shutil.rmtree(self.folder / f"{step}{_PARTIAL}", ignore_errors=True)
         done = self.steps
+        if step not in done:
+            shutil.rmtree(self._at_step(step), ignore_errors=True)
         stays = f"the last complete checkpoint is {done[-1]}" if done else "there is no other yet"
         return LayerError(f"checkpoint {step} written into {self.folder}",
                           clip(f"{type(error).__name__}: {error}".splitlines()[0]),
