@@ -174,7 +174,7 @@ TESTED_IN = {
     "wiring.children": "wiring.program",  # they are seen by a program's function alone
     "wiring.merging": "wiring.combinators",  # it joins what `branch` and `parallel` give
     "losses.values": "losses.classes",  # all losses keep the same rules
-    "runtime.logs": "training.loop", "runtime.interrupts": "training.loop",  # which they serve
+    "runtime.interrupts": "training.loop",  # which it serves
     "training.averages": "training.evaluation",  # of which they are made
     "training.courses": "training.loop",  # which goes them
     "training.penalized": "losses.penalties",
@@ -310,6 +310,7 @@ def test_the_import_is_light():
 def test_the_import_loads_no_optional_package():
     loaded = run("import sys, diffprog; diffprog.linear, diffprog.fit, diffprog.check; "
                  "diffprog.interop.from_linen; diffprog.data.pipeline; "
-                 "print(*sys.modules)")
+                 "diffprog.runtime.tensorboard; diffprog.runtime.Checkpoints; print(*sys.modules)")
     assert {"jax", "optax", "diffprog", "diffprog.training.step"} <= set(loaded)
-    assert not {"tqdm", "matplotlib", "sklearn", "flax", "haiku", "equinox", "grain"} & set(loaded)
+    assert not {"tqdm", "tensorboardX", "matplotlib", "sklearn", "flax", "haiku", "equinox",
+                "grain", "orbax", "safetensors"} & set(loaded)

@@ -12,12 +12,13 @@ from diffprog.training.loop import Fit
 from diffprog.training.objectives import binary_classification
 from diffprog.training.penalized import penalized
 from diffprog.training.restarting import restart
+from diffprog.training.seeds import Spread, over_seeds
 from diffprog.training.step import Step, TrainState
 from diffprog.training.variational import elbo
 
 __all__ = [
-    "Fit", "Player", "Step", "TrainState", "binary_classification", "elbo", "make_game",
-    "penalized", "restart",
+    "Fit", "Player", "Spread", "Step", "TrainState", "binary_classification", "elbo", "make_game",
+    "over_seeds", "penalized", "restart",
 ]
 # To here.
 
