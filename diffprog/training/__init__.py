@@ -10,6 +10,8 @@ from diffprog.core.synonyms import unknown
 from diffprog.training.games import Player, make_game
 from diffprog.training.loop import Fit
 from diffprog.training.objectives import binary_classification
+from diffprog.training.optimizers import adamw, layerwise_decay, muon, warmup_stable_decay
+from diffprog.training.partition import Partition, muon_partition
 from diffprog.training.penalized import penalized
 from diffprog.training.restarting import restart
 from diffprog.training.seeds import Spread, over_seeds
@@ -17,8 +19,9 @@ from diffprog.training.step import Step, TrainState
 from diffprog.training.variational import elbo
 
 __all__ = [
-    "Fit", "Player", "Spread", "Step", "TrainState", "binary_classification", "elbo", "make_game",
-    "over_seeds", "penalized", "restart",
+    "Fit", "Partition", "Player", "Spread", "Step", "TrainState", "adamw", "binary_classification",
+    "elbo", "layerwise_decay", "make_game", "muon", "muon_partition", "over_seeds", "penalized",
+    "restart", "warmup_stable_decay",
 ]
 # To here.
 
