@@ -67,6 +67,7 @@ EITHER = {
 # One name, several kinds: each of these is the field's word for both.
 KINDS = {
     "bias": "whether there is one; `linear_cross_entropy` takes it itself",
+    "decay": "the rate of an average, the last phase of a schedule, the leaves that decay",
     "hidden": "the size of one hidden axis; `mlp` has several",
     "loss": "a number, and what `regression` makes it with",
     "pattern": "of one path; where leaves are computed, also several",

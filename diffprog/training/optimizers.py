@@ -144,22 +144,22 @@ def muon(
                            lambda params: partition.map(lambda rule: rule.optimizer, params))
 
 
-def layerwise_decay(net: Layer, rate: float, *groups: Patterns) -> optax.GradientTransformation:
+def layerwise_decay(net: Layer, rate: float, *layers: Patterns) -> optax.GradientTransformation:
     """Smaller updates towards the input: ``update *= rate ** (layers between it and the output)``.
 
     Behind an optimizer it multiplies the learning rate, as in
-    ``optax.chain(adamw(1e-3), layerwise_decay(net, 0.75, ...))``: that of the last group is the
-    optimizer's. A group inside a `repeat` of n counts as n layers, one for each copy.
+    ``optax.chain(adamw(1e-3), layerwise_decay(net, 0.75, ...))``: that of the last layer is the
+    optimizer's. Leaves inside a `repeat` of n count as n layers, one for each copy.
 
     Args:
         net: the net that is trained.
         rate: the factor from a layer to the one before; positive, mostly in (0.6, 1).
-        groups: the path, or a tuple of paths, of the leaves of a layer, from the input to the
+        layers: the path, or a tuple of paths, of the leaves of each layer, from the input to the
             output; each trainable leaf is in exactly one.
 
     Raises:
-        LayerError: in ``init``: a pattern that matches nothing; a leaf in no group or in several;
-            a group with leaves of different depths.
+        LayerError: in ``init``: a pattern that matches nothing; a leaf in no layer or in several;
+            leaves inside and outside a `repeat` in one.
 
     Example:
         >>> net = dp.serial(embed=dp.embedding(11, 4), blocks=dp.repeat(2, dp.linear(4)))
@@ -171,15 +171,15 @@ def layerwise_decay(net: Layer, rate: float, *groups: Patterns) -> optax.Gradien
 
     Source: Clark et al. 2020, arXiv:2003.10555, appendix; Bao et al. 2022, arXiv:2106.08254.
     """
-    check_layer(net, "layerwise_decay(net, rate, *groups)")
+    check_layer(net, "layerwise_decay(net, rate, *layers)")
     check_positive("rate", rate, "pass 0.75, for example")
 
     def init(params: Any) -> optax.EmptyState:
-        _factors(net, rate, groups, params)
+        _factors(net, rate, layers, params)
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        return jax.tree.map(jnp.multiply, updates, _factors(net, rate, groups, updates)), state
+        return jax.tree.map(jnp.multiply, updates, _factors(net, rate, layers, updates)), state
 
     return optax.GradientTransformation(init, update)
 
@@ -268,7 +268,7 @@ def _orthogonalized(axes: Callable[[Any], Any]) -> optax.GradientTransformation:
     Its momentum corrects the bias of both averages, which is not in the published algorithm.
     """
     iteration = optax.contrib.scale_by_muon(
-        beta=0.0, nesterov=False, weight_dimension_numbers=axes)
+        beta=0.0, nesterov=False, eps=1e-7, weight_dimension_numbers=axes)
     return optax.stateless(lambda updates, params: iteration.update(
         updates, iteration.init(updates))[0])
 
@@ -282,26 +282,27 @@ def _scale(rule: Rule, rms: float | None) -> float:
 # Layer-wise rates.
 
 
-def _factors(net: Layer, rate: float, groups: tuple[Patterns, ...], tree: Any) -> Any:
+def _factors(net: Layer, rate: float, layers: tuple[Patterns, ...], tree: Any) -> Any:
     """The factor of each leaf, an array that is broadcast to it."""
     found: dict[str, Any] = {}
-    later = 0  # the number of layers between the group and the output
-    for group in reversed(groups):
-        leaves = select(tree, *((group,) if isinstance(group, str) else group))
+    later = 0  # the number of layers between this one and the output
+    for layer in reversed(layers):
+        leaves = select(tree, *((layer,) if isinstance(layer, str) else layer))
         depths = {path: _depth(net, path, np.shape(leaf)) for path, leaf in leaves.items()}
         if twice := found.keys() & leaves:
-            raise LayerError("each leaf in one group", f"several for {listed(twice)}",
+            raise LayerError("each leaf in one layer", f"several for {listed(twice)}",
                              "narrow the patterns of one of them")
         if len(sizes := {math.prod(shape) for shape in depths.values()}) != 1:
-            raise LayerError("a group of leaves of one depth", f"{group!r}, of {listed(sizes)}",
-                             "make it two groups: those of a repeat count as several layers")
+            raise LayerError("leaves of equally many copies in a layer",
+                             f"{layer!r}, of {listed(sizes)}",
+                             "write two patterns: each copy in a repeat is a layer")
         for path, shape in depths.items():
             after = np.arange(math.prod(shape))[::-1].reshape(shape) + later
             found[path] = jnp.asarray(rate**after, leaves[path].dtype)
         later += sizes.pop()
     if rest := paths(tree).keys() - found:
-        raise LayerError("each leaf in one group", f"none for {listed(rest)}",
-                         "add a group, or a pattern to one: ('embed/**', 'positions/**')")
+        raise LayerError("each leaf in one layer", f"none for {listed(rest)}",
+                         "add a pattern, or several for one layer: ('embed/**', 'norm/**')")
     return jax.tree.unflatten(jax.tree.structure(tree), [found[path] for path in paths(tree)])
 
 

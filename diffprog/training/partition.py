@@ -103,13 +103,13 @@ def muon_partition(net: Layer, x: Any, *, adam: Patterns | None = None, **side: 
     hidden = frozenset(path for path, rule in rules.items() if rule.optimizer == "muon")
     for last in _last_maps(net, params, x, side):
         kernels = hidden.intersection(frozenset().union(*last))
-        if len(last) == 1 or len(kernels) == 1:
+        if len(last) == 1:
             rules |= {path: Rule(rules[path].shape, "adamw", "last map") for path in kernels}
         elif kernels and adam is None:
-            raise LayerError("a net with one last map for each output, or adam=, which names them",
-                             f"several that may be it ({listed(kernels)})",
-                             "pass adam= the path of the kernel before the output, or adam=() if "
-                             "all of them are hidden")
+            raise LayerError("one last map for each output, or adam=, which names them",
+                             f"an output behind a sum or a loop ({listed(kernels)})",
+                             "pass adam= the paths of the kernels that are no hidden ones, or "
+                             "adam=() if all are hidden")
     return Partition(rules)
 
 
@@ -131,7 +131,7 @@ def _by_kind(net: Layer, path: str, shape: tuple[int, ...]) -> Rule:
         return Rule(shape, "adamw", "axes of another library")
     axes = Axes(tuple(range(copies, len(shape) - 1)), (len(shape) - 1,))
     count = math.prod(shape[:copies])
-    what = f"{count} matrices" if copies else "matrix"
+    what = f"{count} matrices" if count > 1 else "matrix"
     return Rule(shape, "muon", f"{what} {_shape((rows, columns))}", axes, (rows, columns))
 
 
@@ -161,7 +161,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 class _Source(NamedTuple):
     """What an array depends on: x, or parameters alone, which are then listed; and its last maps.
 
-    A map is the set of the parameters that its matrix is computed from.
+    A map is the set of the parameters that its matrix is computed from; a loop is one more map.
     """
 
     of_x: bool = False
@@ -217,9 +217,9 @@ def _step(equation: Any, given: Sequence[_Source]) -> list[_Source]:
         if matrix.params:
             return [_Source(of_x=True, maps=frozenset({matrix.params}))]
     joined = _joined(given)
-    if inner and joined.of_x:  # a loop may end in a product with any of its parameters
-        entering = frozenset(frozenset({path}) for path in _params(given))
-        joined = joined._replace(maps=joined.maps | entering)
+    if inner and joined.of_x:  # a loop, which may end in a product with any of its parameters
+        entering = {frozenset({path}) for path in _params(given)}
+        joined = joined._replace(maps=joined.maps | entering | {frozenset()})
     return [joined] * count
 
 
