@@ -172,8 +172,8 @@ def test_required_arguments_come_first(name):
     initial = [argument for argument in last if argument.endswith("_init")
                and argument != "zero_init"]  # of resnet: whether branches begin at zero
     assert last[len(last) - len(initial) :] == initial, "initializers come last"
-    leaves = [leaf for leaf in ("scale_init", "kernel_init", "hidden_init", "bias_init")
-              if leaf in initial]
+    leaves = [leaf for leaf in ("scale_init", "kernel_init", "out_init", "hidden_init",
+                                  "bias_init") if leaf in initial]
     assert leaves == [leaf for leaf in initial if leaf != "embedding_init"]
 
 

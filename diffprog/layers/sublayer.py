@@ -29,7 +29,7 @@ __all__ = ["add_norm", "ffn", "pre_norm"]
 def ffn(
     hidden: int, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, *,
     bias: bool = True, dropout: float = 0.0, kernel_init: Initializer = "lecun_normal",
-    bias_init: Initializer = "zeros",
+    out_init: Initializer | None = None, bias_init: Initializer = "zeros",
 ) -> Layer:
     """The position-wise feed-forward net: ``y = activation(x @ W_1 + b_1) @ W_2 + b_2``.
 
@@ -47,6 +47,7 @@ def ffn(
         bias: False leaves both biases out.
         dropout: fraction of the hidden features dropped in training, in [0, 1).
         kernel_init, bias_init: initializers, of both maps.
+        out_init: initializer of the kernel of ``down``; kernel_init if None.
 
     Raises:
         LayerError: the activation is a layer, or changes shape or dtype; x is not a floating-point
@@ -68,10 +69,11 @@ def ffn(
     def init(key: jax.Array, x: Any) -> tuple[Params, State]:
         check_array(x, rank=1, axes="(..., features)")
         width = x.shape[-1]
-        shapes = {"up": (width, hidden), "down": (hidden, width)}
+        drawn = {"up": ((width, hidden), kernel_init),
+                 "down": ((hidden, width), kernel_init if out_init is None else out_init)}
         params = {
-            name: affine_params(fold(key, name), shape, x, bias, kernel_init, bias_init)
-            for name, shape in shapes.items()
+            name: affine_params(fold(key, name), shape, x, bias, kernel, bias_init)
+            for name, (shape, kernel) in drawn.items()
         }
         return params, {}
 

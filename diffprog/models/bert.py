@@ -15,6 +15,7 @@ from diffprog.core.errors import LayerError
 from diffprog.core.factories import known
 from diffprog.core.layer import Layer
 from diffprog.core.notation import show
+from diffprog.core.parameters import Initializer
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
 from diffprog.layers.dropout import dropout as dropping
@@ -35,7 +36,7 @@ __all__ = ["bert", "bert_pretraining"]
 def bert(
     vocabulary: int = 30522, *, length: int = 512, types: int = 2, width: int = 768,
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
-    eps: float = 1e-12,
+    eps: float = 1e-12, kernel_init: Initializer = "truncated_normal",
 ) -> Layer:
     """Encode text: ``y = body(N(embed(x) + embed(type) + position))``, and ``tanh(pool(y[0]))``.
 
@@ -48,8 +49,8 @@ def bert(
             `learned_positions`. Tokens attend across token_types, but not across `segments`; with
             segments the sequence vector is that of the first segment.
         params: ``embed``, ``types``, ``positions``, ``norm``, ``body`` and ``pool``; 109,482,240
-            parameters by default, which is BERT-base. Initial values are those of the layers, not
-            the paper's.
+            parameters by default, which is BERT-base. All embeddings begin as
+            ``truncated_normal``.
 
     Args:
         vocabulary: number of tokens.
@@ -61,6 +62,7 @@ def bert(
         hidden: hidden size of `ffn`; ``4 * width`` if None.
         dropout: rate in `transformer_encoder` and on the embeddings, in [0, 1); 0.1 in BERT.
         eps: epsilon of the norms; positive.
+        kernel_init: initializer of all kernels; that of the paper's code.
 
     Raises:
         LayerError: token_types has another shape than x; or as `learned_positions` and
@@ -74,11 +76,14 @@ def bert(
     Source: Devlin et al. 2018, arXiv:1810.04805, section 3 and figure 2.
     """
     body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
-                               dropout=dropout, eps=eps)
-    pool = serial(first=collapse("first"), linear=linear(width), tanh=jnp.tanh)
+                               dropout=dropout, eps=eps, kernel_init=kernel_init)
+    pool = serial(first=collapse("first"), linear=linear(width, kernel_init=kernel_init),
+                  tanh=jnp.tanh)
+    begins: dict[str, Any] = {"embedding_init": "truncated_normal"}
 
-    @program(hide=hide(), embed=embedding(vocabulary, width), types=embedding(types, width),
-             positions=learned_positions(length), norm=layer_norm(eps=eps),
+    @program(hide=hide(), embed=embedding(vocabulary, width, **begins),
+             types=embedding(types, width, **begins),
+             positions=learned_positions(length, **begins), norm=layer_norm(eps=eps),
              drop=dropping(dropout), body=body, pool=pool)
     def bert(
         layers: Children, x: Any, *, token_types: Any = None
@@ -100,7 +105,7 @@ def bert(
 def bert_pretraining(
     vocabulary: int = 30522, *, length: int = 512, types: int = 2, width: int = 768,
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
-    eps: float = 1e-12,
+    eps: float = 1e-12, kernel_init: Initializer = "truncated_normal",
 ) -> Layer:
     """Predict masked tokens and the next sentence: ``(N(gelu(W y)) @ embed.T + b, V p)``.
 
@@ -114,7 +119,8 @@ def bert_pretraining(
             parameters by default.
 
     Args:
-        vocabulary, length, types, width, depth, heads, hidden, dropout, eps: as in `bert`.
+        vocabulary, length, types, width, depth, heads, hidden, dropout, eps, kernel_init: as in
+            `bert`.
 
     Raises:
         LayerError: as `bert`.
@@ -127,10 +133,12 @@ def bert_pretraining(
     Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
     """
     encoder = bert(vocabulary, length=length, types=types, width=width, depth=depth, heads=heads,
-                   hidden=hidden, dropout=dropout, eps=eps)
-    transform = serial(linear=linear(width), gelu=gelu, norm=layer_norm(eps=eps))
+                   hidden=hidden, dropout=dropout, eps=eps, kernel_init=kernel_init)
+    transform = serial(linear=linear(width, kernel_init=kernel_init), gelu=gelu,
+                       norm=layer_norm(eps=eps))
 
-    @program(encoder=encoder, transform=transform, bias=shift(), follows=linear(2))
+    @program(encoder=encoder, transform=transform, bias=shift(),
+             follows=linear(2, kernel_init=kernel_init))
     def bert_pretraining(layers: Children, x: Any) -> tuple[jax.Array, jax.Array]:
         y, pooled = layers.encoder(x)              # (batch, time, width), (batch, width)
         logits = unembed(layers.encoder.params["embed"], layers.transform(y))

@@ -7,6 +7,7 @@ identical blocks of a stage are one `repeat`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,11 +27,14 @@ from diffprog.wiring.combinators import residual, serial
 
 __all__ = ["resnet"]
 
+# He et al. 2015, "Delving deep into rectifiers", arXiv:1502.01852, section 2.2, backward case.
+_HE = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
 
 @known
 def resnet(
     depth: int = 50, classes: int = 1000, *, width: int = 64, stem: Any = None,
-    zero_init: bool = True,
+    zero_init: bool = True, kernel_init: Initializer = _HE,
 ) -> Layer:
     """Stages of residual blocks: ``y = linear(mean(stage_4(... stage_1(stem(x)))))``.
 
@@ -47,7 +51,9 @@ def resnet(
         stem: the layer before the stages, with `width` output channels; None is `image_stem`, for
             images of 224 x 224.
         zero_init: initialize the last normalization of each block with scale 0, so that the block
-            starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+            starts as the identity.
+        kernel_init: initializer of the convolutions, but not of a `stem` of your own; normal with
+            variance 2 / fan_out. The head begins as normal with standard deviation 0.01.
 
     Raises:
         LayerError: at composition, for another depth; at ``init``, for a stem with other channels.
@@ -57,7 +63,8 @@ def resnet(
         >>> net.plan(jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)).y.shape
         (2, 10)
 
-    Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, table 1.
+    Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, table 1; initial values: Goyal et al. 2017,
+    arXiv:1706.02677, section 5.1.
     """
     if depth not in _DEPTHS:
         raise LayerError(f"depth out of {', '.join(map(str, _DEPTHS))}", repr(depth),
@@ -66,53 +73,60 @@ def resnet(
     check_count("width", width)
     block, counts = _DEPTHS[depth]
     widths = [width * 2**i for i in range(len(counts))]
-    return serial(stem=image_stem(width) if stem is None else as_layer(stem),
-                  **stages(block, counts, widths, zero_init=zero_init),
-                  head=global_avg_pool() >> linear(classes))
+    head = linear(classes, kernel_init=jax.nn.initializers.normal(0.01))
+    return serial(stem=image_stem(width, kernel_init) if stem is None else as_layer(stem),
+                  **stages(block, counts, widths, zero_init=zero_init, kernel_init=kernel_init),
+                  head=global_avg_pool() >> head)
 
 
-def image_stem(width: int) -> Layer:
+def image_stem(width: int, kernel_init: Initializer = _HE) -> Layer:
     """A 7 x 7 convolution and a max pool, each with stride 2."""
-    return _conv_norm(width, 7, stride=2) >> jax.nn.relu >> max_pool(3, stride=2, padding=1)
+    convolution = _conv_norm(width, 7, stride=2, kernel_init=kernel_init)
+    return convolution >> jax.nn.relu >> max_pool(3, stride=2, padding=1)
 
 
 def stages(
-    block: Any, counts: Sequence[int], widths: Sequence[int], *, zero_init: bool = True
+    block: Any, counts: Sequence[int], widths: Sequence[int], **inits: Any
 ) -> dict[str, Layer]:
     """The stages by name, with `counts` blocks each; all but the first halve the sides.
 
-    The first block of a stage has a projection shortcut if it changes sides or channels.
+    The first block of a stage has a projection shortcut if it changes sides or channels. `inits`
+    are `zero_init` and `kernel_init`.
     """
     by_name = {}
     for i, (count, width) in enumerate(zip(counts, widths, strict=True)):
         blocks = {}
         if i > 0 or block is bottleneck:
             stride = 2 if i > 0 else 1
-            blocks["first"] = block(width, stride=stride, project=True, zero_init=zero_init)
+            blocks["first"] = block(width, stride=stride, project=True, **inits)
         rest = count - len(blocks)
         if rest > 0:
-            blocks["rest"] = repeat(rest, block(width, zero_init=zero_init))
+            blocks["rest"] = repeat(rest, block(width, **inits))
         by_name[f"stage_{i + 1}"] = serial(**blocks)
     return by_name
 
 
 def basic(
-    width: int, *, stride: int = 1, project: bool = False, zero_init: bool = True
+    width: int, *, stride: int = 1, project: bool = False, zero_init: bool = True,
+    kernel_init: Initializer = _HE,
 ) -> Layer:
     """Two 3 x 3 convolutions: ``y = relu(x + f(x))``, figure 5 (left) of the paper."""
-    body = (_conv_norm(width, 3, stride=stride) >> jax.nn.relu
-            >> _conv_norm(width, 3, scale_init=_last_scale(zero_init)))
-    return _block(body, width, stride, project)
+    conv_norm = functools.partial(_conv_norm, kernel_init=kernel_init)
+    body = (conv_norm(width, 3, stride=stride) >> jax.nn.relu
+            >> conv_norm(width, 3, scale_init=_last_scale(zero_init)))
+    return _block(body, conv_norm(width, 1, stride=stride) if project else None)
 
 
 def bottleneck(
-    width: int, *, stride: int = 1, project: bool = False, zero_init: bool = True
+    width: int, *, stride: int = 1, project: bool = False, zero_init: bool = True,
+    kernel_init: Initializer = _HE,
 ) -> Layer:
     """1 x 1, 3 x 3 and 1 x 1 convolutions: ``y = relu(x + f(x))``, figure 5 (right)."""
-    body = (_conv_norm(width, 1) >> jax.nn.relu
-            >> _conv_norm(width, 3, stride=stride) >> jax.nn.relu
-            >> _conv_norm(4 * width, 1, scale_init=_last_scale(zero_init)))
-    return _block(body, 4 * width, stride, project)
+    conv_norm = functools.partial(_conv_norm, kernel_init=kernel_init)
+    body = (conv_norm(width, 1) >> jax.nn.relu
+            >> conv_norm(width, 3, stride=stride) >> jax.nn.relu
+            >> conv_norm(4 * width, 1, scale_init=_last_scale(zero_init)))
+    return _block(body, conv_norm(4 * width, 1, stride=stride) if project else None)
 
 
 _DEPTHS = {
@@ -121,8 +135,7 @@ _DEPTHS = {
 }
 
 
-def _block(body: Layer, features: int, stride: int, project: bool) -> Layer:
-    shortcut = _conv_norm(features, 1, stride=stride) if project else None
+def _block(body: Layer, shortcut: Layer | None) -> Layer:
     return residual(body, shortcut) >> jax.nn.relu
 
 
@@ -131,10 +144,10 @@ def _last_scale(zero_init: bool) -> Initializer:
 
 
 def _conv_norm(
-    features: int, size: int, *, stride: int = 1, scale_init: Initializer = "ones"
+    features: int, size: int, *, stride: int = 1, kernel_init: Initializer = _HE,
+    scale_init: Initializer = "ones",
 ) -> Layer:
     # The padding is symmetric, as in the published weights; "SAME" pads more at the end.
-    # he_normal: He et al. 2015, "Delving deep into rectifiers", arXiv:1502.01852, eq. 10.
     convolution = conv(features, size, stride=stride, padding=size // 2, bias=False,
-                       kernel_init="he_normal")
+                       kernel_init=kernel_init)
     return convolution >> batch_norm(scale_init=scale_init)

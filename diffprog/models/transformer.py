@@ -17,6 +17,7 @@ from diffprog.core.errors import LayerError
 from diffprog.core.factories import known
 from diffprog.core.layer import Layer
 from diffprog.core.notation import show
+from diffprog.core.parameters import Initializer
 from diffprog.layers.attention.attention import cross_attention, self_attention
 from diffprog.layers.dropout import dropout as dropping
 from diffprog.layers.embedding import embedding, scaled, unembed
@@ -38,6 +39,7 @@ Activation = Callable[[jax.Array], jax.Array]
 def transformer_encoder(
     depth: int = 6, *, heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
     norm_first: bool = False, dropout: float = 0.0, eps: float = 1e-5,
+    kernel_init: Initializer = "glorot_uniform",
 ) -> Layer:
     """Blocks of self-attention over all positions: ``x = N(x + attend(x)); x = N(x + feed(x))``.
 
@@ -58,6 +60,7 @@ def transformer_encoder(
         norm_first: pre-norm in place of post-norm; trains deep nets without learning rate warm-up.
         dropout: rate on attention weights and on the output of each sublayer, in [0, 1).
         eps: epsilon of the norms; positive.
+        kernel_init: initializer of all kernels; that of the paper's code.
 
     Raises:
         LayerError: as `self_attention`, `ffn` and `repeat`.
@@ -71,8 +74,8 @@ def transformer_encoder(
     """
     sublayer = functools.partial(_sublayer, norm_first=norm_first, dropout=dropout, eps=eps)
     block = serial(
-        attend=sublayer(self_attention(heads, dropout=dropout)),
-        feed=sublayer(ffn(hidden, activation)))
+        attend=sublayer(self_attention(heads, dropout=dropout, kernel_init=kernel_init)),
+        feed=sublayer(ffn(hidden, activation, kernel_init=kernel_init)))
     return _blocks(depth, block, norm_first, eps)
 
 
@@ -80,6 +83,7 @@ def transformer_encoder(
 def transformer_decoder(
     depth: int = 6, *, heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
     cross: bool = True, norm_first: bool = False, dropout: float = 0.0, eps: float = 1e-5,
+    kernel_init: Initializer = "glorot_uniform", out_init: Initializer | None = None,
 ) -> Layer:
     """Causal blocks with cross-attention: ``x = N(x + attend(x)); x = N(x + cross(x)); ...``.
 
@@ -94,7 +98,9 @@ def transformer_decoder(
 
     Args:
         cross: whether blocks have cross-attention to the encoder output, `memory`.
-        depth, heads, hidden, activation, norm_first, dropout, eps: as in `transformer_encoder`.
+        depth, heads, hidden, activation, norm_first, dropout, eps, kernel_init: as in
+            `transformer_encoder`.
+        out_init: initializer of the last kernel of each sublayer; kernel_init if None.
 
     Raises:
         LayerError: as `self_attention`, `cross_attention`, `ffn` and `repeat`.
@@ -108,12 +114,15 @@ def transformer_decoder(
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.1.
     """
     sublayer = functools.partial(_sublayer, norm_first=norm_first, dropout=dropout, eps=eps)
-    attend = sublayer(self_attention(heads, causal=True, dropout=dropout))
-    feed = sublayer(ffn(hidden, activation))
+    inits: dict[str, Any] = {"kernel_init": kernel_init, "out_init": out_init}
+    attend = sublayer(self_attention(heads, causal=True, dropout=dropout, **inits))
+    feed = sublayer(ffn(hidden, activation, **inits))
     if not cross:
         return _blocks(depth, serial(attend=attend, feed=feed), norm_first, eps)
 
-    @program(attend=attend, cross=sublayer(cross_attention(heads, dropout=dropout)), feed=feed)
+    cross_attend = sublayer(cross_attention(heads, dropout=dropout, **inits))
+
+    @program(attend=attend, cross=cross_attend, feed=feed)
     def block(
         layers: Children, x: jax.Array, *, attention_mask: Any = None, attention_bias: Any = None
     ) -> jax.Array:
@@ -142,7 +151,7 @@ def _blocks(depth: int, block: Layer, norm_first: bool, eps: float) -> Layer:
 def transformer(
     source_vocabulary: int, target_vocabulary: int, *, width: int = 512, depth: int = 6,
     heads: int = 8, hidden: int = 2048, activation: Activation = jax.nn.relu,
-    norm_first: bool = False, dropout: float = 0.0,
+    norm_first: bool = False, dropout: float = 0.0, kernel_init: Initializer = "glorot_uniform",
 ) -> Layer:
     """Encoder-decoder Transformer: ``y = decoder(embed(x), encoder(embed(source))) @ embed.T``.
 
@@ -163,8 +172,8 @@ def transformer(
         source_vocabulary, target_vocabulary: number of tokens of source and target.
         width: model dimension; even, and a multiple of heads.
         depth: number of blocks of the encoder, and of the decoder.
-        heads, hidden, activation, norm_first, dropout: as in `transformer_encoder`; dropout also
-            acts on the embeddings; 0.1 in the paper.
+        heads, hidden, activation, norm_first, dropout, kernel_init: as in `transformer_encoder`;
+            dropout also acts on the embeddings; 0.1 in the paper.
 
     Raises:
         LayerError: source and memory are both given; whatever `transformer_decoder` raises.
@@ -181,7 +190,8 @@ def transformer(
     Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
     options: dict[str, Any] = {"heads": heads, "hidden": hidden, "activation": activation,
-                               "norm_first": norm_first, "dropout": dropout}
+                               "norm_first": norm_first, "dropout": dropout,
+                               "kernel_init": kernel_init}
 
     encoder = serial(
         hide=hide(), embed=embedding(source_vocabulary, width), scaled=scaled(width),

@@ -13,6 +13,7 @@ from diffprog.core.errors import LayerError
 from diffprog.core.factories import known
 from diffprog.core.layer import Layer, stateless
 from diffprog.core.notation import show
+from diffprog.core.parameters import Initializer
 from diffprog.core.plans import Params
 from diffprog.layers.activation import gelu
 from diffprog.layers.collapse import collapse
@@ -31,14 +32,15 @@ __all__ = ["vit"]
 def vit(
     classes: int = 1000, *, image_size: int = 224, patch_size: int = 16, width: int = 768,
     depth: int = 12, heads: int = 12, hidden: int | None = None, dropout: float = 0.0,
-    eps: float = 1e-6,
+    eps: float = 1e-6, kernel_init: Initializer = "truncated_normal",
 ) -> Layer:
     """Classify images by attention: ``y = linear(body([token, patch_1 @ W, ...] + position)[0])``.
 
     Shapes:
         x: (..., image_size, image_size, C) -> (..., classes).
         params: ``patches``, ``token``, ``positions``, ``body`` and ``head``; 86,567,656 parameters
-            by default, which is ViT-B/16. Initial values are those of the layers.
+            by default, which is ViT-B/16. The token begins as zero, positions as
+            ``truncated_normal``.
 
     Args:
         classes: number of classes.
@@ -50,6 +52,9 @@ def vit(
         hidden: hidden size of `ffn`; ``4 * width`` if None.
         dropout: rate in `transformer_encoder` and on the embeddings, in [0, 1).
         eps: epsilon of the norms; positive.
+        kernel_init: initializer of all kernels; that of DeiT. The paper's own code has
+            ``glorot_uniform`` in the blocks, ``lecun_normal`` for the patches and ``zeros`` in the
+            head.
 
     Raises:
         LayerError: patch_size does not divide image_size; images have another size; or as
@@ -60,7 +65,8 @@ def vit(
         >>> net.plan(jnp.ones((3, 8, 8, 1))).y.shape
         (3, 10)
 
-    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1 to 4.
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1 to 4; DeiT: Touvron et al. 2021,
+    arXiv:2012.12877, section 6.
     """
     sizes = {"classes": classes, "image_size": image_size, "patch_size": patch_size}
     for name, size in sizes.items():
@@ -69,15 +75,16 @@ def vit(
         raise LayerError(f"image_size as a multiple of patch_size={patch_size}", f"{image_size}",
                          "choose a patch_size that divides it, or crop or pad the images")
     body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
-                               norm_first=True, dropout=dropout, eps=eps)
-    patches = conv(width, patch_size, stride=patch_size, padding="VALID")
+                               norm_first=True, dropout=dropout, eps=eps, kernel_init=kernel_init)
+    patches = conv(width, patch_size, stride=patch_size, padding="VALID", kernel_init=kernel_init)
     count = (image_size // patch_size) ** 2
     return serial(
         images=_sized(image_size),                                       # (..., H, W, C)
         patches=patches, rows=_rows,                                     # (..., count, width)
-        token=leading_token(), positions=learned_positions(count + 1),   # (..., count + 1, width)
-        drop=dropping(dropout), body=body,
-        first=collapse("first"), head=linear(classes))                   # (..., classes)
+        token=leading_token(),                                           # (..., count + 1, width)
+        positions=learned_positions(count + 1, embedding_init="truncated_normal"),
+        drop=dropping(dropout), body=body, first=collapse("first"),
+        head=linear(classes, kernel_init=kernel_init))                   # (..., classes)
 
 
 def _sized(side: int) -> Layer:

@@ -1,5 +1,6 @@
 """How parameters begin: `docs/defaults.md` is true line by line, and bits are always the same."""
 
+import functools
 import inspect
 import math
 import os
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from names import by_name
+from names import by_name, public
 from support.comparing import KEY, equal, same
 
 import diffprog as dp
@@ -173,8 +174,10 @@ def drawn(layer, leaf, **options):
 
 
 def takes_initializers(name):
-    """The leaves of a public layer that have an initializer."""
+    """The leaves of a public layer that have an initializer; models have a table of their own."""
     made = by_name()[name]
+    if name in BEGUN:
+        return set()
     parameters = inspect.signature(made).parameters.items() if callable(made) else ()
     return {p.removesuffix("_init") for p, given in parameters if given.annotation == "Initializer"}
 
@@ -206,6 +209,88 @@ def test_each_leaf_begins_as_the_docs_say(row):
         assert value(normal[1]) == value(row["Standard deviation there"])
     elif theirs:
         assert (got == float(theirs)).all() and row["Standard deviation there"] == "0"
+
+
+# The leaves of the models that begin as published.
+
+IDS, IMAGE, ROWS = jnp.ones((1, 5), int), jnp.ones((1, 64, 64, 3)), jnp.ones((1, 5, 96))
+TEXT = {"length": 64, "width": 96, "depth": 3, "heads": 4}
+BLOCKS = {"depth": 3, "heads": 4, "hidden": 384}
+# model -> its net, x, and side inputs
+BEGUN = {
+    "gpt": (lambda **o: dp.models.gpt(500, **TEXT, **o), IDS, {}),
+    "bert": (lambda **o: dp.models.bert(500, **TEXT, **o), IDS, {}),
+    "bert_pretraining": (lambda **o: dp.models.bert_pretraining(500, **TEXT, **o), IDS, {}),
+    "vit": (lambda **o: dp.models.vit(10, image_size=64, patch_size=8, width=96, depth=3, heads=4,
+                                      **o), IMAGE, {}),
+    "transformer": (lambda **o: dp.models.transformer(500, 600, width=96, **BLOCKS, **o), IDS,
+                    {"source": IDS}),
+    "transformer_encoder": (lambda **o: dp.models.transformer_encoder(**BLOCKS, **o), ROWS, {}),
+    "transformer_decoder": (lambda **o: dp.models.transformer_decoder(**BLOCKS, **o), ROWS,
+                            {"memory": ROWS}),
+    "resnet": (lambda **o: dp.models.resnet(18, 100, width=8, **o), IMAGE, {}),
+}
+
+
+def leaves(model, **options):
+    """Path -> leaf, as the model draws them."""
+    make, x, side = BEGUN[model]
+    return dp.tree.paths(make(**options).init(KEY, x, **side)[0])
+
+
+@functools.cache
+def by_row(model):
+    """The pattern of each row of a model -> the leaves of which it is the first to match."""
+    patterns = [row["Leaves"] for row in table("Models") if row["Model"] == model]
+    found = {pattern: {} for pattern in [*patterns, "**/bias", "**/scale"]}
+    for path, leaf in leaves(model).items():
+        first = next(pattern for pattern in found if dp.tree.matches(path, pattern))
+        found[first][path] = leaf
+    return found
+
+
+def test_the_models_in_the_docs_are_those_with_a_kernel_init():
+    models = {name.path.rpartition(".")[2] for name in public()
+              if name.group == "models" and "kernel_init" in name.arguments}
+    assert {row["Model"] for row in table("Models")} == models == BEGUN.keys()
+
+
+@pytest.mark.parametrize("row", table("Models"), ids=lambda row: f"{row['Model']}-{row['Leaves']}")
+def test_each_model_begins_as_the_docs_say(row):
+    places = 4 if row["Model"] == "resnet" else 2  # axes of a kernel, after those of `repeat`
+    names = {name: getattr(jax.nn.initializers, name) for name in ("normal", "variance_scaling")}
+    initializer = value(row["Initializer"], **names, **TEXT)
+    draw = INITIALIZERS.get(initializer, initializer)
+    found = by_row(row["Model"])[row["Leaves"]]
+    assert found
+    fourth = []
+    for leaf in map(np.asarray, found.values()):
+        *space, fan_in, fan_out = (1, 1, *leaf.shape)[-places:]
+        size = math.prod(space)
+        deviation = value(row["Standard deviation"], fan_in=size * fan_in, fan_out=size * fan_out,
+                          **TEXT)
+        # Five times the relative error of a deviation of n numbers, 1 / sqrt(2 n).
+        assert abs(leaf.std() - deviation) <= 5 * deviation / math.sqrt(2 * leaf.size)
+        fourth.append((leaf / (deviation or 1)).ravel() ** 4)
+    # The fourth moment tells normal, cut normal and uniform numbers apart: 3, 2.4 and 1.8.
+    reference = np.asarray(draw(KEY, (200, 300), jnp.float32))
+    wanted = (reference / (reference.std() or 1)) ** 4
+    assert abs(np.concatenate(fourth).mean() - wanted.mean()) <= 0.25
+
+
+@pytest.mark.parametrize("model", BEGUN)
+def test_other_leaves_of_models_are_zeros_and_ones(model):
+    found = by_row(model)
+    assert found["**/bias"] and found["**/scale"]
+    assert not any(leaf.any() for leaf in found["**/bias"].values())
+    assert all((leaf == 1).all() for leaf in found["**/scale"].values())
+
+
+@pytest.mark.parametrize("model", BEGUN)
+def test_kernel_init_sets_the_kernels_of_a_model(model):
+    for path, leaf in leaves(model, kernel_init="ones").items():
+        if path.endswith("/kernel") and (model, path.split("/")[0]) != ("resnet", "head"):
+            assert (leaf == 1).all(), path
 
 
 def test_how_to_begin_as_pytorch_does():

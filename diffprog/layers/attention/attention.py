@@ -18,7 +18,8 @@ def self_attention(
     kv_heads: int | None = None, causal: bool = False, window: int | None = None,
     rotary: Rotary | None = None, bias: bool = True, dropout: float = 0.0,
     scale: float | None = None, implementation: str | None = None,
-    kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
+    kernel_init: Initializer = "lecun_normal", out_init: Initializer | None = None,
+    bias_init: Initializer = "zeros",
 ) -> Layer:
     """Multi-head self-attention: ``y = concatenate(head_1(x), ..., head_h(x)) @ W + b``.
 
@@ -64,6 +65,7 @@ def self_attention(
             gradient, and rows not padded on the right, use the formula. None: chosen by platform,
             dtype and shape, and reported by `summary`.
         kernel_init, bias_init: initializers, of all maps; ``lecun_normal`` keeps variances.
+        out_init: initializer of the kernel of ``out``; kernel_init if None.
 
     Raises:
         LayerError: heads does not divide D, or kv_heads does not divide heads; a window without
@@ -87,8 +89,8 @@ def self_attention(
     return Multihead(
         heads=heads, head_dim=head_dim, value_dim=value_dim, kv_heads=kv_heads, causal=causal,
         window=window, rotary=rotary, bias=bias, dropout=dropout, scale=scale,
-        implementation=implementation, kernel_init=kernel_init, bias_init=bias_init, joined=True,
-        source="x",
+        implementation=implementation, kernel_init=kernel_init, out_init=out_init,
+        bias_init=bias_init, joined=True, source="x",
     ).layer()
 
 
@@ -97,7 +99,8 @@ def cross_attention(
     heads: int, *, head_dim: int | None = None, value_dim: int | None = None,
     kv_heads: int | None = None, bias: bool = True, dropout: float = 0.0,
     scale: float | None = None, implementation: str | None = None,
-    kernel_init: Initializer = "lecun_normal", bias_init: Initializer = "zeros",
+    kernel_init: Initializer = "lecun_normal", out_init: Initializer | None = None,
+    bias_init: Initializer = "zeros",
 ) -> Layer:
     """Multi-head cross-attention: ``y = concatenate(head_1, ..., head_h) @ W + b``.
 
@@ -118,7 +121,7 @@ def cross_attention(
 
     Args:
         heads, head_dim, value_dim, kv_heads, bias, dropout, scale, implementation, kernel_init,
-            bias_init: as in `self_attention`.
+            out_init, bias_init: as in `self_attention`.
 
     Raises:
         LayerError: memory is missing, or its leading axes differ from those of x; and as in
@@ -136,7 +139,7 @@ def cross_attention(
     return Multihead(
         heads=heads, head_dim=head_dim, value_dim=value_dim, kv_heads=kv_heads, bias=bias,
         dropout=dropout, scale=scale, implementation=implementation, kernel_init=kernel_init,
-        bias_init=bias_init, joined=True, source="memory",
+        out_init=out_init, bias_init=bias_init, joined=True, source="memory",
     ).layer()
 
 

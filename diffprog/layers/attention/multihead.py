@@ -59,6 +59,7 @@ class Multihead:
     scale: float | None
     implementation: str | None
     kernel_init: Initializer
+    out_init: Initializer | None = None
     bias_init: Initializer
 
     def layer(self) -> Layer:
@@ -86,9 +87,11 @@ class Multihead:
         }
         if self.joined:
             shapes["out"] = (self.heads * value_dim, width)
+        inits = dict.fromkeys(shapes, self.kernel_init)
+        if self.joined and self.out_init is not None:
+            inits["out"] = self.out_init
         params = {
-            name: affine_params(
-                fold(key, name), shape, x, self.bias, self.kernel_init, self.bias_init)
+            name: affine_params(fold(key, name), shape, x, self.bias, inits[name], self.bias_init)
             for name, shape in shapes.items()
         }
         return params, {}
