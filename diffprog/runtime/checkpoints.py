@@ -103,9 +103,13 @@ class Checkpoints:
         return [step for _, step in sorted(ranked)]
 
     def __call__(self, step: int, state: Any, metrics: Mapping[str, Any]) -> None:
-        """Save, if `save_every` steps passed since the last save."""
-        if step // self.save_every > (self._at or 0) // self.save_every:
+        """Save if it is due."""
+        if self.due(step):
             self.save(step, state, metrics=metrics)
+
+    def due(self, step: int) -> bool:
+        """Whether `save_every` steps passed since the last save."""
+        return step // self.save_every > (self._at or 0) // self.save_every
 
     def save(
         self, step: int, tree: Any, *, data: Any = None, metrics: Mapping[str, Any] | None = None

@@ -25,24 +25,25 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from diffprog.core.errors import LayerError
-from diffprog.core.notation import show
+from diffprog.core.notation import code, show
 from diffprog.runtime.watching import Histogram, Observer
 
 __all__ = ["jsonl", "progress", "tensorboard"]
 
 Write = Callable[[int, dict[str, float]], None]
-Log = str | pathlib.Path | Write
+Log = str | pathlib.Path | Write | Observer
 
 
 def jsonl(path: str | pathlib.Path) -> Observer:
@@ -191,14 +192,23 @@ def _raw(histogram: Histogram) -> dict[str, Any]:
             "bucket_counts": counts.tolist()}
 
 
-@contextlib.contextmanager
-def writer(log: Log | None) -> Iterator[Write]:
-    """The function that logs a reading: it appends to the file `log`, or is `log` itself."""
+def observers(log: Log | Sequence[Log] | None) -> list[Observer]:
+    """The observers of a log or a list of them: each is told of every reading."""
+    if log is None:
+        return []
+    return [_observer(one) for one in (log if isinstance(log, (list, tuple)) else [log])]
+
+
+def _observer(log: Any) -> Observer:
+    """The observer of a log: a path gets lines of JSON, a function of two arguments no state."""
     if isinstance(log, (str, pathlib.Path)):
-        append = jsonl(log)
-        yield lambda step, metrics: append(step, None, metrics)
-    else:
-        yield log or (lambda step, metrics: None)
+        return jsonl(log)
+    for given in ((0, None, {}), (0, {})):
+        with contextlib.suppress(TypeError, ValueError):
+            inspect.signature(log).bind(*given)
+            return log if len(given) == 3 else lambda step, state, metrics: log(step, metrics)
+    raise LayerError("a log as a path, log(step, metrics) or an observer (step, state, metrics)",
+                     code(log), 'pass log="run.jsonl", or a list of such')
 
 
 def bar(steps: int, progress: bool) -> Any:

@@ -8,7 +8,7 @@ from diffprog.core.synonyms import unknown
 
 # Written by tests/names.py --write.
 from diffprog.training.games import Player, make_game
-from diffprog.training.loop import Fit
+from diffprog.training.loop import Fit, Validation
 from diffprog.training.objectives import binary_classification
 from diffprog.training.optimizers import adamw, layerwise_decay, muon, warmup_stable_decay
 from diffprog.training.partition import Partition, muon_partition
@@ -19,9 +19,9 @@ from diffprog.training.step import Step, TrainState
 from diffprog.training.variational import elbo
 
 __all__ = [
-    "Fit", "Partition", "Player", "Spread", "Step", "TrainState", "adamw", "binary_classification",
-    "elbo", "layerwise_decay", "make_game", "muon", "muon_partition", "over_seeds", "penalized",
-    "restart", "warmup_stable_decay",
+    "Fit", "Partition", "Player", "Spread", "Step", "TrainState", "Validation", "adamw",
+    "binary_classification", "elbo", "layerwise_decay", "make_game", "muon", "muon_partition",
+    "over_seeds", "penalized", "restart", "warmup_stable_decay",
 ]
 # To here.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -9,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffprog.core.arguments import check_count
 from diffprog.core.errors import LayerError
 from diffprog.core.nets import verify
 from diffprog.core.notation import listed
 from diffprog.core.paths import nonfinite
+from diffprog.data.batches import check_ends
 from diffprog.training.averages import average_batches, check_numbers
 from diffprog.training.evaluation import evaluate
 from diffprog.training.step import Step, TrainState, without_stream
@@ -39,17 +43,54 @@ class Fit(NamedTuple):
         return f"Fit(state={self.state}, best={self.best}, history=[{len(self.history)} readings])"
 
 
-class Course:
-    """Training from a key, a state, or a `Fit`; `batch` is the first batch.
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Validation data for `fit`, and how it selects the best state.
 
-    The `best` state has the lowest `metric`, as the history names it, or the highest.
+    Attributes:
+        data: batches, iterated once per reading; None for none.
+        metric: the metric that selects ``best``; in a game ``<player>/loss``, for example.
+        highest: whether the highest `metric` is best, as for accuracy, rather than the lowest.
+        patience: training stops after this many readings in a row without a better `metric`; None
+            never stops early.
+
+    Example:
+        >>> x, y = jnp.eye(4), jnp.arange(4)
+        >>> step = dp.make_step(dp.linear(4), dp.classification(), optax.adam(0.1))
+        >>> validation = dp.training.Validation(
+        ...     dp.batches((x, y), 4), metric="accuracy", highest=True, patience=2)
+        >>> result = dp.fit(step, dp.batches((x, y), 4, seed=0), key=jax.random.key(0), steps=1000,
+        ...                 validation=validation, progress=False)
+        >>> result.best.step < result.state.step < 1000
+        Array(True, dtype=bool)
     """
+
+    data: Iterable[Any] | None
+    metric: str = "loss"
+    highest: bool = False
+    patience: int | None = None
+
+    def check(self) -> None:
+        """Raise for endless data, and for a patience without data."""
+        if self.patience is not None:
+            check_count("patience", self.patience)
+            if self.data is None:
+                raise LayerError("validation data for patience", "none",
+                                 "pass Validation(batches(...), patience=...)")
+        if self.data is not None:
+            check_ends("validation data", self.data)
+
+
+class Course:
+    """Training from a key, a state, or a `Fit`; `batch` is the first batch."""
 
     def __init__(
         self, step: Step, key: jax.Array | None, start: TrainState | Fit | None, batch: Any,
-        metric: str, highest: bool,
+        validation: Validation,
     ) -> None:
-        self.step, self.metric, self.sign = step, metric, -1 if highest else 1
+        self.step, self.validation = step, validation
+        self.metric = f"validation/{validation.metric}"  # as the history names it
+        self.sign = -1 if validation.highest else 1
         x, side = step.inputs(batch)
         if start is None:
             assert key is not None
@@ -62,11 +103,15 @@ class Course:
         self.now, self.best, self.history = before
         self.number = int(self.now.step)
         self.broken = set(nonfinite(self.now.params))
-        self.unread: list[dict[str, jax.Array]] = []
+        self.unread: list[Any] = []  # the metrics of each step since the last reading
+        self._judge_history()
+
+    def _judge_history(self) -> None:
+        """How good the best state is, and for how many readings none was better."""
         self.least, self.waited = math.inf, 0
         if self.best is not None:
             at = _index_of_step(self.history, int(self.best.step))
-            self.least = self.sign * self.history[at].get(metric, self.sign * math.inf)
+            self.least = self.sign * self.history[at].get(self.metric, self.sign * math.inf)
             self.waited = len(self.history) - 1 - at
 
     def _check_state(self, state: TrainState, batch: Any, x: Any, side: dict[str, Any]) -> None:
@@ -84,9 +129,42 @@ class Course:
         """The result of `fit` so far."""
         return Fit(self.now, self.best, self.history)
 
-    def is_over(self, patience: int | None) -> bool:
+    @property
+    def is_over(self) -> bool:
         """Whether `patience` readings in a row were not better than the best."""
+        patience = self.validation.patience
         return patience is not None and self.waited >= patience
+
+    @property
+    def like(self) -> dict[str, Any]:
+        """The structure of what `saved` returns."""
+        judged = self.validation.data is not None or self.best is not None
+        return {"state": self.now} | ({"best": self.now} if judged else {})
+
+    def saved(self, position: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arrays and the rest of what `restore` needs, and the position in the data.
+
+        Before a first reading with validation data, the state stands for the best one.
+        """
+        best = None if self.best is None else int(self.best.step)
+        tree = {name: self.now for name in self.like}
+        unread = [{name: float(x) for name, x in metrics.items()}
+                  for metrics in jax.device_get(self.unread)]
+        return tree | ({} if self.best is None else {"best": self.best}), {
+            "best": best, "history": self.history, "unread": unread, "position": position}
+
+    def restore(self, tree: dict[str, Any], rest: dict[str, Any]) -> None:
+        """Go on from what `saved` returned."""
+        self.now, self.history, self.unread = tree["state"], rest["history"], rest["unread"]
+        self.best = None if rest["best"] is None else tree["best"]
+        self.number = int(self.now.step)
+        self._judge_history()
+
+    def rehearse(self) -> None:
+        """Evaluate the first validation batch, so that what is wrong with it raises at once."""
+        data = self.validation.data
+        if data is not None and (batches := iter(data)) is not data:
+            evaluate(self.step, self.now, itertools.islice(batches, 1))
 
     def take(self, batch: Any) -> None:
         """Take one step."""
@@ -96,33 +174,31 @@ class Course:
         self.unread.append(metrics)
         self.number += 1
 
-    def read(
-        self, validation: Iterable[Any] | None, patience: int | None, last: int
-    ) -> dict[str, float]:
+    def read(self, last: int) -> dict[str, float]:
         """Log the metrics since the last reading; raise if a loss or a parameter is not finite."""
         seen = _without_skipped(self.step.combine(average_batches(self.unread)))
         self._check_finite(seen)
         if self.number == last and (broken := set(nonfinite(self.now.params)) - self.broken):
             raise self._failed("finite parameters",
                                f"non-finite {listed(broken)} after step {last}", _DIVERGED, last)
-        if validation is not None:
-            found = evaluate(self.step, self.now, validation)
+        if self.validation.data is not None:
+            found = evaluate(self.step, self.now, self.validation.data)
             found = {f"validation/{name}": value for name, value in found.items()}
             self._check_finite(found)
             seen |= found
-            self._keep_best(found, patience)
+            self._keep_best(found)
         self.unread = []
         self.history.append({"step": self.number, **seen})
         return seen
 
-    def _keep_best(self, found: dict[str, float], patience: int | None) -> None:
+    def _keep_best(self, found: dict[str, float]) -> None:
         """Keep the state if it is the best so far."""
-        name = self.metric.removeprefix("validation/")
+        name, patience = self.validation.metric, self.validation.patience
         if self.metric not in found and (patience is not None or name != "loss"):
             purpose = "patience" if patience else "best"
             raise LayerError(f"a metric named {name} for {purpose}",
                              listed(other.removeprefix("validation/") for other in found),
-                             "return it from the objective, or name another: metric=")
+                             "return it from the objective, or name another: Validation(metric=)")
         self.waited += 1
         value = self.sign * found.get(self.metric, self.sign * math.inf)
         if value < self.least:

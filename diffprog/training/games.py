@@ -88,7 +88,7 @@ def make_game(
     calls every objective with a key, since a player may draw noise in inference too: the same key
     each time, different for each batch, and for each example if the objective says ``draws``. No
     metric of a game is called loss: `fit` keeps a ``best`` state if its metric is named, as in
-    ``metric="critic/loss"``.
+    ``Validation(data, metric="critic/loss")``.
 
     Args:
         net: a layer whose children are the players, such as ``serial(generator=...,

@@ -1,9 +1,11 @@
-"""The training loop: it takes steps, logs metrics, and keeps the best state."""
+"""The training loop: it takes steps, logs metrics, keeps the best state, saves and resumes."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,64 +13,71 @@ import jax
 from diffprog.core.arguments import check_count, check_kept, donated
 from diffprog.core.errors import LayerError
 from diffprog.core.notation import code
-from diffprog.data.batches import Batches, as_batch, check_batches, check_ends
-from diffprog.runtime.interrupts import deferred_interrupt
-from diffprog.runtime.logs import Log, Write, bar, writer
-from diffprog.training.courses import Course, Fit
+from diffprog.data.batches import Batches, check_batches
+from diffprog.data.streams import Stream
+from diffprog.runtime.checkpoints import Checkpoints
+from diffprog.runtime.interrupts import deferred_interrupt, terminable
+from diffprog.runtime.logs import Log, Observer, bar, observers
+from diffprog.training.courses import Course, Fit, Validation
 from diffprog.training.step import Step, TrainState, check_state, check_step
 
-__all__ = ["Fit", "fit"]
-
-Callback = Callable[[int, TrainState, dict[str, float]], None]
+__all__ = ["Fit", "Validation", "fit"]
 
 
 def fit(
-    step: Step, data: Iterable[Any], *, steps: int, state: TrainState | Fit | None = None,
-    key: jax.Array | None = None, validation: Iterable[Any] | None = None, log_every: int = 50,
-    log: Log | None = None, callback: Callback | None = None, patience: int | None = None,
-    metric: str = "loss", highest: bool = False, data_from: int | None = None,
-    progress: bool = True,
+    step: Step, data: Iterable[Any], *, steps: int | None = None, epochs: int | None = None,
+    key: jax.Array | None = None, state: TrainState | Fit | None = None,
+    validation: Iterable[Any] | Validation | None = None, log_every: int = 50,
+    log: Log | Sequence[Log] | None = None, checkpoints: str | pathlib.Path | Checkpoints | None =
+    None, resume: bool = False, progress: bool = True,
 ) -> Fit:
     """Take `steps` training steps over the batches of `data`.
 
     Every `log_every` steps, and after the last, the metrics are averaged over the steps since the
     last reading and logged, `validation` is evaluated, and the state with the lowest validation
     loss is kept as ``best``. Between readings nothing waits for the device. Ctrl-C stops early and
-    returns the result after the last finished step.
+    returns the result after the last finished step; with `checkpoints` it is saved, also if the
+    system asks the process to end (SIGTERM).
 
     Args:
         step: a step of `make_step` or `make_game`.
         data: batches of arrays, lists of labels, tables and tensors of other libraries; iterated
             again when they end. A generator must not end, since it cannot be. NumPy ints that do
-            not fit the int dtype of JAX count as out of range.
-        steps: number of steps; positive.
+            not fit the int dtype of JAX count as out of range. Data of `batches` and `pipeline`
+            begins at the batch of the state's step, so that two calls equal one; other data begins
+            with its first batch.
+        steps: number of steps; positive. A resumed run takes those that are left of them.
+        epochs: passes over the data, which needs a length, instead of `steps`; positive.
+        key: of the initial parameters and of all randomness in training.
         state: a state to continue from, instead of a key; it is copied, so that the argument stays
             valid. A `Fit` also continues best, patience and history. The state of a stream,
             ``state._replace(state=net.start(...))``, is carried from batch to batch.
-        key: of the initial parameters and of all randomness in training.
-        validation: batches, iterated once per reading; adds metrics ``validation/...``.
+        validation: batches, iterated once per reading; adds metrics ``validation/...``. A
+            `dp.training.Validation` selects the best state by another metric, and stops early. The
+            first batch is tried before the first step.
         log_every: steps between two readings.
-        log: a path, to which one line of JSON per reading is appended, or ``log(step, metrics)``.
-        callback: ``callback(step, state, metrics)``, called at each reading. The state is valid
-            until it returns, as the next step reuses its memory: keep ``jax.tree.map(jnp.copy,
-            state)``.
-        patience: stop after this many readings in a row without a better validation loss, or
-            `metric`; None never stops early.
-        metric: the validation metric that selects ``best``; in a game ``<player>/loss``, for
-            example.
-        highest: whether the highest `metric` is best, as for accuracy, rather than the lowest.
-        data_from: the number of the first batch, for data of `batches`. None is the number of steps
-            in the state, so that two calls equal one; 0 begins again. Other data always begins with
-            its first batch.
-        progress: show a progress bar (needs tqdm, in the extra ``train``).
+        log: what is told of each reading, one or a list: a path, to which a line of JSON is
+            appended; a function ``log(step, metrics)``; an observer ``(step, state, metrics)``,
+            such as those of `dp.runtime`. The state is valid until it returns, as the next step
+            reuses its memory: keep ``jax.tree.map(jnp.copy, state)``.
+        checkpoints: a folder, or `dp.runtime.Checkpoints` for it, in which the whole run is saved
+            at readings: state, best, history and the position in the data. All of it is complete
+            when `fit` returns. Needs orbax, in the extra ``checkpoints``.
+        resume: go on from the newest complete checkpoint in the folder, if there is one. The result
+            is bit for bit that of a run without an interruption, on the same devices. Data other
+            than of `batches` and `pipeline` must have ``get_state`` and ``set_state`` on its
+            iterator, or ``state_dict`` and ``load_state_dict``.
+        progress: show a bar on a terminal (needs tqdm, in the extra ``train``), and elsewhere a
+            line per reading.
 
     Raises:
-        LayerError: both `key` and `state` are given, or neither; `state` is of another net, or was
-            donated; the data ends, or the validation data does not; `patience` or `metric` without
-            the metric; a metric is no number; a loss is not finite, in a step that the optimizer
-            did not skip, or the last step made parameters non-finite. The latter error has the
-            attributes ``step``, the first broken one, and ``state``, ``best`` and ``history``, as
-            a `Fit` has.
+        LayerError: both `key` and `state` are given, or neither, and likewise `steps` and `epochs`;
+            `state` or the checkpoint is of another net, or `state` was donated; the data ends, or
+            the validation data does not; a metric of `Validation` is missing; a metric is no
+            number; `resume` without checkpoints, or with data whose position is unknown; a loss is
+            not finite, in a step that the optimizer did not skip, or the last step made parameters
+            non-finite. The latter error has the attributes ``step``, the first broken one, and
+            ``state``, ``best`` and ``history``, as a `Fit` has.
 
     Example:
         >>> x, y = jnp.eye(4), jnp.arange(4)
@@ -79,71 +88,124 @@ def fit(
         1.0
     """
     check_step(step)
-    check_count("steps", steps)
     check_count("log_every", log_every)
+    check_batches("data", data)
+    steps = _number_of_steps(steps, epochs, data)
+    _check_start(key, state)
+    judged = validation if isinstance(validation, Validation) else Validation(validation)
+    judged.check()
+
+    with _opened(checkpoints, resume) as saved:
+        stream = Stream(data, _steps_of(state))
+        course = Course(step, key, state, stream.peek(), judged)
+        run = _Run(course, stream, observers(log), saved)
+        last = course.number + steps
+        if resume:
+            run.resume()
+        course.rehearse()
+        if course.unread and course.number % log_every == 0:
+            run.read(last)  # which the interrupted run did not
+        try:
+            with bar(last - course.number, progress) as shown, terminable(saved is not None):
+                while course.number < last and not course.is_over:
+                    with deferred_interrupt():
+                        course.take(next(stream))
+                    shown.update(1)
+                    if course.number % log_every == 0 or course.number == last:
+                        metrics = run.read(last)
+                        shown.set_postfix({name: f"{x:.4g}" for name, x in metrics.items()})
+        except KeyboardInterrupt:
+            if donated(course.now):
+                raise  # the second Ctrl-C in one step: its state is lost
+        run.save()
+    return course.result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A course with its data, and who is told of it."""
+
+    course: Course
+    stream: Stream
+    observers: Sequence[Observer]
+    checkpoints: Checkpoints | None
+
+    def resume(self) -> None:
+        """Put course and stream where the newest checkpoint was saved."""
+        if not self.stream.resumable:
+            raise LayerError(
+                "data whose position can be saved, to resume", code(self.stream.data),
+                "pass batches(...), or data with get_state and set_state on its iterator")
+        assert self.checkpoints is not None
+        found = self.checkpoints.restore(self.course.like)
+        if found is not None:
+            number, tree, rest = found
+            self.course.restore(tree, rest)
+            self.stream.move(number, rest["position"])
+
+    def read(self, last: int) -> dict[str, float]:
+        """Read the metrics, tell the observers, and save if it is due."""
+        metrics = self.course.read(last)
+        told: dict[str, Any] = {**metrics}  # to which an observer may add for those after it
+        for observe in self.observers:
+            observe(self.course.number, self.course.now, told)
+        if self.checkpoints and self.checkpoints.due(self.course.number):
+            self.save()
+        return metrics
+
+    def save(self) -> None:
+        """Save the run, unless a batch was taken from the data and no step by it."""
+        if self.checkpoints and self.stream.number == self.course.number:
+            tree, rest = self.course.saved(self.stream.position)
+            history = self.course.history
+            self.checkpoints.save(self.course.number, tree, data=rest,
+                                  metrics=history[-1] if history else None)
+
+
+def _number_of_steps(steps: int | None, epochs: int | None, data: Any) -> int:
+    """The number of steps, also of epochs."""
+    if (steps is None) == (epochs is None):
+        raise LayerError("a number of steps or of epochs", "neither" if steps is None else "both",
+                         "pass one of them")
+    if steps is not None:
+        check_count("steps", steps)
+        return steps
+    check_count("epochs", epochs)
+    assert epochs is not None
+    if isinstance(data, Batches) and data.count is None:
+        data, epochs = dataclasses.replace(data, epochs=epochs), 1
+    try:
+        return epochs * len(data)
+    except TypeError as error:
+        raise LayerError("data with a length, for epochs", code(data),
+                         "pass steps=, or batches(...)") from error
+
+
+def _steps_of(state: TrainState | Fit | None) -> int:
+    """The number of steps that a state has taken."""
+    state = state.state if isinstance(state, Fit) else state
+    return 0 if state is None else int(state.step)
+
+
+def _check_start(key: Any, state: Any) -> None:
+    """Raise unless training begins from either a key or a state."""
     if (key is None) == (state is None):
         raise LayerError("a key to begin with or a state to go on from",
                          "neither" if state is None else "both", "pass one of them")
-    if patience is not None:
-        check_count("patience", patience)
-        if validation is None:
-            raise LayerError("validation data for patience", "none", "pass validation=batches(...)")
-    check_batches("data", data)
-    if validation is not None:
-        check_ends("validation data", validation)
     if state is not None and not isinstance(state, Fit):
         check_state(state)
     check_kept(state)
 
-    stream = _endless(data, _first_batch(data, data_from, state))
-    first = next(stream)
-    course = Course(step, key, state, first, f"validation/{metric}", highest)
-    last = course.number + steps
 
-    def read(write: Write, shown: Any) -> None:
-        metrics = course.read(validation, patience, last)
-        write(course.number, metrics)
-        if callback:
-            callback(course.number, course.now, metrics)
-        shown.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
-
-    try:
-        with bar(steps, progress) as shown, writer(log) as write:
-            for batch in itertools.chain([first], stream):
-                with deferred_interrupt():
-                    course.take(batch)
-                shown.update(1)
-                if course.number % log_every == 0 or course.number == last:
-                    read(write, shown)
-                if course.number == last or course.is_over(patience):
-                    break
-    except KeyboardInterrupt:
-        if donated(course.now):
-            raise  # the second Ctrl-C in one step: its state is lost
-    return course.result
-
-
-def _first_batch(data: Any, data_from: int | None, state: TrainState | Fit | None) -> int:
-    """The number of the first batch."""
-    if data_from is None:
-        state = state.state if isinstance(state, Fit) else state
-        return 0 if state is None else int(state.step)
-    check_count("data_from", data_from, 0)
-    if data_from and not isinstance(data, Batches):
-        raise LayerError("data of batches(...) to begin within", code(data),
-                         "leave data_from out: other data begins with its first batch")
-    return data_from
-
-
-def _endless(data: Iterable[Any], first: int) -> Iterator[Any]:
-    """The batches from number `first` on, again and again."""
-    stream = data.begun(first) if isinstance(data, Batches) else iter(data)
-    while True:
-        count = 0
-        for batch in stream:
-            count += 1
-            yield as_batch(batch)
-        if count == 0:
-            raise LayerError("a batch for every step", "data that ended",
-                             "pass an iterable that can be iterated again, such as batches(...)")
-        stream = iter(data)
+@contextlib.contextmanager
+def _opened(checkpoints: Any, resume: bool) -> Iterator[Checkpoints | None]:
+    """The checkpoints of a run; a folder is closed at the end."""
+    if resume and checkpoints is None:
+        raise LayerError("checkpoints to resume from", "none", "pass checkpoints=, a folder")
+    if isinstance(checkpoints, (str, pathlib.Path)):
+        with Checkpoints(checkpoints) as opened:
+            yield opened
+    else:
+        yield checkpoints
+        if checkpoints is not None:
+            checkpoints.wait()

@@ -65,7 +65,8 @@ def test_no_entry_is_a_name_of_this_library():
     ("softmx", "jax.nn.softmax"), ("Sequentail", "dp.serial"),
     ("jit", "jax.jit"), ("vmap", "jax.vmap"), ("no_grad", "jax.lax.stop_gradient"),
     ("unfreeze", "the layer itself"), ("transform", "dp.program"), ("GEGLU", "dp.swiglu"),
-    ("ModelCheckpoint", "dp.fit(..., callback=f)"), ("EarlyStopping", "dp.fit(..., patience=n)"),
+    ("ModelCheckpoint", "dp.fit(..., checkpoints=folder)"),
+    ("EarlyStopping", "dp.training.Validation(data, patience=n)"),
     ("Bidirectional", "dp.recurrent(cell, bidirectional=True)"), ("FanOut", "dp.branch"),
     ("FanInSum", "dp.add"), ("PRNGKey", "jax.random.key"), ("eval", "net.apply"),
 ])

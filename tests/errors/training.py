@@ -152,6 +152,20 @@ def played(players, batch=DATA[0]):
 
 
 EXAMPLES = {
+    "wants a number of steps or of epochs, got neither; pass one of them":
+        lambda: dp.fit(sgd(), DATA, key=KEY, progress=False),
+    "wants data with a length, for epochs, got <list_iterator...":
+        lambda: dp.fit(sgd(), iter(DATA), epochs=1, key=KEY, progress=False),
+    "wants checkpoints to resume from, got none; pass checkpoints=, a folder":
+        lambda: train(sgd(), DATA, 1, resume=True),
+    "wants data whose position can be saved, to resume, got [(...":
+        lambda: train(sgd(), DATA, 1, resume=True, checkpoints="unused"),
+    "wants a log as a path, log(step, metrics) or an observer (step, state, metrics), got 3; pass "
+    'log="run.jsonl", or a list of such':
+        lambda: train(sgd(), DATA, 1, log=3),
+    "wants a batch that can be cut into accumulate=2 equal parts, got one of 3 examples, ...":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), accumulate=2).apply(
+            state(sgd()), (XS[:3], YS[:3])),
     # Objectives.
     "wants reduction out of mean, sum, got 'none'; choose one of them":
         lambda: dp.classification(reduction="none"),
@@ -290,10 +304,10 @@ EXAMPLES = {
         lambda: train(sgd(), iter(DATA * 2), 3),
     "wants patience as an int of at least 1, got 0; pass 1 or more":
         lambda: train(sgd(), DATA, 1, patience=0, validation=DATA),
-    "wants validation data for patience, got none; pass validation=batches(...)":
+    "wants validation data for patience, got none; pass Validation(batches(...), patience=...)":
         patient(sgd()),
     "wants a metric named loss for patience, got one/accuracy, one/loss; return it from "
-    "the objective, or name another: metric=":
+    "the objective, or name another: Validation(metric=)":
         patient(dp.training.make_game(dp.serial(one=NET), {"one": PLAYER},
             inputs=lambda batch: batch[0]),
                 validation=DATA),
@@ -385,8 +399,6 @@ EXAMPLES = {
     "wants a batch of arrays of numbers, got str32[2]; convert it by np.asarray, and strings to "
     "numbers":
         lambda: train(sgd(), [(XS, Tensor())], 1),
-    "wants data of batches(...) to begin within, got [...": lambda: train(
-        sgd(), [(XS[:1, :1], YS[:1])], 1, data_from=3),
     "wants finite parameters, got non-finite bias after step 9; lower the learning rate, check "
     "the data for NaN and ids out of range, or list the leaves that broke by "
     "tree.nonfinite(gradients)":
@@ -395,7 +407,7 @@ EXAMPLES = {
     "NaN and for labels outside their range in the data":
         breaking(5, 3),
     "wants a metric named f1 for best, got accuracy, loss; return it from the objective, or "
-    "name another: metric=":
+    "name another: Validation(metric=)":
         lambda: train(sgd(), DATA, 1, validation=DATA, metric="f1"),
     "wants a history with the reading of best, of step 0, got one of steps none; pass the Fit "
     "unchanged, or Fit(state, None, []) to search for the best again":

@@ -43,8 +43,8 @@ def main(folder, save_every, steps):
             number, state, data = found
             assert data is None and int(state.step) == number
         print("resumed", number, digest(state), flush=True)
-        stream = endless(number)
-        for number in range(number + 1, steps + 1):
+        begun, stream = number, endless(number)
+        for number in range(begun + 1, steps + 1):
             state, metrics = step.apply(state, next(stream))
             if save_every:
                 checkpoints(number, state, metrics)

@@ -30,7 +30,12 @@ def noisy():
 
 
 def train(step, data, steps, **options):
+    """A fit without a bar; options of `Validation` may stand beside its data."""
     begin = {} if "state" in options else {"key": KEY}
+    judged = {name: options.pop(name) for name in ("metric", "highest", "patience")
+              if name in options}
+    if judged:
+        options["validation"] = dp.training.Validation(options.get("validation"), **judged)
     return dp.fit(step, data, steps=steps, **begin | {"progress": False} | options)
 
 

@@ -37,7 +37,8 @@ def test_two_calls_equal_one(options):
     part = train(noisy(), data, 4)
     equal(train(noisy(), data, 4, state=part.state).state, whole.state)
     equal(train(noisy(), data, 4, state=part).state, whole.state)
-    anew = train(noisy(), data, 4, state=part.state, data_from=0)
+    anew = train(noisy(), [batch for batch, _ in zip(data, range(4), strict=False)], 4,
+                 state=part.state)
     assert any((numbers(anew.state)[path] != leaf).any()
                for path, leaf in numbers(whole.state).items())
 
@@ -49,10 +50,10 @@ def test_other_data_begins_with_its_first_batch():
     assert_same(train(sgd(), data, 2, state=part.state).state, wanted.state)
 
 
-def test_data_from_selects_the_first_batch():
+def test_an_iterator_of_batches_begins_where_it_is():
     data = dp.batches(BATCH, 4, seed=0)
     list_of = [batch for batch, _ in zip(data, range(7), strict=False)]
-    found = train(sgd(), data, 2, data_from=5)
+    found = train(sgd(), data.begun(5), 2)
     assert_same(found.state, train(sgd(), list_of[5:], 2).state)
 
 
@@ -63,7 +64,7 @@ class Validation:
     """Batches of numbers, which are the metrics: another number in each iteration."""
 
     def __init__(self, values):
-        self.values = iter(values)
+        self.values = iter([values[0], *values])  # the first is tried before training
 
     def __iter__(self):
         return iter([next(self.values)])
@@ -128,7 +129,7 @@ def test_a_callback_sees_each_reading():
         assert int(state.step) == step
         seen.append((step, jax.tree.map(jnp.copy, state), state, metrics))
 
-    result = train(sgd(), [BATCH], 5, log_every=2, callback=callback, validation=[BATCH])
+    result = train(sgd(), [BATCH], 5, log_every=2, log=callback, validation=[BATCH])
     assert [step for step, *_ in seen] == [2, 4, 5]
     assert [{"step": step, **metrics} for step, _, _, metrics in seen] == result.history
     for step, copy, _, _ in seen:
@@ -193,14 +194,14 @@ def pressing(where, at):
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("where", "taken"), [("step", 5), ("data", 4), ("callback", 5)])
+@pytest.mark.parametrize(("where", "taken"), [("step", 5), ("data", 5), ("callback", 5)])
 def test_ctrl_c_returns_the_result_so_far(where, taken):
     step, data, callback = pressing(where, 5)
-    result = train(step, data, 99, log_every=1, callback=callback, validation=[BATCH])
+    result = train(step, data, 99, log_every=1, log=callback, validation=[BATCH])
     assert int(result.state.step) == taken
     wanted = train(sgd(), [BATCH], taken, log_every=1, validation=[BATCH])
     assert_same(result.state, wanted.state)
-    read = taken - (where == "step")  # interrupted before the reading of this step
+    read = taken - (where != "callback")  # interrupted before the reading of this step
     assert result.history == wanted.history[:read] and int(result.best.step) == read
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
