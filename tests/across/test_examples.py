@@ -143,6 +143,21 @@ def test_hypernetwork(tmp_path):
                         r"held-out digits, half visible", lines[-1])
 
 
+def test_sweep(tmp_path):
+    """Rates in the middle are best, and training forty networks at once changes none of them."""
+    lines = shorten("sweep.py", tmp_path, "--seeds", "3", steps=100)
+    alone = re.fullmatch(r"trained alone, parameters differ by (\S+) after 20 steps", lines[0])
+    assert alone and float(alone[1]) < 1e-5
+    table = [re.fullmatch(r"rate (\S+) +validation accuracy +(\S+) ± (\S+) %", line)
+             for line in lines[1:9]]
+    accuracies = {float(row[1]): float(row[2]) for row in table if row}
+    assert len(accuracies) == 8 and accuracies[1e-2] > 90
+    assert accuracies[1e-4] < accuracies[1e-3] < accuracies[1e-2] > accuracies[1e-1] + 20
+    last = re.fullmatch(r"best rate (\S+): accuracy (\S+) ± (\S+) % on 360 held-out images, "
+                        r"3 seeds", lines[-1])
+    assert last and accuracies[float(last[1])] == max(accuracies.values()) and float(last[2]) > 90
+
+
 # Sampling, attacks, inspection.
 
 def test_vae(tmp_path):
