@@ -101,7 +101,7 @@ _MEANT = {
     **dict.fromkeys(["trainstep", "step", "update"], "dp.make_step(net, objective, optimizer)"),
     **dict.fromkeys(["dataloader", "dataset", "loader"], "dp.batches(data, batch_size)"),
     **{name: f"optax.{name}" for name in (
-        "sgd", "adam", "adamw", "adagrad", "adadelta", "adafactor", "rmsprop", "lamb", "lars",
+        "sgd", "adam", "adagrad", "adadelta", "adafactor", "rmsprop", "lamb", "lars",
         "lion", "nadam", "radam", "lbfgs")},
     **dict.fromkeys(["momentum", "optimizer", "optim"],
                     "an optimizer of optax, such as optax.sgd(0.1, momentum=0.9)"),

@@ -120,7 +120,8 @@ def muon(
         >>> step = dp.make_step(net, dp.classification(), optimizer)
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks",
-    https://kellerjordan.github.io/posts/muon; `rms`: Liu et al. 2025, arXiv:2502.16982, eq. 4.
+    https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982, section 2.2,
+    for `rms`.
     """
     partition = muon_partition(net, x, adam=adam, **side)
     params = paths(net.plan(x, **side).params)
@@ -169,7 +170,7 @@ def layerwise_decay(net: Layer, rate: float, *layers: Patterns) -> optax.Gradien
         >>> float(updates["embed"]["embedding"][0, 0]), updates["blocks"]["bias"][:, 0].tolist()
         (0.25, [0.5, 1.0])
 
-    Source: Clark et al. 2020, arXiv:2003.10555, appendix; Bao et al. 2022, arXiv:2106.08254.
+    Source: Clark et al. 2020, arXiv:2003.10555, appendix A; Bao et al. 2022, arXiv:2106.08254.
     """
     check_layer(net, "layerwise_decay(net, rate, *layers)")
     check_positive("rate", rate, "pass 0.75, for example")
@@ -203,7 +204,7 @@ def warmup_stable_decay(peak: float, warmup: int, stable: int, decay: int) -> op
         >>> [round(float(schedule(i)) * 1e3, 2) for i in range(10)]
         [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
 
-    Source: Hu et al. 2024, arXiv:2404.06395, section 4.3; Hägele et al. 2024, arXiv:2405.18392,
+    Source: Hu et al. 2024, arXiv:2404.06395, section 4; Hägele et al. 2024, arXiv:2405.18392,
     section 3.
     """
     check_positive("peak", peak, "pass 1e-3, for example")

@@ -58,7 +58,7 @@ def test_no_entry_is_a_name_of_this_library():
     ("EmbedToken", "dp.embedding"), ("GenerateToken", "dp.text.generate"),
     ("multi_head_attention", "dp.self_attention"), ("MultiHeadAttention", "dp.self_attention"),
     ("positional_encoding", "dp.sinusoidal_positions"), ("sgd", "optax.sgd"),
-    ("AdamW", "optax.adamw"), ("BatchNorm2d", "dp.batch_norm"), ("Sequential", "dp.serial"),
+    ("AdamW", "dp.training.adamw"), ("BatchNorm2d", "dp.batch_norm"), ("Sequential", "dp.serial"),
     ("CrossEntropyLoss", "dp.losses.cross_entropy"), ("MSELoss", "dp.losses.squared_error"),
     ("DataLoader", "dp.batches"), ("dropuot", "dp.dropout"), ("liner", "dp.linear"),
     ("self_atention", "dp.self_attention"), ("sinusoidal_position", "dp.sinusoidal_positions"),
