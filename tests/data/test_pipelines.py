@@ -8,7 +8,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from support.training_nets import NOISY, assert_same, examples, noisy, train
+from support.training_nets import assert_same, examples, noisy, train
 
 import diffprog as dp
 
@@ -66,9 +66,9 @@ def test_with_a_seed_every_example_comes_once_an_epoch(size):
 
 
 @pytest.mark.parametrize("options", [
-    {"seed": 3}, {"seed": 3, "transform": noise}, {"seed": 3, "epochs": 4, "remainder": "pad"},
-    {"epochs": 4, "remainder": "keep"}], ids=str)
-@pytest.mark.parametrize("taken", [0, 1, 3, 6])
+    {"seed": 3, "transform": noise}, {"seed": 3, "epochs": 4, "remainder": "pad"}, {"epochs": 4}],
+    ids=["changed", "padded", "in order"])
+@pytest.mark.parametrize("taken", [0, 1, 6])
 def test_a_fresh_iterator_goes_on_from_a_state(data, options, taken):
     """By JSON, as a checkpoint keeps it; what is read ahead does not count."""
     begun = iter(dp.data.pipeline(data, 5, **options))
@@ -136,9 +136,7 @@ def test_fit_goes_on_where_it_was(data):
 
     straight = train(noisy(), pipeline(), 7).state
     half = train(noisy(), pipeline(), 3)
-    assert_same(train(noisy(), pipeline(), 4, state=half.state).state, straight)
     assert_same(train(noisy(), pipeline(), 4, state=half).state, straight)
-    assert NOISY is noisy().net
 
 
 def test_endless_pipelines_cannot_be_evaluated(data):
