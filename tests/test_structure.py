@@ -175,6 +175,8 @@ TESTED_IN = {
     "wiring.merging": "wiring.combinators",  # it joins what `branch` and `parallel` give
     "losses.values": "losses.classes",  # all losses keep the same rules
     "runtime.interrupts": "training.loop",  # which it serves
+    "runtime.manifests": "runtime.checkpoints",  # which it verifies
+    "runtime.differences": "runtime.weights",  # and checkpoints, which list them
     "training.averages": "training.evaluation",  # of which they are made
     "training.courses": "training.loop",  # which goes them
     "training.penalized": "losses.penalties",

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffprog.core.arguments import check_count, check_kept, is_array
 from diffprog.core.errors import LayerError
-from diffprog.core.notation import clip, listed, show
+from diffprog.core.notation import listed, show
 from diffprog.core.paths import paths
 from diffprog.runtime import manifests
 from diffprog.runtime.differences import described, difference
@@ -270,8 +270,9 @@ class Checkpoints:
         if step not in done:
             shutil.rmtree(self._at_step(step), ignore_errors=True)
         stays = f"the last complete checkpoint is {done[-1]}" if done else "there is no other yet"
+        why = " ".join(str(error).split())[-120:]  # the system's reason is at the end
         return LayerError(f"checkpoint {step} written into {self.folder}",
-                          clip(f"{type(error).__name__}: {error}".splitlines()[0]),
+                          f"{type(error).__name__} ({why})",
                           f"see to space and permissions: {stays}")
 
     def _refuse(self, step: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,8 +50,8 @@ def save_weights(
     """Write the parameters and state of a net into a file of safetensors.
 
     The names are ``params/<path>`` and ``state/<path>``. The metadata hold the ``repr`` of the net
-    under ``net``, and the version of the library under ``diffprog``. Other programs read such files
-    without this library.
+    under ``net``, the version of the library under ``diffprog``, and the names with a ``*`` for
+    each axis of stacked copies under ``layout``. Other programs read such files too.
 
     Args:
         file: a path, mostly with the ending ``.safetensors``; the file is replaced.
@@ -69,15 +71,16 @@ def save_weights(
         >>> dp.runtime.load_weights(file, net, x).code
         'linear(3)'
     """
-    safetensors = _safetensors()
-    leaves = paths({"params": params, "state": state or {}})
+    safetensors, tree = _safetensors(), {"params": params, "state": state or {}}
+    leaves = paths(tree)
     for path, leaf in leaves.items():
         if getattr(getattr(leaf, "dtype", None), "name", "") not in _DTYPES:
             raise LayerError("arrays of a dtype that safetensors has",
                              f"{show(leaf)} at {path}", "cast it: leaf.astype(jnp.int8)")
     safetensors.save_file(
         {path: np.asarray(leaf, order="C") for path, leaf in leaves.items()}, file,
-        metadata={"net": repr(net), "diffprog": importlib.metadata.version("diffprog")})
+        metadata={"net": repr(net), "diffprog": importlib.metadata.version("diffprog"),
+                  "layout": json.dumps(_layout(net, tree))})
 
 
 def load_weights(
@@ -114,14 +117,14 @@ def load_weights(
         raise LayerError("x with net", "none",
                          "pass an input: the shapes of parameters depend on it")
     leaves, about = _read(file)
-    code, version = about.get("net", ""), about.get("diffprog", "")
     if net is None:
-        tree = _nested(leaves)
+        tree = _nested(leaves, leaves)
     else:
         plan = net.plan(x, **side)
-        tree = _fitted(leaves, {"params": plan.params, "state": plan.state}, code)
+        tree = _fitted(net, {"params": plan.params, "state": plan.state}, leaves, about)
     tree = jax.tree.map(jnp.asarray, tree)
-    return Weights(tree.get("params", {}), tree.get("state", {}), code, version)
+    return Weights(tree.get("params", {}), tree.get("state", {}),
+                   about.get("net", ""), about.get("diffprog", ""))
 
 
 def _safetensors() -> Any:
@@ -152,46 +155,65 @@ def _read(file: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
     return leaves, about
 
 
-def _fitted(leaves: dict[str, Any], wanted: Any, code: str) -> Any:
-    """The leaves in the layout of a tree."""
-    found = paths(_laid_out(_nested(leaves), _nested(paths(wanted))))
-    wrong = difference("weights", described(leaves), described(wanted))
-    if wrong and difference("weights", described(found), described(wanted)):
-        wrong.got += f", saved from {clip(code)}" if code else ""
-        raise wrong
-    return jax.tree.unflatten(jax.tree.structure(wanted), [found[path] for path in paths(wanted)])
+def _fitted(net: Layer, wanted: Any, leaves: dict[str, Any], about: dict[str, str]) -> Any:
+    """The leaves of a file as the tree of a net."""
+    own, kinds = paths(wanted), described(wanted)
+    if wrong := difference("weights", described(leaves), kinds):
+        layout = json.loads(about["layout"]) if "diffprog" in about else leaves
+        laid = paths(_laid_out(_nested(layout, leaves), _nested(_layout(net, wanted), own)))
+        leaves = {_path(pattern): leaf for pattern, leaf in laid.items()}
+        if difference("weights", described(leaves), kinds):
+            wrong.got += f" in weights of {clip(about['net'])}" if "net" in about else ""
+            raise wrong
+    return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[path] for path in own])
 
 
-def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts of the leaves at these paths."""
+def _layout(net: Layer, tree: Any) -> list[str]:
+    """The paths of the leaves of params and state, with a * for each stacked axis.
+
+    ``serial(blocks=repeat(n, layer))`` has ``params/blocks/*/kernel``, for example.
+    """
+    def within(layer: Layer, path: str) -> str:
+        name, _, rest = path.partition("/")
+        child = layer.children.get(name.split("@")[0])
+        return "*/" * layer.stacks + (f"{name}/{within(child, rest)}" if child and rest else path)
+
+    return [f"{kind}/{within(net, path)}" for kind, part in tree.items() for path in paths(part)]
+
+
+def _path(pattern: str) -> str:
+    return "/".join(name for name in pattern.split("/") if name != "*")
+
+
+def _nested(patterns: Iterable[str], leaves: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts of leaves, which are under their paths, by pattern."""
     tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *above, name = path.split("/")
+    for pattern in patterns:
+        *above, name = pattern.split("/")
         part = tree
         for step in above:
             part = part.setdefault(step, {})
-        part[name] = leaf
+        part[name] = leaves[_path(pattern)]
     return tree
 
 
-def _laid_out(saved: Any, wanted: Any) -> Any:
-    """`saved` with stacked copies split and single copies stacked, where `wanted` has them so."""
-    if not (isinstance(saved, dict) and isinstance(wanted, dict)) or (
-            described(saved) == described(wanted)):
+def _laid_out(saved: Any, wanted: Any, axis: int = 0) -> Any:
+    """`saved` with stacked copies split and single copies stacked, where `wanted` has them so.
+
+    Arrays have `axis` axes of the stacks around these parts.
+    """
+    if not (isinstance(saved, dict) and isinstance(wanted, dict)):
         return saved
-    parted, single = _copies(wanted), _copies(saved)
-    if saved.keys() == wanted.keys():
-        inner = [*saved.values(), *wanted.values()]
-        if parted and any(isinstance(part, dict) and part.keys() == wanted.keys()
-                          for part in inner):
-            return saved  # nested copies of the same names: either level may be the outer one
-    elif parted and all(a.shape[:1] == (len(parted),) for a in jax.tree.leaves(saved)):
-        return {name: _laid_out(jax.tree.map(lambda a, i=i: a[i], saved), wanted[name])
-                for i, name in enumerate(parted)}
-    elif single:
-        return _laid_out(jax.tree.map(lambda *each: np.stack(each), *map(saved.get, single)),
-                         wanted)
-    return {name: _laid_out(part, wanted.get(name)) for name, part in saved.items()}
+    if "*" in saved and "*" in wanted:
+        return {"*": _laid_out(saved["*"], wanted["*"], axis + 1)}
+    if "*" in saved and (names := _copies(wanted)):
+        if all(a.shape[axis] == len(names) for a in jax.tree.leaves(saved)):
+            return {name: _laid_out(jax.tree.map(lambda a, i=i: a.take(i, axis), saved["*"]),
+                                    wanted[name], axis) for i, name in enumerate(names)}
+    if "*" in wanted and (names := _copies(saved)):
+        whole = jax.tree.map(lambda *each: np.stack(each, axis), *(saved[name] for name in names))
+        return {"*": _laid_out(whole, wanted["*"], axis + 1)}
+    return {name: _laid_out(part, wanted.get(name), axis) for name, part in saved.items()}
 
 
 def _copies(tree: dict[str, Any]) -> list[str]:
@@ -200,5 +222,5 @@ def _copies(tree: dict[str, Any]) -> list[str]:
     names = [f"{stem}_{i}" for i in range(len(tree))]
     if not tree or tree.keys() != set(names):
         return []
-    first, *others = (tree[name] for name in names)
-    return names if all(described(part) == described(first) for part in others) else []
+    first, *others = (described(tree[name]) for name in names)
+    return names if all(other == first for other in others) else []

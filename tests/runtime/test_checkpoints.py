@@ -273,7 +273,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert "the last complete checkpoint is 1" in error.remedy and "checkpoint 2" in error.wants
-        assert checkpoints.steps == [1]
+        assert checkpoints.steps == [1] and "File too large" in error.got
         checkpoints.save(2, TREE | big)  # there is room again
         checkpoints.wait()
         assert checkpoints.steps == [2]

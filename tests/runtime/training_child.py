@@ -37,14 +37,14 @@ def main(folder, save_every, steps):
     """Train from the last checkpoint in the folder to the last step."""
     step = dp.make_step(NET, dp.classification(), optax.adam(1e-3))
     key = jax.random.key(0)
-    number, state = 0, step.init(key, X[:8])
+    begin, state = 0, step.init(key, X[:8])
     with dp.runtime.Checkpoints(folder, save_every=max(save_every, 1), last=2) as checkpoints:
         if found := checkpoints.restore(state):
-            number, state, data = found
-            assert data is None and int(state.step) == number
-        print("resumed", number, digest(state), flush=True)
-        begun, stream = number, endless(number)
-        for number in range(begun + 1, steps + 1):
+            begin, state, data = found
+            assert data is None and int(state.step) == begin
+        print("resumed", begin, digest(state), flush=True)
+        stream = endless(begin)
+        for number in range(begin + 1, steps + 1):
             state, metrics = step.apply(state, next(stream))
             if save_every:
                 checkpoints(number, state, metrics)
@@ -52,7 +52,7 @@ def main(folder, save_every, steps):
                 print(number, digest(state))
             if number % 5 == 0:
                 print("at", number, flush=True)
-    print("done", number, digest(state), flush=True)
+    print("done", steps, digest(state), flush=True)
 
 
 if __name__ == "__main__":
