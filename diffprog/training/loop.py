@@ -26,7 +26,7 @@ __all__ = ["Fit", "Validation", "fit"]
 
 def fit(
     step: Step, data: Iterable[Any], *, steps: int | None = None, epochs: int | None = None,
-    key: jax.Array | None = None, state: TrainState | Fit | None = None,
+    state: TrainState | Fit | None = None, key: jax.Array | None = None,
     validation: Iterable[Any] | Validation | None = None, log_every: int = 50,
     log: Log | Sequence[Log] | None = None, checkpoints: str | pathlib.Path | Checkpoints | None =
     None, resume: bool = False, progress: bool = True,
@@ -48,10 +48,10 @@ def fit(
             with its first batch.
         steps: number of steps; positive. A resumed run takes those that are left of them.
         epochs: passes over the data, which needs a length, instead of `steps`; positive.
-        key: of the initial parameters and of all randomness in training.
         state: a state to continue from, instead of a key; it is copied, so that the argument stays
             valid. A `Fit` also continues best, patience and history. The state of a stream,
             ``state._replace(state=net.start(...))``, is carried from batch to batch.
+        key: of the initial parameters and of all randomness in training.
         validation: batches, iterated once per reading; adds metrics ``validation/...``. A
             `dp.training.Validation` selects the best state by another metric, and stops early. The
             first batch is tried before the first step.
