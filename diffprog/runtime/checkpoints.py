@@ -188,8 +188,8 @@ class Checkpoints:
                 continue
             if faults:
                 warnings.warn(f"{', '.join(faults)}: step {number} is used instead", stacklevel=2)
-            self._at = number
-            return number, self._loaded(number, like, manifest.leaves), manifest.data
+            tree, self._at = self._loaded(number, like, manifest.leaves), number
+            return number, tree, manifest.data
         if faults:
             raise LayerError("a checkpoint whose files are as they were saved", ", ".join(faults),
                              "restore the files from a copy, or begin in another folder")

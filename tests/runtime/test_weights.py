@@ -11,6 +11,7 @@ from support.refusing import refused
 
 import diffprog as dp
 from diffprog.runtime import load_weights, save_weights
+from diffprog.transforms.unroll import unrolled
 
 X = jnp.ones((2, 4))
 NET = dp.serial(dp.batch_norm(), dp.linear(4), dp.linear(3))
@@ -133,6 +134,16 @@ def test_nested_copies_convert_in_their_order(file):
         save_weights(file, one, saved)
         for other, wanted in rows.items():
             same(load_weights(file, other, X).params, wanted)
+
+
+def test_the_net_that_generation_unrolls_takes_the_weights_of_the_model(file):
+    net, tokens = dp.models.gpt(vocabulary=9, length=4, width=4, depth=2, heads=2), X.astype(int)
+    other, split = unrolled(net)
+    params, _ = made(net, tokens)
+    save_weights(file, net, params)
+    same(load_weights(file, other, tokens).params, split(params))
+    save_weights(file, other, split(params))
+    same(load_weights(file, net, tokens).params, params)
 
 
 def test_copies_of_equal_names_on_two_levels_are_told_apart(file):
