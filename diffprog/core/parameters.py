@@ -24,7 +24,7 @@ from diffprog.core.notation import listed, show
 # Inlines a jitted function into the program that calls it; since jax 0.12 `True` leaves it to XLA.
 INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True  # type: ignore[attr-defined]
 
-Initializer = str | Callable[..., jax.Array]
+Initializer = str | float | Callable[..., jax.Array]
 
 _KINDS = jax.nn.initializers
 INITIALIZERS: dict[str, Callable[..., jax.Array]] = {
@@ -33,6 +33,7 @@ INITIALIZERS: dict[str, Callable[..., jax.Array]] = {
     "lecun_normal": _KINDS.lecun_normal(), "lecun_uniform": _KINDS.lecun_uniform(),
     "glorot_normal": _KINDS.glorot_normal(), "glorot_uniform": _KINDS.glorot_uniform(),
     "he_normal": _KINDS.he_normal(), "he_uniform": _KINDS.he_uniform(),
+    "he_normal_fan_out": _KINDS.variance_scaling(2.0, "fan_out", "normal"),
     "orthogonal": _KINDS.orthogonal(), "delta_orthogonal": _KINDS.delta_orthogonal(),
 }
 
@@ -51,16 +52,25 @@ def parameter(
     whether the caller is eager, jitted, mapped or sharded. The key is computed by a program of its
     own, which all leaves share: inside each draw it would take a third of the compile time.
     """
-    draw = INITIALIZERS.get(initializer) if isinstance(initializer, str) else initializer
+    draw = _draw_of(initializer)
     if not callable(draw):
-        raise LayerError(f"{name}_init as a function (key, shape, dtype) or a name "
-                         f"({listed(INITIALIZERS)})", show(initializer),
-                         "pass jax.nn.initializers.normal(0.02), for example")
+        raise LayerError(f"{name}_init as a function (key, shape, dtype), a standard deviation or "
+                         f"a name ({listed(INITIALIZERS)})", show(initializer),
+                         "pass 0.02 or jax.nn.initializers.normal(0.02), for example")
     try:
         alike = _Alike(_contents(draw), draw)
     except TypeError:  # the cache is per trace
         return draw(fold(key, name), shape, wide_dtype(x))
     return _drawing(alike, shape, wide_dtype(x))(fold(key, name))
+
+
+def _draw_of(initializer: Any) -> Any:
+    """The function of an initializer: that of a name, or normal with a standard deviation."""
+    if isinstance(initializer, str):
+        return INITIALIZERS.get(initializer)
+    if type(initializer) in (int, float) and initializer > 0:
+        return _KINDS.normal(initializer)
+    return initializer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ def gpt(
     check_count("depth", depth)
     inits: dict[str, Any] = {"kernel_init": kernel_init}
     if kernel_init is None:
-        residual = jax.nn.initializers.normal(0.02 / math.sqrt(2 * depth))
+        residual = 0.02 / math.sqrt(2 * depth)
         inits = {"kernel_init": "normal", "out_init": residual}
     trunk = transformer_decoder(
         depth, heads=heads, hidden=hidden or 4 * width, activation=activation, cross=False,

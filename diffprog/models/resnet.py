@@ -27,14 +27,12 @@ from diffprog.wiring.combinators import residual, serial
 
 __all__ = ["resnet"]
 
-# He et al. 2015, "Delving deep into rectifiers", arXiv:1502.01852, section 2.2, backward case.
-_HE = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 @known
 def resnet(
     depth: int = 50, classes: int = 1000, *, width: int = 64, stem: Any = None,
-    zero_init: bool = True, kernel_init: Initializer = _HE,
+    zero_init: bool = True, kernel_init: Initializer = "he_normal_fan_out",
 ) -> Layer:
     """Stages of residual blocks: ``y = linear(mean(stage_4(... stage_1(stem(x)))))``.
 
@@ -73,13 +71,13 @@ def resnet(
     check_count("width", width)
     block, counts = _DEPTHS[depth]
     widths = [width * 2**i for i in range(len(counts))]
-    head = linear(classes, kernel_init=jax.nn.initializers.normal(0.01))
+    head = linear(classes, kernel_init=0.01)
     return serial(stem=image_stem(width, kernel_init) if stem is None else as_layer(stem),
                   **stages(block, counts, widths, zero_init=zero_init, kernel_init=kernel_init),
                   head=global_avg_pool() >> head)
 
 
-def image_stem(width: int, kernel_init: Initializer = _HE) -> Layer:
+def image_stem(width: int, kernel_init: Initializer = "he_normal_fan_out") -> Layer:
     """A 7 x 7 convolution and a max pool, each with stride 2."""
     convolution = _conv_norm(width, 7, stride=2, kernel_init=kernel_init)
     return convolution >> jax.nn.relu >> max_pool(3, stride=2, padding=1)
@@ -108,7 +106,7 @@ def stages(
 
 def basic(
     width: int, *, stride: int = 1, project: bool = False, zero_init: bool = True,
-    kernel_init: Initializer = _HE,
+    kernel_init: Initializer = "he_normal_fan_out",
 ) -> Layer:
     """Two 3 x 3 convolutions: ``y = relu(x + f(x))``, figure 5 (left) of the paper."""
     conv_norm = functools.partial(_conv_norm, kernel_init=kernel_init)
@@ -119,7 +117,7 @@ def basic(
 
 def bottleneck(
     width: int, *, stride: int = 1, project: bool = False, zero_init: bool = True,
-    kernel_init: Initializer = _HE,
+    kernel_init: Initializer = "he_normal_fan_out",
 ) -> Layer:
     """1 x 1, 3 x 3 and 1 x 1 convolutions: ``y = relu(x + f(x))``, figure 5 (right)."""
     conv_norm = functools.partial(_conv_norm, kernel_init=kernel_init)
@@ -144,7 +142,7 @@ def _last_scale(zero_init: bool) -> Initializer:
 
 
 def _conv_norm(
-    features: int, size: int, *, stride: int = 1, kernel_init: Initializer = _HE,
+    features: int, size: int, *, stride: int = 1, kernel_init: Initializer = "he_normal_fan_out",
     scale_init: Initializer = "ones",
 ) -> Layer:
     # The padding is symmetric, as in the published weights; "SAME" pads more at the end.

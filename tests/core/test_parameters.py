@@ -82,7 +82,7 @@ def test_each_name_draws_what_the_docs_say(row, shape):
         largest = value(row["Largest size"], **names)
         assert 0.98 * largest <= np.abs(drawn).max() <= 1.001 * largest
     else:
-        assert row["Name"] in ("normal", "orthogonal", "delta_orthogonal")
+        assert row["Name"] in ("normal", "orthogonal", "delta_orthogonal", "he_normal_fan_out")
 
 
 @pytest.mark.slow
@@ -108,10 +108,16 @@ def test_the_name_of_an_initializer_stands_for_the_function():
          dp.linear(3, kernel_init=jax.nn.initializers.he_normal()).init(KEY, x))
 
 
-@pytest.mark.parametrize("wrong", ["he", None, 0.1])
+def test_a_number_is_the_standard_deviation_of_a_normal_distribution():
+    x = jnp.ones((2, 4))
+    same(dp.linear(3, kernel_init=0.1).init(KEY, x),
+         dp.linear(3, kernel_init=jax.nn.initializers.normal(0.1)).init(KEY, x))
+
+
+@pytest.mark.parametrize("wrong", ["he", None, -0.1, True])
 def test_unknown_initializers_raise(wrong):
     x = jnp.ones((2, 4))
-    with pytest.raises(dp.LayerError, match=r"kernel_init as a function .* or a name .*zeros"):
+    with pytest.raises(dp.LayerError, match=r"kernel_init as a function .* a name .*zeros"):
         dp.linear(3, kernel_init=wrong).init(KEY, x)
 
 

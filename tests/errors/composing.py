@@ -152,17 +152,20 @@ EXAMPLES = {
     "batch_norm(momentum=1.0): wants momentum in [0, 1), got 1.0; pass a fraction, not a "
     "percentage":
         lambda: dp.batch_norm(momentum=1.0),
-    "linear(3, kernel_init=0.1): wants kernel_init as a function (key, shape, dtype) or a name "
-    "(delta_orthogonal, glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, "
-    "lecun_uniform, normal, ones, orthogonal, truncated_normal, zeros), got 0.1":
-        lambda: dp.linear(3, kernel_init=0.1).init(KEY, X),
-    "linear(3, kernel_init='xavier'): wants kernel_init as a function (key, shape, dtype) or a "
-    "name (delta_orthogonal, glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, "
-    "lecun_uniform, normal, ones, orthogonal, truncated_normal, zeros), got 'xavier'":
+    "linear(3, kernel_init=-0.1): wants kernel_init as a function (key, shape, dtype), a "
+    "standard deviation or a name (delta_orthogonal, glorot_normal, glorot_uniform, he_normal, "
+    "he_normal_fan_out, he_uniform, lecun_normal, lecun_uniform, normal, ones, orthogonal, "
+    "truncated_normal, zeros), got -0.1":
+        lambda: dp.linear(3, kernel_init=-0.1).init(KEY, X),
+    "linear(3, kernel_init='xavier'): wants kernel_init as a function (key, shape, dtype), a "
+    "standard deviation or a name (delta_orthogonal, glorot_normal, glorot_uniform, he_normal, "
+    "he_normal_fan_out, he_uniform, lecun_normal, lecun_uniform, normal, ones, orthogonal, "
+    "truncated_normal, zeros), got 'xavier'":
         lambda: dp.linear(3, kernel_init="xavier").init(KEY, X),
-    "gru(3, hidden_init='he'): wants hidden_init as a function (key, shape, dtype) or a name "
-    "(delta_orthogonal, glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, "
-    "lecun_uniform, normal, ones, orthogonal, truncated_normal, zeros), got 'he'":
+    "gru(3, hidden_init='he'): wants hidden_init as a function (key, shape, dtype), a standard "
+    "deviation or a name (delta_orthogonal, glorot_normal, glorot_uniform, he_normal, "
+    "he_normal_fan_out, he_uniform, lecun_normal, lecun_uniform, normal, ones, orthogonal, "
+    "truncated_normal, zeros), got 'he'":
         lambda: dp.gru(3, hidden_init="he").init(KEY, X),
     "remat(linear(3), policy='all'): wants policy out of dots_saveable, "
     "dots_with_no_batch_dims_saveable, everything_saveable, nothing_saveable, got 'all'; choose "

@@ -43,6 +43,14 @@ SEEING = dp.serial(dp.conv(2, 3), jax.nn.relu)
 IMAGES = jnp.ones((12, 4, 4)), jnp.ones((2, 3, 4, 4))
 
 
+def carried():
+    net, x = dp.recurrent(dp.gru(3)), jnp.ones((4, 5, 2))
+    step = dp.make_step(net, dp.regression(), optax.sgd(0.1), accumulate=2)
+    begun = step.init(KEY, x)
+    begun = begun._replace(state=net.start(begun.params, begun.state, x[:, :1], length=5))
+    step.apply(begun, (x, jnp.ones((4, 5, 3))))
+
+
 def patient(step, **options):
     return lambda: train(step, DATA, 1, patience=2, **options)
 
@@ -158,11 +166,23 @@ EXAMPLES = {
         lambda: dp.fit(sgd(), iter(DATA), epochs=1, key=KEY, progress=False),
     "wants checkpoints to resume from, got none; pass checkpoints=, a folder":
         lambda: train(sgd(), DATA, 1, resume=True),
-    "wants data whose position can be saved, to resume, got [(...":
+    "wants data whose position can be saved, to resume, got <list>...":
         lambda: train(sgd(), DATA, 1, resume=True, checkpoints="unused"),
     "wants a log as a path, log(step, metrics) or an observer (step, state, metrics), got 3; pass "
     'log="run.jsonl", or a list of such':
         lambda: train(sgd(), DATA, 1, log=3),
+    "wants an objective of single examples for accumulate, got one that compares the examples of a "
+    "batch; leave accumulate out: a part lacks the examples of the others":
+        lambda: dp.make_step(NET, comparing, optax.sgd(0.1), accumulate=2).apply(
+            state(sgd()), (XS, YS)),
+    "wants a state without a stream for accumulate, got {...": carried,
+    "wants an optimizer that keeps its learning rate, to report it, got one that does not; write "
+    "optax.inject_hyperparams(optax.adam)(learning_rate=schedule)":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1),
+                             report=["learning_rate"]).init(KEY, XS),
+    "wants report as a list of names among gradient_norm, learning_rate, total_loss, got ['lr']; "
+    'write report=["gradient_norm"], for example':
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), report=["lr"]),
     "wants a batch that can be cut into accumulate=2 equal parts, got one of 3 examples, ...":
         lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), accumulate=2).apply(
             state(sgd()), (XS[:3], YS[:3])),
@@ -189,7 +209,7 @@ EXAMPLES = {
         asked(dp.training.binary_classification(), DATA[0]),
     "wants metrics that are one number each, as kind, got 'good'; leave out the others":
         asked(checked(worded), DATA[0]),
-    "wants objective.inputs as a function (net, batch), got <lambda training.py:78>; write "
+    "wants objective.inputs as a function (net, batch), got <lambda training.py:86>; write "
     "lambda net, batch: (x, {}), with the input x of the net, and its side inputs in the dict":
         lambda: dp.make_step(NET, shows_batch, optax.sgd(0.1)),
     "wants a batch (x, y), or a dict with x and y, got (float32[2,4]); pass one of them":

@@ -101,8 +101,8 @@ WITH_BIAS = [dp.layer_norm, dp.instance_norm, dp.batch_norm, lambda **o: dp.grou
 def test_a_wrong_initializer_raises(make, name, value):
     """No value of the initializer leaves the parameter out: `scale` and `bias` do."""
     norm = make(**{f"{name}_init": value})
-    expect("", f"{norm!r}: wants {name}_init as a function (key, shape, dtype) or a name "
-           f"({', '.join(sorted(INITIALIZERS))}), got {value!r}; pass "
+    expect("", f"{norm!r}: wants {name}_init as a function (key, shape, dtype), a standard "
+           f"deviation or a name ({', '.join(sorted(INITIALIZERS))}), got {value!r}; pass 0.02 or "
            "jax.nn.initializers.normal(0.02), for example", norm.init, KEY, jnp.ones((2, 4, 4, 3)))
 
 
