@@ -116,7 +116,7 @@ def sinusoids(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Initial positions: sines and cosines of the scale of the initial word embeddings."""
     steps, features = shape
     angles = jnp.arange(steps)[:, None] / 200 ** jnp.linspace(0, 1, features // 2)
-    return (jnp.hstack([jnp.sin(angles), jnp.cos(angles)]) * (2 / features) ** 0.5).astype(dtype)
+    return (jnp.hstack([jnp.sin(angles), jnp.cos(angles)]) * 0.02 * 2**0.5).astype(dtype)
 
 
 def bert(size: int) -> dp.Layer:

@@ -39,8 +39,8 @@ def vit(
     Shapes:
         x: (..., image_size, image_size, C) -> (..., classes).
         params: ``patches``, ``token``, ``positions``, ``body`` and ``head``; 86,567,656 parameters
-            by default, which is ViT-B/16. The token begins as zero, positions as
-            ``truncated_normal``.
+            by default, which is ViT-B/16. Patches begin as ``lecun_normal``, positions as
+            ``truncated_normal``, the token with zeros.
 
     Args:
         classes: number of classes.
@@ -52,9 +52,8 @@ def vit(
         hidden: hidden size of `ffn`; ``4 * width`` if None.
         dropout: rate in `transformer_encoder` and on the embeddings, in [0, 1).
         eps: epsilon of the norms; positive.
-        kernel_init: initializer of all kernels; that of DeiT. The paper's own code has
-            ``glorot_uniform`` in the blocks, ``lecun_normal`` for the patches and ``zeros`` in the
-            head.
+        kernel_init: initializer of the kernels of body and head; that of DeiT. The paper's own code
+            has ``glorot_uniform`` in the body and ``zeros`` in the head.
 
     Raises:
         LayerError: patch_size does not divide image_size; images have another size; or as
@@ -76,7 +75,7 @@ def vit(
                          "choose a patch_size that divides it, or crop or pad the images")
     body = transformer_encoder(depth, heads=heads, hidden=hidden or 4 * width, activation=gelu,
                                norm_first=True, dropout=dropout, eps=eps, kernel_init=kernel_init)
-    patches = conv(width, patch_size, stride=patch_size, padding="VALID", kernel_init=kernel_init)
+    patches = conv(width, patch_size, stride=patch_size, padding="VALID")
     count = (image_size // patch_size) ** 2
     return serial(
         images=_sized(image_size),                                       # (..., H, W, C)

@@ -16,9 +16,9 @@ EXAMPLES = {
     "diffprog.models.resnet":
         lambda: dp.models.resnet(20),
     "stage_1/rest/residual_0 (residual(serial(conv(4, 3, padding=1, bias=False, "
-    "kernel_init='he_normal'), batch_norm(), jax.nn.relu, conv(4, 3, pa ...): wants a body that "
-    "keeps the shape of x, float32[1,8,8,5], got float32[1,8,8,4]; give it as many features, or a "
-    "shortcut of the same shape":
+    "kernel_init='he_normal_fan_out'), batch_norm(), jax.nn.relu, conv(4, 3, pad ...): wants a body that "
+    "keeps the shape of x, float32[1,8,8,5], got float32[1,8,8,4]; give it as many features, or a"
+    " shortcut of the same shape":
         lambda: dp.models.resnet(18, 10, width=4, stem=dp.conv(5, 3)).init(KEY, floats(1, 8, 8, 1)),
     "wants hidden as a sequence of sizes, got 64; pass (64, 32), for example":
         lambda: dp.models.mlp(64, 10),
@@ -36,9 +36,9 @@ EXAMPLES = {
     "at/images (images): wants at least 3 axes (..., height, width, channels), got float32[8,8]; "
     "add the missing axes":
         at(VIT, floats(8, 8)),
-    "at (bert(hide=hide(), embed=embedding(11, 4), types=embedding(2, 4), "
-    "positions=learned_positions(5), norm=layer_norm(eps ...): wants token_types of the shape of "
-    "x, (2, 5), got int32[5]; pass one per token":
+    "at (bert(hide=hide(), embed=embedding(11, 4, embedding_init='truncated_normal'), "
+    "types=embedding(2, 4, embedding_init='t ...): wants token_types of the shape of x, (2, 5), "
+    "got int32[5]; pass one per token":
         at(dp.models.bert(11, length=5, **SMALL), ints(2, 5), token_types=ints(5)),
     "at (translate(encoder=serial(hide=hide(), embed=embedding(5, 4), scaled=scaled, "
     "positions=sinusoidal_positions(), drop=d ...): wants source or memory, got both, int32[2,3] "
@@ -48,8 +48,9 @@ EXAMPLES = {
     "positions=sinusoidal_positions(), drop=d ...): wants source with its source_mask, got "
     "source_mask alone; pass source= too, or memory_mask= for a memory":
         at(TRANSFORMER, ints(2, 3), memory=MEMORY, source_mask=ints(2, 3)),
-    "at/decoder/body/blocks/cross/body (cross_attention(2)): wants the side input memory, got "
-    "none; pass memory=, the encoder output, in each call: only a stream keeps it":
+    "at/decoder/body/blocks/cross/body (cross_attention(2, kernel_init='glorot_uniform')): wants "
+    "the side input memory, got none; pass memory=, the encoder output, in each call: only a "
+    "stream keeps it":
         at(TRANSFORMER, ints(2, 3)),
     "wants width as an even int, got 5; choose another: each direction of the encoder has half "
     "of it":
