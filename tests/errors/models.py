@@ -16,7 +16,7 @@ EXAMPLES = {
     "diffprog.models.resnet":
         lambda: dp.models.resnet(20),
     "stage_1/rest/residual_0 (residual(serial(conv(4, 3, padding=1, bias=False, "
-    "kernel_init='he_normal_fan_out'), batch_norm(), jax.nn.relu, conv(4, 3, pad ...): wants a body that "
+    "kernel_init='he_normal_fan_out'), batch_norm(), jax.nn.relu, conv( ...): wants a body that "
     "keeps the shape of x, float32[1,8,8,5], got float32[1,8,8,4]; give it as many features, or a"
     " shortcut of the same shape":
         lambda: dp.models.resnet(18, 10, width=4, stem=dp.conv(5, 3)).init(KEY, floats(1, 8, 8, 1)),
