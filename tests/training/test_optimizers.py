@@ -168,7 +168,8 @@ def test_adamw_with_all_leaves_decaying_is_that_of_optax():
     (dp.lora(dp.linear(3), 2), (2, 4), {"kernel/down", "kernel/up"}),
     (dp.weight_norm(dp.linear(3)), (2, 4), {"kernel/direction"}),
     (dp.repeat(2, dp.serial(dp.linear(4), dp.prelu())), (2, 4), {"linear_0/kernel"}),
-    (dp.recurrent(dp.gru(3)), (2, 5, 4), {"input/kernel", "hidden/kernel"})], ids=str)
+    (dp.recurrent(dp.gru(3)), (2, 5, 4), {"input/kernel", "hidden/kernel"}),
+], ids=["heads", "ensemble", "lora", "weight_norm", "repeat", "recurrent"])
 def test_decay_is_found_by_name_whatever_the_axes(net, x, decayed):
     found = dp.tree.paths(moved(adamw(1.0), ones(net, jnp.ones(x))))
     assert {path for path, has in found.items() if has} == decayed
