@@ -260,3 +260,23 @@ def test_diffusion(denoiser, least, tmp_path):
     assert found, lines[-1]
     recognized, diversity, copies = map(float, found.groups())
     assert recognized > least and diversity > 0.6 and copies <= 10
+
+
+def test_train_gpt_is_killed_and_resumed(tmp_path):
+    """The loss of a run that was killed is, digit by digit, that of one that was not."""
+    def command(folder):
+        return [sys.executable, str(ROOT / "examples" / "train_gpt.py"), "--steps", "12",
+                "--every", "4", "--out", str(tmp_path / folder)]
+
+    whole = run(command("whole"), tmp_path).splitlines()
+    killed = subprocess.Popen(command("killed"), cwd=tmp_path, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, text=True)
+    for line in killed.stdout:
+        if line.startswith("step 12"):  # at which the checkpoint of step 4 is complete
+            break
+    killed.kill()
+    killed.communicate()
+    resumed = run(command("killed"), tmp_path).splitlines()
+    assert re.fullmatch(r"step 12: loss \d\.\d{4}, validation \d\.\d{4} nats per token", whole[-1])
+    assert resumed[-1] == whole[-1] and not any(line.startswith("step 4") for line in resumed)
+    assert (tmp_path / "killed" / "loss.png").read_bytes().startswith(b"\x89PNG")
