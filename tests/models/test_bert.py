@@ -23,7 +23,7 @@ def test_the_parameters_of_bert():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    learns(dp.models.bert_pretraining(11, length=6, **NET), dp.text.masked_language(), PAIRS, 80)
+    learns(dp.models.bert_pretraining(11, length=6, **NET), dp.text.masked_language(), PAIRS, 120)
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 1)])

@@ -20,7 +20,7 @@ def test_the_parameters_of_the_vision_transformer():
 
 @pytest.mark.slow
 def test_it_learns_eight_examples():
-    learns(dp.models.vit(4, image_size=4, patch_size=2, **NET), dp.classification(), IMAGES, 40)
+    learns(dp.models.vit(4, image_size=4, patch_size=2, **NET), dp.classification(), IMAGES, 80)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 16, 3), (1, 9, 9, 3), (1, 4, 4, 3), (8, 8)])
