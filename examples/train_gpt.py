@@ -135,7 +135,7 @@ def main() -> None:
     rates = dp.runtime.rates(flops=3 * dp.summary(net, x).flops, tokens=preset.tokens)
 
     def add_rate(step: int, state: Any, metrics: dict[str, Any]) -> None:
-        metrics["learning_rate"] = float(schedule(step))
+        metrics["learning_rate"] = float(np.asarray(schedule(step)))
 
     observers = [rates, add_rate, run, *([sampler(net, args.seed)] if by_bytes else [])]
     with dp.runtime.Checkpoints(args.out / "checkpoints", save_every=args.every) as checkpoints:

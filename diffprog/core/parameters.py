@@ -53,7 +53,7 @@ def parameter(
     own, which all leaves share: inside each draw it would take a third of the compile time.
     """
     draw = _draw_of(initializer)
-    if not callable(draw):
+    if draw is None:
         raise LayerError(f"{name}_init as a function (key, shape, dtype), a standard deviation or "
                          f"a name ({listed(INITIALIZERS)})", show(initializer),
                          "pass 0.02 or jax.nn.initializers.normal(0.02), for example")
@@ -64,13 +64,13 @@ def parameter(
     return _drawing(alike, shape, wide_dtype(x))(fold(key, name))
 
 
-def _draw_of(initializer: Any) -> Any:
+def _draw_of(initializer: Any) -> Callable[..., jax.Array] | None:
     """The function of an initializer: that of a name, or normal with a standard deviation."""
     if isinstance(initializer, str):
         return INITIALIZERS.get(initializer)
     if type(initializer) in (int, float) and initializer > 0:
         return _KINDS.normal(initializer)
-    return initializer
+    return initializer if callable(initializer) else None
 
 
 @dataclasses.dataclass(frozen=True)
