@@ -10,6 +10,7 @@ import importlib
 import itertools
 import os
 import pathlib
+import signal
 from typing import Any
 
 import jax
@@ -68,6 +69,14 @@ def optimized():
     with COMPILED("as users do"):
         yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as Python handles it, whatever runs the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="module")

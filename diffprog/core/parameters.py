@@ -32,8 +32,9 @@ INITIALIZERS: dict[str, Callable[..., jax.Array]] = {
     "normal": _KINDS.normal(0.02), "truncated_normal": _KINDS.truncated_normal(0.02),
     "lecun_normal": _KINDS.lecun_normal(), "lecun_uniform": _KINDS.lecun_uniform(),
     "glorot_normal": _KINDS.glorot_normal(), "glorot_uniform": _KINDS.glorot_uniform(),
-    "he_normal": _KINDS.he_normal(), "he_uniform": _KINDS.he_uniform(),
+    "he_normal": _KINDS.he_normal(),
     "he_normal_fan_out": _KINDS.variance_scaling(2.0, "fan_out", "normal"),
+    "he_uniform": _KINDS.he_uniform(),
     "orthogonal": _KINDS.orthogonal(), "delta_orthogonal": _KINDS.delta_orthogonal(),
 }
 
@@ -70,7 +71,8 @@ def _draw_of(initializer: Any) -> Callable[..., jax.Array] | None:
         return INITIALIZERS.get(initializer)
     if type(initializer) in (int, float) and initializer > 0:
         return _KINDS.normal(initializer)
-    return initializer if callable(initializer) else None
+    found: Any = initializer if callable(initializer) else None
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 from diffprog.core.errors import LayerError
 from diffprog.data.batches import Batches, as_batch
 
+_END = object()
+
 
 class Stream:
     """An iterator of the batches of `data` from a number on, again and again.
@@ -74,7 +76,7 @@ class Stream:
     def _pulled(self) -> Any:
         """The next batch of the data, begun again where it ended."""
         for _ in range(2):
-            for batch in self._iterator:
+            if (batch := next(self._iterator, _END)) is not _END:
                 return batch
             self._iterator = iter(self.data)
         raise LayerError("a batch for every step", "data that ended",

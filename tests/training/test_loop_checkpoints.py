@@ -57,6 +57,7 @@ def test_a_run_with_checkpoints_is_that_without(whole, tmp_path):
     assert dp.runtime.Checkpoints(tmp_path).steps == [9, 12]
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("at", [6, 7])
 def test_an_interrupted_run_resumes_bit_for_bit(whole, tmp_path, at):
     """At a reading, and between two: metrics since the last reading are saved too."""
@@ -76,6 +77,7 @@ def test_without_a_checkpoint_a_run_begins_at_0(whole, tmp_path):
     assert_equal_runs(run(tmp_path / "new", resume=True), whole)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_run_that_continues_a_state_resumes(whole, tmp_path):
     begun = train(noisy(), DATA, 6, log_every=3, validation=VALIDATION)
     with dp.runtime.Checkpoints(tmp_path, save_every=1) as checkpoints:
@@ -84,6 +86,7 @@ def test_a_run_that_continues_a_state_resumes(whole, tmp_path):
     assert_equal_runs(run(tmp_path, 6, state=begun, resume=True), whole)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="the system has no SIGTERM")
 def test_sigterm_saves_and_ends(tmp_path):
     def end(step, metrics):

@@ -159,14 +159,6 @@ def test_the_repr_of_a_state_and_a_fit_is_short():
 # Ctrl-C and non-finite losses.
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C as Python handles it, whatever runs the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def pressing(where, at):
     """A step, data and a callback, one of which is interrupted in step `at`."""
     count = {"step": 0, "data": 0}
