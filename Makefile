@@ -28,6 +28,7 @@ test-newest: .venv-newest/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/core.py
+	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/gpt.py
 	$(BIN)/python benchmarks/resnet.py
 

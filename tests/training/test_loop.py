@@ -1,6 +1,8 @@
 """`fit`: history, logs, resuming, and errors."""
 
 import json
+import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -310,3 +312,25 @@ def test_fit_takes_either_a_key_or_a_state():
     for both in ({"key": KEY, "state": state}, {}):
         with pytest.raises(dp.LayerError, match="a key to begin with or a state"):
             dp.fit(step, [examples()], steps=1, progress=False, **both)
+
+
+def test_a_step_of_fit_makes_few_calls_of_python():
+    """The calls of this package that a further step adds; readings cost more."""
+    package = str(pathlib.Path(dp.__file__).parent)
+
+    def calls(steps):
+        count = 0
+
+        def counted(frame, event, _):
+            nonlocal count
+            count += event == "call" and frame.f_code.co_filename.startswith(package)
+
+        sys.setprofile(counted)
+        try:
+            train(sgd(), dp.batches(examples(), 4, seed=0), steps, log_every=1000)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    calls(2)  # which compiles
+    assert (calls(42) - calls(12)) / 30 <= 45
