@@ -74,10 +74,11 @@ def fit(
         LayerError: both `key` and `state` are given, or neither, and likewise `steps` and `epochs`;
             `state` or the checkpoint is of another net, or `state` was donated; the data ends, or
             the validation data does not; a metric of `Validation` is missing; a metric is no
-            number; `resume` without checkpoints, or with data whose position is unknown; a loss is
-            not finite, in a step that the optimizer did not skip, or the last step made parameters
-            non-finite. The latter error has the attributes ``step``, the first broken one, and
-            ``state``, ``best`` and ``history``, as a `Fit` has.
+            number; `resume` without checkpoints, or with data whose position is unknown; without
+            `resume`, a folder with checkpoints of later steps; a loss is not finite, in a step that
+            the optimizer did not skip, or the last step made parameters non-finite. The latter
+            error has the attributes ``step``, the first broken one, and ``state``, ``best`` and
+            ``history``, as a `Fit` has.
 
     Example:
         >>> x, y = jnp.eye(4), jnp.arange(4)
@@ -102,6 +103,7 @@ def fit(
         last = course.number + steps
         if resume:
             run.resume()
+        run.check_folder()
         course.rehearse()
         if course.unread and course.number % log_every == 0:
             run.read(last)  # which the interrupted run did not
@@ -142,6 +144,14 @@ class _Run:
             number, tree, rest = found
             self.course.restore(tree, rest)
             self.stream.move(number, rest["position"])
+
+    def check_folder(self) -> None:
+        """Raise for checkpoints of later steps, before which none can be saved."""
+        later = self.checkpoints.steps[-1:] if self.checkpoints else []
+        if later and later[0] > self.course.number:
+            raise LayerError(f"checkpoints up to step {self.course.number}", f"one of step "
+                             f"{later[0]} in {self.checkpoints.folder}",  # type: ignore[union-attr]
+                             "pass resume=True to go on from it, or another folder")
 
     def read(self, last: int) -> dict[str, float]:
         """Read the metrics, tell the observers, and save if it is due."""

@@ -1,6 +1,7 @@
 """What objectives, penalties, data and the loop of training refuse."""
 
 import functools
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,12 @@ FLAT = dp.serial(NET, jnp.ravel)
 LATENT = dp.branch(dp.linear(4), dp.branch(dp.linear(2), dp.linear(2)))
 SEEING = dp.serial(dp.conv(2, 3), jax.nn.relu)
 IMAGES = jnp.ones((12, 4, 4)), jnp.ones((2, 3, 4, 4))
+
+
+def taken_folder():
+    with tempfile.TemporaryDirectory() as folder:
+        train(sgd(), DATA, 2, checkpoints=folder)
+        train(sgd(), DATA, 2, checkpoints=folder)
 
 
 def carried():
@@ -164,6 +171,7 @@ EXAMPLES = {
         lambda: dp.fit(sgd(), DATA, key=KEY, progress=False),
     "wants data with a length, for epochs, got <list_iterator...":
         lambda: dp.fit(sgd(), iter(DATA), epochs=1, key=KEY, progress=False),
+    "wants checkpoints up to step 0, got one of step 2 in ...": taken_folder,
     "wants checkpoints to resume from, got none; pass checkpoints=, a folder":
         lambda: train(sgd(), DATA, 1, resume=True),
     "wants data whose position can be saved, to resume, got <list>...":
@@ -209,7 +217,7 @@ EXAMPLES = {
         asked(dp.training.binary_classification(), DATA[0]),
     "wants metrics that are one number each, as kind, got 'good'; leave out the others":
         asked(checked(worded), DATA[0]),
-    "wants objective.inputs as a function (net, batch), got <lambda training.py:86>; write "
+    "wants objective.inputs as a function (net, batch), got <lambda training.py:93>; write "
     "lambda net, batch: (x, {}), with the input x of the net, and its side inputs in the dict":
         lambda: dp.make_step(NET, shows_batch, optax.sgd(0.1)),
     "wants a batch (x, y), or a dict with x and y, got (float32[2,4]); pass one of them":

@@ -150,6 +150,13 @@ def test_other_data_is_refused():
     assert "position" in error.wants and "get_state" in error.remedy
 
 
+def test_a_folder_of_another_run_is_refused_before_training(tmp_path):
+    train(sgd(), DATA, 2, checkpoints=tmp_path)
+    error = refused(train, sgd(), DATA, 5, checkpoints=tmp_path)
+    assert "of step 2" in error.got and "resume=True" in error.remedy
+    train(sgd(), DATA, 2, state=train(sgd(), DATA, 2).state, checkpoints=tmp_path)
+
+
 def test_resume_needs_checkpoints():
     assert "checkpoints" in refused(train, sgd(), DATA, 2, resume=True).wants
 
