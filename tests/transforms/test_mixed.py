@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.datasets import load_digits
 from support.comparing import KEY, X, gradient, params_of, same, spy
 
 import diffprog as dp
@@ -291,3 +292,24 @@ def test_a_layer_inside_a_custom_layer_is_tapped():
         y, seen = net(params_of(net), X)
         same(seen["whole"], y)
         same(y, X.astype(BF16).astype(jnp.float32))
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_is_as_accurate_as_in_float32():
+    """Digits, the mean of five seeds: within half a point."""
+    images, labels = load_digits(return_X_y=True)
+    images, labels = np.float32(images / 16), np.int32(labels)
+    training, held_out = (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
+
+    def accuracy(net):
+        step = dp.make_step(net, dp.classification(), optax.adam(3e-3))
+        found = []
+        for seed in range(5):
+            fit = dp.fit(step, dp.batches(training, 64, seed=seed), steps=400, log_every=400,
+                         key=jax.random.key(seed), progress=False)
+            found.append(dp.evaluate(step, fit.state, [held_out])["accuracy"])
+        return np.mean(found)
+
+    net = dp.models.mlp([64, 64], 10)
+    exact, rounded = accuracy(net), accuracy(dp.mixed(net, jnp.bfloat16))
+    assert exact > 0.9 and abs(exact - rounded) <= 0.005
