@@ -154,10 +154,12 @@ def test_side_inputs_are_dotted_to_those_that_take_them():
     edges, _ = drawn(net, ids, source=shape(2, 6, dtype=jnp.int32),
                      source_mask=shape(2, 6, dtype=bool), mask=shape(2, 5, dtype=bool))
     dotted = [edge[:3] for edge in edges if edge[3]]
-    assert ("source_mask", "self_attention(2)", "mask: bool[2,6]") in dotted
-    assert ("source_mask", "cross_attention(2)", "memory_mask: bool[2,6]") in dotted
-    assert ("mask", "self_attention(2, causal=True)", "bool[2,5]") in dotted
-    assert ("layer_norm()", "cross_attention(2)", "memory: float32[2,6,8]") in dotted
+    attention = "attention(2, kernel_init='glorot_uniform')"
+    causal = "self_attention(2, causal=True, kernel_init='glorot_uniform')"
+    assert ("source_mask", f"self_{attention}", "mask: bool[2,6]") in dotted
+    assert ("source_mask", f"cross_{attention}", "memory_mask: bool[2,6]") in dotted
+    assert ("mask", causal, "bool[2,5]") in dotted
+    assert ("layer_norm()", f"cross_{attention}", "memory: float32[2,6,8]") in dotted
     assert ("embed embedding(9, 8)", "@", "params: float32[8,9]") in dotted
     assert ("source", "hide()", "int32[2,6]", False) in edges
     assert {start for start, *_ in dotted} == {

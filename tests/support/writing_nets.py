@@ -43,7 +43,8 @@ DECODERS = {
         jnp.float32),
 }
 TRANSLATORS = {
-    "transformer": dp.models.transformer(5, VOCABULARY, width=8, depth=2, heads=2, hidden=8),
+    "transformer": dp.models.transformer(5, VOCABULARY, width=8, depth=2, heads=2, hidden=8,
+                                          kernel_init="lecun_normal"),
     "seq2seq": dp.models.seq2seq(5, VOCABULARY, width=6),
 }
 NETS = DECODERS | TRANSLATORS
