@@ -40,6 +40,11 @@ class Stream:
         return self._ahead[0]
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether a batch was looked at and not taken, so that the position is behind it."""
+        return bool(self._ahead)
+
+    @property
     def resumable(self) -> bool:
         """Whether another iterator can be moved to the position of this one."""
         return (isinstance(self.data, Batches) or hasattr(self._iterator, "set_state")

@@ -44,7 +44,7 @@ def as_json(data: Any) -> Any:
     if isinstance(data, bytes):
         return {"bytes": base64.b64encode(data).decode()}
     try:
-        same = json.loads(json.dumps(data)) == data
+        same = repr(json.loads(json.dumps(data))) == repr(data)  # NaN equals itself here
     except (TypeError, ValueError):
         same = False
     if not same:

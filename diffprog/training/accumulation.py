@@ -7,7 +7,7 @@ examples: an average of averages would weight a token in a short text more than 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -97,11 +97,12 @@ class Accumulation:
             {name: wide(means[name]) for name in names})
 
         def weigh(value: jax.Array, metrics: Metrics) -> jax.Array:
-            share = {name: count_of(name, metrics) / jnp.maximum(count_of(name, means), 1)
+            fraction = {name: _fraction(count_of(name, metrics), count_of(name, means))
                      for name in names}
             rest = value - metrics["loss"]  # penalties, which do not depend on the data
-            return rest * share["loss"] + sum(
-                slopes[name] * share[name] * metrics[name] for name in names)
+            return rest * fraction["loss"] + sum(
+                slopes[name] * fraction[name] * jnp.where(fraction[name] == 0, 0, metrics[name])
+                for name in names)
 
         return weigh, False
 
@@ -151,10 +152,19 @@ def check_accumulation(objective: Objective, batch: Any, parts: int) -> None:
         raise LayerError("an objective of single examples for accumulate",
                          "one that compares the examples of a batch",
                          "leave accumulate out: a part lacks the examples of the others")
+    lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
+    if len(lengths) > 1 and not (isinstance(batch, Mapping) and "x" in batch):
+        raise LayerError("arrays of one length, or a dict with x, for accumulate", show(batch),
+                         "name the arrays, so that x tells the examples from other arrays")
     if (count := count_examples(batch)) % parts:
         raise LayerError(f"a batch that can be cut into accumulate={parts} equal parts",
                          f"one of {count} examples, {show(batch)}",
                          "choose a batch_size that it divides, and no smaller last batch")
+
+
+def _fraction(count: jax.Array, total: jax.Array) -> jax.Array:
+    """The fraction of a part in a mean; counts are sums of weights too, also below one."""
+    return count / jnp.where(total == 0, 1, total)
 
 
 def _split(a: jax.Array, parts: int) -> jax.Array:

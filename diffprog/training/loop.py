@@ -96,8 +96,10 @@ def fit(
     judged = validation if isinstance(validation, Validation) else Validation(validation)
     judged.check()
 
-    with _opened(checkpoints, resume) as saved:
-        stream = Stream(data, _steps_of(state))
+    stream = Stream(data, _steps_of(state))
+    _check_resumable(checkpoints, resume, stream)
+
+    with _opened(checkpoints) as saved:
         course = Course(step, key, state, stream.peek(), judged)
         run = _Run(course, stream, observers(log), saved)
         last = course.number + steps
@@ -105,7 +107,7 @@ def fit(
             run.resume()
         run.check_folder()
         course.rehearse()
-        if course.unread and course.number % log_every == 0:
+        if course.unread and (course.number % log_every == 0 or course.number == last):
             run.read(last)  # which the interrupted run did not
         try:
             with bar(last - course.number, progress) as shown, terminable(saved is not None):
@@ -134,10 +136,6 @@ class _Run:
 
     def resume(self) -> None:
         """Put course and stream where the newest checkpoint was saved."""
-        if not self.stream.resumable:
-            raise LayerError(
-                "data whose position can be saved, to resume", code(self.stream.data),
-                "pass batches(...), or data with get_state and set_state on its iterator")
         assert self.checkpoints is not None
         found = self.checkpoints.restore(self.course.like)
         if found is not None:
@@ -164,12 +162,12 @@ class _Run:
         return metrics
 
     def save(self) -> None:
-        """Save the run, unless a batch was taken from the data and no step by it."""
-        if self.checkpoints and self.stream.number == self.course.number:
+        """Save the run, unless the data is ahead of it: a batch without its step would be lost."""
+        number, history = self.course.number, self.course.history
+        if self.checkpoints and self.stream.number == number and not self.stream.is_ahead:
             tree, rest = self.course.saved(self.stream.position)
-            history = self.course.history
-            self.checkpoints.save(self.course.number, tree, data=rest,
-                                  metrics=history[-1] if history else None)
+            read = history and history[-1]["step"] == number  # between readings there are none
+            self.checkpoints.save(number, tree, data=rest, metrics=history[-1] if read else None)
 
 
 def _number_of_steps(steps: int | None, epochs: int | None, data: Any) -> int:
@@ -207,11 +205,23 @@ def _check_start(key: Any, state: Any) -> None:
     check_kept(state)
 
 
-@contextlib.contextmanager
-def _opened(checkpoints: Any, resume: bool) -> Iterator[Checkpoints | None]:
-    """The checkpoints of a run; a folder is closed at the end."""
+def _check_resumable(checkpoints: Any, resume: bool, stream: Stream) -> None:
+    """Raise unless `checkpoints` are such, and a run with this data can be resumed if asked."""
+    if not isinstance(checkpoints, (str, pathlib.Path, Checkpoints, type(None))):
+        raise LayerError("checkpoints as a folder or dp.runtime.Checkpoints", code(checkpoints),
+                         'write checkpoints="run", for example')
     if resume and checkpoints is None:
-        raise LayerError("checkpoints to resume from", "none", "pass checkpoints=, a folder")
+        raise LayerError("checkpoints to resume from", "none",
+                         'name their folder: checkpoints="run"')
+    if resume and not stream.resumable:
+        raise LayerError(
+            "data whose position can be saved, to resume", code(stream.data),
+            "pass batches(...), or data with get_state and set_state on its iterator")
+
+
+@contextlib.contextmanager
+def _opened(checkpoints: str | pathlib.Path | Checkpoints | None) -> Iterator[Checkpoints | None]:
+    """The checkpoints of a run; a folder is closed at the end."""
     if isinstance(checkpoints, (str, pathlib.Path)):
         with Checkpoints(checkpoints) as opened:
             yield opened

@@ -225,11 +225,17 @@ class _Training:
     def _reported(self, done: Descent) -> dict[str, jax.Array]:
         """The metrics of `report`."""
         found: dict[str, Callable[[], Any]] = {
-            "gradient_norm": lambda: optax.tree.norm(done.gradient),
+            "gradient_norm": lambda: optax.tree.norm(self._trained(done.gradient)),
             "learning_rate": lambda: learning_rate(done.opt_state),
             "total_loss": lambda: done.loss,
         }
         return {name: found[name]() for name in self.report}
+
+    def _trained(self, gradient: Any) -> list[Any]:
+        """The leaves of a gradient that are trained: a penalty may have one of frozen leaves."""
+        kept = jax.tree.leaves(trainable(self.net, gradient))
+        return [leaf for leaf, is_kept in zip(jax.tree.leaves(gradient), kept, strict=True)
+                if is_kept]
 
     def _check_parts(self, now: TrainState, batch: Any) -> None:
         check_accumulation(self.objective, batch, self.accumulate)

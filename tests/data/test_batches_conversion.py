@@ -8,35 +8,12 @@ import numpy as np
 import optax
 import pytest
 from support.refusing import expect, refused
+from support.tensors import Tensor
 from support.training_nets import KEY, assert_same, examples, sgd, train
 
 import diffprog as dp
 
 X, Y = examples()
-
-
-class Tensor:
-    """Like a PyTorch tensor: its dtype has no name, JAX does not accept it, NumPy converts it."""
-
-    class Dtype:
-        def __repr__(self):
-            return "torch.float32"
-
-    def __init__(self, values):
-        self.values = np.asarray(values)
-        self.shape, self.dtype = self.values.shape, self.Dtype()
-
-    def numpy(self):
-        return self.values
-
-    def __array__(self, dtype=None, copy=None):
-        return self.values
-
-    def __len__(self):
-        return len(self.values)
-
-    def __getitem__(self, at):
-        return Tensor(self.values[at])
 
 
 class Table:

@@ -7,6 +7,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from support.tensors import Tensor
 from support.training_nets import KEY, assert_same, examples, sgd, train
 
 import diffprog as dp
@@ -14,21 +15,6 @@ import diffprog as dp
 X, Y = examples()
 SIZE = 5
 WANTED = [(X[i : i + SIZE], Y[i : i + SIZE]) for i in range(0, 12, SIZE)]
-
-
-class Tensor:
-    """As a tensor of PyTorch: NumPy converts it, and its dtype is none of NumPy's."""
-
-    class Dtype:
-        def __repr__(self):
-            return "torch.float32"
-
-    def __init__(self, values):
-        self.values = np.asarray(values)
-        self.shape, self.dtype = self.values.shape, self.Dtype()
-
-    def __array__(self, dtype=None, copy=None):
-        return self.values
 
 
 class Loader:

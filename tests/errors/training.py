@@ -73,7 +73,7 @@ def infinite():
     train(sgd(), [(x, y)], 2)
 
 
-class Tensor:
+class Words:
     """As another library's: its dtype has no name, and NumPy reads it."""
 
     dtype, shape = object(), (2,)
@@ -172,10 +172,17 @@ EXAMPLES = {
     "wants data with a length, for epochs, got <list_iterator...":
         lambda: dp.fit(sgd(), iter(DATA), epochs=1, key=KEY, progress=False),
     "wants checkpoints up to step 0, got one of step 2 in ...": taken_folder,
-    "wants checkpoints to resume from, got none; pass checkpoints=, a folder":
+    "wants checkpoints as a folder or dp.runtime.Checkpoints, got 3; write "
+    'checkpoints="run", for example':
+        lambda: train(sgd(), DATA, 1, checkpoints=3),
+    "wants arrays of one length, or a dict with x, for accumulate, got (float32[12,4], ...":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), accumulate=2).apply(
+            state(sgd()), (XS, YS, YS[:4])),
+    "wants checkpoints to resume from, got none; name their folder: "
+    'checkpoints="run"':
         lambda: train(sgd(), DATA, 1, resume=True),
     "wants data whose position can be saved, to resume, got <list>...":
-        lambda: train(sgd(), DATA, 1, resume=True, checkpoints="unused"),
+        lambda: train(sgd(), DATA, 1, resume=True, checkpoints="never-made"),
     "wants a log as a path, log(step, metrics) or an observer (step, state, metrics), got 3; pass "
     'log="run.jsonl", or a list of such':
         lambda: train(sgd(), DATA, 1, log=3),
@@ -426,7 +433,7 @@ EXAMPLES = {
         lambda: dp.batches(XS, 4, epochs=0),
     "wants a batch of arrays of numbers, got str32[2]; convert it by np.asarray, and strings to "
     "numbers":
-        lambda: train(sgd(), [(XS, Tensor())], 1),
+        lambda: train(sgd(), [(XS, Words())], 1),
     "wants finite parameters, got non-finite bias after step 9; lower the learning rate, check "
     "the data for NaN and ids out of range, or list the leaves that broke by "
     "tree.nonfinite(gradients)":

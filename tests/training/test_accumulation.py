@@ -79,6 +79,17 @@ def test_a_step_is_that_of_the_whole_batch_in_float64(name):
     assert whole.metrics["gradient_norm"] > 1e-3
 
 
+def test_weights_may_sum_to_less_than_one():
+    """The loss alone: accuracies are float32, and rounded in each part."""
+    net, objective, batch = CASES["two means"]
+    batch = {**batch, "sample_weight": np.arange(8.0) / 100}
+    with jax.enable_x64(True):
+        whole, cut = (taken(net, objective, batch, parts) for parts in (1, 4))
+    assert 0 < whole.metrics["count"] < 1
+    chex.assert_trees_all_close(cut.params, whole.params, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(cut.metrics["loss"], whole.metrics["loss"], rtol=1e-12)
+
+
 def test_an_average_of_averages_would_differ():
     """The witness of the masks above: parts of different counts."""
     net, objective, batch = CASES["texts"]
@@ -198,6 +209,16 @@ def test_objectives_across_examples_and_streams_are_refused():
     assert "without a stream" in refused(step.apply, state, (x, np.ones((4, 5, 3)))).wants
 
 
+def test_arrays_of_several_lengths_without_an_x_are_refused():
+    def objective(net, params, state, batch, *, key, train):
+        y, state = net.apply(params, state, batch[0], key=key, train=train)
+        return (y @ batch[1]).mean(), (state, {})
+
+    objective.inputs = lambda net, batch: (batch[0], {})
+    batch = X, RNG.normal(size=(3, 40))
+    assert "one length" in refused(taken, SMALL, objective, batch, 4).wants
+
+
 # Metrics on request.
 
 def test_the_norm_of_the_gradient_and_the_total_loss_are_those_of_the_step():
@@ -210,6 +231,22 @@ def test_the_norm_of_the_gradient_and_the_total_loss_are_those_of_the_step():
     metrics = after.metrics
     np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(sum(squares)), rtol=1e-12)
     np.testing.assert_allclose(metrics["total_loss"], metrics["loss"] + metrics["penalty"])
+
+
+def test_the_norm_leaves_out_what_is_frozen():
+    net = dp.serial(dp.freeze(dp.linear(4)), dp.linear(3))
+
+    def objective(net, params, state, batch, *, key, train):
+        y, state = net.apply(params, state, batch[0], key=key, train=train)
+        frozen = sum((leaf**2).sum() for leaf in jax.tree.leaves(params["linear_0"]))
+        return (y**2).mean() + frozen, (state, {})
+
+    with jax.enable_x64(True):
+        found = taken(net, objective, (X, Y), 1)
+        start = jax.device_get(dp.make_step(net, objective, optax.sgd(1.0)).init(KEY, X).params)
+    squares = [((a.astype(float) - b) ** 2).sum() for a, b in zip(
+        *map(jax.tree.leaves, (start["linear_1"], found.params["linear_1"])), strict=True)]
+    np.testing.assert_allclose(found.metrics["gradient_norm"], np.sqrt(sum(squares)), rtol=1e-12)
 
 
 def test_the_learning_rate_is_that_of_the_schedule():

@@ -11,7 +11,7 @@ import optax
 import pytest
 from support.comparing import KEY, equal
 from support.refusing import refused
-from support.training_nets import examples, noisy, sgd, train
+from support.training_nets import NET, examples, noisy, sgd, train
 
 import diffprog as dp
 
@@ -66,6 +66,35 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, tmp_path, at):
                      checkpoints=checkpoints)
     assert int(part.state.step) == at
     assert_equal_runs(run(tmp_path, resume=True), whole)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_the_last_reading_is_made_up_for(tmp_path):
+    """The last step is between two readings, and the run is interrupted there."""
+    wanted = train(noisy(), DATA, 7, log_every=3, validation=VALIDATION)
+    with dp.runtime.Checkpoints(tmp_path, save_every=1) as checkpoints:
+        train(stopping(7), DATA, 7, log_every=3, validation=VALIDATION, checkpoints=checkpoints)
+    assert_equal_runs(run(tmp_path, 7, resume=True), wanted)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_state_between_two_readings_is_not_ranked_by_the_one_before(tmp_path):
+    with dp.runtime.Checkpoints(tmp_path, save_every=1, last=3, best=1, metric="accuracy",
+                                highest=True) as checkpoints:
+        train(stopping(7), DATA, 12, log_every=3, validation=VALIDATION, checkpoints=checkpoints)
+        assert checkpoints.steps[-1] == 7 and 7 not in checkpoints.best_steps
+
+
+def test_a_metric_that_is_nan_is_saved(tmp_path):
+    def objective(net, params, state, batch, *, key, train):
+        loss, (state, metrics) = dp.classification()(
+            net, params, state, batch, key=key, train=train)
+        return loss, (state, {**metrics, "ratio": np.float32(np.nan)})
+
+    step = dp.make_step(NET, objective, optax.sgd(0.1))
+    for _ in range(2):
+        result = train(step, DATA, 3, checkpoints=tmp_path, resume=True)
+    assert np.isnan(result.history[-1]["ratio"])
 
 
 def test_a_finished_run_is_read_from_its_checkpoint(whole, tmp_path):
@@ -145,9 +174,10 @@ def test_data_with_a_position_resumes(make, tmp_path):
     equal(found.state, wanted.state)
 
 
-def test_other_data_is_refused():
-    error = refused(train, sgd(), [BATCH], 2, checkpoints="unused", resume=True)
+def test_other_data_is_refused_before_a_folder_is_made(tmp_path):
+    error = refused(train, sgd(), [BATCH], 2, checkpoints=tmp_path / "new", resume=True)
     assert "position" in error.wants and "get_state" in error.remedy
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_of_another_run_is_refused_before_training(tmp_path):
