@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     from diffprog.laws.checks import check
     from diffprog.layers import estimators
     from diffprog.layers.activation import binary_step, gelu, glu, prelu, swiglu
-    from diffprog.layers.attention.attention import attention_head, cross_attention, self_attention
+    from diffprog.layers.attention.attention import (
+        attention,
+        attention_head,
+        cross_attention,
+        self_attention,
+    )
     from diffprog.layers.collapse import collapse
     from diffprog.layers.dropout import dropout, spatial_dropout, stochastic_depth
     from diffprog.layers.embedding import embedding, unembed
@@ -89,9 +94,9 @@ _HOMES = {
     "batches": "data.batches", "summary": "inspection.summaries", "check": "laws.checks",
     "binary_step": "layers.activation", "gelu": "layers.activation", "glu": "layers.activation",
     "prelu": "layers.activation", "swiglu": "layers.activation",
-    "attention_head": "layers.attention.attention", "cross_attention": "layers.attention.attention",
-    "self_attention": "layers.attention.attention", "collapse": "layers.collapse",
-    "dropout": "layers.dropout", "spatial_dropout": "layers.dropout",
+    "attention": "layers.attention.attention", "attention_head": "layers.attention.attention",
+    "cross_attention": "layers.attention.attention", "self_attention": "layers.attention.attention",
+    "collapse": "layers.collapse", "dropout": "layers.dropout", "spatial_dropout": "layers.dropout",
     "stochastic_depth": "layers.dropout", "embedding": "layers.embedding",
     "unembed": "layers.embedding", "bilinear": "layers.linear", "linear": "layers.linear",
     "hide": "layers.masking", "batch_norm": "layers.norms.batch_norm",
@@ -122,7 +127,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Layer", "LayerError", "adaptive_avg_pool", "adaptive_max_pool", "add", "add_norm",
+    "Layer", "LayerError", "adaptive_avg_pool", "adaptive_max_pool", "add", "add_norm", "attention",
     "attention_head", "avg_pool", "batch_norm", "batches", "bilinear", "binary_step", "branch",
     "check", "classification", "collapse", "concatenate", "conv", "conv_transpose",
     "cross_attention", "data", "depthwise_conv", "diffusion", "dropout", "ema", "embedding",

@@ -28,7 +28,9 @@ class Case(NamedTuple):
     @property
     def reasons(self) -> dict[str, str]:
         """law -> why it cannot be tried."""
-        return {law: why for group in self.untried for law, why in group.items()}
+        unclaimed = {} if "symmetry" in (self.options or {}) else {
+            "steps are symmetric": "symmetry=None"}
+        return unclaimed | {law: why for group in self.untried for law, why in group.items()}
 
     @property
     def side(self) -> dict[str, Any]:
@@ -80,6 +82,7 @@ def opened(net):
     return dp.replace(net, "**/*", other)
 
 
+EQUIVARIANT, INVARIANT = {"symmetry": "equivariant"}, {"symmetry": "invariant"}
 CAUSAL = dp.conv(3, 2, dims=1, padding="CAUSAL") >> jnp.tanh
 SETTLING = dp.parallel(dp.linear(4, kernel_init=jax.nn.initializers.normal(0.2)) >> dp.dropout(0.3),
                        dp.linear(4)) >> dp.add >> jnp.tanh
@@ -173,7 +176,7 @@ CASES = [
     # linear
     Case("linear", dp.linear(3), floats(2, 4),
          untried=(DRY, *PLAIN)),
-    Case("linear without bias", dp.linear(3, bias=False), floats(2, 3, 4),
+    Case("linear without bias", dp.linear(3, bias=False), floats(2, 3, 4), EQUIVARIANT,
          slow=True, untried=(DRY, *PLAIN)),
     Case("bilinear", dp.bilinear(3), (floats(2, 4), floats(2, 2)),
          untried=(DRY, *PLAIN)),
@@ -233,11 +236,11 @@ CASES = [
     Case("avg_pool, masked", dp.avg_pool(3, dims=1, stride=1, padding="SAME"), floats(2, 5, 2),
          FIVE | PACKED,
          slow=True, untried=(DRY, TIMELESS, BARE, AHEAD)),
-    Case("global_avg_pool", dp.global_avg_pool(), floats(2, 3, 4, 2),
+    Case("global_avg_pool", dp.global_avg_pool(), floats(2, 3, 4, 2), INVARIANT,
          untried=(DRY, ALONE, UNMASKED, UNPACKABLE, TIMELESS, BARE)),
-    Case("global_avg_pool, masked", dp.global_avg_pool(dims=1), floats(2, 5, 2), FIVE,
+    Case("global_avg_pool, masked", dp.global_avg_pool(dims=1), floats(2, 5, 2), FIVE | INVARIANT,
          untried=(DRY, UNPACKABLE, TIMELESS, BARE)),
-    Case("global_max_pool", dp.global_max_pool(dims=1), floats(2, 5, 2), FIVE,
+    Case("global_max_pool", dp.global_max_pool(dims=1), floats(2, 5, 2), FIVE | INVARIANT,
          untried=(DRY, UNPACKABLE, TIMELESS, BARE, AHEAD)),
     Case("adaptive_avg_pool", dp.adaptive_avg_pool((2, 5)), floats(2, 5, 3, 2),
          untried=(DRY, ALONE, UNMASKED, UNPACKABLE, TIMELESS, BARE)),
@@ -266,28 +269,30 @@ CASES = [
     Case("batch_norm", dp.batch_norm(), floats(4, 3),
          untried=(DRY, *PLAIN, ROUNDED)),
     Case("batch_norm on images", dp.batch_norm(momentum=0.5, bias=False), floats(2, 3, 3, 2),
+         EQUIVARIANT,
          slow=True, untried=(DRY, *PLAIN, ROUNDED)),
-    Case("layer_norm", dp.layer_norm(), floats(2, 3, 5),
+    Case("layer_norm", dp.layer_norm(), floats(2, 3, 5), EQUIVARIANT,
          untried=(DRY, *PLAIN, ROUNDED)),
     Case("layer_norm alone", dp.layer_norm(scale=False, bias=False), floats(2, 5),
          slow=True, untried=(DRY, *PLAIN, BARE)),
-    Case("batch_norm, masked", dp.batch_norm(), floats(2, 5, 3), FIVE,
+    Case("batch_norm, masked", dp.batch_norm(), floats(2, 5, 3), FIVE | EQUIVARIANT,
          slow=True, untried=(DRY, UNPACKED, TIMELESS, ROUNDED)),
-    Case("rms_norm", dp.rms_norm(), floats(2, 3, 5), {"causal": True},
+    Case("rms_norm", dp.rms_norm(), floats(2, 3, 5), {"causal": True} | EQUIVARIANT,
          untried=(DRY, ALONE, UNMASKED, UNPACKED, ROUNDED)),
     Case("group_norm", dp.group_norm(2), floats(2, 3, 2, 4),
          untried=(DRY, ALONE, UNMASKED, UNPACKABLE, TIMELESS, ROUNDED)),
     Case("group_norm of vectors", dp.group_norm(3, dims=0, bias=False), floats(2, 2, 6),
          {"causal": True},
          slow=True, untried=(DRY, ALONE, UNMASKED, UNPACKED, ROUNDED)),
-    Case("group_norm, masked", dp.group_norm(2, dims=1), floats(2, 5, 4), FIVE,
+    Case("group_norm, masked", dp.group_norm(2, dims=1), floats(2, 5, 4), FIVE | EQUIVARIANT,
          slow=True, untried=(DRY, UNPACKABLE, TIMELESS, ROUNDED)),
     Case("instance_norm", dp.instance_norm(), floats(2, 3, 2, 3),
          slow=True, untried=(DRY, ALONE, UNMASKED, UNPACKABLE, TIMELESS, ROUNDED)),
-    Case("instance_norm, masked", dp.instance_norm(dims=1, scale=False), floats(2, 5, 2), FIVE,
+    Case("instance_norm, masked", dp.instance_norm(dims=1, scale=False), floats(2, 5, 2),
+         FIVE | EQUIVARIANT,
          slow=True, untried=(DRY, UNPACKABLE, TIMELESS, ROUNDED)),
     # embedding and positions
-    Case("embedding", dp.embedding(5, 3), IDS, {"causal": True},
+    Case("embedding", dp.embedding(5, 3), IDS, {"causal": True} | EQUIVARIANT,
          untried=(DRY, ALONE, UNMASKED, UNPACKED, COUNTING)),
     Case("embedding, tied", tied, IDS, RAGGED | {"causal": True},
          slow=True, untried=(DRY, COUNTING, UNSEEN, AHEAD, APART)),
@@ -327,7 +332,8 @@ CASES = [
     Case("recurrent copies", dp.repeat(2, dp.recurrent(dp.heads(2, dp.simple_rnn(1)))),
          floats(2, 2, 2), {"mask": FIVE["mask"][:, 1:3], "causal": True}, slow=True,
          untried=(DRY, ROUNDED, UNSEEN, AHEAD)),
-    *(Case(f"collapse to {how}", dp.collapse(how), floats(2, 5, 2), FIVE,
+    *(Case(f"collapse to {how}", dp.collapse(how), floats(2, 5, 2),
+           FIVE | (INVARIANT if how in ("mean", "max", "attention") else {}),
            untried=(DRY, UNPACKABLE, TIMELESS, *{"first": (BARE, AHEAD), "last":
                     (BARE,), "mean": (BARE,), "max": (BARE, AHEAD), "attention":
                     (ROUNDED,)}.get(how, ())))
@@ -336,7 +342,7 @@ CASES = [
     Case("self_attention", dp.self_attention(2, kv_heads=1, value_dim=1), floats(2, 3, 4), {
         "mask": FIVE["mask"][:, 1:4],
         "attention_mask": jnp.array([1, 0, 1, 1, 1, 0], bool).reshape(2, 1, 1, 3),
-        "attention_bias": jnp.arange(36.0).reshape(2, 2, 3, 3) % 5 - 2},
+        "attention_bias": jnp.arange(36.0).reshape(2, 2, 3, 3) % 5 - 2} | EQUIVARIANT,
          untried=(DRY, TIMELESS, ROUNDED, UNSEEN, FIXED)),
     Case("self_attention, streaming", dp.self_attention(1, causal=True, rotary=dp.rotary()),
          floats(2, 3, 2), {name: a[:, 1:4] for name, a in RAGGED.items()} | {"causal": True},
@@ -350,7 +356,7 @@ CASES = [
          slow=True, untried=(DRY, UNMASKED, ROUNDED)),
     Case("cross_attention", dp.cross_attention(1, bias=False), floats(2, 2, 2), {
         "memory": jnp.sin(jnp.arange(20.0).reshape(2, 5, 2)), "memory_mask": FIVE["mask"],
-        "causal": True},
+        "causal": True} | EQUIVARIANT,
          untried=(DRY, UNMASKED, UNPACKED, ROUNDED)),
     Case("attention_head in heads", dp.heads(2, dp.attention_head(1, causal=True, bias=False)),
          floats(2, 2, 2), {"causal": True},
@@ -359,7 +365,7 @@ CASES = [
          untried=(DRY, *PLAIN, ROUNDED)),
     Case("add_norm with dropout", dp.add_norm(
         dp.ffn(2, jnp.tanh, dropout=0.5), dp.rms_norm(), dropout=0.5) >> dp.self_attention(
-            1, dropout=0.5, bias=False), floats(2, 2, 2), slow=True,
+            1, dropout=0.5, bias=False), floats(2, 2, 2), EQUIVARIANT, slow=True,
          untried=(ALONE, UNMASKED, TIMELESS, ROUNDED, BENT)),
     Case("pre_norm in repeat", dp.repeat(2, dp.pre_norm(
         dp.self_attention(1, causal=True, bias=False), dp.rms_norm())),
@@ -381,29 +387,30 @@ CASES = [
          slow=True, untried=(*PLAIN, BARE, BENT, ROUGH)),
     Case("flatten", dp.flatten(), floats(2, 3, 2),
          untried=(DRY, ALONE, UNMASKED, UNPACKABLE, TIMELESS, BARE)),
-    Case("flatten each step", dp.flatten(keep=2), floats(2, 3, 2, 2), {"causal": True},
+    Case("flatten each step", dp.flatten(keep=2), floats(2, 3, 2, 2),
+         {"causal": True} | EQUIVARIANT,
          untried=(DRY, ALONE, UNMASKED, UNPACKED, BARE)),
     Case("reshape", dp.reshape((2, -1)), floats(2, 3, 4),
          untried=(DRY, ALONE, UNMASKED, UNPACKABLE, TIMELESS, BARE)),
-    Case("one_hot", dp.one_hot(3), jnp.array([[0, 2], [1, 1]]),
+    Case("one_hot", dp.one_hot(3), jnp.array([[0, 2], [1, 1]]), EQUIVARIANT,
          untried=(DRY, *PLAIN, COUNTING, UNDRAWN,
                   CONSTANT)),
-    Case("hide", dp.hide(), floats(2, 5, 3), FIVE,
+    Case("hide", dp.hide(), floats(2, 5, 3), FIVE | EQUIVARIANT,
          untried=(DRY, UNPACKED, TIMELESS, BARE, UNSEEN, AHEAD)),
-    Case("hide tokens", dp.hide(), jnp.arange(1, 11).reshape(2, 5), FIVE,
+    Case("hide tokens", dp.hide(), jnp.arange(1, 11).reshape(2, 5), FIVE | EQUIVARIANT,
          untried=(DRY, UNPACKED, TIMELESS, COUNTING, UNDRAWN, UNSEEN, AHEAD,
                   CONSTANT)),
     Case("gelu", dp.gelu, floats(2, 3),
          untried=(DRY, *PLAIN, BARE)),
     Case("binary_step", dp.binary_step, floats(2, 3), {"smooth": False},
          untried=(DRY, *PLAIN, BARE, ROUGH)),
-    Case("prelu", dp.prelu(), floats(2, 3, 4),
+    Case("prelu", dp.prelu(), floats(2, 3, 4), EQUIVARIANT,
          untried=(DRY, *PLAIN)),
     Case("prelu of one slope", dp.prelu(shared=True), floats(2, 4),
          slow=True, untried=(DRY, *PLAIN)),
     Case("glu", dp.glu(3), floats(2, 4),
          untried=(DRY, *PLAIN, ROUNDED)),
-    Case("swiglu", dp.swiglu(3), floats(2, 2, 4), {"causal": True},
+    Case("swiglu", dp.swiglu(3), floats(2, 2, 4), {"causal": True} | EQUIVARIANT,
          untried=(DRY, ALONE, UNMASKED, UNPACKED, ROUNDED)),
     # wiring
     Case("serial", dp.serial(dp.linear(5), jnp.tanh, out=dp.linear(2)), floats(2, 4),
@@ -414,10 +421,10 @@ CASES = [
          untried=(DRY, *PLAIN, ROUNDED)),
     Case("parallel", dp.parallel(dp.linear(2), jnp.sin) >> dp.add, (floats(2, 3), floats(2, 2)),
          untried=(DRY, *PLAIN, ROUNDED)),
-    Case("program", block, floats(3, 2, 4), SCALE,
+    Case("program", block, floats(3, 2, 4), SCALE | EQUIVARIANT,
          untried=(UNMASKED, UNPACKED, TIMELESS, ROUNDED, BENT)),
     # transformations
-    Case("repeat", dp.repeat(2, block), floats(3, 2, 4), SCALE,
+    Case("repeat", dp.repeat(2, block), floats(3, 2, 4), SCALE | EQUIVARIANT,
          untried=(UNMASKED, UNPACKED, TIMELESS, ROUNDED, BENT)),
     Case("repeat with state", dp.repeat(2, dp.batch_norm() >> jnp.tanh), floats(4, 3),
          slow=True, untried=(DRY, *PLAIN, ROUNDED)),
@@ -427,7 +434,7 @@ CASES = [
          untried=PLAIN),
     Case("heads with state", dp.heads(2, dp.batch_norm()), floats(4, 3),
          slow=True, untried=(DRY, *PLAIN, ROUNDED)),
-    Case("remat", dp.remat(block), floats(3, 2, 4), SCALE, slow=True,
+    Case("remat", dp.remat(block), floats(3, 2, 4), SCALE | EQUIVARIANT, slow=True,
          untried=(UNMASKED, UNPACKED, TIMELESS, ROUNDED, BENT)),
     Case("repeat, streaming", dp.repeat(2, CAUSAL), floats(2, 4, 3), {"causal": True}, slow=True,
          untried=(DRY, ALONE, UNMASKED, ROUNDED)),
@@ -492,7 +499,7 @@ CASES = [
     Case("replace", dp.replace(CAUSAL, "tanh~0", lambda tanh: jnp.sin), floats(2, 3, 3),
          {"causal": True},
          untried=(DRY, ALONE, UNMASKED, ROUNDED)),
-    Case("tap", dp.tap(block, "up") >> both, floats(3, 2, 4), SCALE,
+    Case("tap", dp.tap(block, "up") >> both, floats(3, 2, 4), SCALE | EQUIVARIANT,
          slow=True, untried=(UNMASKED, UNPACKED, TIMELESS, ROUNDED, BENT)),
     Case("tap in remat of repeat", dp.remat(dp.tap(dp.repeat(2, CAUSAL), "conv_0")) >> both,
          floats(2, 3, 3), {"causal": True}, slow=True,
@@ -506,8 +513,8 @@ CASES = [
          untried=(DRY, *PLAIN)),
     Case("lora", dp.lora(dp.linear(3), 2), floats(2, 4),
          untried=(DRY, *PLAIN)),
-    Case("lora in repeat", dp.repeat(2, dp.lora(block, 2)), floats(3, 2, 4), SCALE, slow=True,
-         untried=(UNMASKED, UNPACKED, TIMELESS, ROUNDED, BENT)),
+    Case("lora in repeat", dp.repeat(2, dp.lora(block, 2)), floats(3, 2, 4),
+         SCALE | EQUIVARIANT, slow=True, untried=(UNMASKED, UNPACKED, TIMELESS, ROUNDED, BENT)),
     Case("freeze", dp.freeze(dp.linear(3), "kernel"), floats(2, 4),
          untried=(DRY, *PLAIN)),
     Case("weight_norm", dp.weight_norm(dp.conv(3, 2)), floats(2, 3, 3, 2),

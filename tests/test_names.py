@@ -68,6 +68,7 @@ EITHER = {
 KINDS = {
     "bias": "whether there is one; `linear_cross_entropy` takes it itself",
     "decay": "the rate of an average, the last phase of a schedule, the leaves that decay",
+    "mask": "of entries or pairs; `adamw` takes patterns",
     "hidden": "the size of one hidden axis; `mlp` has several",
     "loss": "a number, and what `regression` makes it with",
     "pattern": "of one path; where leaves are computed, also several",
@@ -167,7 +168,8 @@ def test_required_arguments_come_first(name):
         return
     given = [argument for argument in positional(name) if argument in ORDER]
     assert given == sorted(given, key=ORDER.index)
-    assert "key" not in positional(name)[1:], "a key comes first, as in jax.random, or by keyword"
+    if name.path != "dp.attention":  # whose key is that of a query
+        assert "key" not in positional(name)[1:], "it comes first, as in jax.random, or by keyword"
     last = keywords(name)
     initial = [argument for argument in last if argument.endswith("_init")
                and argument != "zero_init"]  # of resnet: whether branches begin at zero

@@ -185,7 +185,7 @@ TESTED_IN = {
         "prompts", "stops", "sampling", "listening", "scoring")},
     "inspection.tables": "inspection.summaries",  # they are made of them
     **{f"laws.{name}": "laws.laws" for name in (
-        "trial", "checks", "examples", "draws", "numbers", "sequences")},
+        "trial", "checks", "examples", "draws", "numbers", "permutations", "sequences")},
     "layers.norms.statistics": "layers.norms.norm",  # what all norms share
     "layers.attention.multihead": "layers.attention.attention",  # what all are made of
     **dict.fromkeys([f"interop.{name}" for name in (

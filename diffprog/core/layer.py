@@ -30,8 +30,8 @@ __all__ = ["Layer", "stateless"]
 
 # Fields that describe the functions, and their values once the functions are replaced.
 _OF_FUNCTIONS = {
-    "planner": None, "rebuild": None, "within": None, "wraps": None, "factory": None,
-    "settings": {}}
+    "planner": None, "rebuild": None, "within": None, "wraps": None, "weighs": None,
+    "factory": None, "settings": {}}
 
 Order = Literal["once", "depth", "width", "time", "fixed point"]
 
@@ -54,6 +54,19 @@ class Wraps(NamedTuple):
     dtype: Any = None
 
 
+class Weighs(NamedTuple):
+    """How an attention layer returns its weights, for `tap`.
+
+    Attributes:
+        apply: as that of the layer, with ``(y, weights)`` in place of y; the weights are
+            (..., heads, query, key).
+        keys: ``(state, steps) -> int``, the number of keys of a stream that takes `steps` steps.
+    """
+
+    apply: Callable[..., tuple[tuple[Any, Any], State]]
+    keys: Callable[[State, int], int]
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Layer(Called):
     """A pair of pure functions; ``init, apply = layer``.
@@ -73,6 +86,7 @@ class Layer(Called):
         within: ``f -> Layer``, the same layer around ``f(part)`` of each layer in it, for a layer
             that passes parameters on unchanged.
         wraps: the layer that a wrapper runs, and how often; None if it is no wrapper.
+        weighs: how an attention layer returns its weights; None for all others.
         bare: True if it never has parameters or state.
         random: may `apply` use a key?
         side: the names of the side inputs that the layer takes.
@@ -94,8 +108,8 @@ class Layer(Called):
         choice: ``(x, side) -> str``, how `apply` computes such an input; for `summary`.
 
     `dataclasses.replace` makes a record with other functions. The fields that describe the old
-    functions (planner, rebuild, within, wraps, settings, factory) are reset, unless they are passed
-    too.
+    functions (planner, rebuild, within, wraps, weighs, settings, factory) are reset, unless they
+    are passed too.
 
     Example:
         >>> net = dp.linear(3)
@@ -113,6 +127,7 @@ class Layer(Called):
     rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
     within: Callable[[Callable[[Layer], Layer]], Layer] | None = None
     wraps: Wraps | None = None
+    weighs: Weighs | None = None
     # How it is called.
     bare: bool = False
     random: bool = False

@@ -9,7 +9,7 @@ import jax
 from diffprog.core.errors import LayerError, signed
 from diffprog.core.layer import as_layer
 from diffprog.laws.laws import LAWS
-from diffprog.laws.trial import Options, Trial
+from diffprog.laws.trial import Options, Symmetry, Trial
 
 __all__ = ["check"]
 
@@ -32,7 +32,8 @@ class Report(NamedTuple):
 
 def check(
     layer: Any, x: Any, *, key: jax.Array | None = None, batched: bool = True,
-    causal: bool = False, smooth: bool = True, precision: Any = "float64", **side: Any,
+    causal: bool = False, symmetry: Symmetry | None = None, smooth: bool = True,
+    precision: Any = "float64", **side: Any,
 ) -> Report:
     """Run the laws that every layer must keep, and raise one error for all broken ones.
 
@@ -48,6 +49,8 @@ def check(
             in training unless the layer has state or noise.
         causal: the second axis is time: no output may depend on later inputs, and a stream in
             chunks must equal one call.
+        symmetry: what a permutation of the steps, the second axis of x, does to the output:
+            "equivariant" permutes it too, "invariant" does not change it; None claims nothing.
         smooth: False if the layer has no gradient at zero or at x.
         precision: the dtype in which the layer computes whatever the dtype of x, as in `mixed`.
             Results are compared in that precision, without finite differences.
@@ -69,7 +72,10 @@ def check(
     """
     layer = as_layer(layer)
     side = {name: value for name, value in side.items() if value is not None}
-    options = Options(batched, causal, smooth, precision)
+    if symmetry not in (None, "equivariant", "invariant"):
+        raise LayerError("symmetry out of equivariant, invariant, or None", repr(symmetry),
+                         "say what permuted steps do to the output")
+    options = Options(batched, causal, symmetry, smooth, precision)
     laws, untried, failures = [], {}, []
     with jax.enable_x64(True):
         try:

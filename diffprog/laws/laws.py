@@ -14,6 +14,7 @@ from diffprog.core.plans import spec
 from diffprog.laws.draws import draws, noise, randomness
 from diffprog.laws.examples import examples
 from diffprog.laws.numbers import dtypes, finite, gradients, sums
+from diffprog.laws.permutations import symmetry
 from diffprog.laws.sequences import causality, more_padding, padding, segments, streaming
 from diffprog.laws.trial import Law, Trial, another, check_same, check_same_spec, equal
 from diffprog.wiring.combinators import serial
@@ -115,4 +116,5 @@ LAWS: dict[str, Law] = {
     "segments do not mix": segments,
     "nothing depends on the future": causality,
     "streaming equals all at once": streaming,
+    "steps are symmetric": symmetry,
 }

@@ -14,8 +14,8 @@ from diffprog.core.dtypes import is_float
 from diffprog.core.errors import LayerError
 from diffprog.laws.trial import Result, Trial, floats, over_trailing, with_floats
 
-_TIMED = ("mask", "positions", "segments", "token_types")  # side inputs with time on axis 1
-_SQUARE = ("attention_mask", "attention_bias")  # side inputs with time on the last two axes
+TIMED = ("mask", "positions", "segments", "token_types")  # side inputs with time on axis 1
+SQUARE = ("attention_mask", "attention_bias")  # side inputs with time on the last two axes
 _MORE = 2  # padded steps that are appended
 
 
@@ -108,9 +108,9 @@ def _longer(a: Any, axes: Sequence[int] = (1,)) -> Any:
 
 def _longer_side(name: str, value: Any) -> Any:
     """A side input with more steps, if it has a time axis."""
-    if name in _TIMED:
+    if name in TIMED:
         return jax.tree.map(_longer, value)
-    if name in _SQUARE:
+    if name in SQUARE:
         return jax.tree.map(lambda a: _longer(a, (a.ndim - 2, a.ndim - 1)), value)
     return jax.tree.map(np.asarray, value)
 
@@ -148,7 +148,7 @@ def segments(t: Trial) -> str | None:
         def valid(tree: Any, part: slice = part) -> Any:
             return tree if mask is None else _valid(mask[:, part], tree)
 
-        own_side = {name: own(value) if name in _TIMED else value
+        own_side = {name: own(value) if name in TIMED else value
                     for name, value in side.items() if name != "segments"}
         alone = t.call(x=own(t.x), side=own_side, weights=own(weights))
         inside = np.zeros(t.steps, bool)
@@ -168,7 +168,7 @@ def segments(t: Trial) -> str | None:
 def _two_segments(t: Trial, half: int) -> dict[str, Any]:
     """The side inputs of two segments, the second from step `half` on."""
     shape = t.examples, t.steps
-    side = {name: value for name, value in t.side.items() if name not in _SQUARE}
+    side = {name: value for name, value in t.side.items() if name not in SQUARE}
     side["segments"] = np.broadcast_to(np.arange(t.steps) >= half, shape).astype(np.int32)
     if "positions" in t.layer.side:
         positions = np.concatenate([np.arange(half), np.arange(t.steps - half)])
@@ -269,7 +269,7 @@ class _Stream:
         def cut(a: Any) -> Any:
             return a[:, begin:end]
 
-        side = {name: jax.tree.map(cut, value) if name in _TIMED else value
+        side = {name: jax.tree.map(cut, value) if name in TIMED else value
                 for name, value in self.t.side.items() if kept or name not in self.t.layer.kept}
         return jax.tree.map(cut, self.t.x), side
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +47,15 @@ class Result(NamedTuple):
         return self.params_gradient, self.x_gradient, self.side_gradient
 
 
+Symmetry = Literal["equivariant", "invariant"]
+
+
 class Options(NamedTuple):
     """The options of `check`."""
 
     batched: bool = True
     causal: bool = False
+    symmetry: Symmetry | None = None
     smooth: bool = True
     precision: Any = "float64"
 

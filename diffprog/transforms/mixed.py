@@ -86,14 +86,16 @@ def mixed(layer: Any, dtype: Any) -> Layer:
     return dataclasses.replace(
         layer, apply=apply, start=layer.start and start, planner=planner,
         rebuild=lambda children: mixed(layer.rebuilt(children), dtype),
-        within=lambda f: mixed(layer, dtype),  # another `mixed` around it does not reach inside
+        within=lambda f: mixed(f(layer), dtype),
         wraps=Wraps(layer, dtype=dtype),
     )
 
 
 def _narrowed(layer: Layer, dtype: Any) -> Layer:
     """The layer on stored parameters, with every layer in it computed in `dtype`."""
-    if layer.within:
+    if layer.wraps and layer.wraps.dtype is not None:
+        narrowed = layer  # an inner `mixed` keeps its own dtype
+    elif layer.within:
         narrowed = layer.within(lambda part: _narrowed(part, dtype))
     elif layer.bare and not layer.casts:
         narrowed = layer  # nothing to cast

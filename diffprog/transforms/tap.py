@@ -1,4 +1,4 @@
-"""Activations of inner layers, returned beside the output of a net.
+"""Activations of inner layers, or attention weights, returned beside the output of a net.
 
 A tapped layer writes its output into the state, which every combinator passes on: `repeat` stacks
 it, `heads` maps it, `remat` recomputes it. Around the net the outputs are removed from the state
@@ -10,17 +10,18 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
-from diffprog.core.layer import Layer, around, as_layer
+from diffprog.core.layer import Layer, Weighs, around, as_layer
 from diffprog.core.loops import listening, tell
 from diffprog.core.nets import visits
 from diffprog.core.notation import listed
+from diffprog.core.paths import joined, part_at, put
 from diffprog.core.plans import Params, Plan, State, blank, remember, spec
 from diffprog.core.streams import note_of, noted, recalled, without
 from diffprog.transforms.replace import edited
@@ -31,7 +32,7 @@ _COUNT = itertools.count()
 
 
 @factory
-def tap(layer: Any, pattern: str) -> Layer:
+def tap(layer: Any, pattern: str, *, attention_weights: bool = False) -> Layer:
     """Return intermediate activations with the output: ``(y, {path: activation})``.
 
     An activation is the output of a matched layer. Gradients flow through it, so that a loss may
@@ -39,14 +40,21 @@ def tap(layer: Any, pattern: str) -> Layer:
     parameters and state of the net are unchanged. To tap a value inside a program, call a named
     identity child on it, ``mark=lambda x: x``.
 
+    With `attention_weights` it is the weights (..., heads, query, key) of a matched attention
+    layer. Each row sums to 1, or is 0 if the query attends to no key; in training these are the
+    weights after dropout. In a stream the keys are all slots of the cache, or the last window - 1
+    steps and the chunk. The formula replaces cuDNN's kernel, which keeps no weights.
+
     Args:
         layer: a layer with children.
         pattern: paths of layers; ``*`` matches one level and ``**`` any number of levels.
+        attention_weights: return the weights of the attention layers among them, and nothing of
+            other layers.
 
     Raises:
-        LayerError: at composition, if the pattern matches no layer; at ``init``, unless every
-            matched layer is called exactly once; at ``apply``, if one is not called in training, or
-            at inference.
+        LayerError: at composition, if the pattern matches no layer, or no attention layer with
+            `attention_weights`; at ``init``, unless every matched layer is called exactly once; at
+            ``apply``, if one is not called in training, or at inference.
 
     Example:
         >>> net = dp.tap(dp.repeat(3, dp.linear(4) >> jnp.tanh), "tanh~0")
@@ -54,12 +62,17 @@ def tap(layer: Any, pattern: str) -> Layer:
         >>> y, seen = net(params, jnp.ones((2, 4)))
         >>> {path: activation.shape for path, activation in seen.items()}
         {'tanh~0': (3, 2, 4)}
+        >>> net = dp.tap(dp.models.gpt(7, width=8, depth=2, heads=4), "**", attention_weights=True)
+        >>> params, state = net.init(jax.random.key(0), jnp.array([[3, 1, 2]]))
+        >>> logits, seen = net(params, jnp.array([[3, 1, 2]]))
+        >>> {path: weights.shape for path, weights in seen.items()}
+        {'body/blocks/attend/body': (2, 1, 4, 3, 3)}
     """
     layer = as_layer(layer)
-    net = _Tap(layer, pattern)
+    net = _Tap(layer, pattern, attention_weights)
     return dataclasses.replace(
         layer, apply=net.apply, start=net.inner.start and net.start, planner=net.plan,
-        **around(layer, lambda layer: tap(layer, pattern)),
+        **around(layer, lambda layer: tap(layer, pattern, attention_weights=attention_weights)),
     )
 
 
@@ -71,16 +84,28 @@ def is_output(name: str) -> bool:
 class _Tap:
     """The functions of the layer `tap`: plan, apply and start."""
 
-    def __init__(self, layer: Layer, pattern: str) -> None:
+    def __init__(self, layer: Layer, pattern: str, weights: bool) -> None:
         self.layer = layer
         self.mark = f"#{next(_COUNT)}"  # the name of outputs in the state, different for each tap
         self.paths: list[str] = []
+        self.weighs: dict[str, Weighs] = {}  # of attention layers whose weights are returned
 
         def tapped(path: str, child: Layer) -> Layer:
+            if not weights:
+                self.paths.append(path)
+                return _tapped(child, path, self.mark)
+            inmost = _inmost(child)
+            if inmost.weighs is None:
+                return child
             self.paths.append(path)
-            return _tapped(child, path, self.mark)
+            self.weighs[path] = inmost.weighs
+            return _weighed(child, path, self.mark)
 
         self.inner = edited(layer, pattern, tapped)
+        if not self.paths:
+            raise LayerError(
+                f"a pattern that matches an attention layer ({listed(_attentions(layer, ''))})",
+                repr(pattern), "correct it: * is one level, ** any number")
         self.outputs = remember(self._outputs)  # (x, side) -> State
 
     def _outputs(self, x: Any, side: dict[str, Any]) -> State:
@@ -119,7 +144,16 @@ class _Tap:
 
     def with_places(self, state: State, x: Any, side: dict[str, Any]) -> State:
         """The state with zeros in the places of the outputs."""
-        return _with_outputs(state, blank(self.outputs(spec(x), spec(side))), self.mark)
+        outputs = self.outputs(spec(x), spec(side))
+        for path, weighs in self.weighs.items():
+            own = part_at(state, path)
+            if own and "key" in own:  # the cache of a stream, which has keys of its own number
+                place = part_at(outputs, path)[self.mark]
+                *axes, steps, _ = place.shape
+                place = jax.ShapeDtypeStruct(
+                    (*axes, steps, weighs.keys(own, steps)), place.dtype)
+                outputs = put(outputs, path, {self.mark: place})
+        return _with_outputs(state, blank(outputs), self.mark)
 
 
 def _tapped(layer: Layer, path: str, mark: str) -> Layer:
@@ -142,14 +176,64 @@ def _tapped(layer: Layer, path: str, mark: str) -> Layer:
         output = jax.tree.map(lambda y, place: y.astype(place.dtype), y, state[mark])
         return y, {**new, mark: output}
 
+    return dataclasses.replace(
+        layer, init=init, apply=apply, start=layer.start and _keeping(layer, mark),
+        planner=planner, **around(layer, lambda layer: _tapped(layer, path, mark)),
+    )
+
+
+def _inmost(layer: Layer) -> Layer:
+    """The layer inside all wrappers."""
+    while layer.wraps:
+        layer = layer.wraps.layer
+    return layer
+
+
+def _attentions(layer: Layer, path: str) -> list[str]:
+    """The paths of the attention layers in a layer."""
+    found = [path] if _inmost(layer).weighs else []
+    for name, child in layer.children.items():
+        found += _attentions(as_layer(child), joined(path, name))
+    return found
+
+
+def _weighed(layer: Layer, path: str, mark: str) -> Layer:
+    """An attention layer, also in wrappers, whose state holds its weights under the name `mark`."""
+    if layer.weighs is None:
+        assert layer.within is not None
+        return layer.within(lambda part: _weighed(part, path, mark) if _inmost(part).weighs
+                            else part)
+    attend = layer.weighs.apply
+
+    def planner(x: Any, side: dict[str, Any]) -> Plan:
+        plan = layer.plan(x, **side)
+        (_, weights), _ = jax.eval_shape(attend, plan.params, plan.state, x, **side)
+        return dataclasses.replace(plan, state={**plan.state, mark: weights})
+
+    def init(key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
+        params, state = layer.init(key, x, **side)
+        return params, {**state, mark: blank(planner(spec(x), spec(side)).state[mark])}
+
+    def apply(params: Params, state: State, x: Any, *, key: jax.Array | None = None,
+              train: bool = False, **side: Any) -> tuple[Any, State]:
+        tell((mark, path))
+        (y, weights), new = attend(
+            params, without(state, (mark,)), x, key=key, train=train, **side)
+        return y, {**new, mark: weights.astype(state[mark].dtype)}
+
+    return dataclasses.replace(
+        layer, init=init, apply=apply, start=layer.start and _keeping(layer, mark),
+        planner=planner)
+
+
+def _keeping(layer: Layer, mark: str) -> Callable[..., State]:
+    """The `start` of a tapped layer, with the place of its output."""
+
     def start(params: Params, state: State, x: Any, *, length: int, **side: Any) -> State:
         carried = layer.start(params, without(state, (mark,)), x, length=length, **side)
         return {**carried, mark: state[mark]}
 
-    return dataclasses.replace(
-        layer, init=init, apply=apply, start=layer.start and start, planner=planner,
-        **around(layer, lambda layer: _tapped(layer, path, mark)),
-    )
+    return start
 
 
 def _outputs_of(state: State, mark: str) -> State:

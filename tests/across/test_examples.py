@@ -207,10 +207,8 @@ def test_adversarial(tmp_path):
 
 
 def test_seeing(tmp_path):
-    """Deeper representations separate digits better; attention weights are those of the layers."""
+    """Deeper representations separate digits better."""
     lines = shorten("seeing.py", tmp_path, steps=60)
-    recomputed = re.search(r"output of their layers within (\S+)", "\n".join(lines))
-    assert recomputed and float(recomputed[1]) < 1e-4
     pixels, *depths = map(float, re.findall(r"(\d+\.\d) %", lines[-1]))
     assert len(depths) == 4 and min(depths[1:]) > pixels + 2 and pixels > 85
     plain, summed, normed = (float(line.split()[-1]) for line in lines[-4:-1])

@@ -95,6 +95,18 @@ EXAMPLES = {
         lambda: dp.attention_head(4, 0),
     "attention_head(2.0): wants features as an int of at least 1, got 2.0; pass a Python int":
         lambda: dp.attention_head(2.0),
+    "wants key (..., S, 12) and value (..., S, E) for query float32[2,5,12], got float32[2,7,3] "
+    "and float32[2,7,3]; give a key the features of a query, and each key one value":
+        lambda: dp.attention(X, MEMORY, MEMORY),
+    "wants keys with the leading axes (2,) of query, got float32[3,5,12]; broadcast them: only the "
+    "last may be a divisor, of shared heads":
+        lambda: dp.attention(X, jnp.ones((3, 5, 12)), jnp.ones((3, 5, 12))),
+    "wants as many keys as queries, 1, with causal=True, got float32[2,5,12]; pass mask= for "
+    "queries and keys of different steps":
+        lambda: dp.attention(STEP, X, X, causal=True),
+    "wants mask as booleans that broadcast to (2, 5, 5), got float32[2,5,12]; give it the axes "
+    "(..., query, key)":
+        lambda: dp.attention(X, X, X, mask=X),
     "self_attention(2, head_dim=0): wants head_dim as an int of at least 1, got 0; pass 1 or more":
         lambda: dp.self_attention(2, head_dim=0),
     "self_attention(2, window=3): wants causal=True with a window, got causal=False; set it, or "

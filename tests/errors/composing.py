@@ -273,6 +273,11 @@ EXAMPLES = {
     "tap(linear(3), 'kernel'): wants a pattern that matches a layer (none), got 'kernel'; correct "
     "it: * is one level, ** any number":
         lambda: dp.tap(LINEAR, "kernel"),
+    "tap(serial(body=linear(3), a=self_attention(1)), 'body', attention_weights=True): wants a "
+    "pattern that matches an attention layer (a), got 'body'; correct it: * is one level, ** any "
+    "number":
+        lambda: dp.tap(dp.serial(body=LINEAR, a=dp.self_attention(1)), "body",
+                       attention_weights=True),
     "tap(twice(lin=linear(4)), 'lin'): wants one call of lin, got 2 calls; tap a layer around "
     "it, or use a separate layer for each call":
         lambda: dp.tap(program(twice, lin=dp.linear(4)), "lin").init(KEY, X),

@@ -146,6 +146,9 @@ EXAMPLES = {
     "centered: wants every law of a layer to hold, got 1 broken; correct these:\n  examples do not "
     "mix: LayerError: wants no difference ...":
         lambda: dp.check(dp.stateless(None, own_batch, name="centered"), floats(2, 4)),
+    "wants symmetry out of equivariant, invariant, or None, got 'permuted'; say what permuted "
+    "steps do to the output":
+        lambda: dp.check(dp.linear(3), floats(2, 4), symmetry="permuted"),
     "wants other results from another key, got the same; draw with the key of the call, or leave "
     "random out":
         faulty("keys matter in training", DEAF),

@@ -209,6 +209,8 @@ FAULTS = {
     "segments do not mix": _sums_up_over_segments,
     "nothing depends on the future": _looks_ahead,
     "streaming equals all at once": _sums_up_without_a_carry,
+    "steps are symmetric": lambda: plain(
+        lambda scale, x: scale * x + jnp.arange(x.shape[1], dtype=x.dtype)[:, None]),
     "gradients agree": lambda: plain(lambda scale, x: _cube(scale * x)),
 }
 SIDE = {"side inputs have an effect": {"mask": jnp.ones((3, 2), bool)},
@@ -234,7 +236,8 @@ PLACES = {"bare": lambda f: f, "in repeat": lambda f: dp.repeat(2, f), "in progr
 def breaks(law, layer, x, side):
     """Assert that a layer breaks a law."""
     with jax.enable_x64(True):
-        trial = Trial.of(layer, x, jax.random.key(0), side, Options(causal=law in CAUSAL))
+        trial = Trial.of(layer, x, jax.random.key(0), side, Options(
+            causal=law in CAUSAL, symmetry="equivariant"))
         with pytest.raises((dp.LayerError, TypeError)):
             LAWS[law](trial)
 
@@ -329,9 +332,24 @@ def test_bidirectional_attention_is_not_causal():
     ("gradients agree", dp.one_hot(3), jnp.array([0, 2]), {}),
     ("sums are accurate in 16 bits", dp.linear(2) >> jnp.sin, floats(2, 3), {}),
     ("noise keeps the mean", dp.dropout(0.5) >> jnp.sin, floats(2, 3), {}),
+    ("steps are symmetric", dp.linear(3), jnp.ones((2, 3, 4)), {"symmetry": "equivariant"}),
+    ("steps are symmetric", dp.collapse("mean"), jnp.ones((2, 3, 4)), {"symmetry": "invariant"}),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_law_without_a_witness_is_untried(law, layer, x, options):
     assert law in dp.check(layer, x, **options).untried
+
+
+@pytest.mark.parametrize(("layer", "symmetry"), [
+    (dp.collapse("last"), "invariant"), (dp.collapse("mean"), "equivariant"),
+    (dp.learned_positions(4) >> dp.self_attention(1), "equivariant"),
+    (dp.self_attention(1), "invariant"), (dp.conv(3, 3, dims=1), "equivariant"),
+    (dp.conv(3, 3, dims=1, padding_mode="circular"), "equivariant"),
+    (dp.recurrent(dp.gru(3)), "equivariant"), (dp.self_attention(1, causal=True), "equivariant"),
+])
+def test_a_layer_without_the_symmetry_is_caught(layer, symmetry):
+    """A circular convolution commutes with cycles, and not with all permutations."""
+    with pytest.raises(dp.LayerError, match="1 broken; correct these:\n  steps are symmetric"):
+        dp.check(layer, floats(2, 4, 3), symmetry=symmetry)
 
 
 # Eight faults that early versions of the laws missed, each in three variants.

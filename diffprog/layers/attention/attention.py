@@ -1,15 +1,94 @@
-"""The attention layers: self-attention, cross-attention, and a single head."""
+"""The attention layers: self-attention, cross-attention, a single head; and attention itself."""
 
 from __future__ import annotations
 
-from diffprog.core.arguments import check_count
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffprog.core.arguments import check_array, check_count
+from diffprog.core.errors import LayerError
 from diffprog.core.factories import factory
 from diffprog.core.layer import Layer
+from diffprog.core.notation import show
 from diffprog.core.parameters import Initializer
+from diffprog.layers.attention.dot_product import Pattern, check_implementation, dot_product
 from diffprog.layers.attention.multihead import Multihead
 from diffprog.layers.positions.rotary import Rotary
 
-__all__ = ["attention_head", "cross_attention", "self_attention"]
+__all__ = ["attention", "attention_head", "cross_attention", "self_attention"]
+
+
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False,
+    bias: jax.Array | None = None, mask: jax.Array | None = None, scale: float | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention: ``y = softmax(scale * query @ key^T + bias) @ value``.
+
+    A plain function without parameters; a layer is three linear maps and this. Heads are a leading
+    axis. A query that attends to no key is 0.
+
+    Shapes:
+        query: (..., T, D). y: (..., T, E), in the dtype of query.
+        key, value: (..., S, D) and (..., S, E), with the leading axes of query. The last of these,
+            the heads, may be a divisor of that of query: neighbouring heads then share a key.
+        mask: booleans that broadcast to (..., T, S), True = attend.
+        bias: floats that broadcast to (..., T, S), added to the scores.
+
+    Args:
+        causal: True masks keys later than the query, for queries and keys of the same steps.
+        scale: factor of the scores; ``1 / sqrt(D)`` if None.
+        implementation: as in `self_attention`.
+
+    Raises:
+        LayerError: for arrays that do not fit each other; causal for T and S that differ.
+
+    Example:
+        >>> query, key = jax.random.normal(jax.random.key(0), (2, 5, 8))
+        >>> dp.attention(query, key, jnp.eye(5)).sum(-1)  # the values eye(S) give the weights
+        Array([1., 1., 1., 1., 1.], dtype=float32)
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; shared heads: Ainslie et al. 2023,
+    arXiv:2305.13245.
+    """
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        check_array(array, rank=2, axes=f"(..., time, features) for {name}")
+    check_implementation(implementation)
+    *leading, steps, features = query.shape
+    *leading_key, keys, _ = key.shape
+    if key.shape[-1] != features or value.shape[:-1] != key.shape[:-1]:
+        raise LayerError(f"key (..., S, {features}) and value (..., S, E) for query {show(query)}",
+                         f"{show(key)} and {show(value)}",
+                         "give a key the features of a query, and each key one value")
+    shared = (len(leading) == len(leading_key) and leading[:-1] == leading_key[:-1]
+              and not (leading and leading[-1] % leading_key[-1]))
+    if not shared:
+        raise LayerError(f"keys with the leading axes {tuple(leading)} of query", show(key),
+                         "broadcast them: only the last may be a divisor, of shared heads")
+    if causal and steps != keys:
+        raise LayerError(f"as many keys as queries, {steps}, with causal=True", show(key),
+                         "pass mask= for queries and keys of different steps")
+
+    def pairs(name: str, given: Any, kind: Any) -> jax.Array | None:
+        """A mask or a bias for all queries and keys, with an axis of heads."""
+        if given is None:
+            return None
+        full = (*leading, steps, keys)
+        fits = len(given.shape) <= len(full) and all(
+            size in (1, whole) for size, whole in zip(given.shape[::-1], full[::-1], strict=False))
+        if not (jnp.issubdtype(given.dtype, kind) and fits):
+            what = "booleans" if kind is jnp.bool_ else "floats"
+            raise LayerError(f"{name} as {what} that broadcast to {full}", show(given),
+                             "give it the axes (..., query, key)")
+        return jnp.broadcast_to(given, full if leading else (1, *full))
+
+    allowed, bias = pairs("mask", mask, jnp.bool_), pairs("bias", bias, jnp.floating)
+    pattern = Pattern(causal, mask=allowed, empty=allowed is not None)
+    operands = (query, key, value) if leading else (query[None], key[None], value[None])
+    y = dot_product(*operands, pattern, scale=scale, bias=bias, implementation=implementation)
+    return y if leading else y[0]
 
 
 @factory

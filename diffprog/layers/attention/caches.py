@@ -82,6 +82,15 @@ def extended(
     return Context(whole["key"], whole["value"], pattern, {**state, **kept, "segment": last})
 
 
+def keys_of_stream(state: State, steps: int) -> int:
+    """The number of keys among which a chunk of `steps` steps attends; the cache may be stacked.
+
+    All slots of a cache or of memory; with a window the slots and the chunk.
+    """
+    slots = state["key"].shape[-2]
+    return slots if state.keys() & {"index", "real"} else slots + steps
+
+
 def overrun(state: State, steps: int) -> jax.Array | None:
     """Whether `steps` more do not fit; None for a state that has no length, as with a window."""
     if "index" not in state:

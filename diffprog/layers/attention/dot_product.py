@@ -98,12 +98,12 @@ class Pattern:
         return slice(first, rows.stop)
 
 
-@functools.partial(jax.jit, static_argnames=("dropout", "implementation"))
+@functools.partial(jax.jit, static_argnames=("dropout", "implementation", "weighed"))
 def dot_product(
     query: jax.Array, key: jax.Array, value: jax.Array, pattern: Pattern = Pattern(), *,
     scale: float | None = None, bias: jax.Array | None = None, dropout: float = 0.0,
-    rng: jax.Array | None = None, implementation: str | None = None,
-) -> jax.Array:
+    rng: jax.Array | None = None, implementation: str | None = None, weighed: bool = False,
+) -> Any:
     """Scaled dot-product attention: ``y = softmax(scale * query @ key^T + bias) @ value``.
 
     With fewer heads of keys than of queries, neighbouring query heads share a key head. A query
@@ -119,21 +119,26 @@ def dot_product(
         scale: factor of the scores; 1 / sqrt(D) if None.
         dropout: fraction of the weights dropped at random, with the key `rng`.
         implementation: one of `IMPLEMENTATIONS`; selected by `choose` if None.
+        weighed: True returns ``(y, weights)``, with the weights (..., H, T, S) after dropout. The
+            formula computes them, as cuDNN's kernel keeps none.
     """
     scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)  # (..., H, T, D)
     steps, keys = query.shape[-2], key.shape[-2]
     if not steps or not keys:
-        return jnp.zeros((*query.shape[:-1], value.shape[-1]), query.dtype)
+        y = jnp.zeros((*query.shape[:-1], value.shape[-1]), query.dtype)
+        return (y, jnp.zeros((*query.shape[:-1], keys), query.dtype)) if weighed else y
 
+    if weighed and implementation == "cudnn":
+        implementation = "xla"
     choice = choose(query, key, value, pattern, implementation=implementation,
-                    unsupported=bias is not None or rng is not None)
+                    unsupported=bias is not None or rng is not None or weighed)
     if "cudnn" in choice.values():
         fallback = choice["default"] if "cuda" in choice else "xla"
         return _by_cudnn(scaled, key, value, pattern, fallback)
 
     empty = pattern.empty or bias is not None  # a bias may be -inf
 
-    def attend(rows: slice, columns: slice) -> tuple[jax.Array, jax.Array]:
+    def attend(rows: slice, columns: slice) -> tuple[jax.Array, jax.Array, jax.Array]:
         return _weighted_sum(
             scaled[..., rows, :], key[..., columns, :], value[..., columns, :],
             None if bias is None else bias[..., rows, columns],
@@ -143,14 +148,23 @@ def dot_product(
     if choice["default"] == "blocks":
         size = -(-steps // _BLOCKS)
         blocks = [slice(first, min(first + size, steps)) for first in range(0, steps, size)]
-        parts = [attend(rows, pattern.columns(rows, keys)) for rows in blocks]
-        y = jnp.concatenate([y for y, _ in parts], -2)  # (..., H, T, E)
-        total = jnp.concatenate([total for _, total in parts], -2)  # (..., H, T, 1)
+        columns = [pattern.columns(rows, keys) for rows in blocks]
+        parts = [attend(*block) for block in zip(blocks, columns, strict=True)]
+        y = jnp.concatenate([y for y, _, _ in parts], -2)  # (..., H, T, E)
+        total = jnp.concatenate([total for _, total, _ in parts], -2)  # (..., H, T, 1)
+        weights = [part[2] for part in parts]  # each (..., K, G * rows, columns)
     else:
-        y, total = attend(slice(0, steps), slice(0, keys))
+        y, total, weight = attend(slice(0, steps), slice(0, keys))
+        blocks, columns, weights = [slice(0, steps)], [slice(0, keys)], [weight]
     if empty:
         total = jnp.where(total == 0, jnp.ones_like(total), total)
-    return (y * (1 / total)).astype(query.dtype)  # one division for each query
+    y = (y * (1 / total)).astype(query.dtype)  # one division for each query
+    if not weighed:
+        return y
+
+    rows = [_all_columns(weight, query, block, seen, keys)
+            for weight, block, seen in zip(weights, blocks, columns, strict=True)]
+    return y, (jnp.concatenate(rows, -2) / total).astype(query.dtype)  # (..., H, T, S)
 
 
 def choose(
@@ -191,8 +205,9 @@ def _pairwise(f: Callable[..., jax.Array], queries: jax.Array, keys: jax.Array) 
 def _weighted_sum(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None,
     allowed: jax.Array | None, empty: bool, dropout: float, rng: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    """``exp(scores) @ value`` (..., H, T, E), and the sums of ``exp(scores)`` (..., H, T, 1).
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``exp(scores) @ value`` (..., H, T, E), the sums of ``exp(scores)`` (..., H, T, 1), and these
+    (..., K, G * T, S).
 
     The caller divides the first by the second, because y is smaller than the weights. In the
     comments K is the number of key heads, and G = H / K query heads share each of them. These G
@@ -229,7 +244,17 @@ def _weighted_sum(
     batch, heads_and_time = query.ndim - 3, query.shape[-3:-1]
     y = reshaped(y, batch, *heads_and_time, y.shape[-1])  # (..., H, T, E)
     total = reshaped(total, batch, *heads_and_time, 1)  # (..., H, T, 1)
-    return y, total
+    return y, total, weights
+
+
+def _all_columns(
+    weights: jax.Array, query: jax.Array, rows: slice, columns: slice, keys: int
+) -> jax.Array:
+    """Weights (..., K, G * rows, columns) as (..., H, rows, keys), zero for all other keys."""
+    batch, heads = query.ndim - 3, query.shape[-3]
+    weights = reshaped(weights, batch, heads, rows.stop - rows.start, weights.shape[-1])
+    beside = [(0, 0)] * (weights.ndim - 1) + [(columns.start, keys - columns.stop)]
+    return jnp.pad(weights, beside)
 
 
 def _grouped(a: jax.Array, group: int) -> jax.Array:

@@ -7,6 +7,7 @@ The public factories are in `attention.py`, the product of queries, keys and val
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -14,12 +15,18 @@ import jax.numpy as jnp
 
 from diffprog.core.arguments import check_array, check_count, check_fraction
 from diffprog.core.errors import LayerError
-from diffprog.core.layer import Layer
+from diffprog.core.layer import Layer, Weighs
 from diffprog.core.masks import check_segments, cleared, over_steps, valid_before
 from diffprog.core.notation import listed, show
 from diffprog.core.parameters import Initializer, fold
 from diffprog.core.plans import Params, State
-from diffprog.layers.attention.caches import Context, empty_cache, extended, overrun
+from diffprog.layers.attention.caches import (
+    Context,
+    empty_cache,
+    extended,
+    keys_of_stream,
+    overrun,
+)
 from diffprog.layers.attention.dot_product import Pattern, check_implementation, choose, dot_product
 from diffprog.layers.linear import affine, affine_params
 from diffprog.layers.positions.absolute import follow
@@ -69,7 +76,7 @@ class Multihead:
         return Layer(
             self.init, self.apply, self.start, random=self.dropout > 0,
             side=side | {"positions"} if self.rotary else side, kept=side & _CROSS,
-            choice=self.choice, casts=True,
+            choice=self.choice, casts=True, weighs=Weighs(self.weighed, keys_of_stream),
         )
 
     def init(self, key: jax.Array, x: Any, **side: Any) -> tuple[Params, State]:
@@ -101,6 +108,28 @@ class Multihead:
         train: bool = False, **side: Any,
     ) -> tuple[jax.Array, State]:
         """Attention over a whole sequence or, with the state of a stream, over the next chunk."""
+        return self._apply(dot_product, params, state, x, key, train, side)
+
+    def weighed(
+        self, params: Params, state: State, x: jax.Array, *, key: jax.Array | None = None,
+        train: bool = False, **side: Any,
+    ) -> tuple[tuple[jax.Array, jax.Array], State]:
+        """`apply`, with the attention weights (..., heads, T, S)."""
+        seen = []
+
+        def product(*operands: Any, **settings: Any) -> jax.Array:
+            y, weights = dot_product(*operands, **settings, weighed=True)
+            seen.append(weights)
+            return y
+
+        y, state = self._apply(product, params, state, x, key, train, side)
+        return (y, *seen), state
+
+    def _apply(
+        self, product: Callable[..., jax.Array], params: Params, state: State, x: jax.Array,
+        key: jax.Array | None, train: bool, side: dict[str, Any],
+    ) -> tuple[jax.Array, State]:
+        """`apply`, by this product of queries, keys and values."""
         crosses = self._crosses(side, state)
         _check_sequence(x, crosses=crosses)
         self._check_memory(side, state)
@@ -122,7 +151,7 @@ class Multihead:
         bias = _pair_input("attention_bias", jnp.floating, pairs, side)
         if mask is not None:
             pattern = dataclasses.replace(pattern, mask=mask, empty=True)
-        y = dot_product(
+        y = product(
             query, key, value, pattern, scale=self.scale, bias=bias, dropout=self.dropout,
             rng=rng, implementation=self.implementation)  # (..., heads, T, value_dim)
         if past_the_end is not None:
