@@ -26,15 +26,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from digits import Images, convnet, load
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH, EPSILON = 64, 0.15  # the largest change of a pixel by an attack
 
@@ -125,7 +122,7 @@ def draw(
     fooled &= attacked["adversarial"]["no attack"][1].argmax(-1) == y
     chosen = [i for digit in range(10) for i in np.flatnonzero(fooled & (y == digit))[:1]][:7]
 
-    figure = plt.figure(figsize=(14, 7), layout="constrained")
+    figure = plt.figure(figsize=(14, 7))
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(1.5, 1)))
     rows = [("clean image", x, None)]
     for name in trained:

@@ -29,17 +29,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from sklearn.manifold import TSNE
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 LENGTH, BATCH, WIDTH, DEPTH, HEADS = 64, 16, 96, 2, 4
 WORDS = 1000
@@ -223,7 +220,7 @@ def draw(path: pathlib.Path, fit: dp.training.Fit, tokens: list[str], baseline: 
     table = np.asarray(fit.state.params["encoder"]["embed"]["embedding"])[first : first + 400]
     table = table - table.mean(0)  # a common offset would dominate cosines
     vectors = table / np.linalg.norm(table, axis=1, keepdims=True)
-    figure = plt.figure(figsize=(16, 10), layout="constrained")
+    figure = plt.figure(figsize=(16, 10))
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.25, 1))
     draw_map(parts[0].subplots(), vectors[:150], words[:150])
     top, bottom = parts[1].subfigures(2, 1, height_ratios=(1, 1.6))

@@ -26,16 +26,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from digits import load
 from sklearn.svm import SVC
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH, CLASSES = 64, 10
 SCHEDULE = dp.diffusion.cosine_noise(1000)
@@ -120,7 +117,7 @@ def draw(
     held_out: np.ndarray, history: list[dict[str, float]],
 ) -> None:
     """Ten samples of each class, the learning curve, and distances to training images."""
-    figure = plt.figure(figsize=(12, 7.5), layout="constrained")
+    figure = plt.figure(figsize=(12, 7.5))
     left, side = np.asarray(figure.subfigures(1, 2, width_ratios=(1.5, 1)))
     left.suptitle("Ten samples of each class; framed: not recognized")
     shown = np.arange(len(samples)).reshape(CLASSES, -1)[:, :10]

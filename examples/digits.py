@@ -20,16 +20,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH = 64
 Images = tuple[Any, Any]
@@ -130,7 +127,7 @@ def draw(
 ) -> None:
     """Learning curve, confusion matrix, first-layer filters, and misclassified images."""
     (x, y), predicted = held_out, np.asarray(logits.argmax(-1))
-    figure = plt.figure(figsize=(11, 8.5), layout="constrained")
+    figure = plt.figure(figsize=(11, 8.5))
     parts: Any = figure.subfigures(2, 2, width_ratios=(1.15, 1))
 
     axes = parts[0, 0].subplots()
@@ -143,6 +140,7 @@ def draw(
     axes = parts[0, 1].subplots()
     table = np.asarray(dp.metrics.confusion_matrix(logits, jnp.asarray(y)), int)
     axes.imshow(np.log1p(table), cmap="Blues")
+    axes.grid(False)
     for (row, column), count in np.ndenumerate(table):
         if count:
             color = "white" if count > 8 else "black"

@@ -29,15 +29,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from digits import Images, load
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 WIDTH, DEPTH, BATCH, RATE, DROPOUT = 64, 12, 64, 3e-3, 0.3
 LIPSCHITZ = 0.97  # of each linear map of z, at most; below 1, so that f is a contraction
@@ -152,7 +149,7 @@ def measure_convergence(params: Any, held_out: Images, iterations: int = 60) -> 
 
 def draw(path: pathlib.Path, deep: Run, implicit: Run, convergence: Convergence) -> None:
     """Convergence, accuracy by number of iterations, and both learning curves."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4))
     for name, residuals in (
             ("solver", convergence.solver), ("plain iteration", convergence.plain)):
         left.plot(range(1, len(residuals) + 1), residuals, ".-", label=name)

@@ -29,13 +29,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SAMPLES = 8
 LOGITS, TARGET = jnp.array([0.4, -0.6, 1.0, 0.0]), jnp.array([0.1, 0.7, 0.1, 0.1])
@@ -147,7 +144,7 @@ def measure_gaussian(estimates: int, seed: int) -> dict[str, list[Quality]]:
 
 def draw(path: pathlib.Path, categorical: dict[str, Quality], gaussian: dict[str, Any]) -> None:
     """Standard deviation by bias (categorical) and by dimension (Gaussian)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5))
     for name, color in (("Gumbel-softmax", "C0"), ("straight-through Gumbel", "C1")):
         bias, _, std = zip(*(categorical[f"{name} {t:g}"] for t in TEMPERATURES), strict=True)
         left.plot(bias, std, "o-", color=color, label=f"{name}, by temperature")

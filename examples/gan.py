@@ -23,16 +23,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from digits import load
 from digits import train as fit_classifier
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH, LATENT, RATE, PENALTY = 64, 32, 1e-3, 0.1  # PENALTY: weight of R1
 SAMPLES = 1000
@@ -172,7 +169,7 @@ def draw(
     images: Images,
 ) -> None:
     """Samples and real digits by class, the losses of both players, and the class fractions."""
-    figure = plt.figure(figsize=(12, 7), layout="constrained")
+    figure = plt.figure(figsize=(12, 7))
     left, right = np.asarray(figure.subfigures(1, 2))
 
     names, rows = [*map(str, range(10)), "none"], (10, 4)

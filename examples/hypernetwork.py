@@ -25,16 +25,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from digits import load
 from scipy.interpolate import RBFInterpolator
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH, SIDE, SUBPIXELS, RATE = 64, 8, 2, 3e-3  # SIDE**2 pixels, SUBPIXELS**2 points in each
 FRACTIONS = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -159,7 +156,7 @@ def draw(
                   for fraction in (0.5, 1.0))
     of_half, of_full = (rendered(net, params, images, 4 * SIDE) for images in (half, full))
 
-    figure = plt.figure(figsize=(13, 8.2), layout="constrained")
+    figure = plt.figure(figsize=(13, 8.2))
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(2.2, 1)))
     above.suptitle("Held-out digits and their functions")
     rows = {"digit, 8 x 8": held_out[chosen], "function of all\npixels, 32 x 32": of_full,

@@ -34,14 +34,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 LENGTH, BATCH, WIDTH = 64, 32, 128
 BLOCK, EVERY = 2048, 20
@@ -227,7 +224,7 @@ def draw(
     scores: dict[str, dict[str, float]], passage: str, bits: np.ndarray,
 ) -> None:
     """The learning curve, samples during training, and the bits of each held-out character."""
-    figure = plt.figure(figsize=(15, 8.4), layout="constrained")
+    figure = plt.figure(figsize=(15, 8.4))
     parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.45))
     above, below = parts[0].subplots(2, 1)
 
@@ -275,6 +272,7 @@ def draw_bits(
                       family="monospace", ha="center", va="center",
                       color="white" if value > 5 else "0.5" if character == "\n" else "black")
     image = axes.imshow(table, cmap="OrRd", vmin=0, vmax=8, aspect="auto")
+    axes.grid(False)
     axes.set(title="Negative log-likelihood of each character at the end of the text, held out",
              xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

@@ -25,14 +25,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 TASKS, SHOTS, QUERIES, RATE = 25, 10, 50, 0.01
 MAX_STEPS = 10  # gradient steps on the support set of a new wave
@@ -138,7 +135,7 @@ def with_rate(params: Any, rate: float) -> Any:
 def draw(path: pathlib.Path, net: dp.Layer, trained: dict[str, Any], curves: dict[str, Any],
          tasks: Tasks) -> None:
     """One wave before and after its steps, errors by step, and the learned learning rates."""
-    figure, grid = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(12, 8))
     task = {name: a[0] for name, a in tasks.items()}
     x = np.linspace(-5, 5, 200, dtype=np.float32)[:, None]
     order = np.argsort(task["x_query"][:, 0])

@@ -21,15 +21,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from digits import Images, convnet, load, train, vit
 from sklearn.decomposition import PCA
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 HEADS, PATCHES = 4, 4  # of the Transformer: heads per layer, patches along a side of the image
 DEPTHS = {"stem/relu~0": "1st convolution", "stem/max_pool~0": "2nd, pooled",
@@ -157,7 +154,7 @@ def main() -> None:
         logits = dp.predict(layer, found.state.params, held_out[0], state=found.state.state)
         print(f"{name}: {100 * float(dp.metrics.accuracy(logits, jnp.asarray(held_out[1]))):.1f} %")
 
-    figure = plt.figure(figsize=(16, 11), layout="constrained")
+    figure = plt.figure(figsize=(16, 11))
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(5, 3)))
     left, middle, right = above.subfigures(1, 3, width_ratios=(6, 5, 5))
     training_depths, depths = (representations(net, fit, x) for x in (training[0], held_out[0]))

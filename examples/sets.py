@@ -22,15 +22,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from digits import load
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH, LARGEST, RATE = 64, 42, 3e-3
 Sets = dict[str, Any]  # x (N, 42, 3): points; mask (N, 42): valid points; y (N,): labels
@@ -133,7 +130,7 @@ def draw(
     first = [right[y[right] == digit][:1] for digit in range(10)]
     chosen = np.concatenate([*first, wrong])[:15]
 
-    figure = plt.figure(figsize=(14, 7.5), layout="constrained")
+    figure = plt.figure(figsize=(14, 7.5))
     left, side = np.asarray(figure.subfigures(1, 2, width_ratios=(2, 1)))
     left.suptitle("Held-out digits. Size: ink; colour: decrease of the logit without this point")
     grid, dots = left.subplots(3, 5), None

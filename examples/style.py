@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # draw files, not windows
 import matplotlib.pyplot as plt
 from cycler import cycler
 from matplotlib.figure import Figure

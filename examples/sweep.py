@@ -21,16 +21,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from digits import BATCH, Images, load, mlp
 from sklearn.model_selection import train_test_split
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 RATES = np.array([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1])
 READINGS = 20
@@ -98,7 +95,7 @@ def difference_alone(images: Images) -> float:
 
 def draw(path: pathlib.Path, metrics: Any, every: int) -> None:
     """Validation error by learning rate, and validation loss by steps for each rate."""
-    figure = plt.figure(figsize=(11, 4.2), layout="constrained")
+    figure = plt.figure(figsize=(11, 4.2))
     left, right = figure.subplots(1, 2)
     errors = 100 * (1 - metrics["accuracy"][..., -1])
     mean, deviation = dp.training.over_seeds(errors.T)

@@ -18,22 +18,18 @@ from __future__ import annotations
 import argparse
 import calendar
 import datetime
-import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from matplotlib.axes import Axes
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 Date = datetime.date
 Batch = dict[str, Any]  # x: targets from BEGIN to END; source; source_mask
@@ -155,26 +151,20 @@ def accuracy_by_format(correct: np.ndarray) -> np.ndarray:
 
 
 class Model(NamedTuple):
-    """A network, its training steps, and the paths and heads of its cross-attention.
-
-    `query_input` is the path of the layer whose output is mapped to queries, `attention_path` that
-    of the attention.
-    """
+    """A network, its training steps, and the path of its cross-attention."""
 
     net: dp.Layer
     steps: int
-    query_input: str
     attention_path: str
-    heads: int
 
 
 MODELS = {
     "transformer": lambda: Model(
         dp.models.transformer(128, END + 1, width=64, depth=2, heads=4, hidden=256,
             norm_first=True), 2000,
-        "decoder/body/blocks/cross/norm", "decoder/body/blocks/cross/body", 4),
+        "decoder/body/blocks/cross/body"),
     "seq2seq": lambda: Model(
-        dp.models.seq2seq(128, END + 1, width=128), 1500, "decoder/body", "decoder/attend", 1),
+        dp.models.seq2seq(128, END + 1, width=128), 1500, "decoder/attend"),
 }
 
 
@@ -219,27 +209,13 @@ def text(ids: np.ndarray) -> str:
 
 
 def attention(model: Model, params: Any, batch: Batch) -> np.ndarray:
-    """Cross-attention weights ``softmax(q @ k^T / sqrt(d))``: (batch, target, source).
-
-    The queries q are a linear map of the tapped input of the cross-attention, the keys k one of the
-    encoder output. The weights are the mean over the heads of the last block; the blocks are
-    stacked along the first axes.
+    """Cross-attention weights (batch, target, source): the mean over the heads of the last block.
     """
-    tapped = dp.tap(dp.tap(model.net, model.query_input), "encoder")
-    (_, query_input), memory = tapped(params, batch["x"][:, :-1], source=batch["source"],
-                                      source_mask=batch["source_mask"])
-
-    def heads(name: str, x: jax.Array) -> jax.Array:
-        path = f"{model.attention_path}/{name}"
-        kernel, bias = leaves[f"{path}/kernel"], leaves[f"{path}/bias"]
-        y = x @ kernel.reshape(-1, *kernel.shape[-2:])[-1] + bias.reshape(-1, bias.shape[-1])[-1]
-        return y.reshape(*y.shape[:2], model.heads, -1)
-
-    leaves, x = dp.tree.paths(params), query_input[model.query_input]
-    q, k = heads("query", x.reshape(-1, *x.shape[-3:])[-1]), heads("key", memory["encoder"])
-    scores = jnp.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
-    scores = jnp.where(batch["source_mask"][:, None, None], scores, -jnp.inf)
-    return np.asarray(jax.nn.softmax(scores).mean(1))
+    tapped = dp.tap(model.net, model.attention_path, attention_weights=True)
+    _, seen = tapped(params, batch["x"][:, :-1], source=batch["source"],
+                     source_mask=batch["source_mask"])
+    weights = seen[model.attention_path]  # (blocks, batch, heads, target, source), or one block
+    return np.asarray(weights[-1] if weights.ndim == 5 else weights).mean(1)
 
 
 def chosen_examples(batch: Batch) -> list[int]:
@@ -254,6 +230,7 @@ def draw_map(axes: Axes, source: str, output: str, true: str, weights: np.ndarra
     """Attention weights: source from left to right, output from top to bottom."""
     rows = [*output, "end"][: len(weights)]
     axes.imshow(weights[: len(rows), : len(source)], cmap="Blues", aspect="auto", vmin=0)
+    axes.grid(False)
     axes.set_xticks(range(len(source)), list(source), family="monospace", size=10, va="baseline")
     axes.set_yticks(range(len(rows)), rows, family="monospace", size=10)
     axes.tick_params("x", length=0, pad=13)
@@ -267,6 +244,7 @@ def draw_history(axes: Axes, history: list[tuple[int, np.ndarray]], final: np.nd
     """Exact match by format during training; at the right, on the held-out dates."""
     steps, rows = zip(*history, strict=True)
     axes.imshow(np.array(rows).T, cmap="YlGnBu", aspect="auto", vmin=0, vmax=100)
+    axes.grid(False)
     axes.set_yticks(range(len(FORMATS)), [written(EXAMPLE) for written in FORMATS], size=9)
     axes.set_xticks(ticks := range(0, len(steps), max(len(steps) // 4, 1)),
                     [str(steps[i]) for i in ticks])
@@ -305,7 +283,7 @@ def main() -> None:
 
     shown = chosen_examples(held_out)
     maps = attention(model, params, jax.tree.map(lambda leaf: leaf[shown], held_out))
-    figure = plt.figure(figsize=(15, 8), layout="constrained")
+    figure = plt.figure(figsize=(15, 8))
     left, side = np.asarray(figure.subfigures(1, 2, width_ratios=(1.4, 1)))
     left.suptitle(f"Cross-attention of the {args.model}: output in rows, source in columns")
     for axes, i, weights in zip(left.subplots(3), shown, maps, strict=True):

@@ -23,16 +23,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from digits import load
 from sklearn.neighbors import KNeighborsClassifier
+from style import plt
 
 import diffprog as dp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH, PIXELS = 64, 64
 
@@ -107,7 +104,7 @@ def draw(
     tiles = np.pad(np.asarray(ink).reshape(side, side, 8, 8), ((0, 0), (0, 0), (1, 1), (1, 1)))
     sheet = tiles.swapaxes(1, 2).reshape(10 * side, 10 * side)
 
-    figure = plt.figure(figsize=(14, 7.5), layout="constrained")
+    figure = plt.figure(figsize=(14, 7.5))
     left, right = np.asarray(figure.subfigures(1, 2, width_ratios=(1.05, 1)))
     axes = left.subplots()
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1)

@@ -95,6 +95,7 @@ def run(main: Callable[[Experiment], None]) -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(script.stem))
     args = parser.parse_args()
 
+    digest = hashlib.sha256(script.read_bytes()).hexdigest()
     args.out.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(args.short, args.seed, args.out)
     began = time.perf_counter()
@@ -109,7 +110,7 @@ def run(main: Callable[[Experiment], None]) -> None:
     if not args.short:
         result = {
             "script": script.name,
-            "sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
+            "sha256": digest,
             "seed": args.seed,
             "seconds": round(seconds),
             "versions": {"python": platform.python_version(), "jax": jax.__version__,
