@@ -45,7 +45,7 @@ def _block(match: re.Match[str], found: dict[str, dict[str, Any]]) -> str:
     name = match[2]
     result = found[name]
     command = (f"`python examples/course/{name}.py --seed {result['seed']}` takes "
-               f"{_duration(result['seconds'])}.")
+               f"{_duration(result)}.")
     pictures = [f"![{caption}]({name}/{file})\n\n*{caption}*"
                 for file, caption in result["pictures"].items()]
     claims = "\n".join(f"- {claim}" for claim in result["claims"])
@@ -68,7 +68,7 @@ def _table(found: dict[str, dict[str, Any]], texts: dict[pathlib.Path, str]) -> 
         page = page_of.get(name)
         title = f"[{_title(texts[page])}](../docs/course/{page.name})" if page else ""
         rows.append(f"| {picture} | {title}<br>[`course/{name}.py`](course/{name}.py) | "
-                    f"{_duration(result['seconds'])} | {'<br>'.join(result['claims'][:2])} |")
+                    f"{_duration(result)} | {'<br>'.join(result['claims'][:2])} |")
     return "\n".join(rows) + "\n"
 
 
@@ -77,8 +77,10 @@ def _title(text: str) -> str:
     return text.partition("\n")[0].lstrip("# ")
 
 
-def _duration(seconds: int) -> str:
-    return f"{seconds} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
+def _duration(result: dict[str, Any]) -> str:
+    """The CPU time of the run, of all cores together."""
+    seconds = result["cpu_seconds"]
+    return f"{seconds} s of CPU time" if seconds < 90 else f"{seconds / 60:.1f} minutes of CPU time"
 
 
 def main() -> None:

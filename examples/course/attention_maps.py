@@ -47,29 +47,28 @@ def main(experiment: Experiment) -> None:
     net = dp.models.transformer(128, END + 1, width=experiment.pick(64, 32), depth=DEPTH,
                                 heads=HEADS, hidden=128, norm_first=True)
     days, rng = split(), experiment.rng
-    steps = experiment.pick(900, 120)
+    steps = experiment.pick(700, 120)
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, 4e-3), weight_decay=1e-2)
     step = dp.make_step(net, dp.text.next_token(), optimizer)
     data = (dates(rng.choice(days.training, 64), rng)[1] for _ in iter(int, 1))
     params = dp.fit(step, data, key=experiment.key, steps=steps, progress=False).state.params
 
-    texts, held_out = dates(days.held_out[: experiment.pick(1500, 200)], experiment.rng)
+    texts, held_out = dates(days.held_out[: experiment.pick(600, 200)], experiment.rng)
     side = {name: held_out[name] for name in ("source", "source_mask")}
     tapped = dp.tap(net, PATH, attention_weights=True)
 
     @jax.jit
-    def look(params: Any) -> tuple[jax.Array, jax.Array]:
+    def look(params: Any, x: Any, side: Any) -> tuple[jax.Array, jax.Array]:
         """Percent of correct characters; weights (blocks, batch, heads, target, source)."""
-        logits, seen = tapped(params, held_out["x"][:, :-1], **side)
-        correct = (logits.argmax(-1) == held_out["x"][:, 1:]).mean()
-        return 100 * correct, seen[PATH]
+        logits, seen = tapped(params, x[:, :-1], **side)
+        return 100 * (logits.argmax(-1) == x[:, 1:]).mean(), seen[PATH]
 
-    whole, weights = look(params)
+    whole, weights = look(params, held_out["x"], side)
     experiment.record("correct characters, all heads (percent)", whole)
     left = np.zeros((DEPTH, HEADS))
     same_block, next_block = [], []
     for block, head in np.ndindex(DEPTH, HEADS):
-        percent, seen = look(without(params, block, head))
+        percent, seen = look(without(params, block, head), held_out["x"], side)
         left[block, head] = percent
         moved = np.asarray(jnp.abs(seen - weights).sum(-1).mean((1, 3))) / 2  # (blocks, heads)
         same_block.append(np.delete(moved[block], head).max())
