@@ -174,21 +174,24 @@ class Course:
         self.unread.append(metrics)
         self.number += 1
 
-    def read(self, last: int) -> dict[str, float]:
-        """Log the metrics since the last reading; raise if a loss or a parameter is not finite."""
-        seen = _without_skipped(self.step.combine(average_batches(self.unread)))
-        self._check_finite(seen)
-        if self.number == last and (broken := set(nonfinite(self.now.params)) - self.broken):
+    def read(self, number: int, last: int) -> dict[str, float]:
+        """Log the metrics between the last reading and step `number`, the current one or the one
+        before; raise if a loss or a parameter is not finite.
+        """
+        since = len(self.unread) - (self.number - number)
+        seen = _without_skipped(self.step.combine(average_batches(self.unread[:since])))
+        self._check_finite(seen, number)
+        if number == last and (broken := set(nonfinite(self.now.params)) - self.broken):
             raise self._failed("finite parameters",
                                f"non-finite {listed(broken)} after step {last}", _DIVERGED, last)
         if self.validation.data is not None:
             found = evaluate(self.step, self.now, self.validation.data)
             found = {f"validation/{name}": value for name, value in found.items()}
-            self._check_finite(found)
+            self._check_finite(found, number)
             seen |= found
             self._keep_best(found)
-        self.unread = []
-        self.history.append({"step": self.number, **seen})
+        del self.unread[:since]
+        self.history.append({"step": number, **seen})
         return seen
 
     def _keep_best(self, found: dict[str, float]) -> None:
@@ -204,30 +207,32 @@ class Course:
         if value < self.least:
             self.least, self.best, self.waited = value, jax.tree.map(jnp.copy, self.now), 0
 
-    def _check_finite(self, metrics: dict[str, float]) -> None:
-        """Raise for a loss that is not finite, in training, validation or of a player."""
+    def _check_finite(self, metrics: dict[str, float], number: int) -> None:
+        """Raise for a loss that is not finite by step `number`, in training, validation or of a
+        player.
+        """
         losses = {name: x for name, x in metrics.items() if name.split("/")[-1] == "loss"}
         name = next((name for name, x in losses.items() if not math.isfinite(x)), None)
         if name is None:
             return
-        first = self._first_broken(name)
-        since = f", at first in step {first}" if first < self.number else ""
+        first = self._first_broken(name, number)
+        since = f", at first in step {first}" if first < number else ""
         if broken := nonfinite(self.now.params):
             params, remedy = f"non-finite {listed(broken)}", _DIVERGED
         else:
             params = "finite parameters"
             remedy = "look for NaN and for labels outside their range in the data"
         raise self._failed(
-            f"a finite {name}", f"{metrics[name]} by step {self.number}{since}, with {params}",
+            f"a finite {name}", f"{metrics[name]} by step {number}{since}, with {params}",
             remedy, first)
 
-    def _first_broken(self, name: str) -> int:
-        """The first step since the last reading with a non-finite loss; this one if none has."""
+    def _first_broken(self, name: str, number: int) -> int:
+        """The first step since the last reading with a non-finite loss; `number` if none has."""
         for i, metrics in enumerate(jax.device_get(self.unread)):
             skipped = metrics.get(name.removesuffix("loss") + "skipped", 0)
             if not skipped and not math.isfinite(metrics.get(name, 0)):
                 return self.number - len(self.unread) + 1 + i
-        return self.number
+        return number
 
     def _failed(self, wants: str, got: str, remedy: str, step: int) -> LayerError:
         """An error of a step, with the attributes ``step``, ``state``, ``best`` and ``history``."""

@@ -35,9 +35,13 @@ def fit(
 
     Every `log_every` steps, and after the last, the metrics are averaged over the steps since the
     last reading and logged, `validation` is evaluated, and the state with the lowest validation
-    loss is kept as ``best``. Between readings nothing waits for the device. Ctrl-C stops early and
-    returns the result after the last finished step; with `checkpoints` it is saved, also if the
-    system asks the process to end (SIGTERM).
+    loss is kept as ``best``. Ctrl-C stops early and returns the result after the last finished
+    step; with `checkpoints` it is saved, also if the system asks the process to end (SIGTERM).
+
+    Between readings nothing waits for the device. The metrics are fetched after the next step has
+    begun, so that the device does not wait for the host either. It does where a reading needs the
+    state, whose memory the next step reuses: with `validation`, with an observer of the state, if a
+    checkpoint is due, and after the last step.
 
     Args:
         step: a step of `make_step` or `make_game`.
@@ -78,7 +82,7 @@ def fit(
             `resume`, a folder with checkpoints of later steps; a loss is not finite, in a step that
             the optimizer did not skip, or the last step made parameters non-finite. The latter
             error has the attributes ``step``, the first broken one, and ``state``, ``best`` and
-            ``history``, as a `Fit` has.
+            ``history``, as a `Fit` has; ``state`` is that after the last step that has begun.
 
     Example:
         >>> x, y = jnp.eye(4), jnp.arange(4)
@@ -101,26 +105,37 @@ def fit(
 
     with _opened(checkpoints) as saved:
         course = Course(step, key, state, stream.peek(), judged)
-        run = _Run(course, stream, observers(log), saved)
+        told = observers(log)
+        run = _Run(course, stream, told, _take_state(told, log), saved)
         last = course.number + steps
         if resume:
             run.resume()
         run.check_folder()
         course.rehearse()
         if course.unread and (course.number % log_every == 0 or course.number == last):
-            run.read(last)  # which the interrupted run did not
+            run.read(course.number, last)  # which the interrupted run did not
+        late = None  # the number of a step whose reading waits for the begin of the next one
         try:
             with bar(last - course.number, progress) as shown, terminable(saved is not None):
                 while course.number < last and not course.is_over:
                     with deferred_interrupt():
-                        course.take(next(stream))
+                        try:
+                            course.take(next(stream))
+                        finally:
+                            if late is not None:
+                                run.show(shown, late, last)
+                            late = None
                     shown.update(1)
                     if course.number % log_every == 0 or course.number == last:
-                        metrics = run.read(last)
-                        shown.set_postfix({name: f"{x:.4g}" for name, x in metrics.items()})
+                        if run.needs_state(last):
+                            run.show(shown, course.number, last)
+                        else:
+                            late = course.number
         except KeyboardInterrupt:
             if donated(course.now):
                 raise  # the second Ctrl-C in one step: its state is lost
+            if late is not None:
+                run.read(late, last)
         run.save()
     return course.result
 
@@ -132,6 +147,7 @@ class _Run:
     course: Course
     stream: Stream
     observers: Sequence[Observer]
+    take_state: bool
     checkpoints: Checkpoints | None
 
     def resume(self) -> None:
@@ -151,15 +167,25 @@ class _Run:
                              f"{later[0]} in {self.checkpoints.folder}",  # type: ignore[union-attr]
                              "pass resume=True to go on from it, or another folder")
 
-    def read(self, last: int) -> dict[str, float]:
-        """Read the metrics, tell the observers, and save if it is due."""
-        metrics = self.course.read(last)
+    def needs_state(self, last: int) -> bool:
+        """Whether a reading after this step needs its state, which the next step donates."""
+        number = self.course.number
+        return (number == last or self.take_state or self.course.validation.data is not None
+                or (self.checkpoints is not None and self.checkpoints.due(number)))
+
+    def read(self, number: int, last: int) -> dict[str, float]:
+        """Read the metrics up to step `number`, tell the observers, and save if it is due."""
+        metrics = self.course.read(number, last)
         told: dict[str, Any] = {**metrics}  # to which an observer may add for those after it
         for observe in self.observers:
-            observe(self.course.number, self.course.now, told)
-        if self.checkpoints and self.checkpoints.due(self.course.number):
+            observe(number, self.course.now, told)
+        if number == self.course.number and self.checkpoints and self.checkpoints.due(number):
             self.save()
         return metrics
+
+    def show(self, shown: Any, number: int, last: int) -> None:
+        """`read`, and show the metrics beside the bar."""
+        shown.set_postfix({name: f"{x:.4g}" for name, x in self.read(number, last).items()})
 
     def save(self) -> None:
         """Save the run, unless the data is ahead of it: a batch without its step would be lost."""
@@ -168,6 +194,15 @@ class _Run:
             tree, rest = self.course.saved(self.stream.position)
             read = history and history[-1]["step"] == number  # between readings there are none
             self.checkpoints.save(number, tree, data=rest, metrics=history[-1] if read else None)
+
+
+def _take_state(told: Sequence[Observer], log: Any) -> bool:
+    """Whether an observer is one of the user's, not one made of a path or ``log(step, metrics)``.
+
+    Only these get the state.
+    """
+    given = log if isinstance(log, (list, tuple)) else [log]
+    return any(observe is one for observe, one in zip(told, given, strict=False))
 
 
 def _number_of_steps(steps: int | None, epochs: int | None, data: Any) -> int:

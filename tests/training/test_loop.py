@@ -1,7 +1,9 @@
 """`fit`: history, logs, resuming, and errors."""
 
+import dataclasses
 import json
 import pathlib
+import signal
 import sys
 
 import jax
@@ -312,6 +314,62 @@ def test_fit_takes_either_a_key_or_a_state():
     for both in ({"key": KEY, "state": state}, {}):
         with pytest.raises(dp.LayerError, match="a key to begin with or a state"):
             dp.fit(step, [examples()], steps=1, progress=False, **both)
+
+
+def order(steps=5, end=None, **options):
+    """Which steps begin and which metrics are fetched, in order; step `end` presses Ctrl-C."""
+    happened = []
+
+    class Metric(np.ndarray):
+        """A number of a step that notes when it is fetched."""
+
+        def __array__(self, *args, **kwargs):
+            happened.append(f"read {self.step}")
+            return np.asarray(1.0)
+
+    def apply(state, batch):
+        state, _ = sgd().apply(state, batch)
+        number = int(state.step)
+        happened.append(f"begin {number}")
+        metric = np.zeros(()).view(Metric)
+        metric.step = number
+        if number == end:
+            signal.raise_signal(signal.SIGINT)
+        return state, {"count": 1, "value": metric}
+
+    result = train(dataclasses.replace(sgd(), apply=apply), [examples()], steps, log_every=2,
+                   **options)
+    return happened, [row["step"] for row in result.history]
+
+
+def test_metrics_are_fetched_after_the_next_step_has_begun(tmp_path):
+    late = ["begin 1", "begin 2", "begin 3", "read 1", "read 2", "begin 4", "begin 5", "read 3",
+            "read 4", "read 5"]
+    for log in (None, tmp_path / "log", lambda step, metrics: None):
+        assert order(log=log) == (late, [2, 4, 5])
+    at_once = ["begin 1", "begin 2", "read 1", "read 2", "begin 3", "begin 4", "read 3", "read 4",
+               "begin 5", "read 5"]
+    with dp.runtime.Checkpoints(tmp_path / "run", save_every=1) as due:
+        for needing in (dict(log=lambda step, state, metrics: int(state.step)),
+                        dict(validation=[examples()]), dict(checkpoints=due)):
+            assert order(**needing) == (at_once, [2, 4, 5])
+
+
+def test_a_reading_is_made_though_the_next_step_is_not():
+    """The data ends, or Ctrl-C is pressed, before the next step has begun."""
+    seen = []
+    with pytest.raises(dp.LayerError, match="a batch for every step"):
+        train(sgd(), iter([examples()] * 2), 3, log_every=2,
+              log=lambda step, metrics: seen.append(step))
+    assert seen == [2]
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("end", "read"), [(2, []), (3, [2]), (4, [2]), (5, [2, 4])])
+def test_ctrl_c_loses_no_reading(end, read):
+    """A reading is due once its step has ended without Ctrl-C."""
+    happened, history = order(9, end)
+    assert f"begin {end + 1}" not in happened and history == read
 
 
 def test_a_step_of_fit_makes_few_calls_of_python():

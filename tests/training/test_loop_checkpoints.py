@@ -69,6 +69,16 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, tmp_path, at):
 
 
 @pytest.mark.usefixtures("interruptible")
+def test_a_run_interrupted_while_a_reading_waits_resumes(tmp_path):
+    """Without validation the metrics of step 6 are fetched after step 7 has begun."""
+    wanted = train(noisy(), DATA, 12, log_every=3)
+    part = train(stopping(7), DATA, 12, log_every=3, checkpoints=tmp_path)
+    assert part.history == wanted.history[:2] and int(part.state.step) == 7
+    assert_equal_runs(train(noisy(), DATA, 12, log_every=3, checkpoints=tmp_path, resume=True),
+                      wanted)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_last_reading_is_made_up_for(tmp_path):
     """The last step is between two readings, and the run is interrupted there."""
     wanted = train(noisy(), DATA, 7, log_every=3, validation=VALIDATION)
@@ -124,8 +134,8 @@ def test_sigterm_saves_and_ends(tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     result = train(noisy(), DATA, 12, log_every=3, log=end, checkpoints=tmp_path)
-    assert int(result.state.step) == 6
-    assert dp.runtime.Checkpoints(tmp_path).steps == [6]
+    assert int(result.state.step) == 7  # had begun when the metrics of step 6 were fetched
+    assert dp.runtime.Checkpoints(tmp_path).steps == [7]
     assert signal.getsignal(signal.SIGTERM) is before
 
 

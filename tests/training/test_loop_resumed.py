@@ -238,7 +238,8 @@ def test_the_error_of_a_non_finite_loss_has_the_result_so_far(every, broken):
     error = refused(train, step, data, 20, log_every=every, validation=data[-1:] if every < 5
         else None)
     assert error.step == broken
-    assert int(error.state.step) == read
+    begun = read + (every >= 5 and read < 20)  # without validation the next step has begun
+    assert int(error.state.step) == begun
     assert [row["step"] for row in error.history] == list(range(every, read, every))
     assert (error.best is None) == (not error.history or every >= 5)
     again = dp.training.Fit(error.state, error.best, error.history)
