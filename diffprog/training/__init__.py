@@ -7,6 +7,7 @@ from typing import Any
 from diffprog.core.synonyms import unknown
 
 # Written by tests/names.py --write.
+from diffprog.training.finite import LossScale
 from diffprog.training.games import Player, make_game
 from diffprog.training.loop import Fit, Validation
 from diffprog.training.objectives import binary_classification
@@ -19,9 +20,9 @@ from diffprog.training.step import Step, TrainState
 from diffprog.training.variational import elbo
 
 __all__ = [
-    "Fit", "Partition", "Player", "Spread", "Step", "TrainState", "Validation", "adamw",
-    "binary_classification", "elbo", "layerwise_decay", "make_game", "muon", "muon_partition",
-    "over_seeds", "penalized", "restart", "warmup_stable_decay",
+    "Fit", "LossScale", "Partition", "Player", "Spread", "Step", "TrainState", "Validation",
+    "adamw", "binary_classification", "elbo", "layerwise_decay", "make_game", "muon",
+    "muon_partition", "over_seeds", "penalized", "restart", "warmup_stable_decay",
 ]
 # To here.
 

@@ -57,13 +57,16 @@ class Accumulation:
             lambda state, number, part: self._part(params, state, number, part), self.state)
         return self._result(values, state, metrics)
 
-    def gradient(self, params: Params) -> tuple[Result, Params]:
-        """`loss`, and its gradient by the parameters."""
+    def gradient(self, params: Params, scale: jax.Array | None = None) -> tuple[Result, Params]:
+        """`loss`, and the gradient of the loss times `scale` by the parameters."""
         weigh, divided = self._weighing(params)
 
         def weighed(params: Params, state: State, number: jax.Array, part: Any) -> Any:
             after, (value, metrics) = self._part(params, state, number, part)
-            return weigh(value, metrics), (after, (value, metrics))
+            weighted = weigh(value, metrics)
+            if scale is not None:
+                weighted = weighted * scale.astype(weighted.dtype)
+            return weighted, (after, (value, metrics))
 
         def step(carry: Any, number: jax.Array, part: Any) -> Any:
             total, state = carry

@@ -19,10 +19,11 @@ from diffprog.core.paths import nonfinite
 from diffprog.data.batches import check_ends
 from diffprog.training.averages import average_batches, check_numbers
 from diffprog.training.evaluation import evaluate
+from diffprog.training.finite import broken_paths
 from diffprog.training.step import Step, TrainState, without_stream
 
-_DIVERGED = ("lower the learning rate, check the data for NaN and ids out of range, or list the "
-           "leaves that broke by tree.nonfinite(gradients)")
+_DIVERGED = ("lower the learning rate, check the data for NaN and ids out of range, or name the "
+           'gradients that broke by make_step(non_finite="raise")')
 
 
 class Fit(NamedTuple):
@@ -180,6 +181,7 @@ class Course:
         """
         since = len(self.unread) - (self.number - number)
         seen = _without_skipped(self.step.combine(average_batches(self.unread[:since])))
+        self._check_skipped(seen)
         self._check_finite(seen, number)
         if number == last and (broken := set(nonfinite(self.now.params)) - self.broken):
             raise self._failed("finite parameters",
@@ -225,6 +227,22 @@ class Course:
         raise self._failed(
             f"a finite {name}", f"{metrics[name]} by step {number}{since}, with {params}",
             remedy, first)
+
+    def _check_skipped(self, metrics: dict[str, float]) -> None:
+        """Raise for steps that were skipped, if they are to raise."""
+        gradients, loss = broken_paths(self.now.opt_state, self.now.params)
+        if not metrics.get("skipped") or not (gradients or loss):
+            return
+        skipped = [i for i, metrics in enumerate(jax.device_get(self.unread), 1)
+                   if metrics.get("skipped")]
+        first, last = (self.number - len(self.unread) + i for i in (skipped[0], skipped[-1]))
+        found = ["a non-finite loss"] * loss
+        found += [f"non-finite gradients of {listed(gradients)}"] if gradients else []
+        since = f", at first in step {first}" if first < last else ""
+        raise self._failed(
+            "a finite loss and gradient", f"{' and '.join(found)} in step {last}{since}",
+            "lower the learning rate, check the data for NaN and ids out of range, or pass "
+            'make_step(non_finite="skip")', first)
 
     def _first_broken(self, name: str, number: int) -> int:
         """The first step since the last reading with a non-finite loss; `number` if none has."""

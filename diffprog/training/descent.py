@@ -23,6 +23,7 @@ from diffprog.core.nets import freezes, trainable
 from diffprog.core.notation import code, show
 from diffprog.core.paths import paths
 from diffprog.core.plans import Params, State
+from diffprog.training.finite import Guarded, loss_scale, unscaled
 
 Updates = tuple[Any, Any]
 
@@ -84,17 +85,19 @@ def for_net(net: Layer, optimizer: Any) -> Any:
 
 def descend(
     optimizer: Any, loss: Callable[[Params], Any], params: Params, opt_state: Any, state: State,
-    gradient: Callable[[Params], Any] | None = None,
+    gradient: Callable[[Params, Any], Any] | None = None,
 ) -> Descent:
     """One update by a loss, ``params -> (value, (state, metrics))``, from the `state` of the net.
 
-    `gradient` returns what the loss does and its gradient, if not by `jax.value_and_grad`.
+    `gradient` gets the parameters and a scale, None for 1. It returns what the loss does, and the
+    gradient of the scaled loss.
 
     A skipped step leaves the state of the net unchanged. A step whose gradient is only accumulated
     leaves the averages of `ema` unchanged, which count the steps of the optimizer.
     """
-    gradient = gradient or jax.value_and_grad(loss, has_aux=True)
-    (value, (after, metrics)), grads = gradient(params)
+    gradient, scale = gradient or functools.partial(_gradient, loss), loss_scale(opt_state)
+    (value, (after, metrics)), grads = gradient(params, scale)
+    grads = grads if scale is None else unscaled(grads, scale)
     grads = jax.tree.map(jnp.conj, grads)  # the convention of optax for complex parameters
 
     def value_fn(given: Params, *, obj_fn: Any = None) -> jax.Array:
@@ -113,6 +116,14 @@ def descend(
     if accumulated:
         after = averages_if(jnp.any(jnp.stack(accumulated) == 0), state, after)
     return Descent(moved, opt, after, metrics, skipped, value, grads)
+
+
+def _gradient(loss: Callable[[Params], Any], params: Params, scale: Any) -> Any:
+    """What the loss returns, and the gradient of the loss times `scale`."""
+    if scale is None:
+        return jax.value_and_grad(loss, has_aux=True)(params)
+    value, pull, aux = jax.vjp(loss, params, has_aux=True)
+    return (value, aux), pull(scale.astype(value.dtype))[0]
 
 
 @standard_promotion()
@@ -245,9 +256,11 @@ def _skipped(before: Any, after: Any, updates: Any) -> jax.Array | None:
     as skipped only if its counter has changed.
     """
     found = []
-    kinds = optax.ApplyIfFiniteState, optax.MultiStepsState
+    kinds = Guarded, optax.ApplyIfFiniteState, optax.MultiStepsState
     for old, part in zip(_parts(before, *kinds), _parts(after, *kinds), strict=True):
-        if isinstance(part, optax.ApplyIfFiniteState):
+        if isinstance(part, Guarded):
+            found.append(part.skipped)
+        elif isinstance(part, optax.ApplyIfFiniteState):
             finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates)]
             refused = part.total_notfinite != old.total_notfinite
             found.append(refused & jnp.stack(finite).all())  # otherwise it gave up

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ from diffprog.training.descent import (
     inference_params,
     learning_rate,
 )
+from diffprog.training.finite import LossScale, guarded, unguarded
+from diffprog.training.finite import loss_scale as scale_of
 from diffprog.training.objectives import Objective, checked, inputs
 
 __all__ = ["Step", "TrainState", "make_step"]
@@ -105,6 +107,7 @@ def make_step(
     net: Layer, objective: Objective, optimizer: optax.GradientTransformation, *,
     accumulate: int = 1, report: Sequence[str] = (), donate: bool = True, check_axes: bool = True,
     eval_params: Callable[[Any, Params], Params] = inference_params,
+    non_finite: Literal["raise", "skip"] | None = None, loss_scale: LossScale | None = None,
 ) -> Step:
     """One step of gradient descent as a pair of pure functions.
 
@@ -135,7 +138,8 @@ def make_step(
             unrolled around convolutions.
         report: further metrics: ``gradient_norm``, the Euclidean norm of the gradient by all
             trainable parameters, before the optimizer clips it; ``learning_rate``, which needs an
-            optimizer of `optax.inject_hyperparams`; ``total_loss``, the loss with penalties.
+            optimizer of `optax.inject_hyperparams`; ``total_loss``, the loss with penalties;
+            ``loss_scale``, that of the next step.
         donate: let `apply` reuse the memory of its state argument, which is deleted. Pass False in
             notebooks, and to differentiate through training steps (with ``eps_root=1e-8`` for Adam,
             whose square root has no derivative where a gradient is zero).
@@ -146,6 +150,14 @@ def make_step(
         eval_params: ``(opt_state, params) -> params``, the parameters for `evaluate`. By default
             the slow ones of `optax.lookahead`, and ``schedule_free_eval_params`` for
             ``optax.contrib.schedule_free``.
+        non_finite: what becomes of a step whose loss, or whose gradient by trainable parameters, is
+            not finite. Both "raise" and "skip" skip it: parameters, statistics, averages and the
+            state of the optimizer stay as they are, only the step number moves. It counts in no
+            metric except ``skipped``. With "raise", `fit` raises at the next reading, and names the
+            gradients by their paths. With None nothing is checked in the step, and `fit` raises
+            for the loss or the parameters at a reading.
+        loss_scale: a `dp.training.LossScale`, for gradients in float16. Steps with an overflow are
+            skipped as above. Gradients that the optimizer and `report` see are not scaled.
 
     A streaming net continues from batch to batch if ``state.state`` comes from its ``start``. This
     is truncated back-propagation: no gradient reaches the batch before. `evaluate` does not stream.
@@ -164,7 +176,8 @@ def make_step(
     Raises:
         LayerError: net, objective or optimizer is something else; in ``init``, an optimizer that
             takes more than one gradient per step (``sam``) or one per example (``dpsgd``; see
-            docs/second_order.md for such steps); in ``apply``, updates whose shapes differ from
+            docs/second_order.md for such steps); `loss_scale` with ``non_finite="raise"``; in
+            ``apply``, updates whose shapes differ from
             those of the parameters; in ``apply`` and ``evaluate``, a failure of `check_axes`, or a
             donated state.
     """
@@ -173,8 +186,9 @@ def make_step(
     check_objective(net, objective)
     check_count("accumulate", accumulate)
     _check_report(report)
-    training = _Training(net, checked(objective), for_net(net, optimizer), eval_params,
-                         check_axes, accumulate, tuple(report))
+    descent = guarded(net, for_net(net, optimizer), non_finite, loss_scale)
+    training = _Training(net, checked(objective), descent, eval_params, check_axes, accumulate,
+                         tuple(report))
     return Step(training.init, Compiled(training.apply, donate_argnums=0 if donate else ()),
                 Compiled(training.evaluate), net, training.inputs, training.combine,
                 is_across_examples(training.objective), training.eval_params)
@@ -202,6 +216,9 @@ class _Training:
         opt_state = self.optimizer.init(params)
         if "learning_rate" in self.report:
             learning_rate(opt_state)
+        if "loss_scale" in self.report and scale_of(opt_state) is None:
+            raise LayerError("a scale of the loss, to report it", "a step without one",
+                             "pass loss_scale=dp.training.LossScale()")
         return fresh_state(params, state, opt_state, later)
 
     def apply(self, now: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -228,6 +245,7 @@ class _Training:
             "gradient_norm": lambda: optax.tree.norm(self._trained(done.gradient)),
             "learning_rate": lambda: learning_rate(done.opt_state),
             "total_loss": lambda: done.loss,
+            "loss_scale": lambda: scale_of(done.opt_state),
         }
         return {name: found[name]() for name in self.report}
 
@@ -251,7 +269,7 @@ class _Training:
                                  key=key, first=first)
 
     def eval_params(self, now: TrainState) -> Params:
-        return self.params_for_inference(now.opt_state, now.params)
+        return self.params_for_inference(unguarded(now.opt_state), now.params)
 
     def inputs(self, batch: Any) -> tuple[Any, dict[str, Any]]:
         return self.objective.inputs(self.net, batch)
@@ -330,7 +348,7 @@ def check_state(state: Any) -> None:
 
 def _check_report(report: Any) -> None:
     """Raise unless `report` lists known metrics."""
-    names = "gradient_norm", "learning_rate", "total_loss"
+    names = "gradient_norm", "learning_rate", "loss_scale", "total_loss"
     if isinstance(report, str) or not set(report) <= set(names):
         raise LayerError(f"report as a list of names among {listed(names)}", code(report),
                          'write report=["gradient_norm"], for example')

@@ -42,7 +42,8 @@ def mixed(layer: Any, dtype: Any) -> Layer:
 
         scaling = dp.stateless(init, forward, casts=True)
 
-    float16 has a smaller range than bfloat16: with it, scale the loss.
+    float16 has a smaller range than bfloat16: with it, scale the loss by ``loss_scale`` of
+    `make_step`.
 
     Args:
         layer: any layer.

@@ -169,6 +169,29 @@ def played(players, batch=DATA[0]):
 EXAMPLES = {
     "wants a number of steps or of epochs, got neither; pass one of them":
         lambda: dp.fit(sgd(), DATA, key=KEY, progress=False),
+    "wants non_finite out of None, raise, skip, got 'stop'; choose one of them":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), non_finite="stop"),
+    "wants non_finite=\"skip\" or None with loss_scale, got 'raise'; leave it out: a scale is "
+    "found by steps that overflow":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), non_finite="raise",
+                             loss_scale=dp.training.LossScale()),
+    "wants loss_scale as a LossScale, got 1024; pass dp.training.LossScale(), for example":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), loss_scale=1024),
+    "wants initial as a power of two from 1 to 2**64, got 1000.0; pass 2.0**15: other scales round "
+    "the gradients":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1),
+                             loss_scale=dp.training.LossScale(1000.0)),
+    "wants period as an int of at least 1, got 0; pass 1 or more":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1),
+                             loss_scale=dp.training.LossScale(period=0)),
+    "wants a scale of the loss, to report it, got a step without one; pass "
+    "loss_scale=dp.training.LossScale()":
+        lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1),
+                             report=["loss_scale"]).init(KEY, XS),
+    "wants a finite loss and gradient, got a non-finite loss and non-finite gradients of bias, "
+    "kernel in step 1; lower the learning rate, check the data for NaN and ids out of range, or "
+    'pass make_step(non_finite="skip")':
+        lambda: train(sgd(non_finite="raise"), [(np.full_like(XS, np.nan), YS)], 1),
     "wants data with a length, for epochs, got <list_iterator...":
         lambda: dp.fit(sgd(), iter(DATA), epochs=1, key=KEY, progress=False),
     "wants checkpoints up to step 0, got one of step 2 in ...": taken_folder,
@@ -195,8 +218,8 @@ EXAMPLES = {
     "optax.inject_hyperparams(optax.adam)(learning_rate=schedule)":
         lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1),
                              report=["learning_rate"]).init(KEY, XS),
-    "wants report as a list of names among gradient_norm, learning_rate, total_loss, got ['lr']; "
-    'write report=["gradient_norm"], for example':
+    "wants report as a list of names among gradient_norm, learning_rate, loss_scale, total_loss, "
+    'got [\'lr\']; write report=["gradient_norm"], for example':
         lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), report=["lr"]),
     "wants a batch that can be cut into accumulate=2 equal parts, got one of 3 examples, ...":
         lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), accumulate=2).apply(
@@ -350,8 +373,8 @@ EXAMPLES = {
     "outside their range in the data":
         lambda: train(sgd(), [(XS, YS + 1)], 1),
     "wants a finite loss, got nan by step 2, at first in step 1, with non-finite bias, kernel; "
-    "lower the learning rate, check the data for NaN and ids out of range, or list the leaves "
-    "that broke by tree.nonfinite(gradients)":
+    "lower the learning rate, check the data for NaN and ids out of range, or name the "
+    'gradients that broke by make_step(non_finite="raise")':
         infinite,
     "grows_0 (grows): wants a state of unchanged structure, {some: float32[]}, got {some: "
     "float32[], more: float32[]}; let apply return the given state, with new values":
@@ -435,8 +458,8 @@ EXAMPLES = {
     "numbers":
         lambda: train(sgd(), [(XS, Words())], 1),
     "wants finite parameters, got non-finite bias after step 9; lower the learning rate, check "
-    "the data for NaN and ids out of range, or list the leaves that broke by "
-    "tree.nonfinite(gradients)":
+    "the data for NaN and ids out of range, or name the gradients that broke by "
+    'make_step(non_finite="raise")':
         breaking(9, 10),
     "wants a finite loss, got nan by step 5, at first in step 3, with finite parameters; look for "
     "NaN and for labels outside their range in the data":
