@@ -33,7 +33,7 @@ TABLE = {
     "text": "training losses transforms core",
     "diffusion": "training losses core",
     "gradients": "training losses data core",
-    "inspection": "training wiring transforms core",
+    "inspection": "training runtime wiring transforms core",
     "laws": "gradients wiring core",
     "interop": "core",
     "tree": "core",  # the public face of paths, at the top

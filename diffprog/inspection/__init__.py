@@ -9,9 +9,10 @@ from diffprog.core.synonyms import unknown
 # Written by tests/names.py --write.
 from diffprog.inspection.diagrams import diagram
 from diffprog.inspection.flows import gradient_flow
+from diffprog.inspection.watching import watch_activations, watch_gradients
 
 __all__ = [
-    "diagram", "gradient_flow",
+    "diagram", "gradient_flow", "watch_activations", "watch_gradients",
 ]
 # To here.
 

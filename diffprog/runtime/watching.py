@@ -6,7 +6,7 @@ metrics or adds to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from diffprog.core.paths import select
 __all__ = ["Histogram", "watch"]
 
 Observer = Callable[[int, Any, dict[str, Any]], None]
+Measured = dict[str, tuple[Any, Any]]  # path -> (norm, counts)
 
 _POWERS = 2.0 ** np.arange(-16, 5)
 EDGES = np.concatenate([-_POWERS[::-1], _POWERS])
@@ -44,6 +45,7 @@ def watch(pattern: str) -> Observer:
     are of the type `Histogram`. The edges of the bins are powers of two with both signs, from 2^-16
     to 2^4; empty bins at both ends are left out. Weights & Biases takes a histogram as
     ``wandb.Histogram(np_histogram=histogram)``. A complex entry counts by its magnitude.
+    `dp.inspection.watch_gradients` and `dp.inspection.watch_activations` do the same for these.
 
     Args:
         pattern: of paths of parameters, in which ``*`` is one level and ``**`` any number.
@@ -65,17 +67,22 @@ def watch(pattern: str) -> Observer:
         2
     """
     def add(step: int, state: Any, metrics: dict[str, Any]) -> None:
-        leaves = select(getattr(state, "params", state), pattern)
-        for path, (norm, counts) in jax.device_get(_measured(leaves)).items():
-            metrics[f"norm/{path}"] = float(norm)
-            metrics[f"histogram/{path}"] = _trimmed(counts)
+        record(metrics, measured(select(getattr(state, "params", state), pattern)))
 
     return add
 
 
 @jax.jit
-def _measured(leaves: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+def measured(leaves: Mapping[str, Any]) -> Measured:
+    """Norm and counts of each leaf, under its path."""
     return {path: _norm_and_counts(x) for path, x in leaves.items()}
+
+
+def record(metrics: dict[str, Any], found: Measured, kind: str = "") -> None:
+    """Add what `measured` returned to the metrics, as norms and histograms of this kind."""
+    for path, (norm, counts) in jax.device_get(found).items():
+        metrics[f"{kind}norm/{path}"] = float(norm)
+        metrics[f"{kind}histogram/{path}"] = _trimmed(counts)
 
 
 def _norm_and_counts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
