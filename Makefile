@@ -30,6 +30,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/fit.py
 	$(BIN)/python benchmarks/gpt.py
+	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/resnet.py
 
 .venv/ready: pyproject.toml constraints.txt

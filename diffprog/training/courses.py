@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffprog.core.arguments import check_count
+from diffprog.core.arguments import check_count, held
 from diffprog.core.errors import LayerError
 from diffprog.core.nets import verify
 from diffprog.core.notation import listed
@@ -104,7 +105,9 @@ class Course:
         self.now, self.best, self.history = before
         self.number = int(self.now.step)
         self.broken = set(nonfinite(self.now.params))
-        self.unread: list[Any] = []  # the metrics of each step since the last reading
+        # The metrics of each call since the last reading: of a step, or stacked, of several.
+        self.unread: list[Any] = []
+        self.newest = 0  # the first of them that the last `take` added
         self._judge_history()
 
     def _judge_history(self) -> None:
@@ -149,8 +152,7 @@ class Course:
         """
         best = None if self.best is None else int(self.best.step)
         tree = {name: self.now for name in self.like}
-        unread = [{name: float(x) for name, x in metrics.items()}
-                  for metrics in jax.device_get(self.unread)]
+        unread = [{name: float(x) for name, x in metrics.items()} for metrics in _rows(self.unread)]
         return tree | ({} if self.best is None else {"best": self.best}), {
             "best": best, "history": self.history, "unread": unread, "position": position}
 
@@ -167,20 +169,40 @@ class Course:
         if data is not None and (batches := iter(data)) is not data:
             evaluate(self.step, self.now, itertools.islice(batches, 1))
 
-    def take(self, batch: Any) -> None:
-        """Take one step."""
-        self.now, metrics = self.step.apply(self.now, batch)
-        if not self.unread:
-            check_numbers(metrics)
-        self.unread.append(metrics)
-        self.number += 1
+    def take(self, stream: Iterator[Any], last: int) -> int:
+        """Take a step, or as many as a call has, but none after step `last`; return their number.
+
+        Calls of several steps begin at multiples of their number, so that a resumed run has the
+        same calls, and the same bits.
+        """
+        ahead = self.step.per_call
+        if self.number % ahead or self.number + ahead > last:
+            ahead = 1
+        batches = [next(stream)] if ahead == 1 else list(itertools.islice(stream, ahead))
+        self.newest = len(self.unread)
+        if ahead > 1 and (stacked := _stacked(batches)) is not None:
+            assert self.step.apply_many is not None
+            self.now, metrics = self.step.apply_many(self.now, stacked)
+            if not self.unread:
+                check_numbers({name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+                               for name, x in metrics.items()})
+            self.unread.append(metrics)
+            self.number += ahead
+            return ahead
+        for batch in batches:
+            self.now, metrics = self.step.apply(self.now, batch)
+            if not self.unread:
+                check_numbers(metrics)
+            self.unread.append(metrics)
+            self.number += 1
+        return ahead
 
     def read(self, number: int, last: int) -> dict[str, float]:
         """Log the metrics between the last reading and step `number`, the current one or the one
-        before; raise if a loss or a parameter is not finite.
+        before the last call; raise if a loss or a parameter is not finite.
         """
-        since = len(self.unread) - (self.number - number)
-        seen = _without_skipped(self.step.combine(average_batches(self.unread[:since])))
+        since = len(self.unread) if number == self.number else self.newest
+        seen = _without_skipped(self.step.combine(average_batches(_rows(self.unread[:since]))))
         self._check_skipped(seen)
         self._check_finite(seen, number)
         if number == last and (broken := set(nonfinite(self.now.params)) - self.broken):
@@ -233,9 +255,9 @@ class Course:
         gradients, loss = broken_paths(self.now.opt_state, self.now.params)
         if not metrics.get("skipped") or not (gradients or loss):
             return
-        skipped = [i for i, metrics in enumerate(jax.device_get(self.unread), 1)
-                   if metrics.get("skipped")]
-        first, last = (self.number - len(self.unread) + i for i in (skipped[0], skipped[-1]))
+        rows = _rows(self.unread)
+        skipped = [i for i, metrics in enumerate(rows, 1) if metrics.get("skipped")]
+        first, last = (self.number - len(rows) + i for i in (skipped[0], skipped[-1]))
         found = ["a non-finite loss"] * loss
         found += [f"non-finite gradients of {listed(gradients)}"] if gradients else []
         since = f", at first in step {first}" if first < last else ""
@@ -246,10 +268,11 @@ class Course:
 
     def _first_broken(self, name: str, number: int) -> int:
         """The first step since the last reading with a non-finite loss; `number` if none has."""
-        for i, metrics in enumerate(jax.device_get(self.unread)):
+        rows = _rows(self.unread)
+        for i, metrics in enumerate(rows):
             skipped = metrics.get(name.removesuffix("loss") + "skipped", 0)
             if not skipped and not math.isfinite(metrics.get(name, 0)):
-                return self.number - len(self.unread) + 1 + i
+                return self.number - len(rows) + 1 + i
         return number
 
     def _failed(self, wants: str, got: str, remedy: str, step: int) -> LayerError:
@@ -257,6 +280,31 @@ class Course:
         error = LayerError(wants, got, remedy)
         vars(error).update(step=step, **self.result._asdict())
         return error
+
+
+def _stacked(batches: list[Any]) -> Any:
+    """The batches on a new first axis; None if they do not have the same shapes."""
+    batches = [held(batch) for batch in batches]
+    kinds = {(jax.tree.structure(batch), tuple(map(np.shape, jax.tree.leaves(batch))))
+             for batch in batches}
+    if len(kinds) > 1:
+        return None
+
+    def stack(*leaves: Any) -> Any:
+        on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
+        return jnp.stack(leaves) if on_device else np.stack(leaves)
+
+    return jax.tree.map(stack, *batches)
+
+
+def _rows(calls: list[Any]) -> list[dict[str, Any]]:
+    """The metrics of each step, of calls with one step or several."""
+    rows = []
+    for metrics in jax.device_get(calls):
+        shape = np.shape(next(iter(metrics.values())))
+        rows += [metrics] if not shape else [
+            {name: x[i] for name, x in metrics.items()} for i in range(shape[0])]
+    return rows
 
 
 def _index_of_step(history: list[dict[str, float]], step: int) -> int:

@@ -59,7 +59,7 @@ def fit(
         validation: batches, iterated once per reading; adds metrics ``validation/...``. A
             `dp.training.Validation` selects the best state by another metric, and stops early. The
             first batch is tried before the first step.
-        log_every: steps between two readings.
+        log_every: steps between two readings; a multiple of `steps_per_call` of the step.
         log: what is told of each reading, one or a list: a path, to which a line of JSON is
             appended; a function ``log(step, metrics)``; an observer ``(step, state, metrics)``,
             such as those of `dp.runtime`. The state is valid until it returns, as the next step
@@ -79,10 +79,11 @@ def fit(
             `state` or the checkpoint is of another net, or `state` was donated; the data ends, or
             the validation data does not; a metric of `Validation` is missing; a metric is no
             number; `resume` without checkpoints, or with data whose position is unknown; without
-            `resume`, a folder with checkpoints of later steps; a loss is not finite, in a step that
-            the optimizer did not skip, or the last step made parameters non-finite. The latter
-            error has the attributes ``step``, the first broken one, and ``state``, ``best`` and
-            ``history``, as a `Fit` has; ``state`` is that after the last step that has begun.
+            `resume`, a folder with checkpoints of later steps; `log_every` is no multiple of
+            `steps_per_call`; a loss is not finite, in a step that the optimizer did not skip, or
+            the last step made parameters non-finite. The latter error has the attributes ``step``,
+            the first broken one, and ``state``, ``best`` and ``history``, as a `Fit` has; ``state``
+            is that after the last step that has begun.
 
     Example:
         >>> x, y = jnp.eye(4), jnp.arange(4)
@@ -94,6 +95,9 @@ def fit(
     """
     check_step(step)
     check_count("log_every", log_every)
+    if log_every % step.per_call:
+        raise LayerError(f"log_every as a multiple of {step.per_call} steps per call",
+                         str(log_every), f"pass log_every={50 * step.per_call}, for example")
     check_batches("data", data)
     steps = _number_of_steps(steps, epochs, data)
     _check_start(key, state)
@@ -120,12 +124,12 @@ def fit(
                 while course.number < last and not course.is_over:
                     with deferred_interrupt():
                         try:
-                            course.take(next(stream))
+                            taken = course.take(stream, last)
                         finally:
                             if late is not None:
                                 run.show(shown, late, last)
                             late = None
-                    shown.update(1)
+                    shown.update(taken)
                     if course.number % log_every == 0 or course.number == last:
                         if run.needs_state(last):
                             run.show(shown, course.number, last)

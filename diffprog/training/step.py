@@ -19,6 +19,7 @@ from diffprog.core.arguments import check_count, check_kept
 from diffprog.core.errors import LayerError
 from diffprog.core.guards import check_key
 from diffprog.core.layer import Layer, as_layer
+from diffprog.core.loops import convolves
 from diffprog.core.nets import trainable
 from diffprog.core.notation import code, listed, show
 from diffprog.core.parameters import fold
@@ -88,6 +89,9 @@ class Step:
         across_examples: whether the objective compares the examples of a batch.
         eval_params: ``state -> params``, the parameters for inference: ``state.params``, except
             with optimizers that keep an average, such as `optax.lookahead`.
+        per_call: number of steps that `fit` takes in one call of the device.
+        apply_many: ``(state, batches) -> (state, metrics)``, jitted: a step for each batch, along a
+            new first axis of batches and metrics.
     """
 
     init: Callable[..., TrainState]
@@ -98,6 +102,8 @@ class Step:
     combine: Callable[[dict[str, float]], dict[str, float]]
     across_examples: bool
     eval_params: Callable[[TrainState], Params]
+    per_call: int = 1
+    apply_many: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.init, self.apply))
@@ -105,8 +111,8 @@ class Step:
 
 def make_step(
     net: Layer, objective: Objective, optimizer: optax.GradientTransformation, *,
-    accumulate: int = 1, report: Sequence[str] = (), donate: bool = True, check_axes: bool = True,
-    eval_params: Callable[[Any, Params], Params] = inference_params,
+    accumulate: int = 1, steps_per_call: int = 1, report: Sequence[str] = (), donate: bool = True,
+    check_axes: bool = True, eval_params: Callable[[Any, Params], Params] = inference_params,
     non_finite: Literal["raise", "skip"] | None = None, loss_scale: LossScale | None = None,
 ) -> Step:
     """One step of gradient descent as a pair of pure functions.
@@ -136,6 +142,11 @@ def make_step(
             `batch_norm` are those of each part, and move once a part; averages of `ema`, clipping,
             schedules and skipped steps see whole batches alone. On CPU the loop over the parts is
             unrolled around convolutions.
+        steps_per_call: number of steps that `fit` takes in one call of the device, by a scan: for
+            small nets, whose step takes less time than its call. `log_every` of `fit` must be a
+            multiple. Steps that fill no call, as the last ones may, are taken one by one, also
+            where shapes differ from batch to batch. With convolutions it is refused on CPU, where
+            their gradients are many times slower in a scan.
         report: further metrics: ``gradient_norm``, the Euclidean norm of the gradient by all
             trainable parameters, before the optimizer clips it; ``learning_rate``, which needs an
             optimizer of `optax.inject_hyperparams`; ``total_loss``, the loss with penalties;
@@ -177,21 +188,24 @@ def make_step(
         LayerError: net, objective or optimizer is something else; in ``init``, an optimizer that
             takes more than one gradient per step (``sam``) or one per example (``dpsgd``; see
             docs/second_order.md for such steps); `loss_scale` with ``non_finite="raise"``; in
-            ``apply``, updates whose shapes differ from
-            those of the parameters; in ``apply`` and ``evaluate``, a failure of `check_axes`, or a
-            donated state.
+            ``apply``, updates whose shapes differ from those of the parameters; in ``apply`` and
+            ``evaluate``, a failure of `check_axes`, or a donated state; in `fit`, `steps_per_call`
+            with convolutions on CPU.
     """
     net = as_layer(net)
     check_optimizer(optimizer)
     check_objective(net, objective)
     check_count("accumulate", accumulate)
+    check_count("steps_per_call", steps_per_call)
     _check_report(report)
     descent = guarded(net, for_net(net, optimizer), non_finite, loss_scale)
     training = _Training(net, checked(objective), descent, eval_params, check_axes, accumulate,
                          tuple(report))
-    return Step(training.init, Compiled(training.apply, donate_argnums=0 if donate else ()),
+    donated = 0 if donate else ()
+    return Step(training.init, Compiled(training.apply, donate_argnums=donated),
                 Compiled(training.evaluate), net, training.inputs, training.combine,
-                is_across_examples(training.objective), training.eval_params)
+                is_across_examples(training.objective), training.eval_params, steps_per_call,
+                Compiled(training.apply_many, donate_argnums=donated))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -238,6 +252,14 @@ class _Training:
                              step=now.step + 1)
         done = done._replace(metrics={**done.metrics, **self._reported(done)})
         return after, step_metrics(done, batch)
+
+    def apply_many(self, now: TrainState, batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        first = jax.tree.map(lambda a: a[0], batches)
+        if jax.default_backend() == "cpu" and convolves(self.apply, now, first):
+            raise LayerError(
+                "steps_per_call=1 for a net with convolutions on CPU", "more",
+                "leave it out: XLA's gradient of a convolution is many times slower in a loop")
+        return jax.lax.scan(self.apply, now, batches)
 
     def _reported(self, done: Descent) -> dict[str, jax.Array]:
         """The metrics of `report`."""

@@ -221,6 +221,13 @@ EXAMPLES = {
     "wants report as a list of names among gradient_norm, learning_rate, loss_scale, total_loss, "
     'got [\'lr\']; write report=["gradient_norm"], for example':
         lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), report=["lr"]),
+    "wants steps_per_call=1 for a net with convolutions on CPU, got more; leave it out: XLA's "
+    "gradient of a convolution is many times slower in a loop":
+        lambda: train(dp.make_step(SEEING, dp.regression(), optax.sgd(0.1), steps_per_call=2),
+                      [(jnp.ones((2, 4, 4, 1)), jnp.ones((2, 4, 4, 2)))], 2, log_every=2),
+    "wants log_every as a multiple of 4 steps per call, got 50; pass log_every=200, for example":
+        lambda: train(dp.make_step(NET, dp.classification(), optax.sgd(0.1), steps_per_call=4),
+                      DATA, 1),
     "wants a batch that can be cut into accumulate=2 equal parts, got one of 3 examples, ...":
         lambda: dp.make_step(NET, dp.classification(), optax.sgd(0.1), accumulate=2).apply(
             state(sgd()), (XS[:3], YS[:3])),
