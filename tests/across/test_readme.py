@@ -12,7 +12,7 @@ import diffprog as dp
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
-OTHERS = ["CONTRIBUTING.md", "docs/cells.md", "docs/defaults.md"]
+OTHERS = ["docs/reproducibility.md", "CONTRIBUTING.md", "docs/cells.md", "docs/defaults.md"]
 LONG = ["docs/coming_from.md", "docs/recipes.md", "docs/second_order.md"]
 NOT_RUN = "<!-- not run -->"
 BLOCK = re.compile(
