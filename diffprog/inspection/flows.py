@@ -186,9 +186,12 @@ _felt.defvjp(_forward, _backward)
 
 
 def _size(arrays: list[jax.Array]) -> jax.Array:
-    """The root mean square of all entries."""
-    squares = sum(jnp.square(a.astype(jnp.float32)).sum() for a in arrays)
-    return jnp.sqrt(squares / max(sum(a.size for a in arrays), 1))
+    """The root mean square of all entries, over the largest: squares would leave float32."""
+    arrays = [jnp.abs(a).astype(jnp.float32) for a in arrays]
+    most = jnp.stack([jnp.zeros(()), *(a.max(initial=0) for a in arrays)]).max()
+    scale = jnp.where((most > 0) & jnp.isfinite(most), most, 1)
+    squares = sum(jnp.square(a / scale).sum() for a in arrays)
+    return scale * jnp.sqrt(squares / max(sum(a.size for a in arrays), 1))
 
 
 def _with_marks(layer: Layer, params: Params, shape: tuple[int, ...]) -> Params:

@@ -66,7 +66,7 @@ def tap(layer: Any, pattern: str, *, attention_weights: bool = False) -> Layer:
         >>> params, state = net.init(jax.random.key(0), jnp.array([[3, 1, 2]]))
         >>> logits, seen = net(params, jnp.array([[3, 1, 2]]))
         >>> {path: weights.shape for path, weights in seen.items()}
-        {'body/blocks/attend/body': (2, 1, 4, 3, 3)}
+        {'trunk/blocks/attend/body': (2, 1, 4, 3, 3)}
     """
     layer = as_layer(layer)
     net = _Tap(layer, pattern, attention_weights)

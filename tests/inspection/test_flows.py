@@ -220,3 +220,19 @@ def test_it_prints_as_a_table():
     assert line.split() == [row.path, "linear(4)", *(f"{size:.2e}" for size in row[2:])]
     (whole,) = [line for line in lines if line.startswith("repeat_0[1] ")]
     assert whole.split()[:2] == ["repeat_0[1]", "serial"] and len(whole.split()) == 4
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_sizes_have_the_range_of_float32(scale):
+    """The square of 1e-30 is zero in float32, and that of 1e30 infinite."""
+    def objective(net, params, state, batch, *, key, train):
+        y, state = net.apply(params, state, batch, key=key, train=train)
+        return scale * jnp.sum(y), (state, {})
+
+    net = dp.serial(dp.linear(3), dp.linear(3, bias=False))
+    params, state = net.init(KEY, X)
+    params["linear_1"]["kernel"] = 2 * jnp.eye(3)
+    seen = dp.inspection.gradient_flow(net, objective, params, X, state=state)
+    rows = {row.path: row for row in seen.rows}
+    assert rows["linear_1"].gradient == pytest.approx(scale, rel=1e-5)
+    assert rows["linear_0"].gradient == pytest.approx(2 * scale, rel=1e-5)

@@ -47,8 +47,9 @@ def attention(
 
     Example:
         >>> query, key = jax.random.normal(jax.random.key(0), (2, 5, 8))
-        >>> dp.attention(query, key, jnp.eye(5)).sum(-1)  # the values eye(S) give the weights
-        Array([1., 1., 1., 1., 1.], dtype=float32)
+        >>> weights = dp.attention(query, key, jnp.eye(5))  # the values eye(S) give the weights
+        >>> jnp.allclose(weights.sum(-1), 1)
+        Array(True, dtype=bool)
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; shared heads: Ainslie et al. 2023,
     arXiv:2305.13245.
