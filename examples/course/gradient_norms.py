@@ -123,9 +123,9 @@ def main(experiment: Experiment) -> None:
                      experiment.figures["factor per layer, sigmoid, v = 1"] < 1 / 3)
     experiment.claim("With a residual sum and no norm the gradient explodes, by more than a third "
                      "in each block.", per_layer(found["residual"]) > 4 / 3)
-    experiment.claim("With a norm before each branch it grows by less than 20 over all blocks, and "
-                     "with branches that begin at zero it does not change.",
-                     found["residual, norm first"][0] < 20 * found["residual, norm first"][-1]
+    experiment.claim("With a norm before each branch it grows by less than the number of blocks, "
+                     "over all of them; with branches that begin at zero it does not change.",
+                     found["residual, norm first"][0] < depth * found["residual, norm first"][-1]
                      and np.allclose(found["branch begins at zero"],
                                      found["branch begins at zero"][-1], rtol=1e-3))
 
