@@ -58,7 +58,7 @@ def influence(net: dp.Layer, images: jax.Array, key: jax.Array, draws: int) -> n
 def box(seen: np.ndarray) -> tuple[int, int, int, int]:
     """First row, first column, height and width of what is not zero."""
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    return rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1
+    return int(rows[0]), int(columns[0]), int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
 
 
 def central(amount: np.ndarray) -> float:
