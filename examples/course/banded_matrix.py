@@ -51,12 +51,12 @@ def main(experiment: Experiment) -> None:
                 jnp.zeros(LENGTH)))
         else:
             found[name] = matrix(layer, of_layer)
-        shown = axes.imshow(found[name], cmap=DIVERGING, vmin=-2, vmax=2)
+        axes.imshow(found[name], cmap=DIVERGING, vmin=-2, vmax=2)
         weights = len(np.unique(found[name][found[name] != 0].round(6)))
         axes.set(title=name, xlabel=f"input; {weights} different weights", ylabel="output",
                  xticks=range(0, LENGTH, 2), yticks=range(0, len(found[name]), 2))
         axes.grid(False)
-    drawn.colorbar(shown, ax=drawn.axes, shrink=0.6, label="weight")
+    drawn.colorbar(drawn.axes[0].images[0], ax=drawn.axes, shrink=0.6, label="weight")
     experiment.save(drawn, "banded_matrix", "Cross-correlation, convolution, circular padding, "
                     "stride, dilation and a dense layer as matrices.")
 
