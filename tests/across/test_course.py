@@ -1,6 +1,7 @@
 """The course: its experiments in short mode, and its pages, made from their results."""
 
 import ast
+import functools
 import hashlib
 import importlib
 import json
@@ -11,6 +12,8 @@ import sys
 
 import pytest
 from across.test_readme import execute
+
+import diffprog as dp
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = ROOT / "examples" / "course"
@@ -73,6 +76,40 @@ def test_a_page_of_a_topic_has_predictions_and_solved_exercises(page):
     solutions = re.findall(r"<details><summary>Solution</summary>(.*?)</details>", exercises, re.S)
     assert len(solutions) >= 2
     assert any("assert " in solution for solution in solutions)
+
+
+def rows():
+    """Statement, page, line and test of each row of the map."""
+    table = (COURSE / "index.md").read_text().partition("\n## The map\n")[2]
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+
+
+def anchors(page):
+    """The names of a page's headings in links, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
+def test_a_row_of_the_map_leads_to_a_page_a_line_and_a_test(row):
+    _, page, line, test = row
+    path, _, anchor = re.fullmatch(r"\[.+\]\((.+)\)", page)[1].partition("#")
+    assert not anchor or anchor in anchors(COURSE / path)
+    assert (COURSE / path).is_file()
+    names = re.findall(r"\bdp((?:\.\w+)+)", line)
+    assert names
+    for name in names:
+        functools.reduce(getattr, name.split(".")[1:], dp)
+    file, _, function = test.strip("`").partition("::")
+    source = (ROOT / file).read_text()
+    assert not function or re.search(rf"^def {function}\(", source, re.M)
+
+
+def test_every_page_is_in_the_map():
+    """Exercises that are graded, and the map itself, are none."""
+    linked = {re.search(r"\((.+?)[#)]", page)[1] for _, page, _, _ in rows()}
+    assert linked >= {page for page in PAGES if page != "index.md"}
 
 
 def test_a_claim_that_does_not_hold_ends_the_run(tmp_path):
