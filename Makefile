@@ -26,6 +26,11 @@ verify: test
 test-newest: .venv-newest/ready
 	$(NEWEST)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --newest
 
+# The exercises of the course, or the answers in another folder.
+FROM ?= docs/course/exercises
+grade: .venv/ready
+	$(BIN)/python docs/course/exercises/grade.py $(FROM)
+
 bench: .venv/ready
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/fit.py

@@ -40,7 +40,7 @@ def valley(w: jax.Array) -> jax.Array:
 
 def path(optimizer: optax.GradientTransformation, steps: int) -> jax.Array:
     """The points of a descent, (steps + 1, 2)."""
-    def step(now: Any, _: None) -> tuple[Any, jax.Array]:
+    def step(now: Any, _: None) -> tuple[Any, Any]:
         w, state = now
         updates, state = optimizer.update(jax.grad(valley)(w), state, w)
         w = optax.apply_updates(w, updates)
@@ -81,7 +81,7 @@ def main(experiment: Experiment) -> None:
     for bound, color in ((BOUND, COLORS[0]), (BOUND * (1 + MOMENTUM), COLORS[1])):
         axes.axvline(bound, color=color, ls=":")
         axes.annotate(f" {bound:g}", (bound, 1e16), color=color)
-    axes.axhline(valley(START), color="0.6", lw=1)
+    axes.axhline(float(valley(START)), color="0.6", lw=1)
     axes.set(xscale="log", yscale="log", xlabel="learning rate; dotted: the bounds of theory",
              ylabel="height; grey: at the start")
     axes.legend(loc="upper left")
