@@ -1,6 +1,6 @@
 """Every registered layer and the networks of the example lower for CPU, GPU and TPU."""
 
-import importlib.util
+import importlib
 import pathlib
 
 import jax
@@ -40,11 +40,9 @@ def test_every_case_lowers_for_all_platforms(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["convnet", "mlp", pytest.param(
     "resnet", marks=pytest.mark.slow)])
-def test_the_networks_of_the_example_lower_for_all_platforms(model):
-    path = pathlib.Path(__file__).parents[2] / "examples" / "digits.py"
-    found = importlib.util.spec_from_file_location("digits", path)
-    digits = importlib.util.module_from_spec(found)
-    found.loader.exec_module(digits)
+def test_the_networks_of_the_example_lower_for_all_platforms(model, monkeypatch):
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2] / "examples")
+    digits = importlib.import_module("digits")
     make = digits.MODELS[model][0]
     assert lowered(make(), floats(4, 8, 8, 1)).platforms == PLATFORMS
 
