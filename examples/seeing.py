@@ -117,7 +117,7 @@ def draw_flows(figure: Any, found: dict[str, list[float]]) -> None:
     axes = figure.subplots()
     for name, sizes in found.items():
         axes.plot(range(1, len(sizes) + 1), sizes, ".-", label=name)
-    axes.set(title="Gradient at the output of 30 blocks, at initialization", yscale="log",
+    axes.set(title="Gradient behind 30 untrained blocks", yscale="log",
              xlabel="block, from the input", ylabel="rms of dloss / dy")
     axes.legend()
     axes.grid(alpha=0.3)
