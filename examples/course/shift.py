@@ -107,7 +107,7 @@ def main(experiment: Experiment) -> None:
     right.axhline(100 / WORDS, color="gray", lw=1, ls=":")
     right.set(xticks=lengths, xlabel="length of the sequences tried, steps", ylim=(0, 120),
               ylabel="accuracy, percent", title=f"Trained at length {T}")
-    right.legend(ncols=2)
+    right.legend(ncols=3, fontsize=8)
     experiment.save(drawn, "shift", "Left, a phrase at shifted positions; right, longer "
                     "sequences. Dotted: chance.")
 
