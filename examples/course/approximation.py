@@ -177,7 +177,7 @@ def main(experiment: Experiment) -> None:
 
     drawn = figure(11, 4, "Infinite width, and infinite depth")
     left, right = drawn.subplots(1, 2)
-    net_widths = experiment.pick((10, 100, 1000, 10000), (10, 300))
+    net_widths = experiment.pick((10, 100, 1000, 10000), (10, 3000))
     apart = []
     mean, slopes = infinite_kernels(jnp.tanh, X, X)
     limit = 1 + mean + (1 + X @ X.T) * slopes  # the last bias, the last kernel, the first map
