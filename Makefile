@@ -10,7 +10,7 @@ export UV_PYTHON_DOWNLOADS = never
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
 
-# make test CACHE=.cache keeps compiled programs there: a second run takes half the time.
+# make test CACHE=.cache keeps compiled programs there for the next run.
 CACHED = $(if $(CACHE),JAX_COMPILATION_CACHE_DIR=$(abspath $(CACHE)) \
   JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1)
 
