@@ -9,7 +9,7 @@ loop read are cast inside the step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -81,6 +81,17 @@ def wide(x: jax.Array) -> jax.Array:
     """x in float32, or in its own dtype if that is wider."""
     x = jnp.asarray(x)  # NumPy's float64 is float32 in JAX
     return x.astype(wide_dtype(x))
+
+
+def norm(arrays: Iterable[Any]) -> jax.Array:
+    """The Euclidean norm of all entries, in float32 or wider, over the range of that dtype.
+
+    Entries are divided by the largest first: the squares of 1e-30 and of 1e30 leave float32.
+    """
+    sizes = [wide(jnp.abs(a)) for a in arrays]
+    most = jnp.stack([jnp.zeros(()), *(a.max(initial=0) for a in sizes)]).max()
+    scale = jnp.where((most > 0) & jnp.isfinite(most), most, 1)
+    return scale * jnp.sqrt(sum((jnp.square(a / scale).sum() for a in sizes), jnp.zeros(())))
 
 
 def along(leaf: jax.Array, x: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 
 from diffprog.core.arguments import held
 from diffprog.core.computed import Expanded, Mapped
-from diffprog.core.dtypes import is_float
+from diffprog.core.dtypes import is_float, norm
 from diffprog.core.layer import Layer, around, as_layer
 from diffprog.core.notation import clip
 from diffprog.core.plans import Params, Plan, State
@@ -186,12 +186,8 @@ _felt.defvjp(_forward, _backward)
 
 
 def _size(arrays: list[jax.Array]) -> jax.Array:
-    """The root mean square of all entries, over the largest: squares would leave float32."""
-    arrays = [jnp.abs(a).astype(jnp.float32) for a in arrays]
-    most = jnp.stack([jnp.zeros(()), *(a.max(initial=0) for a in arrays)]).max()
-    scale = jnp.where((most > 0) & jnp.isfinite(most), most, 1)
-    squares = sum(jnp.square(a / scale).sum() for a in arrays)
-    return scale * jnp.sqrt(squares / max(sum(a.size for a in arrays), 1))
+    """The root mean square of all entries."""
+    return norm(a.astype(jnp.float32) for a in arrays) / max(sum(a.size for a in arrays), 1) ** 0.5
 
 
 def _with_marks(layer: Layer, params: Params, shape: tuple[int, ...]) -> Params:

@@ -1,10 +1,12 @@
 """Norms and histograms of gradients and activations while a net is trained.
 
-Both are of one batch, the same at each reading, so that readings can be compared.
+Both are of one batch, the same at each reading, so that readings can be compared. It begins a
+sequence of its own: the stream of a state is not continued.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,7 +16,8 @@ from diffprog.core.layer import Layer
 from diffprog.core.paths import joined, paths, select
 from diffprog.core.plans import Params, State
 from diffprog.runtime.watching import Measured, Observer, measured, record
-from diffprog.training.objectives import Objective
+from diffprog.training.objectives import Objective, checked
+from diffprog.training.step import without_stream
 from diffprog.transforms.tap import tap
 
 __all__ = ["watch_activations", "watch_gradients"]
@@ -50,7 +53,7 @@ def watch_gradients(
         ...                 log=[watch, lambda number, metrics: print(*metrics)])
         accuracy loss gradient_norm/kernel gradient_histogram/kernel
     """
-    batch = held(batch)
+    batch, inputs = held(batch), functools.partial(checked(objective).inputs, net)
 
     @jax.jit
     def gradient(params: Params, state: State, batch: Any) -> Measured:
@@ -60,7 +63,8 @@ def watch_gradients(
         return measured(select(jax.grad(loss)(params), pattern))
 
     def add(step: int, state: Any, metrics: dict[str, Any]) -> None:
-        record(metrics, gradient(state.params, state.state, batch), "gradient_")
+        held_state = without_stream(net, inputs, state.state, batch)
+        record(metrics, gradient(state.params, held_state, batch), "gradient_")
 
     return add
 
@@ -102,6 +106,7 @@ def watch_activations(net: Layer, x: Any, pattern: str, **side: Any) -> Observer
         return measured(leaves)
 
     def add(step: int, state: Any, metrics: dict[str, Any]) -> None:
-        record(metrics, activations(state.params, state.state, given), "activation_")
+        held_state = without_stream(net, lambda given: given, state.state, given)
+        record(metrics, activations(state.params, held_state, given), "activation_")
 
     return add

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffprog.core.dtypes import wide
+from diffprog.core.dtypes import norm, wide
 from diffprog.core.paths import select
 
 __all__ = ["Histogram", "watch"]
@@ -80,8 +80,8 @@ def measured(leaves: Mapping[str, Any]) -> Measured:
 
 def record(metrics: dict[str, Any], found: Measured, kind: str = "") -> None:
     """Add what `measured` returned to the metrics, as norms and histograms of this kind."""
-    for path, (norm, counts) in jax.device_get(found).items():
-        metrics[f"{kind}norm/{path}"] = float(norm)
+    for path, (size, counts) in jax.device_get(found).items():
+        metrics[f"{kind}norm/{path}"] = float(size)
         metrics[f"{kind}histogram/{path}"] = _trimmed(counts)
 
 
@@ -91,7 +91,7 @@ def _norm_and_counts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     bins = len(EDGES) - 1
     bin_ = jnp.searchsorted(jnp.asarray(EDGES, x.dtype), x, side="right") - 1
     bin_ = jnp.where(jnp.isnan(x), bins, jnp.clip(bin_, 0, bins - 1))
-    return jnp.sqrt(jnp.sum(x * x)), jnp.bincount(bin_, length=bins + 1)[:bins]
+    return norm([x]), jnp.bincount(bin_, length=bins + 1)[:bins]
 
 
 def _trimmed(counts: np.ndarray[Any, Any]) -> Histogram:

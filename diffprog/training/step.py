@@ -16,6 +16,7 @@ import optax
 from jax.core import Tracer
 
 from diffprog.core.arguments import check_count, check_kept
+from diffprog.core.dtypes import norm
 from diffprog.core.errors import LayerError
 from diffprog.core.guards import check_key
 from diffprog.core.layer import Layer, as_layer
@@ -264,7 +265,7 @@ class _Training:
     def _reported(self, done: Descent) -> dict[str, jax.Array]:
         """The metrics of `report`."""
         found: dict[str, Callable[[], Any]] = {
-            "gradient_norm": lambda: optax.tree.norm(self._trained(done.gradient)),
+            "gradient_norm": lambda: norm(self._trained(done.gradient)),
             "learning_rate": lambda: learning_rate(done.opt_state),
             "total_loss": lambda: done.loss,
             "loss_scale": lambda: scale_of(done.opt_state),

@@ -31,3 +31,28 @@ def text() -> str:
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
+
+
+def windows(
+    rng: np.random.Generator, pages: list[str], length: int, vocabulary: int,
+    counts: tuple[int, int],
+) -> Split:
+    """Windows (N, length) of the pages, as ids of characters; the class is the page.
+
+    Those held out are from every fifth block of 320 characters, so that no window of the training
+    part overlaps them. `counts` of each page are drawn for both parts.
+    """
+    from pydoc_data.topics import topics
+
+    block = 320
+    parts: tuple[Any, ...] = ([], [], [], [])
+    for label, name in enumerate(pages):
+        ids = np.array([min(ord(c), vocabulary - 1) for c in topics[name]], np.int32)
+        blocks = ids[: len(ids) // block * block].reshape(-1, block)
+        held_out = np.arange(len(blocks)) % 5 == 4
+        for part, chosen in ((0, blocks[~held_out]), (1, blocks[held_out])):
+            rows = rng.integers(0, len(chosen), counts[part])
+            starts = rng.integers(0, block - length + 1, counts[part])
+            parts[2 * part].append(chosen[rows[:, None], starts[:, None] + np.arange(length)])
+            parts[2 * part + 1].append(np.full(counts[part], label, np.int32))
+    return Split(*map(np.concatenate, parts))

@@ -12,6 +12,7 @@ positions, on sets, that order means nothing. All take the same number of traini
 from __future__ import annotations
 
 import functools
+from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import data
@@ -24,7 +25,8 @@ from style import BLACK, figure
 
 import diffprog as dp
 
-POINTS, WINDOW, BLOCK, PAGES, VOCABULARY, WIDTH = 20, 32, 320, 6, 128, 32
+POINTS, WINDOW, VOCABULARY, WIDTH = 20, 32, 128, 32
+LONGEST = sorted(topics, key=lambda name: -len(topics[name]))[:6]
 TRAINING = 400  # images, and sets
 
 
@@ -53,23 +55,6 @@ def as_sets(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
                     -1).astype(np.float32)
 
 
-def pages(rng: np.random.Generator) -> data.Split:
-    """Windows of the longest pages; those held out are from every fifth block of text."""
-    from pydoc_data.topics import topics
-
-    longest = sorted(topics, key=lambda name: -len(topics[name]))[:PAGES]
-    parts: tuple[Any, ...] = ([], [], [], [])
-    for label, name in enumerate(longest):
-        ids = np.array([min(ord(c), VOCABULARY - 1) for c in topics[name]], np.int32)
-        blocks = ids[: len(ids) // BLOCK * BLOCK].reshape(-1, BLOCK)
-        held_out = np.arange(len(blocks)) % 5 == 4
-        for part, chosen, count in ((0, blocks[~held_out], 1000), (2, blocks[held_out], 200)):
-            rows = rng.integers(0, len(chosen), count)
-            starts = rng.integers(0, BLOCK - WINDOW + 1, count)
-            parts[part].append(chosen[rows[:, None], starts[:, None] + np.arange(WINDOW)])
-            parts[part + 1].append(np.full(count, label, np.int32))
-    return data.Split(*map(np.concatenate, parts))
-
 
 def kinds(experiment: Experiment) -> dict[str, Kind]:
     """The four kinds of data."""
@@ -89,7 +74,8 @@ def kinds(experiment: Experiment) -> dict[str, Kind]:
         "sets of points": Kind(sets, none, 1, dp.linear(WIDTH)),
     }
     if not experiment.short:
-        found["text"] = Kind(pages(rng), dp.embedding(VOCABULARY, WIDTH), 1, words)
+        pages = data.windows(rng, LONGEST, WINDOW, VOCABULARY, (1000, 200))
+        found["text"] = Kind(pages, dp.embedding(VOCABULARY, WIDTH), 1, words)
     return found
 
 

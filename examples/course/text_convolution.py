@@ -25,7 +25,7 @@ from style import BLUE, ORANGE, figure
 import diffprog as dp
 
 PAGES = sorted(topics, key=lambda name: -len(topics[name]))[:6]
-WINDOW, BLOCK, VOCABULARY, FILTERS = 64, 320, 128, 64
+WINDOW, VOCABULARY, FILTERS = 64, 128, 64
 
 
 def classifier(size: int) -> dp.Layer:
@@ -38,20 +38,6 @@ def classifier(size: int) -> dp.Layer:
         head=dp.linear(len(PAGES)),
     )
 
-
-def windows(rng: np.random.Generator) -> data.Split:
-    """Windows of the pages; those held out are from every fifth block of 320 characters."""
-    parts: tuple[Any, ...] = ([], [], [], [])
-    for label, name in enumerate(PAGES):
-        ids = np.array([min(ord(c), VOCABULARY - 1) for c in topics[name]], np.int32)
-        blocks = ids[: len(ids) // BLOCK * BLOCK].reshape(-1, BLOCK)
-        held_out = np.arange(len(blocks)) % 5 == 4
-        for part, chosen, count in ((0, blocks[~held_out], 1500), (2, blocks[held_out], 300)):
-            rows = rng.integers(0, len(chosen), count)
-            starts = rng.integers(0, BLOCK - WINDOW + 1, count)
-            parts[part].append(chosen[rows[:, None], starts[:, None] + np.arange(WINDOW)])
-            parts[part + 1].append(np.full(count, label, np.int32))
-    return data.Split(*map(np.concatenate, parts))
 
 
 def favourites(params: Any, x: np.ndarray, size: int) -> list[tuple[str, str]]:
@@ -72,7 +58,8 @@ def favourites(params: Any, x: np.ndarray, size: int) -> list[tuple[str, str]]:
 
 def main(experiment: Experiment) -> None:
     """Compare sizes of the filters, shuffle the characters, and read the filters."""
-    split, rng = windows(experiment.rng), experiment.rng
+    split, rng = data.windows(
+        experiment.rng, PAGES, WINDOW, VOCABULARY, (1500, 300)), experiment.rng
     shuffled = rng.permuted(split.x_held_out, axis=1)
     sizes, steps = experiment.pick((1, 2, 3, 5, 8), (1, 5)), experiment.pick(500, 200)
     accuracies, on_shuffled, trained = [], [], {}

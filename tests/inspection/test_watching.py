@@ -67,6 +67,18 @@ def test_statistics_and_streams_of_the_state_are_as_they_are():
     jax.tree.map(np.testing.assert_array_equal, state.state, before)
 
 
+def test_the_stream_of_a_state_is_not_continued():
+    net, x = dp.recurrent(dp.gru(3)), np.ones((2, 4, 3), np.float32)
+    begun = dp.make_step(net, dp.regression(), optax.sgd(0.1)).init(KEY, x)
+    carried = net.start(begun.params, begun.state, x[:, :1], length=8)
+    carried = net.apply(begun.params, carried, x)[1]
+    watch = dp.inspection.watch_gradients(net, dp.regression(), (x, x), "**")
+    found, wanted = {}, {}
+    watch(1, begun._replace(state=carried), found)
+    watch(1, begun, wanted)
+    assert found == wanted and len(wanted) > 2
+
+
 def test_patterns_that_match_nothing_are_refused():
     x, y = examples()
     with pytest.raises(dp.LayerError, match="a pattern that matches a path"):

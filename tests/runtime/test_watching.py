@@ -74,3 +74,10 @@ def test_a_pattern_that_matches_nothing_raises():
 def test_strict_promotion_and_float64():
     with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
         assert observed({"a": jnp.array([1e-300, 3.0])})["norm/a"] == 3
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_norms_have_the_range_of_float32(scale):
+    """The square of 1e-30 is zero in float32, and that of 1e30 infinite."""
+    metrics = observed({"a": np.full(4, scale, np.float32)})
+    assert metrics["norm/a"] == pytest.approx(2 * scale, rel=1e-6)

@@ -50,3 +50,12 @@ def assert_same(one, other, **tolerance):
     assert one.keys() == other.keys()
     for path in one:
         np.testing.assert_allclose(one[path], other[path], err_msg=path, **tolerance)
+
+
+def taken(step, batches):
+    """The state after a step on each batch, and the metrics of each."""
+    state, metrics = step.init(KEY, examples()[0]), []
+    for batch in batches:
+        state, read = step.apply(state, batch)
+        metrics.append(read)
+    return state, metrics

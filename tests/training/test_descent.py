@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from support.refusing import expect, refused
-from support.training_nets import KEY, NET, examples, train
+from support.training_nets import KEY, NET, examples, taken, train
 
 import diffprog as dp
 
@@ -22,15 +22,6 @@ NAN = (np.full_like(X, np.nan), Y)
 
 def make(optimizer, net=NET, **options):
     return dp.make_step(net, CLASSES, optimizer, **options)
-
-
-def taken(step, batches):
-    """The state after some steps, and the metrics of each."""
-    state, metrics = step.init(KEY, X), []
-    for batch in batches:
-        state, read = step.apply(state, batch)
-        metrics.append(read)
-    return state, metrics
 
 
 # Extra arguments.

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from support.refusing import expect, refused
-from support.training_nets import KEY, NET, assert_same, examples, train
+from support.training_nets import KEY, NET, assert_same, examples, taken, train
 
 import diffprog as dp
 
@@ -26,14 +26,6 @@ def rooted(net, params, state, batch, *, key, train):
 def made(net=NET, objective=None, optimizer=None, **options):
     return dp.make_step(net, objective or dp.classification(), optimizer or optax.adam(0.1),
                         **options)
-
-
-def taken(step, batches):
-    state, metrics = step.init(KEY, X), []
-    for batch in batches:
-        state, read = step.apply(state, batch)
-        metrics.append(read)
-    return state, metrics
 
 
 @pytest.mark.parametrize("how", ["raise", "skip"])
